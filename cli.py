@@ -1,0 +1,5 @@
+"""The command line from an editable checkout: `python cli.py embed photos/`."""
+
+from embedkit.commands import main
+
+main()

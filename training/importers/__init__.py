@@ -1,0 +1,1 @@
+"""Importers: foreign checkpoints -> zoo entries."""

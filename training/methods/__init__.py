@@ -1,0 +1,1 @@
+"""Training methods: one method, one file."""
