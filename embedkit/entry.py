@@ -131,7 +131,9 @@ class Preprocess:
         known = {f.name: f for f in dataclasses.fields(cls)}
         unknown = sorted(set(data) - set(known))
         if unknown:
-            raise EntryError(f"{where}: unknown key {unknown[0]!r}; this embedkit knows {', '.join(sorted(known))}")
+            raise EntryError(
+                f"{where}: unknown key {unknown[0]!r}; this embedkit knows {', '.join(sorted(known))}"
+            )
         missing = sorted({"size", "mean", "std"} - set(data))
         if missing:
             raise EntryError(f"{where}: the key {missing[0]!r} is missing")
@@ -142,7 +144,9 @@ class Preprocess:
             if key in data and type(data[key]) is not int:
                 raise EntryError(f"{where}.{key}: expected a whole number, found {data[key]!r}")
         if type(data.get("reduced_decoding", True)) is not bool:
-            raise EntryError(f"{where}.reduced_decoding: expected true or false, found {data['reduced_decoding']!r}")
+            raise EntryError(
+                f"{where}.reduced_decoding: expected true or false, found {data['reduced_decoding']!r}"
+            )
         numbers: dict[str, Any] = {}
         for key, kind in (("size", int), ("mean", float), ("std", float)):
             items = data[key]
@@ -212,11 +216,15 @@ class EntryConfig:
         ours = _object(data.get("embedkit"), f"{where}: embedkit")
         _check_schema(ours, where)
         if _text(ours, "kind", where) not in KINDS:
-            raise EntryError(f"{where}: embedkit.kind: expected one of {', '.join(KINDS)}, found {ours['kind']!r}")
+            raise EntryError(
+                f"{where}: embedkit.kind: expected one of {', '.join(KINDS)}, found {ours['kind']!r}"
+            )
         outputs: dict[str, tuple[int, ...]] = {}
         for name, shape in _object(ours.get("outputs"), f"{where}: embedkit.outputs").items():
             if not isinstance(shape, list) or not all(type(n) is int and n > 0 for n in shape):
-                raise EntryError(f"{where}: embedkit.outputs.{name}: expected a shape such as [512], found {shape!r}")
+                raise EntryError(
+                    f"{where}: embedkit.outputs.{name}: expected a shape such as [512], found {shape!r}"
+                )
             outputs[name] = tuple(shape)
         dim = ours.get("dim")
         if type(dim) is not int or dim < 1:
@@ -265,7 +273,8 @@ class Manifest:
     def encode(files: Mapping[str, bytes]) -> bytes:
         """The bytes of a manifest over `files` (name -> content), the same for the same content."""
         records = {
-            name: {"size": len(content), "sha256": sha256_hex(content)} for name, content in sorted(files.items())
+            name: {"size": len(content), "sha256": sha256_hex(content)}
+            for name, content in sorted(files.items())
         }
         return (json.dumps({"schema": SCHEMA_VERSION, "files": records}, indent=1) + "\n").encode()
 
@@ -300,7 +309,9 @@ class Manifest:
         return cls(files=files, sha256=sha256_hex(text))
 
 
-def space_fingerprint(manifest: Manifest, config: EntryConfig, *, normalized: bool, variant: str = "fp32") -> str:
+def space_fingerprint(
+    manifest: Manifest, config: EntryConfig, *, normalized: bool, variant: str = "fp32"
+) -> str:
     """The identity of an embedding space, 64 hex digits.
 
     Two files of embeddings may be compared exactly when their fingerprints are equal. Provider, fp16/TF32 and
@@ -333,7 +344,9 @@ def check_file_name(name: str, where: str) -> None:
     stem = name.split(".", 1)[0].casefold()
     devices = {"con", "prn", "aux", "nul", *(f"{dev}{n}" for dev in ("com", "lpt") for n in range(10))}
     if not _FILE_NAME.fullmatch(name) or ".." in name or name.endswith(".") or stem in devices:
-        raise EntryError(f"{where}: {name[:80]!r} is not a usable file name (letters, digits, '.', '_' and '-')")
+        raise EntryError(
+            f"{where}: {name[:80]!r} is not a usable file name (letters, digits, '.', '_' and '-')"
+        )
 
 
 def parse_json(text: bytes | str, where: str) -> object:
@@ -374,5 +387,7 @@ def _text(data: Mapping[str, Any], key: str, where: str) -> str:
 def _check_schema(data: Mapping[str, Any], where: str) -> None:
     found = data.get("schema")
     if found != SCHEMA_VERSION:
-        step = "upgrade embedkit" if type(found) is int and found > SCHEMA_VERSION else "export the entry again"
+        step = (
+            "upgrade embedkit" if type(found) is int and found > SCHEMA_VERSION else "export the entry again"
+        )
         raise EntryError(f"{where}: schema: expected {SCHEMA_VERSION}, found {found!r}; {step}")

@@ -1,0 +1,50 @@
+"""`embedkit export`: a training run to a zoo entry, an entry to one ordinary ONNX file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from embedkit.entry import MANIFEST
+from embedkit.errors import ConfigError, MissingDependencyError
+
+
+def export(
+    source: Annotated[
+        str, typer.Argument(help="A run's folder; with --standalone an entry's folder or name.")
+    ],
+    name: Annotated[
+        str | None, typer.Option(help="The new entry, <method>-<arch>.<data>, for example simclr-r10.fmnist.")
+    ] = None,
+    standalone: Annotated[
+        Path | None,
+        typer.Option(metavar="OUT.onnx", help="Write an entry as one self-contained float32 ONNX."),
+    ] = None,
+    zoo: Annotated[Path, typer.Option(help="The folder that holds the entries.")] = Path("zoo"),
+) -> None:
+    """Write a training run as a zoo entry, or an entry as one ordinary ONNX file."""
+    try:
+        if standalone is not None:
+            if name is not None:
+                raise ConfigError("--name writes an entry and --standalone an ONNX file: give one of them")
+            from embedkit.training.standalone import standalone as write_standalone
+
+            print(write_standalone(source, standalone))
+        elif (Path(source) / MANIFEST).is_file():
+            raise ConfigError(
+                f"{source} is an entry already; write one ONNX file of it with --standalone OUT.onnx"
+            )
+        elif name is None:
+            raise ConfigError("--name is missing: <method>-<arch>.<data>, for example simclr-r10.fmnist")
+        else:
+            from embedkit.training.export import export_run
+
+            print(export_run(Path(source), name, zoo))
+    except MissingDependencyError:
+        raise
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"export cannot start ({error}): pip install 'embedkit[train,cpu]'"
+        ) from None

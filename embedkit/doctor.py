@@ -1,0 +1,49 @@
+"""What is installed, what would run, and what to mend."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import sys
+from dataclasses import dataclass
+
+from embedkit.engine import CPU, CUDA, available_cpus, installed_runtimes, onnxruntime, runtime_conflict
+from embedkit.errors import EmbedkitError
+from embedkit.load import default_cache_dir, load_encoder, places
+
+
+@dataclass(frozen=True, kw_only=True)
+class Diagnosis:
+    """Facts by name, and problems with their mend, one sentence each."""
+
+    facts: dict[str, str]
+    problems: list[str]
+
+
+def examine() -> Diagnosis:
+    """Look at the installation; nothing is changed and no connection is opened."""
+    facts = {"python": f"{sys.version.split()[0]} on {platform.system()} {platform.machine()}"}
+    problems: list[str] = []
+    for name in ("embedkit", "numpy", "pillow", "pyarrow"):
+        facts[name] = importlib.metadata.version(name)
+    facts["cores"] = str(available_cpus())
+    facts["onnxruntime wheels"] = ", ".join(f"{n} {v}" for n, v in installed_runtimes().items()) or "none"
+    conflict = runtime_conflict()
+    if conflict:
+        problems.append(conflict)
+    try:
+        facts["providers"] = ", ".join(onnxruntime().get_available_providers())
+    except EmbedkitError as error:
+        return Diagnosis(facts=facts, problems=[*problems, str(error)])
+    try:
+        facts["zoos"] = ", ".join(place.uri for place in places())
+        encoder = load_encoder()
+        facts["would run"] = f"{encoder.provider} ({encoder.name})"
+        if encoder.note:
+            problems.append(encoder.note)
+    except EmbedkitError as error:
+        problems.append(str(error))
+    if CUDA in facts["providers"] and facts.get("would run", CPU).startswith(CPU) and not problems:
+        problems.append("the GPU build of ONNX Runtime is installed and no GPU can be used")
+    facts["cache"] = default_cache_dir()
+    return Diagnosis(facts=facts, problems=problems)

@@ -1,0 +1,393 @@
+"""The Embeddings file: Parquet columns, the passport in its schema, and what reads and writes them.
+
+Columns: `id`, `part` (int32, 0 unless a picture has several rows), `embedding` (fixed_size_list<float32>[D]),
+`size` (bytes), `mtime_ns`, `sha256` (when contents were verified) and the source's label columns; (`id`, `part`)
+is unique. The passport stands in the schema metadata under `embedkit`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from embedkit.errors import OutputError, SpaceMismatchError
+
+PASSPORT_KEY = b"embedkit"
+PASSPORT_VERSION = 1
+
+#: Columns that are ours; a label column of the same name is stored as `source_<name>`.
+RESERVED = ("id", "part", "embedding", "size", "mtime_ns", "sha256")
+
+ROW_GROUP = 2048
+_SHARD = re.compile(r"part-(\d+)-of-(\d+)-(\d+)\.parquet")
+_DONE = "_done-{part}-of-{parts}.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """How rows were computed. Runs of one file may differ: they change the last digits, not the space.
+
+    Attributes:
+        provider: ONNX Runtime's name of what ran.
+        precision: `fp32`, `tf32` or `fp16`.
+        decode: `auto` or `exact`.
+        threads: Cores that were kept busy.
+        batch_size: Pictures in one batch.
+        versions: Package name -> version.
+    """
+
+    provider: str
+    precision: str
+    decode: str
+    threads: int
+    batch_size: int
+    versions: Mapping[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Passport:
+    """What a file of embeddings says of itself.
+
+    Attributes:
+        entry: The zoo entry's name.
+        manifest_sha256: The entry's identity, 64 hex digits.
+        fingerprint: The space's identity, 64 hex digits: files of different fingerprints never mix.
+        dim: Width D.
+        normalized: Whether rows have Euclidean length 1.
+        runs: The different ways in which the rows were computed.
+    """
+
+    entry: str
+    manifest_sha256: str
+    fingerprint: str
+    dim: int
+    normalized: bool
+    runs: tuple[Run, ...] = ()
+
+    def with_run(self, run: Run) -> Passport:
+        """The passport after rows of `run` were added; a run like one that it has changes nothing."""
+        return self if run in self.runs else replace(self, runs=(*self.runs, run))
+
+    def check_same_space(self, other: Passport, where: str) -> None:
+        """Refuse to mix two spaces.
+
+        Raises:
+            SpaceMismatchError: Naming both.
+        """
+        if self.fingerprint != other.fingerprint:
+            raise SpaceMismatchError(
+                f"{where} holds embeddings of {self.entry} (space {self.fingerprint[:12]}, "
+                f"{'normalised' if self.normalized else 'not normalised'}), which cannot be mixed with those of "
+                f"{other.entry} (space {other.fingerprint[:12]}, "
+                f"{'normalised' if other.normalized else 'not normalised'}); "
+                "write to another file, or start this one anew with --overwrite"
+            )
+
+    def to_json(self) -> str:
+        """The passport as it stands in the schema metadata."""
+        return json.dumps({"version": PASSPORT_VERSION, **asdict(self)}, sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str | bytes, where: str) -> Passport:
+        """Parse a passport.
+
+        Raises:
+            OutputError: It is not one, or of a later version.
+        """
+        try:
+            data = json.loads(text)
+            version = data.pop("version")
+            runs = tuple(Run(**run) for run in data.pop("runs"))
+            if version != PASSPORT_VERSION:
+                raise OutputError(f"{where}: a passport of version {version}; upgrade embedkit")
+            return cls(**data, runs=runs)
+        except (ValueError, TypeError, KeyError, AttributeError):
+            raise OutputError(
+                f"{where}: its passport is damaged; was it written by another program?"
+            ) from None
+
+
+def schema_of(passport: Passport, labels: Mapping[str, str], *, sha256: bool) -> pa.Schema:
+    """The Parquet schema of a file with this passport and these label columns (name -> Arrow type name)."""
+    fields = [
+        pa.field("id", pa.string(), nullable=False),
+        pa.field("part", pa.int32(), nullable=False),
+        pa.field("embedding", pa.list_(pa.float32(), passport.dim), nullable=False),
+        pa.field("size", pa.int64()),
+        pa.field("mtime_ns", pa.int64()),
+    ]
+    if sha256:
+        fields.append(pa.field("sha256", pa.string()))
+    fields += [pa.field(name, pa.type_for_alias(kind)) for name, kind in labels.items()]
+    return pa.schema(fields, metadata={PASSPORT_KEY: passport.to_json().encode()})
+
+
+def read_passport(path: str | os.PathLike[str]) -> Passport:
+    """The passport of a Parquet file of embeddings.
+
+    Raises:
+        OutputError: Not such a file.
+    """
+    try:
+        schema = pq.read_schema(path)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise OutputError(f"{os.fspath(path)} cannot be read as Parquet ({_first_line(error)})") from None
+    text = (schema.metadata or {}).get(PASSPORT_KEY)
+    if text is None:
+        raise OutputError(
+            f"{os.fspath(path)} is a Parquet file without a passport: embedkit did not write it"
+        )
+    return Passport.from_json(text, os.fspath(path))
+
+
+def shard_name(part: int, parts: int, number: int) -> str:
+    """The file name of one shard of a folder of embeddings; parts count from 1."""
+    return f"part-{part:05d}-of-{parts:05d}-{number:06d}.parquet"
+
+
+def done_name(part: int, parts: int) -> str:
+    """The file that says that a part is complete. The underscore hides it from readers of Parquet data sets."""
+    return _DONE.format(part=f"{part:05d}", parts=f"{parts:05d}")
+
+
+def shards_of(folder: Path) -> list[Path]:
+    """The shards of a complete folder of embeddings, in order.
+
+    Raises:
+        OutputError: No shard, parts of different counts, or a part that is missing or not finished.
+    """
+    found = {path: match.groups() for path in folder.iterdir() if (match := _SHARD.fullmatch(path.name))}
+    done = sorted(path.name for path in folder.glob(_DONE.format(part="*", parts="*")))
+    counts = {int(name.rsplit("-", 1)[1].removesuffix(".json")) for name in done}
+    counts |= {int(parts) for _, parts, _ in found.values()}
+    if not counts:
+        raise OutputError(f"{folder} holds no embeddings; write some with `embedkit embed ... -o {folder}/`")
+    if len(counts) > 1:
+        raise OutputError(
+            f"{folder} mixes runs of {' and '.join(map(str, sorted(counts)))} parts; start it anew"
+        )
+    parts = counts.pop()
+    missing = [part for part in range(1, parts + 1) if done_name(part, parts) not in done]
+    if missing:
+        raise OutputError(
+            f"{folder}: part {missing[0]} of {parts} is missing or not finished; "
+            f"run it with --worker {missing[0]}/{parts}"
+        )
+    return sorted(found)
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """Embeddings in memory, with their ids, labels and passport.
+
+    Attributes:
+        ids: One per row.
+        parts: int32 (N,), 0 unless a picture has several rows.
+        vectors: float32 (N, D).
+        passport: What they are.
+        labels: Label columns by name, each of length N.
+    """
+
+    ids: list[str]
+    parts: np.ndarray
+    vectors: np.ndarray
+    passport: Passport
+    labels: dict[str, list] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @classmethod
+    def read(cls, path: str | os.PathLike[str]) -> Embeddings:
+        """Read a Parquet file, a folder of shards, or a `.npy` file with its ids and passport.
+
+        Raises:
+            OutputError: Not embeddings of ours, a folder with a missing part, or parts of different spaces.
+        """
+        path = Path(path)
+        if path.suffix == ".npy":
+            return cls._read_npy(path)
+        files = shards_of(path) if path.is_dir() else [path]
+        passport: Passport | None = None
+        for file in files:
+            found = read_passport(file)
+            if passport is not None:
+                passport.check_same_space(found, str(path))
+                for run in found.runs:
+                    passport = passport.with_run(run)
+            passport = passport or found
+        if passport is None:
+            raise OutputError(f"{path} holds no rows yet")
+        tables = [pq.read_table(file).replace_schema_metadata(None) for file in files]
+        table = pa.concat_tables(tables, promote_options="default")
+        return cls(
+            ids=table["id"].to_pylist(),
+            parts=table["part"].to_numpy(),
+            vectors=vectors_of(table, passport.dim),
+            passport=passport,
+            labels={name: table[name].to_pylist() for name in table.column_names if name not in RESERVED},
+        )
+
+    @classmethod
+    def _read_npy(cls, path: Path) -> Embeddings:
+        vectors, lines, passport = read_npy(path)
+        names = dict.fromkeys(name for line in lines for name in line if name not in RESERVED)
+        return cls(
+            ids=[line["id"] for line in lines],
+            parts=np.array([line["part"] for line in lines], np.int32),
+            vectors=vectors,
+            passport=passport,
+            labels={name: [line.get(name) for line in lines] for name in names},
+        )
+
+
+def read_npy(path: Path) -> tuple[np.ndarray, list[dict[str, Any]], Passport]:
+    """A `.npy` file of embeddings, memory-mapped, with the other columns row by row and the passport.
+
+    Raises:
+        OutputError: One of the three files is missing, damaged, or of another length than the others.
+    """
+    try:
+        vectors = np.load(path, mmap_mode="r")
+        lines = [json.loads(line) for line in ids_path(path).read_text("utf-8").splitlines()]
+        passport = Passport.from_json(passport_path(path).read_bytes(), str(passport_path(path)))
+    except (OSError, ValueError) as error:
+        raise OutputError(f"{path} and its ids and passport cannot be read ({_first_line(error)})") from None
+    if vectors.shape != (len(lines), passport.dim):
+        raise OutputError(
+            f"{path}: expected {len(lines)} rows of {passport.dim} as its ids and passport say, found {vectors.shape}"
+        )
+    return vectors, lines, passport
+
+
+def vectors_of(table: pa.Table, dim: int) -> np.ndarray:
+    """The `embedding` column as float32 (N, D)."""
+    blocks = [chunk.flatten().to_numpy() for chunk in table["embedding"].chunks]
+    return np.concatenate(blocks).reshape(-1, dim) if blocks else np.empty((0, dim), np.float32)
+
+
+def ids_path(npy: Path) -> Path:
+    """`OUT.ids.jsonl` beside `OUT.npy`: one JSON object a row."""
+    return npy.with_suffix(".ids.jsonl")
+
+
+def passport_path(npy: Path) -> Path:
+    """`OUT.passport.json` beside `OUT.npy`."""
+    return npy.with_suffix(".passport.json")
+
+
+def errors_path(output: Path) -> Path:
+    """`OUT.errors.parquet` beside `OUT.parquet` or `OUT.npy`."""
+    return output.with_suffix(".errors.parquet")
+
+
+def write_table(table: pa.Table, path: Path) -> None:
+    """Write one Parquet file aside, flush it to the disk, and rename it into place."""
+    with replacing(path) as aside, parquet_writer(aside, table.schema) as writer:
+        writer.write_table(table, row_group_size=ROW_GROUP)
+
+
+def parquet_writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
+    """A writer with our settings: floats do not compress, ids and labels do."""
+    compression: dict[str, str] = {name: "zstd" for name in schema.names if name != "embedding"}
+    dictionary = [name for name in schema.names if name not in RESERVED]
+    return pq.ParquetWriter(
+        path, schema, compression=compression or "none", use_dictionary=dictionary, write_statistics=["id"]
+    )
+
+
+def write_rows(tables: Iterable[pa.Table], path: Path, schema: pa.Schema) -> int:
+    """Stream tables into one Parquet file of fixed row groups, so that equal rows give equal bytes.
+
+    Returns:
+        The number of rows.
+    """
+    count = 0
+    with replacing(path) as aside, parquet_writer(aside, schema) as writer:
+        for table in regroup(tables, ROW_GROUP):
+            writer.write_table(table, row_group_size=ROW_GROUP)
+            count += table.num_rows
+    return count
+
+
+def write_npy(tables: Iterable[pa.Table], path: Path, passport: Passport, rows: int) -> int:
+    """Stream tables into a `.npy` file with its ids and passport; the array is renamed into place last.
+
+    Args:
+        tables: The rows.
+        path: The `.npy` file.
+        passport: Written beside it.
+        rows: How many rows will come.
+    """
+    count = 0
+    with replacing(path) as aside, replacing(ids_path(path)) as ids, replacing(passport_path(path)) as card:
+        array = np.lib.format.open_memmap(aside, "w+", np.dtype("<f4"), (rows, passport.dim))
+        with open(ids, "w", encoding="utf-8") as file:
+            for table in tables:
+                array[count : count + table.num_rows] = vectors_of(table, passport.dim)
+                count += table.num_rows
+                for line in table.drop_columns(["embedding"]).to_pylist():
+                    file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        array.flush()
+        del array
+        card.write_text(passport.to_json() + "\n", "utf-8")
+    return count
+
+
+def regroup(tables: Iterable[pa.Table], rows: int) -> Iterator[pa.Table]:
+    """The same rows in tables of exactly `rows` rows, the last one shorter."""
+    held: list[pa.Table] = []
+    count = 0
+    for table in tables:
+        held.append(table)
+        count += table.num_rows
+        while count >= rows:
+            merged = pa.concat_tables(held)
+            yield merged.slice(0, rows).combine_chunks()
+            held, count = [merged.slice(rows)], count - rows
+    if count:
+        yield pa.concat_tables(held).combine_chunks()
+
+
+def conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """The same rows under `schema`: columns that the table lacks become nulls."""
+    names = table.column_names
+    columns = [
+        table[field.name].cast(field.type) if field.name in names else pa.nulls(len(table), field.type)
+        for field in schema
+    ]
+    return pa.Table.from_arrays(columns, schema=schema)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Write to a file aside, then rename it over `path`; nothing is left behind when the body fails."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield aside
+        with open(aside, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            aside.unlink()
+        raise
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+
+
+def json_bytes(value: Any) -> bytes:
+    """`value` as indented JSON text, for the small files that stand beside embeddings."""
+    return (json.dumps(value, indent=1, sort_keys=True) + "\n").encode()

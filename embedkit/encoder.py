@@ -1,0 +1,338 @@
+"""The encoder: a verified entry, an engine that runs it, and pictures in, embeddings out."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+from PIL import Image
+
+from embedkit.engine import Engine, EngineOptions, OnnxEngine
+from embedkit.entry import GRAPH, WEIGHTS, EntryConfig, Preprocess, space_fingerprint
+from embedkit.errors import ConfigError, EmbedkitError, EntryError, ImageError
+from embedkit.hub.folder import FolderEntry
+from embedkit.hub.place import VerifiedEntry
+from embedkit.preprocess import ImageLike, read_pixels
+
+#: Pictures in one batch. On the CPU a small batch stays in the cache of the core that works on it.
+CPU_BATCH_SIZE = 8
+GPU_BATCH_SIZE = 64
+
+#: A picture, or a function that gives its encoded bytes when a worker is ready for them.
+Readable: TypeAlias = "ImageLike | Callable[[], bytes]"
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One batch of a stream, in source order.
+
+    Attributes:
+        ids: One per row.
+        embeddings: float32 (n, D).
+        errors: (id, error) of the pictures of this batch that could not be read; they have no row.
+    """
+
+    ids: list[str]
+    embeddings: np.ndarray
+    errors: list[tuple[str, EmbedkitError | OSError]] = field(default_factory=list)
+
+
+class Encoder:
+    """Pictures -> embeddings. Thread-safe; pickling rebuilds the session where it is unpickled.
+
+    Attributes:
+        name: The entry's folder name, `<method>-<arch>.<data>`.
+        dim: Width D of an embedding.
+        config: The entry's configuration.
+        preprocess: The contract from a picture to the graph's pixels.
+        revision: The manifest's sha256, 64 hex digits.
+        card: The model card, Markdown.
+        note: One sentence when `device="auto"` could not take the GPU that it found, else empty.
+    """
+
+    def __init__(self, entry: VerifiedEntry, options: EngineOptions):
+        """Open a verified entry.
+
+        Args:
+            entry: The entry; its graph and weights are read, hashed and handed over in memory.
+            options: Device, providers, precision and threads.
+
+        Raises:
+            EntryError: The entry is not an encoder, or its graph does not do what its configuration says.
+            IntegrityError: Bytes that do not match the manifest.
+            DeviceError: What was asked for cannot run.
+        """
+        config = entry.config
+        if config.kind != "encoder":
+            raise EntryError(f"{entry.location} is a {config.kind}, not an encoder")
+        self._entry = entry
+        self._options = options
+        self.name = entry.name
+        self.config: EntryConfig = config
+        self.dim: int = config.dim
+        self.preprocess: Preprocess = config.preprocess
+        self.revision: str = entry.revision
+        engine = OnnxEngine(
+            entry.read(GRAPH), entry.read(WEIGHTS), options, where=f"{entry.location}/{GRAPH}"
+        )
+        expected = (self.preprocess.channels, *self.preprocess.size)
+        if engine.input_shape != expected:
+            raise EntryError(
+                f"{entry.location}: the graph takes {engine.input_shape} and the preprocess contract gives {expected}"
+            )
+        self._engine: Engine = engine
+        self.note: str = engine.note
+
+    def __repr__(self) -> str:
+        return f"<Encoder {self.name}@{self.revision[:12]} dim={self.dim} provider={self.provider}>"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "location": self._entry.location,
+            "revision": self.revision,
+            "options": self._options,
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        files = FolderEntry(Path(state["location"]))
+        entry = VerifiedEntry(state["name"], files, manifest_sha256=state["revision"])
+        self.__init__(entry, state["options"])  # type: ignore[misc]
+
+    @property
+    def provider(self) -> str:
+        """The provider that really runs, by ONNX Runtime's name."""
+        return self._engine.provider
+
+    @property
+    def threads(self) -> int:
+        """Cores that are kept busy."""
+        return self._options.threads
+
+    @property
+    def precision(self) -> str:
+        """`fp32`, `tf32` or `fp16`."""
+        return self._options.precision
+
+    @property
+    def card(self) -> str:
+        """The model card, Markdown with a YAML head."""
+        return self._entry.card
+
+    @property
+    def fingerprint(self) -> str:
+        """The identity of the space of normalised embeddings, 64 hex digits."""
+        return self.space(normalized=True)
+
+    def space(self, *, normalized: bool) -> str:
+        """The space fingerprint of normalised or raw embeddings, 64 hex digits."""
+        return space_fingerprint(self._entry.manifest, self.config, normalized=normalized)
+
+    @property
+    def default_batch_size(self) -> int:
+        """Pictures in one batch when nothing else is said."""
+        return CPU_BATCH_SIZE if self._engine.concurrency > 1 or "CPU" in self.provider else GPU_BATCH_SIZE
+
+    def encode(
+        self,
+        images: ImageLike | Iterable[ImageLike],
+        *,
+        batch_size: int | None = None,
+        normalize: bool = True,
+        decode: str = "auto",
+        show_progress: bool = False,
+    ) -> np.ndarray:
+        """Embed one picture or many.
+
+        Args:
+            images: A path, bytes, a Pillow image, a uint8 array (H, W, C) or (H, W), or any iterable of these;
+                a uint8 array (N, H, W, C) is N pictures.
+            batch_size: Pictures in one batch; chosen for the device when None.
+            normalize: Whether rows have Euclidean length 1.
+            decode: `auto` or `exact`, see `embedkit.preprocess.read_pixels`.
+            show_progress: Whether to draw a progress bar on stderr.
+
+        Returns:
+            float32 (N, D), one row per picture in order; N is 1 for one picture.
+
+        Raises:
+            ImageError: A picture cannot be read; the message names it by path or position. Use `stream`, or
+                `embedkit.embed` for a folder, to go on past such pictures.
+        """
+        pictures: Iterable[ImageLike] = [images] if _is_picture(images) else images  # type: ignore[assignment, list-item]
+        if batch_size is None:
+            batch_size = self.default_batch_size
+            if isinstance(pictures, (Sequence, np.ndarray)):
+                # Few pictures are dealt out evenly, so that no core waits for another one's full batch.
+                batch_size = max(1, min(batch_size, -(-len(pictures) // self._engine.concurrency)))
+        blocks: list[np.ndarray] = []
+        first = 0
+        flow = self.flow(_chunks(pictures, batch_size), normalize=normalize, decode=decode)
+        for block, faults in _progress(flow, pictures, batch_size) if show_progress else flow:
+            if faults:
+                index = min(faults)
+                raise ImageError(f"{_name_of(pictures, first + index)}: {reason_of(faults[index])}") from None
+            blocks.append(block)
+            first += len(block)
+        return np.concatenate(blocks) if blocks else np.empty((0, self.dim), np.float32)
+
+    def stream(
+        self,
+        source: str | os.PathLike[str] | Iterable[ImageLike],
+        *,
+        batch_size: int | None = None,
+        normalize: bool = True,
+        decode: str = "auto",
+        recursive: bool = True,
+    ) -> Iterator[Batch]:
+        """Embed a source of any size lazily, in bounded memory.
+
+        Args:
+            source: A folder, a file, a glob, a `.tar` or a Parquet file, or an iterable of pictures.
+            batch_size: Pictures in one batch; chosen for the device when None.
+            normalize: Whether rows have Euclidean length 1.
+            decode: `auto` or `exact`.
+            recursive: Whether folders are walked to the bottom.
+
+        Yields:
+            Batches in source order; a picture that cannot be read is in `errors` and has no row.
+        """
+        items: Iterable[tuple[str, Readable]]
+        if isinstance(source, (str, os.PathLike)):
+            from embedkit.sources import list_sources
+
+            items = ((item.id, item.read) for item in list_sources([source], recursive=recursive).items)
+        else:
+            items = (
+                (os.fspath(picture) if isinstance(picture, (str, os.PathLike)) else str(index), picture)
+                for index, picture in enumerate(source)
+            )
+        size = self.default_batch_size if batch_size is None else batch_size
+        pending: deque[list[str]] = deque()
+
+        def batches() -> Iterator[list[Readable]]:
+            for chunk in _chunks(items, size):
+                pending.append([name for name, _ in chunk])
+                yield [picture for _, picture in chunk]
+
+        for block, faults in self.flow(batches(), normalize=normalize, decode=decode):
+            names = pending.popleft()
+            good = [index for index in range(len(names)) if index not in faults]
+            errors = [(names[index], fault) for index, fault in sorted(faults.items())]
+            yield Batch([names[index] for index in good], block[good], errors)
+
+    def flow(
+        self,
+        batches: Iterable[Sequence[Readable]],
+        *,
+        normalize: bool = True,
+        decode: str = "auto",
+        pad_to: int = 0,
+    ) -> Generator[tuple[np.ndarray, dict[int, EmbedkitError | OSError]], None, None]:
+        """Embed batches in a pool of workers, and give them back in order.
+
+        Each worker decodes a batch into a buffer of its own and then runs it, so that decoding and inference
+        overlap and neither waits: on the CPU every core goes from one to the other, on a device the workers
+        decode while one of them holds the device. At most two batches a worker are in flight.
+
+        Args:
+            batches: Batches of pictures, taken lazily.
+            normalize: Whether rows have Euclidean length 1.
+            decode: `auto` or `exact`.
+            pad_to: Run every batch at this size, so that the last one takes the same path as the others.
+
+        Yields:
+            float32 (n, D) with a row for every picture, zero where it failed, and the errors by row.
+        """
+        workers = max(self._options.threads, 1) + (0 if self._engine.concurrency > 1 else 1)
+        buffers = threading.local()
+        shape = (self.preprocess.channels, *self.preprocess.size)
+
+        def work(pictures: Sequence[Readable]) -> tuple[np.ndarray, dict[int, EmbedkitError | OSError]]:
+            rows = max(len(pictures), pad_to)
+            pixels = getattr(buffers, "pixels", None)
+            if pixels is None or len(pixels) < rows:
+                pixels = buffers.pixels = np.zeros((rows, *shape), np.uint8)
+            pixels = pixels[:rows]
+            faults: dict[int, EmbedkitError | OSError] = {}
+            for index, picture in enumerate(pictures):
+                try:
+                    image = picture() if callable(picture) else picture
+                    read_pixels(image, self.preprocess, decode=decode, out=pixels[index])
+                except ConfigError:
+                    raise
+                except (EmbedkitError, OSError) as fault:
+                    faults[index] = fault
+                    pixels[index] = 0
+            pixels[len(pictures) :] = 0
+            if len(faults) == len(pictures):
+                return np.zeros((len(pictures), self.dim), np.float32), faults
+            block = self._engine.run(pixels)[: len(pictures)]
+            if faults:
+                block[list(faults)] = 0
+            return l2_normalize(block) if normalize else block, faults
+
+        source = iter(batches)
+        first = list(islice(source, 2))
+        if len(first) < 2:  # one batch needs no pool
+            yield from map(work, first)
+            return
+        pool = ThreadPoolExecutor(workers, thread_name_prefix="embedkit")
+        window: deque[Future] = deque(pool.submit(work, batch) for batch in first)
+        try:
+            for batch in source:
+                window.append(pool.submit(work, batch))
+                if len(window) >= 2 * workers:
+                    yield window.popleft().result()
+            while window:
+                yield window.popleft().result()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def l2_normalize(rows: np.ndarray) -> np.ndarray:
+    """Rows of Euclidean length 1, float32 (N, D); a row of zeros stays as it is."""
+    norm = np.linalg.norm(rows, axis=1, keepdims=True)
+    return rows / np.where(norm > 0, norm, 1).astype(np.float32)
+
+
+def _is_picture(images: object) -> bool:
+    return isinstance(images, (str, os.PathLike, bytes, bytearray, Image.Image)) or (
+        isinstance(images, np.ndarray) and images.ndim in (2, 3)
+    )
+
+
+def _chunks(items: Iterable, size: int) -> Iterator[list]:
+    if size < 1:
+        raise ConfigError(f"batch_size: expected at least 1, found {size}")
+    iterator = iter(items)
+    while chunk := list(islice(iterator, size)):
+        yield chunk
+
+
+def _name_of(pictures: Iterable, index: int) -> str:
+    picture = pictures[index] if isinstance(pictures, Sequence) else None
+    return os.fspath(picture) if isinstance(picture, (str, os.PathLike)) else f"picture {index}"
+
+
+def reason_of(fault: Exception) -> str:
+    """Why a picture could not be read, as one sentence without its name."""
+    if isinstance(fault, OSError) and not isinstance(fault, EmbedkitError):
+        return fault.strerror or str(fault)
+    return str(fault)
+
+
+def _progress(flow: Iterator, pictures: Iterable, batch_size: int) -> Iterator:
+    from rich.console import Console
+    from rich.progress import track
+
+    total = -(-len(pictures) // batch_size) if isinstance(pictures, (Sequence, np.ndarray)) else None
+    return track(flow, "embedding", total=total, console=Console(stderr=True))  # type: ignore[return-value]

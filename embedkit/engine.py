@@ -1,0 +1,356 @@
+"""The engine: pixels in, embeddings out, and the truth about what runs.
+
+`Engine` is the protocol; `OnnxEngine` is ONNX Runtime behind it. Weights are never looked up by path: the
+bytes that were hashed are the bytes that run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib.metadata
+import os
+import threading
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+
+from embedkit.entry import WEIGHTS, sha256_hex
+from embedkit.errors import ConfigError, DeviceError, EntryError, MissingDependencyError
+from embedkit.graph import check_graph
+
+Provider: TypeAlias = "str | tuple[str, Mapping[str, Any]]"
+
+PRECISIONS = ("fp32", "tf32", "fp16")
+
+CPU, CUDA, TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
+_MEND = "pip uninstall -y {names} && pip install {keep}"
+
+
+class Engine(Protocol):
+    """What the encoder needs of a runtime."""
+
+    @property
+    def provider(self) -> str:
+        """The provider that really runs, by ONNX Runtime's name."""
+
+    @property
+    def concurrency(self) -> int:
+        """How many calls of `run` are worth having in flight at once."""
+
+    def run(self, pixels: np.ndarray) -> np.ndarray:
+        """uint8 (N, C, H, W) -> float32 (N, D); called from several threads at once."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineOptions:
+    """What was asked for.
+
+    Attributes:
+        device: `auto`, `cpu`, `cuda` or `cuda:<index>`.
+        providers: ONNX Runtime providers in order of preference; overrides `device`.
+        precision: `fp32`; `tf32` allows TensorFloat-32 on CUDA; `fp16` lets TensorRT use half precision.
+        threads: How many cores to keep busy, at least 1.
+        cache_dir: Where TensorRT keeps compiled engines.
+    """
+
+    device: str = "auto"
+    providers: tuple[Provider, ...] | None = None
+    precision: str = "fp32"
+    threads: int = 1
+    cache_dir: str | None = None
+
+    def __post_init__(self) -> None:
+        kind, _, index = self.device.partition(":")
+        if kind not in ("auto", "cpu", "cuda") or (index and not (kind == "cuda" and index.isdigit())):
+            raise ConfigError(f"device: expected auto, cpu, cuda or cuda:<index>, found {self.device!r}")
+        if self.precision not in PRECISIONS:
+            raise ConfigError(f"precision: expected one of {', '.join(PRECISIONS)}, found {self.precision!r}")
+        if self.threads < 1:
+            raise ConfigError(f"threads: expected at least 1, found {self.threads}")
+
+
+def available_cpus() -> int:
+    """The cores that this process may use: its affinity, capped by the cgroup's CPU quota."""
+    try:
+        count = len(os.sched_getaffinity(0))
+    except AttributeError:  # not on Linux
+        count = os.cpu_count() or 1
+    with contextlib.suppress(OSError, ValueError):
+        with open("/sys/fs/cgroup/cpu.max") as file:
+            quota, period = file.read().split()
+        count = min(count, max(1, int(quota) // int(period)))
+    return count
+
+
+def installed_runtimes() -> dict[str, str]:
+    """The installed distributions that own the import name `onnxruntime`: name -> version."""
+    return {
+        dist.metadata["Name"]: dist.version
+        for dist in importlib.metadata.distributions()
+        if (name := dist.metadata["Name"] or "") == "onnxruntime"
+        or (
+            name.startswith("onnxruntime-")
+            and not name.startswith(("onnxruntime-extensions", "onnxruntime-ep"))
+        )
+    }
+
+
+def runtime_conflict() -> str | None:
+    """One sentence with the mend when more than one onnxruntime wheel is installed, else None."""
+    names = sorted(installed_runtimes())
+    if len(names) < 2:
+        return None
+    keep = "onnxruntime-gpu" if "onnxruntime-gpu" in names else names[0]
+    mend = _MEND.format(names=" ".join(names), keep=keep)
+    return f"{' and '.join(names)} are both installed and overwrite each other's files: {mend}"
+
+
+@functools.cache
+def onnxruntime() -> ModuleType:
+    """ONNX Runtime, imported at first use.
+
+    Raises:
+        MissingDependencyError: It is not installed; the message holds the pip line.
+    """
+    conflict = runtime_conflict()
+    if conflict:
+        warnings.warn(conflict, RuntimeWarning, stacklevel=3)
+    try:
+        import onnxruntime as ort
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"ONNX Runtime cannot be imported ({error}): pip install 'embedkit[cpu]', "
+            "or 'embedkit[gpu]' on a machine with an NVIDIA GPU"
+        ) from None
+    return ort
+
+
+class OnnxEngine:
+    """ONNX Runtime over one entry's graph and weights.
+
+    On the CPU, one intra-op thread runs each call and `concurrency` calls run side by side: a core that works on
+    a batch of its own never waits for another one, and a picture's embedding does not depend on how many threads
+    there are.
+
+    Attributes:
+        note: One sentence when `auto` could not take what it would have taken, else empty.
+        input_shape: (C, H, W) of the graph's input.
+    """
+
+    note: str = ""
+
+    def __init__(self, graph: bytes, weights: bytes, options: EngineOptions, *, where: str = "model.onnx"):
+        """Check the graph and open a session.
+
+        Args:
+            graph: Bytes of `model.onnx`.
+            weights: Bytes of `model.safetensors`.
+            options: Device, providers, precision and threads.
+            where: The entry, for messages.
+
+        Raises:
+            EntryError: The graph is not one of ours, or ONNX Runtime refuses it.
+            DeviceError: What was asked for is not what would run.
+            MissingDependencyError: No ONNX Runtime is installed.
+        """
+        external = check_graph(graph, weights, where)
+        # Kept alive as long as the session: ONNX Runtime holds a bare pointer to these bytes.
+        self._weights = weights
+        self._threads = options.threads
+        automatic = options.device == "auto" and not options.providers
+        asked = choose_providers(options, onnxruntime().get_available_providers(), sha256_hex(weights))
+        try:
+            self._session = _open_session(graph, weights if external else None, asked, options.threads)
+            running = self._session.get_providers()[0]
+            fault = "" if running == asked[0][0] else f"{running} would run instead"
+        except Exception as error:  # ONNX Runtime raises a family of its own
+            running, fault = "", " ".join(str(error).split())[:300]
+        if fault and asked[0][0] == CPU:
+            raise EntryError(f"{where}: ONNX Runtime refuses the graph ({fault})")
+        if fault and not automatic:
+            raise DeviceError(
+                f"{asked[0][0]} was asked for and cannot run ({fault}); run `embedkit doctor`, or take device='cpu'"
+            )
+        if fault:
+            self.note = f"{asked[0][0]} cannot run here ({fault}), so the CPU does"
+            asked = [(CPU, {})]
+            self._session = _open_session(graph, weights if external else None, asked, options.threads)
+            running = CPU
+        check_precision(options.precision, running)
+        self._providers = asked
+        self._provider: str = running
+        inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
+        if (
+            [i.name for i in inputs] != ["pixels"]
+            or inputs[0].type != "tensor(uint8)"
+            or "embedding" not in {o.name for o in outputs}
+        ):
+            raise EntryError(
+                f"{where}: expected the input `pixels` (uint8) and the output `embedding`, found "
+                f"{[(i.name, i.type) for i in inputs]} and {[o.name for o in outputs]}"
+            )
+        self.input_shape = tuple(inputs[0].shape[1:])
+        # One stream of work per device: interleaved copies from several threads gain nothing there.
+        self._device_lock = threading.Lock() if self._provider != CPU else None
+
+    @property
+    def provider(self) -> str:
+        """The provider that really runs, by ONNX Runtime's name."""
+        return self._provider
+
+    @property
+    def concurrency(self) -> int:
+        """Calls of `run` worth having in flight: one a core on the CPU, one on a device."""
+        return self._threads if self._provider == CPU else 1
+
+    def run(self, pixels: np.ndarray) -> np.ndarray:
+        """Embed one batch.
+
+        Args:
+            pixels: uint8 (N, C, H, W), C-contiguous.
+
+        Returns:
+            float32 (N, D), not normalised.
+        """
+        if self._device_lock is None:
+            return self._session.run(["embedding"], {"pixels": pixels})[0]
+        return self.run_bound(pixels, device_of(self._providers[0]))
+
+    def run_bound(self, pixels: np.ndarray, device: tuple[str, int]) -> np.ndarray:
+        """Embed one batch through an I/O binding: uint8 pixels cross to the device once, rows come back once.
+
+        Args:
+            pixels: uint8 (N, C, H, W), C-contiguous.
+            device: ONNX Runtime's device type (`cuda`, `cpu`) and index.
+
+        Returns:
+            float32 (N, D), not normalised.
+        """
+        with self._device_lock or contextlib.nullcontext():
+            binding = self._session.io_binding()
+            value = onnxruntime().OrtValue.ortvalue_from_numpy(pixels, *device)
+            binding.bind_ortvalue_input("pixels", value)
+            binding.bind_output("embedding", *device)
+            self._session.run_with_iobinding(binding)
+            return binding.copy_outputs_to_cpu()[0]
+
+
+def _open_session(
+    graph: bytes, weights: bytes | None, providers: list[tuple[str, dict[str, Any]]], threads: int
+):
+    """A session on exactly these providers, with the external weights taken from memory."""
+    ort = onnxruntime()
+    if any(name in (CUDA, TENSORRT) for name, _ in providers):
+        # CUDA libraries from pip wheels are found only when they are loaded first; without them the session's
+        # own error says more than this one would.
+        with contextlib.suppress(Exception):
+            ort.preload_dlls()
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1 if providers[0][0] == CPU else threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 4  # its warnings about a fall-back are our errors
+    if weights is not None:
+        options.add_external_initializers_from_files_in_memory([WEIGHTS], [weights], [len(weights)])
+    session = ort.InferenceSession(graph, options, providers=providers)
+    session.disable_fallback()
+    return session
+
+
+def check_precision(precision: str, provider: str) -> None:
+    """Refuse a precision that the running provider does not have.
+
+    Raises:
+        DeviceError: `tf32` needs an NVIDIA GPU, `fp16` needs TensorRT.
+    """
+    needs = {"fp32": (), "tf32": (CUDA, TENSORRT), "fp16": (TENSORRT,)}[precision]
+    if needs and provider not in needs:
+        raise DeviceError(
+            f"precision={precision!r} needs {' or '.join(needs)}, and {provider} runs; take fp32"
+        )
+
+
+def choose_providers(
+    options: EngineOptions, available: Sequence[str], weights_sha256: str
+) -> list[tuple[str, dict[str, Any]]]:
+    """The providers to ask ONNX Runtime for, in order, each with its options.
+
+    Args:
+        options: What the user asked for.
+        available: What this ONNX Runtime was built with.
+        weights_sha256: Part of the key of TensorRT's engine cache: an engine compiled for other weights is stale.
+
+    Raises:
+        DeviceError: What was asked for is not in this build.
+    """
+    kind, _, index = options.device.partition(":")
+    if options.providers:
+        asked = [
+            (item, {}) if isinstance(item, str) else (item[0], dict(item[1])) for item in options.providers
+        ]
+        missing = [name for name, _ in asked if name not in available]
+        if missing:
+            raise DeviceError(
+                f"{missing[0]} is not in this ONNX Runtime, which has {', '.join(available)}; "
+                "run `embedkit doctor` to see which wheel is installed"
+            )
+    elif kind == "cpu" or (kind == "auto" and CUDA not in available):
+        asked = [(CPU, {})]
+    elif CUDA not in available:
+        raise DeviceError(
+            f"device={options.device!r} needs the GPU build of ONNX Runtime, and this one has "
+            f"{', '.join(available)}: pip uninstall -y onnxruntime && pip install 'embedkit[gpu]'"
+        )
+    else:
+        asked = [(CUDA, {})]
+    defaults: dict[str, dict[str, Any]] = {
+        CUDA: {
+            "device_id": int(index or 0),
+            # TensorFloat-32 breaks the parity of 1e-4, so it runs only when asked for.
+            "use_tf32": int(options.precision == "tf32"),
+            "arena_extend_strategy": "kSameAsRequested",
+            "cudnn_conv_algo_search": "HEURISTIC",
+        },
+    }
+    if any(name == TENSORRT for name, _ in asked):
+        defaults[TENSORRT] = {"device_id": int(index or 0), **_tensorrt_cache(options, weights_sha256)}
+    return [(name, {**defaults.get(name, {}), **given}) for name, given in asked]
+
+
+def _tensorrt_cache(options: EngineOptions, weights_sha256: str) -> dict[str, Any]:
+    """TensorRT options: an engine cache keyed by GPU, versions and weights, readable by its owner only."""
+    if options.cache_dir is None:
+        return {"trt_fp16_enable": options.precision == "fp16"}
+    key = f"{_gpu_name()}-ort{onnxruntime().__version__}-{options.precision}-{weights_sha256[:16]}"
+    folder = os.path.join(options.cache_dir, "tensorrt", key)
+    os.makedirs(folder, mode=0o700, exist_ok=True)
+    return {
+        "trt_fp16_enable": options.precision == "fp16",
+        "trt_engine_cache_enable": True,
+        "trt_engine_cache_path": folder,
+        "trt_timing_cache_enable": True,
+        "trt_timing_cache_path": folder,
+    }
+
+
+def _gpu_name() -> str:
+    """The first GPU's model and driver as the kernel module reports them, `unknown` without one."""
+    try:
+        with open("/proc/driver/nvidia/version") as file:
+            driver = next((word for word in file.readline().split() if word[:1].isdigit()), "unknown")
+        root = "/proc/driver/nvidia/gpus"
+        with open(os.path.join(root, sorted(os.listdir(root))[0], "information")) as file:
+            model = file.readline().partition(":")[2].strip().replace(" ", "_")
+    except (OSError, IndexError):
+        return "unknown"
+    return f"{model}-{driver}"
+
+
+def device_of(provider: tuple[str, Mapping[str, Any]]) -> tuple[str, int]:
+    """ONNX Runtime's device type and index of a provider: where its inputs have to lie."""
+    name, options = provider
+    return ("cuda", int(options.get("device_id", 0))) if name in (CUDA, TENSORRT) else ("cpu", 0)
