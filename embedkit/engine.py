@@ -9,7 +9,9 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib.metadata
+import io
 import os
+import re
 import threading
 import warnings
 from collections.abc import Mapping, Sequence
@@ -65,8 +67,7 @@ class EngineOptions:
     cache_dir: str | None = None
 
     def __post_init__(self) -> None:
-        kind, _, index = self.device.partition(":")
-        if kind not in ("auto", "cpu", "cuda") or (index and not (kind == "cuda" and index.isdigit())):
+        if not re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,3})?", self.device):
             raise ConfigError(f"device: expected auto, cpu, cuda or cuda:<index>, found {self.device!r}")
         if self.precision not in PRECISIONS:
             raise ConfigError(f"precision: expected one of {', '.join(PRECISIONS)}, found {self.precision!r}")
@@ -140,6 +141,7 @@ class OnnxEngine:
     Attributes:
         note: One sentence when `auto` could not take what it would have taken, else empty.
         input_shape: (C, H, W) of the graph's input.
+        output_shape: (D,) of the graph's output.
     """
 
     note: str = ""
@@ -164,23 +166,28 @@ class OnnxEngine:
         self._threads = options.threads
         automatic = options.device == "auto" and not options.providers
         asked = choose_providers(options, onnxruntime().get_available_providers(), sha256_hex(weights))
+        on_gpu = any(provider in (CUDA, TENSORRT) for provider, _ in asked)
+        unloaded = _preload_cuda() if on_gpu else ""
         try:
             self._session = _open_session(graph, weights if external else None, asked, options.threads)
             running = self._session.get_providers()[0]
-            fault = "" if running == asked[0][0] else f"{running} would run instead"
+            fault = "" if running == asked[0][0] else unloaded or f"{running} would run instead"
         except Exception as error:  # ONNX Runtime raises a family of its own
-            running, fault = "", " ".join(str(error).split())[:300]
-        if fault and asked[0][0] == CPU:
-            raise EntryError(f"{where}: ONNX Runtime refuses the graph ({fault})")
-        if fault and not automatic:
-            raise DeviceError(
-                f"{asked[0][0]} was asked for and cannot run ({fault}); run `embedkit doctor`, or take device='cpu'"
-            )
-        if fault:
+            running, fault = "", _one_line(error)
+        if fault and asked[0][0] != CPU:
+            if not automatic:
+                raise DeviceError(
+                    f"{asked[0][0]} was asked for and cannot run ({fault}); run `embedkit doctor`, or take "
+                    "device='cpu'"
+                )
             self.note = f"{asked[0][0]} cannot run here ({fault}), so the CPU does"
-            asked = [(CPU, {})]
-            self._session = _open_session(graph, weights if external else None, asked, options.threads)
-            running = CPU
+            asked, running, fault = [(CPU, {})], CPU, ""
+            try:
+                self._session = _open_session(graph, weights if external else None, asked, options.threads)
+            except Exception as error:
+                fault = _one_line(error)
+        if fault:
+            raise EntryError(f"{where}: ONNX Runtime refuses the graph ({fault})")
         check_precision(options.precision, running)
         self._providers = asked
         self._provider: str = running
@@ -188,13 +195,14 @@ class OnnxEngine:
         if (
             [i.name for i in inputs] != ["pixels"]
             or inputs[0].type != "tensor(uint8)"
-            or "embedding" not in {o.name for o in outputs}
+            or ("embedding", "tensor(float)") not in {(o.name, o.type) for o in outputs}
         ):
             raise EntryError(
-                f"{where}: expected the input `pixels` (uint8) and the output `embedding`, found "
-                f"{[(i.name, i.type) for i in inputs]} and {[o.name for o in outputs]}"
+                f"{where}: expected the input `pixels` (uint8) and the output `embedding` (float), found "
+                f"{[(i.name, i.type) for i in inputs]} and {[(o.name, o.type) for o in outputs]}"
             )
         self.input_shape = tuple(inputs[0].shape[1:])
+        self.output_shape = next(tuple(o.shape[1:]) for o in outputs if o.name == "embedding")
         # One stream of work per device: interleaved copies from several threads gain nothing there.
         self._device_lock = threading.Lock() if self._provider != CPU else None
 
@@ -240,25 +248,42 @@ class OnnxEngine:
             return binding.copy_outputs_to_cpu()[0]
 
 
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
 def _open_session(
     graph: bytes, weights: bytes | None, providers: list[tuple[str, dict[str, Any]]], threads: int
 ):
     """A session on exactly these providers, with the external weights taken from memory."""
     ort = onnxruntime()
-    if any(name in (CUDA, TENSORRT) for name, _ in providers):
-        # CUDA libraries from pip wheels are found only when they are loaded first; without them the session's
-        # own error says more than this one would.
-        with contextlib.suppress(Exception):
-            ort.preload_dlls()
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1 if providers[0][0] == CPU else threads
     options.inter_op_num_threads = 1
-    options.log_severity_level = 4  # its warnings about a fall-back are our errors
+    options.log_severity_level = 4
     if weights is not None:
         options.add_external_initializers_from_files_in_memory([WEIGHTS], [weights], [len(weights)])
-    session = ort.InferenceSession(graph, options, providers=providers)
+    # Its warnings about a fall-back are our errors; 2 (warning) is its own default.
+    ort.set_default_logger_severity(4)
+    try:
+        session = ort.InferenceSession(graph, options, providers=providers)
+    finally:
+        ort.set_default_logger_severity(2)
     session.disable_fallback()
     return session
+
+
+def _preload_cuda() -> str:
+    """Load the CUDA libraries of pip wheels, which are found only when they are loaded first.
+
+    Returns:
+        What could not be loaded, one line, or nothing.
+    """
+    said = io.StringIO()
+    # It prints its failures, and stdout belongs to the user's data.
+    with contextlib.redirect_stdout(said), contextlib.suppress(Exception):
+        onnxruntime().preload_dlls()
+    return next((line.strip() for line in said.getvalue().splitlines() if line.startswith("Failed")), "")
 
 
 def check_precision(precision: str, provider: str) -> None:
