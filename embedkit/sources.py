@@ -252,16 +252,22 @@ class _Lister:
             path = os.path.join(base, parts[0])
             if os.path.lexists(path):
                 yield from self._match(path, parts[1:])
+        elif parts[0] == "**":
+            pending = [base]
+            while pending:
+                folder = pending.pop()
+                yield from self._match(folder, parts[1:])
+                for entry in reversed(self._scan(folder)):
+                    if not entry.name.startswith(".") and _is_folder(entry) and not entry.is_symlink():
+                        pending.append(entry.path)
         else:
-            if parts[0] == "**":
-                yield from self._match(base, parts[1:])
             for entry in self._scan(base):
-                if entry.name.startswith(".") and not parts[0].startswith("."):
-                    continue
-                if parts[0] == "**":
-                    if entry.is_dir(follow_symlinks=False):
-                        yield from self._match(entry.path, parts)
-                elif fnmatchcase(entry.name, parts[0]) and (len(parts) == 1 or _is_folder(entry)):
+                hidden = entry.name.startswith(".") and not parts[0].startswith(".")
+                if (
+                    not hidden
+                    and fnmatchcase(entry.name, parts[0])
+                    and (len(parts) == 1 or _is_folder(entry))
+                ):
                     yield from self._match(entry.path, parts[1:])
 
     def _add_folder(self, top: str) -> None:
@@ -328,14 +334,14 @@ class _Lister:
         with archive:
             try:
                 while (member := archive.next()) is not None and archive.offset > end:
-                    archive.members.clear()  # type: ignore[attr-defined]  # a kilobyte each, kept for nothing
+                    archive.members.clear()  # type: ignore[attr-defined]  # half a kilobyte each, kept for nothing
                     end, count = archive.offset, count + 1
                     name = posixpath.normpath(member.name)
                     if _suffix(name) not in SUFFIXES or _HIDDEN_MEMBER.search(name):
                         continue
                     if not member.isreg() or member.issparse():
                         links += 1
-                    elif member.offset_data + member.size > status.st_size:
+                    elif not 0 <= member.size <= status.st_size - member.offset_data:
                         cut = f"::{name}"
                     else:
                         members[name] = (member.offset_data, member.size)
@@ -344,7 +350,7 @@ class _Lister:
                 whole = archive.fileobj.read(tarfile.BLOCKSIZE) == bytes(tarfile.BLOCKSIZE)
             except (tarfile.TarError, ValueError, OSError):
                 whole = False
-        if not whole:
+        if cut or not whole:
             reason = f"the archive is cut short or damaged after {count} members; make it again for the rest"
             self.errors[self._name(path, cut)] = ("SourceError", reason)
         if links:
