@@ -1,0 +1,134 @@
+"""Heads that several methods share: multi-layer perceptrons, a picture decoder and L2 normalisation.
+
+A head that is the method itself (a margin, prototypes, a mixture) stands in the method's file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from embedkit.errors import ConfigError
+
+__all__ = ["ConvDecoder", "l2_normalize", "mlp"]
+
+
+def mlp(
+    dims: Sequence[int],
+    *,
+    norm: bool = True,
+    last_norm: bool = False,
+    last_affine: bool | Literal["scale"] = True,
+    bias: bool | None = None,
+    activation: Callable[[], nn.Module] = nn.ReLU,
+) -> nn.Sequential:
+    """Linear layers with BatchNorm and an activation between them.
+
+    SimCLR's projector is `mlp((D, 2048, 128), last_norm=True, last_affine="scale")`; SimSiam's is
+    `mlp((D, D, D, 2048), last_norm=True, last_affine=False)` and its predictor `mlp((2048, 512, 2048))`.
+
+    Args:
+        dims: Widths: input, hidden layers, output; two or more.
+        norm: BatchNorm after every hidden layer, before its activation.
+        last_norm: BatchNorm after the output layer.
+        last_affine: What that last BatchNorm learns: scale and shift, `"scale"` alone (the shift stays at 0),
+            or neither.
+        bias: Whether the linear layers have a bias; by default those that no BatchNorm follows, which would
+            take it away again.
+        activation: Makes the activation module of a hidden layer.
+
+    Returns:
+        (N, dims[0]) -> (N, dims[-1]).
+
+    Raises:
+        ConfigError: Fewer than two widths, or one below 1.
+    """
+    if len(dims) < 2 or min(dims) < 1:
+        raise ConfigError(f"mlp: expected two or more widths above 0, found {tuple(dims)}")
+    layers: list[nn.Module] = []
+    for index, (fan_in, fan_out) in enumerate(zip(dims[:-1], dims[1:], strict=True)):
+        last = index == len(dims) - 2
+        normed = last_norm if last else norm
+        layers.append(nn.Linear(fan_in, fan_out, bias=not normed if bias is None else bias))
+        if normed:
+            batch_norm = nn.BatchNorm1d(fan_out, affine=not last or last_affine is not False)
+            if last and last_affine == "scale":
+                batch_norm.bias.requires_grad_(False)
+            layers.append(batch_norm)
+        if not last:
+            layers.append(activation())
+    return nn.Sequential(*layers)
+
+
+class ConvDecoder(nn.Module):
+    """A code -> a picture: a linear layer to a small map, then nearest upsampling and 3x3 convolutions.
+
+    Upsampling before the convolution leaves no checkerboard (Deconvolution and Checkerboard Artifacts, Odena
+    et al., Distill 2016). The map starts at 7x7 for 28 pixels and at 4x4 for 32 and 64.
+
+    Args:
+        code_dim: Width of the code.
+        out_chans: Channels C of the picture.
+        image_size: Side in pixels: 4 to 7 times a power of 2.
+        width: Channels at full resolution; twice as many at each halving, at most `max_width`.
+        max_width: Upper limit of the channels.
+        norm: BatchNorm after every hidden layer.
+        groups: Independent decoders side by side: the code is `groups` codes of `code_dim` one after another,
+            and so are the pictures' channels (MIXAE's K decoders in one pass).
+
+    Raises:
+        ConfigError: A size that is not 4 to 7 times a power of 2.
+    """
+
+    def __init__(
+        self,
+        code_dim: int,
+        *,
+        out_chans: int,
+        image_size: int,
+        width: int = 32,
+        max_width: int = 256,
+        norm: bool = True,
+        groups: int = 1,
+    ) -> None:
+        super().__init__()
+        start, doublings = image_size, 0
+        while start >= 8 and start % 2 == 0:
+            start, doublings = start // 2, doublings + 1
+        if not 4 <= start <= 7:
+            raise ConfigError(
+                f"ConvDecoder: expected image_size of 4 to 7 times a power of 2, such as 28; found {image_size}"
+            )
+        widths = [groups * min(width * 2**level, max_width) for level in range(doublings, -1, -1)]
+        self.start, self.widths = start, widths
+        # 1x1 convolutions on a 1x1 map are a linear layer that knows groups
+        self.expand = nn.Conv2d(groups * code_dim, widths[0] * start * start, 1, groups=groups, bias=not norm)
+        self.norm = nn.BatchNorm2d(widths[0]) if norm else nn.Identity()
+        blocks: list[nn.Module] = []
+        for fan_in, fan_out in zip(widths[:-1], widths[1:], strict=True):
+            blocks += [
+                nn.Upsample(scale_factor=2, mode="nearest"),
+                nn.Conv2d(fan_in, fan_out, 3, padding=1, groups=groups, bias=not norm),
+                nn.BatchNorm2d(fan_out) if norm else nn.Identity(),
+                nn.ReLU(),
+            ]
+        self.blocks = nn.Sequential(*blocks)
+        self.to_pixels = nn.Conv2d(widths[-1], groups * out_chans, 3, padding=1, groups=groups)
+
+    def forward(self, code: Tensor) -> Tensor:
+        """Codes (N, groups * code_dim) -> pictures (N, groups * C, H, W), unbounded: logits or values."""
+        x = self.expand(code[:, :, None, None])  # (N, widths[0] * start^2, 1, 1)
+        x = x.reshape(len(code), self.widths[0], self.start, self.start)
+        return self.to_pixels(self.blocks(F.relu(self.norm(x))))
+
+
+def l2_normalize(x: Tensor, eps: float = 1e-12) -> Tensor:
+    """Rows of `x` (..., D) at Euclidean length 1, in float32 whatever autocast made of `x`.
+
+    bfloat16 has 8 bits of significand: cosines of rows normalised in it are off by up to 1e-2, more than the
+    gaps that a temperature of 0.1 magnifies tenfold. A zero row stays zero.
+    """
+    return F.normalize(x.float(), dim=-1, eps=eps)
