@@ -1,0 +1,306 @@
+"""What a run does between batches: checkpoints, the time budget, metrics, cost and progress.
+
+Checkpoints are taken when a batch begins, not when one ends: Lightning calls a module's own `on_train_batch_end`
+(where a method moves its averages) after the callbacks', and a checkpoint between the two would hold half a step.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+from torch.utils.flop_counter import FlopCounterMode
+
+from embedkit.training.config import Facts
+
+__all__ = ["Budget", "Checkpoint", "Cost", "Metrics", "Power", "Progress"]
+
+
+class Checkpoint(lightning.Callback):
+    """Write a checkpoint every so often; a reader finds a whole one whenever the run is killed.
+
+    Args:
+        path: The file.
+        seconds: Time between two.
+    """
+
+    def __init__(self, path: Path, seconds: float) -> None:
+        self.path, self.seconds = path, seconds
+        self._last = time.monotonic()
+
+    def on_train_batch_start(
+        self, trainer: lightning.Trainer, method: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Save what the batches before this one came to."""
+        due = time.monotonic() - self._last >= self.seconds and method.batches_seen > 0
+        # before the number of steps is fixed there is no plan that a resumed run could keep
+        if trainer.strategy.broadcast(due) and method.total_steps is not None:
+            self.save(trainer)
+
+    def save(self, trainer: lightning.Trainer) -> None:
+        """Save now: to another file, on disk before it takes the name."""
+        partial = self.path.with_name(self.path.name + ".tmp")
+        trainer.save_checkpoint(partial)
+        if trainer.is_global_zero:
+            with open(partial, "rb") as file:
+                os.fsync(file.fileno())
+            os.replace(partial, self.path)
+        self._last = time.monotonic()
+
+
+class Budget(lightning.Callback):
+    """End the run after its steps, and plan them where a time is given instead.
+
+    The first steps are timed and the rest of the budget is filled, with a margin; should the machine slow down,
+    the run stops at the deadline with steps left.
+
+    Args:
+        deadline: On `time.monotonic`, for everything; None without a budget.
+        planned: Told the facts when the number of steps is fixed.
+    """
+
+    MEASURED = 50
+    #: Not timed: memory is allocated and kernels are chosen.
+    SKIPPED = 5
+    #: Share of the remaining time that is planned for, the rest being margin.
+    FILLED = 0.95
+
+    def __init__(self, deadline: float | None, planned: Callable[[Facts], None]) -> None:
+        self.deadline, self.planned = deadline, planned
+        self._begun = 0.0
+        self._timed: tuple[int, float] | None = None
+        if deadline is not None:
+            # the last checkpoint, the validation pictures and the encoder still take a moment
+            self.deadline = deadline - min(5.0, 0.1 * (deadline - time.monotonic()))
+
+    def on_train_start(self, trainer: lightning.Trainer, method: Any) -> None:
+        """Take the time."""
+        self._begun = time.monotonic()
+        if method.total_steps is not None and method.batches_seen >= method.total_steps:
+            trainer.should_stop = True
+
+    def on_train_batch_start(
+        self, trainer: lightning.Trainer, method: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Time the first steps, then fix the number of steps."""
+        if method.total_steps is not None or self.deadline is None:
+            return
+        now, step = time.monotonic(), method.batches_seen
+        if step == self.SKIPPED:
+            self._timed = step, now
+        if self._timed is None or step == self._timed[0]:
+            return
+        # a quarter of the budget is enough to know the pace of slow steps
+        enough = step >= self.MEASURED or now - self._begun > (self.deadline - self._begun) / 4
+        if not trainer.strategy.broadcast(enough):
+            return
+        pace = (now - self._timed[1]) / (step - self._timed[0])  # seconds per step
+        left = int(self.FILLED * (self.deadline - now) / pace)
+        method.total_steps = trainer.strategy.broadcast(step + max(1, left))
+        method.facts = dataclasses.replace(method.facts, total_steps=method.total_steps)
+        if trainer.is_global_zero:
+            self.planned(method.facts)
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, method: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Stop after the last step, or at the deadline."""
+        late = self.deadline is not None and trainer.strategy.broadcast(time.monotonic() > self.deadline)
+        if late or (method.total_steps is not None and method.batches_seen >= method.total_steps):
+            trainer.should_stop = True
+
+
+class Metrics(lightning.Callback):
+    """`metrics.csv`: a row every so many steps of what the method logged.
+
+    Args:
+        path: The file; a resumed run drops the rows after its checkpoint and goes on.
+        every: Steps between two rows.
+    """
+
+    def __init__(self, path: Path, every: int) -> None:
+        self.path, self.every = path, every
+        self.last: dict[str, float] = {}
+        self._rows: list[dict[str, str]] = []
+        self._columns: list[str] = []
+        self._since = (0, 0.0)
+
+    def on_train_start(self, trainer: lightning.Trainer, method: Any) -> None:
+        """Take over the rows that the checkpoint covers."""
+        self._since = method.batches_seen, time.monotonic()
+        if trainer.is_global_zero and method.batches_seen and self.path.exists():
+            with open(self.path, newline="", encoding="utf-8") as file:
+                reader = csv.DictReader(file)
+                self._rows = [row for row in reader if int(row["step"]) <= method.batches_seen]
+            self._rewrite()
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, method: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Write a row when it is time."""
+        step = method.batches_seen
+        if step % self.every and step != method.total_steps:
+            return
+        now = time.monotonic()
+        images = (step - self._since[0]) * method.facts.batch_size
+        self.last = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        if not trainer.is_global_zero:
+            return
+        row = {
+            "step": str(step),
+            "epoch": f"{step / method.facts.steps_per_epoch:.3f}",
+            "lr": f"{trainer.optimizers[0].param_groups[0]['lr']:.6g}",
+            "images_per_second": f"{images / max(now - self._since[1], 1e-9):.1f}",
+            **{name: f"{value:.6g}" for name, value in self.last.items()},
+        }
+        self._since = step, now
+        self._rows.append(row)
+        if not set(row) <= set(self._columns):
+            self._rewrite()
+        else:
+            with open(self.path, "a", newline="", encoding="utf-8") as file:
+                csv.DictWriter(file, self._columns).writerow(row)
+
+    def _rewrite(self) -> None:
+        self._columns = list(dict.fromkeys(name for row in self._rows for name in row))
+        with open(self.path, "w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, self._columns)
+            writer.writeheader()
+            writer.writerows(self._rows)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Power:
+    """What the energy estimate assumes; nothing is metered.
+
+    Attributes:
+        watts_per_thread: A busy CPU core with its share of memory and board.
+        watts_per_gpu: A busy accelerator.
+        grams_per_kwh: CO2 equivalent of electricity, about the world's mean.
+    """
+
+    watts_per_thread: float = 10.0
+    watts_per_gpu: float = 400.0
+    grams_per_kwh: float = 480.0
+
+
+class Cost(lightning.Callback):
+    """Images seen, training FLOPs, seconds, and an estimate of energy and CO2.
+
+    FLOPs are those of the first step, forward and backward, counted by torch's `FlopCounterMode` (two for each
+    multiply-add of matrix products and convolutions), times the steps. Seconds are those between the start of
+    training and the last checkpoint or the end, over all resumptions.
+    """
+
+    def __init__(self, power: Power | None = None) -> None:
+        self.power = power or Power()
+        self.seconds, self.flops_per_step, self.images, self.steps, self.watts = 0.0, 0, 0, 0, 0.0
+        self._counter: FlopCounterMode | None = None
+        self._now = 0.0
+
+    def on_train_start(self, trainer: lightning.Trainer, method: Any) -> None:
+        """Start the clock."""
+        self._now = time.monotonic()
+        gpu = method.device.type != "cpu"
+        each = self.power.watts_per_gpu if gpu else torch.get_num_threads() * self.power.watts_per_thread
+        self.watts = each * trainer.world_size
+
+    def on_train_batch_start(
+        self, trainer: lightning.Trainer, method: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Count the operations of one step."""
+        if not self.flops_per_step:
+            self._counter = FlopCounterMode(display=False)
+            self._counter.__enter__()
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, method: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Add the step."""
+        if self._counter is not None:
+            self._counter.__exit__(None, None, None)
+            self.flops_per_step = max(1, self._counter.get_total_flops() * trainer.world_size)
+            self._counter = None
+        now = time.monotonic()
+        self.seconds, self._now = self.seconds + now - self._now, now
+        self.steps = method.batches_seen
+        self.images = self.steps * method.facts.batch_size
+
+    def state_dict(self) -> dict[str, Any]:
+        """For the checkpoint."""
+        return {name: getattr(self, name) for name in ("seconds", "flops_per_step", "images", "steps")}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """From the checkpoint."""
+        for name, value in state_dict.items():
+            setattr(self, name, value)
+
+    def to_json(self) -> dict[str, Any]:
+        """`cost.json`."""
+        kwh = self.watts * self.seconds / 3.6e6
+        return {
+            "images": self.images,
+            "steps": self.steps,
+            "seconds": round(self.seconds, 1),
+            "flops_per_step": self.flops_per_step,
+            "training_flops": self.flops_per_step * self.steps,
+            "energy_kwh": round(kwh, 6),
+            "co2_grams": round(kwh * self.power.grams_per_kwh, 3),
+            "watts": self.watts,
+            "assumptions": dataclasses.asdict(self.power),
+        }
+
+
+class Progress(lightning.Callback):
+    """Loss, images per second and time left, on stderr: a bar on a terminal, else a line every half minute."""
+
+    LINE_SECONDS = 30.0
+
+    def __init__(self) -> None:
+        self._console = Console(stderr=True)
+        self._bar = Bar(
+            TextColumn("{task.fields[state]}"), BarColumn(), TimeRemainingColumn(), console=self._console
+        )
+        self._task: Any = None
+        self._first = self._last = (0, 0.0)
+
+    def on_train_start(self, trainer: lightning.Trainer, method: Any) -> None:
+        """Show the bar."""
+        self._first = self._last = method.batches_seen, time.monotonic()
+        if trainer.is_global_zero and self._console.is_terminal:
+            self._task = self._bar.add_task("", total=None, state="")
+            self._bar.start()
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, method: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Twice a second on a terminal."""
+        now = time.monotonic()
+        wait = 0.5 if self._task is not None else self.LINE_SECONDS
+        if not trainer.is_global_zero or (now - self._last[1] < wait and not trainer.should_stop):
+            return
+        step, total = method.batches_seen, method.total_steps
+        pace = (now - self._last[1]) / max(1, step - self._last[0])
+        self._last = step, now
+        loss = trainer.callback_metrics.get("loss", torch.tensor(float("nan")))
+        state = f"step {step}/{total or '?'}  loss {float(loss):.4f}  {method.facts.batch_size / pace:.0f} images/s"
+        if self._task is not None:
+            self._bar.update(self._task, completed=step, total=total, state=state)
+        else:
+            left = "?" if total is None else f"{(total - step) * pace / 60:.1f}"
+            self._console.print(f"{state}  {left} min left", highlight=False)
+
+    def teardown(self, trainer: lightning.Trainer, method: Any, stage: str) -> None:
+        """Leave the terminal as it was, also after an error."""
+        self._bar.stop()

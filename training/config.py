@@ -1,0 +1,221 @@
+"""What a run is told: the configuration, its JSON form, and single fields set from the command line."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib
+import json
+import math
+import typing
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from embedkit.errors import ConfigError
+from embedkit.training.data import DataConfig
+from embedkit.training.optim import Optimizer
+
+__all__ = ["Facts", "RunConfig", "from_json", "method_name", "to_json", "with_overrides"]
+
+_PACKAGE = "embedkit.training."
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Everything that decides a run's result; a recipe returns one.
+
+    Attributes:
+        recipe: The name that it was made by.
+        method: The `Config` of a module of `embedkit.training.methods`; which module says which method.
+        backbone: As `create_backbone` takes it.
+        data: Where the pictures come from and how they are brought to size.
+        optimizer: And its schedule.
+        batch_size: Pictures of one step, over all devices.
+        epochs: Passes over the training pictures, unless `steps` is above 0.
+        steps: Batches of the whole run; 0: as many as `epochs` are.
+        seed: Of weights, batches, views and masks.
+        precision: `bf16` (autocast), `fp32`, or `auto`: bf16 where the processor multiplies it natively.
+        threads: Of torch on the CPU; 0: its own choice. The resolved number is used again on resume.
+        accelerator: As Lightning's Trainer takes it.
+        devices: As Lightning's Trainer takes it; `batch_size` must be a multiple of all devices.
+        num_nodes: As Lightning's Trainer takes it.
+        checkpoint_seconds: Time between two checkpoints.
+        log_every: Steps between two rows of `metrics.csv`.
+    """
+
+    recipe: str = ""
+    method: Any
+    backbone: str = "r10"
+    data: DataConfig = DataConfig()
+    optimizer: Optimizer = Optimizer()
+    batch_size: int = 512
+    epochs: float = 10.0
+    steps: int = 0
+    seed: int = 0
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    threads: int = 0
+    accelerator: str = "auto"
+    devices: int = 1
+    num_nodes: int = 1
+    checkpoint_seconds: float = 60.0
+    log_every: int = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What a run tells its method.
+
+    Attributes:
+        image_shape: (C, H, W) of the pictures.
+        mean: Per channel, in units of [0, 1], over the training pictures.
+        std: Per channel, in units of [0, 1].
+        num_classes: K; 0 where the data have no labels.
+        num_pictures: Training pictures, the labelled and the others.
+        batch_size: Pictures of one step, over all ranks.
+        steps_per_epoch: Batches of one pass over the data.
+        total_steps: Batches of the whole run; None while a time budget is still being measured.
+        optimizer: Of the run.
+        seed: Of the run.
+    """
+
+    image_shape: tuple[int, int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    num_classes: int = 0
+    num_pictures: int = 0
+    batch_size: int
+    steps_per_epoch: int
+    total_steps: int | None
+    optimizer: Optimizer = Optimizer()
+    seed: int = 0
+
+
+def method_name(config: RunConfig) -> str:
+    """The module of `embedkit.training.methods` that the run's method stands in."""
+    return type(config.method).__module__.rpartition(".")[2]
+
+
+def to_json(value: Any) -> Any:
+    """A configuration as JSON values: a dataclass becomes an object whose `type` is `module.Class`."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        kind = f"{type(value).__module__}.{type(value).__name__}"
+        fields = {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {"type": kind.removeprefix(_PACKAGE), **fields}
+    if isinstance(value, (tuple, list)):
+        return [to_json(item) for item in value]
+    return value
+
+
+def from_json(value: Any, where: str = "config") -> Any:
+    """The inverse of `to_json`: lists become tuples; only dataclasses of `embedkit.training` are made.
+
+    Raises:
+        ConfigError: An unknown type or field.
+    """
+    if isinstance(value, list):
+        return tuple(from_json(item, f"{where}.{index}") for index, item in enumerate(value))
+    if not isinstance(value, dict):
+        return value
+    fields = {key: from_json(item, f"{where}.{key}") for key, item in value.items() if key != "type"}
+    kind = str(value.get("type", ""))
+    module, _, name = kind.rpartition(".")
+    try:
+        cls = getattr(importlib.import_module(_PACKAGE + module), name)
+    except (ImportError, AttributeError):
+        cls = None
+    if not (isinstance(cls, type) and dataclasses.is_dataclass(cls)):
+        raise ConfigError(f"{where}.type: this embedkit has no {kind!r}; was the run made by a newer one?")
+    known = [f.name for f in dataclasses.fields(cls)]
+    for key in fields:
+        if key not in known:
+            raise ConfigError(f"{where}: {kind} has no field {key!r}; {_nearest(key, known)}")
+    return cls(**fields)
+
+
+def with_overrides(config: RunConfig, assignments: Iterable[str]) -> RunConfig:
+    """`config` with single fields replaced.
+
+    Args:
+        config: A complete configuration, as a recipe returns it.
+        assignments: `field=value`, dotted into nested fields and numbered into tuples:
+            `method.temperature=0.2`, `optimizer.lr=1e-3`, `method.views.views.0.scale=0.3,1`.
+
+    Raises:
+        ConfigError: No `=`, an unknown field, or a value that the field's type does not take.
+    """
+    for assignment in assignments:
+        path, equals, text = assignment.partition("=")
+        if not equals:
+            raise ConfigError(f"--set {assignment}: expected field=value, such as optimizer.lr=0.001")
+        config = _replace(config, path.strip().split("."), text.strip(), f"--set {path.strip()}")
+    return config
+
+
+def _replace(node: Any, path: list[str], text: str, where: str) -> Any:
+    key, rest = path[0], path[1:]
+    if isinstance(node, tuple):
+        if not key.isdecimal() or int(key) >= len(node):
+            raise ConfigError(f"{where}: expected a number of 0 to {len(node) - 1}, found {key!r}")
+        old, hint = node[int(key)], type(node[int(key)])
+        new = _replace(old, rest, text, where) if rest else _parse(text, hint, where)
+        return (*node[: int(key)], new, *node[int(key) + 1 :])
+    if not dataclasses.is_dataclass(node) or isinstance(node, type):
+        raise ConfigError(f"{where}: {key!r} is one too many: what stands before it is the value {node!r}")
+    known = [f.name for f in dataclasses.fields(node)]
+    if key not in known:
+        raise ConfigError(f"{where}: {type(node).__name__} has no field {key!r}; {_nearest(key, known)}")
+    old = getattr(node, key)
+    if rest:
+        new = _replace(old, rest, text, where)
+    elif dataclasses.is_dataclass(old):
+        inner = ", ".join(f.name for f in dataclasses.fields(old))
+        raise ConfigError(f"{where}: set one of its fields ({inner}) instead of the whole")
+    else:
+        new = _parse(text, typing.get_type_hints(type(node))[key], where)
+    return dataclasses.replace(node, **{key: new})
+
+
+def _nearest(key: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(key, known, n=3, cutoff=0.5)
+    return f"did you mean {' or '.join(near)}?" if near else f"it has {', '.join(known)}"
+
+
+def _parse(text: str, hint: Any, where: str) -> Any:
+    """`text` as a value of the type `hint`."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        if text not in arguments:
+            raise ConfigError(f"{where}: expected one of {', '.join(map(str, arguments))}, found {text!r}")
+        return text
+    if origin is tuple:
+        items = [item.strip() for item in text.strip("[]() ").split(",") if item.strip()]
+        if arguments[-1] is ...:
+            return tuple(_parse(item, arguments[0], where) for item in items)
+        if len(items) != len(arguments):
+            raise ConfigError(
+                f"{where}: expected {len(arguments)} values with commas between, found {text!r}"
+            )
+        return tuple(_parse(item, kind, where) for item, kind in zip(items, arguments, strict=True))
+    if type(None) in arguments:
+        if text.lower() in ("none", "null"):
+            return None
+        return _parse(text, next(kind for kind in arguments if kind is not type(None)), where)
+    if hint is str:
+        return text
+    if hint is bool and text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    try:
+        if hint in (int, float):
+            number = hint(text)
+            if math.isfinite(number):
+                return number
+    except ValueError:
+        pass
+    kinds = {int: "a whole number", float: "a number", bool: "true or false"}
+    raise ConfigError(f"{where}: expected {kinds.get(hint, str(hint))}, found {text!r}")
+
+
+def dump(value: Any) -> str:
+    """A configuration as the text of a JSON file."""
+    return json.dumps(to_json(value), indent=1) + "\n"

@@ -1,0 +1,111 @@
+"""SimCLR: two views of a picture are each other's positive, all other views in the batch are negatives.
+
+The encoder learns what views share, and drops what they do not; the projector takes that loss upon itself, so
+the features before it are exported.
+
+Source: A Simple Framework for Contrastive Learning of Visual Representations (Chen, Kornblith, Norouzi and
+Hinton, ICML 2020, arXiv 2002.05709), equation 1 and algorithm 1.
+
+Differences from the source:
+- The loss is the mean over the 2N anchors, as the paper writes it; the authors' code returns twice that.
+- The projector ends in BatchNorm without shift, as in the authors' code and not in the paper.
+- AdamW instead of LARS: batches here are 512 pairs and not 4096.
+- Views for one channel of 28 pixels: crops of at least a fifth of the area (the paper's 8 % would be 8x8
+  pixels), no change of hue or saturation, no blur (the authors' advice for small pictures).
+
+Recipe, expected figure, data, time and command: `embedkit.training.recipes.simclr`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from embedkit.training.backbones import Backbone
+from embedkit.training.config import Facts
+from embedkit.training.data import Batch
+from embedkit.training.distributed import gather, rank
+from embedkit.training.heads import mlp
+from embedkit.training.method import Method, float32_loss
+from embedkit.training.views import ColorJitter, Compose, RandomHorizontalFlip, RandomResizedCrop, View
+
+__all__ = ["Config", "SimCLR", "nt_xent"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Of `simclr`.
+
+    Attributes:
+        temperature: The paper's tau, above 0; it divides cosines.
+        hidden_dim: Width of the projector's hidden layer.
+        projection_dim: Width of z.
+        views: Drawn twice for every picture.
+    """
+
+    temperature: float = 0.2
+    hidden_dim: int = 512
+    projection_dim: int = 128
+    views: View = Compose(
+        views=(
+            RandomResizedCrop(scale=(0.2, 1.0)),
+            RandomHorizontalFlip(),
+            ColorJitter(brightness=0.4, contrast=0.4, saturation=0.0, hue=0.0, p=0.8),
+        )
+    )
+
+
+@float32_loss
+def nt_xent(z1: Tensor, z2: Tensor, temperature: float) -> Tensor:
+    """Normalised temperature-scaled cross-entropy (equation 1), meaned over all anchors.
+
+        l(i, j) = -log( exp(s_ij / tau) / sum_{k != i} exp(s_ik / tau) ),   s = cosine, (i, j) a positive pair
+
+    With several ranks the anchors are this rank's and the sum runs over the views of all ranks, with gradient;
+    averaged over ranks that is the loss of the union batch.
+
+    Args:
+        z1: Projections of the first views (N, D), any length above 0.
+        z2: Projections of the second views (N, D), row by row of the same pictures.
+        temperature: tau, above 0.
+
+    Returns:
+        A scalar, in nats; log(2N - 1) when all projections are equal.
+    """
+    z = F.normalize(torch.cat([z1, z2]), dim=1)  # (2N, D)
+    everyone = gather(z)  # (world * 2N, D)
+    rows = torch.arange(len(z), device=z.device)
+    first = rank() * len(z)
+    logits = z @ everyone.T / temperature  # (2N, world * 2N)
+    logits = logits.scatter(1, (first + rows)[:, None], -torch.inf)  # a view is not its own negative
+    return F.cross_entropy(logits, first + rows.roll(len(z1)))
+
+
+class SimCLR(Method):
+    """Backbone f and projector g; the embedding is h = f(x)."""
+
+    def __init__(self, backbone: Backbone, config: Config, facts: Facts) -> None:
+        super().__init__(backbone, config, facts)
+        dims = (backbone.dim, config.hidden_dim, config.projection_dim)
+        self.projector = mlp(dims, last_norm=True, last_affine="scale")
+
+    def loss(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        """NT-Xent of two views of each picture."""
+        z1, z2 = self._project(batch.images, generator)
+        return {"loss": nt_xent(z1, z2, self.config.temperature)}
+
+    def pretext_metric(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        """Share of views whose nearest other view is their positive; 1 / (2N - 1) by chance."""
+        z = F.normalize(torch.cat(self._project(batch.images, generator)).float(), dim=1)
+        nearest = (z @ z.T).fill_diagonal_(-torch.inf).argmax(1)
+        positive = torch.arange(len(z), device=z.device).roll(len(batch.images))
+        return {"positive_is_nearest": (nearest == positive).float().mean()}
+
+    def _project(self, images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        # Both views in one pass: one large batch is faster than two, and BatchNorm sees both distributions.
+        x = self.view(torch.cat([images, images]), self.config.views, generator)  # (2N, C, H, W)
+        z1, z2 = self.projector(self.backbone(x)).chunk(2)
+        return z1, z2

@@ -1,0 +1,28 @@
+"""Recipe of `supervised`."""
+
+from __future__ import annotations
+
+from embedkit.training.config import RunConfig
+from embedkit.training.data import DataConfig
+from embedkit.training.methods import supervised
+from embedkit.training.optim import Optimizer
+
+__all__ = ["recipe"]
+
+
+def recipe() -> RunConfig:
+    """r10 on Fashion-MNIST: linear probe of 0.925 or more on the test part.
+
+    Data: the four IDX files of Fashion-MNIST. Time: 20 minutes on 2 cores.
+
+        embedkit train supervised --data fashion-mnist/ --max-minutes 20
+    """
+    return RunConfig(
+        recipe="supervised",
+        method=supervised.Config(),
+        backbone="r10",
+        data=DataConfig(color="gray", image_size=28),
+        optimizer=Optimizer(name="adamw", lr=4e-3, weight_decay=0.05, schedule="one_cycle", warmup_steps=500),
+        batch_size=256,
+        epochs=40,
+    )

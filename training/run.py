@@ -1,0 +1,332 @@
+"""The run: a configuration and data in, a run folder with a usable encoder out.
+
+`config.json` (resolved), `environment.json`, `metrics.csv`, `tensorboard/`, `checkpoints/last.ckpt`, and at the
+end `encoder.safetensors` and `cost.json`. Lightning's Trainer runs the loop; what stands here is what a run
+promises beyond it: a killed run goes on to the same weights, and a time budget is kept.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import logging
+import os
+import time
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
+from safetensors.torch import save_file
+
+from embedkit.errors import ConfigError, OutputError
+from embedkit.training import config as configuration
+from embedkit.training.backbones import Backbone, create_backbone
+from embedkit.training.callbacks import Budget, Checkpoint, Cost, Metrics, Progress
+from embedkit.training.config import Facts, RunConfig, method_name
+from embedkit.training.data import Loader, Pictures, keep_labels, load_pictures, split_validation
+from embedkit.training.datasets import absolute
+from embedkit.training.machine import describe, keep_freed_memory, multiplies_bf16
+from embedkit.training.method import Method
+from embedkit.training.methods import method_class
+
+__all__ = ["RunResult", "load_run", "resume", "train"]
+
+CONFIG = "config.json"
+ENVIRONMENT = "environment.json"
+METRICS = "metrics.csv"
+COST = "cost.json"
+ENCODER = "encoder.safetensors"
+CHECKPOINT = Path("checkpoints") / "last.ckpt"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunResult:
+    """What a run came to.
+
+    Attributes:
+        run: The run folder.
+        finished: Whether all planned steps were made; if not, `resume` goes on.
+        steps: Steps made in all.
+        metrics: What the method logged last, and `validation_*`: its pretext metric on held-out pictures.
+        cost: As in `cost.json`.
+    """
+
+    run: Path
+    finished: bool
+    steps: int
+    metrics: dict[str, float]
+    cost: dict[str, Any]
+
+
+def train(
+    config: RunConfig,
+    *,
+    data: str | None = None,
+    out: str | os.PathLike[str],
+    max_minutes: float | None = None,
+    progress: bool = True,
+) -> RunResult:
+    """Train from the beginning.
+
+    Args:
+        config: Complete, as a recipe returns it.
+        data: Replaces `config.data.path`.
+        out: The run folder; made here, and must hold no run.
+        max_minutes: Plan the number of steps so that the run ends within so many minutes, instead of
+            `config.epochs` and `config.steps`.
+        progress: Show loss, images per second and time left on stderr.
+
+    Returns:
+        The result; the encoder and the checkpoint are on disk.
+
+    Raises:
+        ConfigError: Settings or data that do not fit together.
+        OutputError: The run folder holds a run already.
+    """
+    started = time.monotonic()
+    out = Path(out)
+    # Lightning's other processes run this again, in the folder that the first one has made
+    if _rank() == 0 and (out / CONFIG).exists():
+        raise OutputError(
+            f"{out}: there is a run in this folder; go on with --resume {out} or choose another --out"
+        )
+    if max_minutes is not None and max_minutes <= 0:
+        raise ConfigError(f"max_minutes: expected more than 0, found {max_minutes}")
+    path = absolute(config.data.path if data is None else data)
+    config = dataclasses.replace(
+        config,
+        data=dataclasses.replace(config.data, path=path),
+        precision=_resolve_precision(config),
+        threads=config.threads or torch.get_num_threads(),
+    )
+    pictures, validation = _load(config)
+    steps_per_epoch = Loader(
+        pictures, config.data.sampler, batch_size=config.batch_size, seed=config.seed
+    ).steps_per_epoch
+    total: int | None = config.steps or round(config.epochs * steps_per_epoch)
+    if not total or total < 1:
+        raise ConfigError(f"epochs: {config.epochs:g} epochs of {steps_per_epoch} batches are no step at all")
+    mean, std = pictures.statistics()
+    size = config.data.image_size
+    facts = Facts(
+        image_shape=(len(mean), size, size),
+        mean=mean,
+        std=std,
+        num_classes=len(pictures.classes),
+        num_pictures=len(pictures),
+        batch_size=config.batch_size,
+        steps_per_epoch=steps_per_epoch,
+        total_steps=None if max_minutes is not None else total,
+        optimizer=config.optimizer,
+        seed=config.seed,
+    )
+    deadline = None if max_minutes is None else started + 60 * max_minutes
+    return _run(config, facts, pictures, validation, out, deadline, None, progress)
+
+
+def resume(
+    run: str | os.PathLike[str], *, max_minutes: float | None = None, progress: bool = True
+) -> RunResult:
+    """Go on from a run's last checkpoint, to the weights that an uninterrupted run would have.
+
+    They are equal bit for bit on the same machine with the same versions; threads, precision and the planned
+    number of steps are those that the run stored.
+
+    Args:
+        run: The run folder.
+        max_minutes: Stop after so many minutes even if steps are left; the plan stays.
+        progress: As for `train`.
+
+    Raises:
+        OutputError: No run there that can be continued.
+    """
+    started = time.monotonic()
+    run = Path(run)
+    config, facts = _read_config(run)
+    checkpoint = run / CHECKPOINT
+    if not checkpoint.is_file():
+        raise OutputError(
+            f"{run}: the run was stopped before its first checkpoint; train again into a new folder"
+        )
+    pictures, validation = _load(config)
+    deadline = None if max_minutes is None else started + 60 * max_minutes
+    return _run(config, facts, pictures, validation, run, deadline, checkpoint, progress)
+
+
+def load_run(run: str | os.PathLike[str]) -> tuple[RunConfig, Method]:
+    """A run's resolved configuration and its method, in eval mode, with the weights of the last checkpoint.
+
+    Raises:
+        OutputError: No run there, or none with a checkpoint.
+    """
+    run = Path(run)
+    config, facts = _read_config(run)
+    try:
+        checkpoint = torch.load(run / CHECKPOINT, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise OutputError(f"{run / CHECKPOINT}: no checkpoint that can be read ({error})") from error
+    method = _build(config, facts)
+    method.on_load_checkpoint(checkpoint)  # a method whose parameters change shape resizes them here
+    method.load_state_dict(checkpoint["state_dict"])
+    return config, method.eval()
+
+
+def _read_config(run: Path) -> tuple[RunConfig, Facts]:
+    try:
+        stored = json.loads((run / CONFIG).read_text(encoding="utf-8"))
+        return configuration.from_json(stored["config"]), configuration.from_json(stored["facts"], "facts")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise OutputError(f"{run}: expected a run folder with a readable {CONFIG} ({error})") from error
+
+
+def _write_config(run: Path, config: RunConfig, facts: Facts) -> None:
+    stored = {"config": configuration.to_json(config), "facts": configuration.to_json(facts)}
+    _write(run / CONFIG, stored)
+
+
+def _write(path: Path, value: Any) -> None:
+    partial = path.with_name(path.name + ".tmp")
+    partial.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+    os.replace(partial, path)
+
+
+def _load(config: RunConfig) -> tuple[Pictures, Pictures]:
+    """Training and validation pictures; both come from the training part of the data."""
+    pictures = load_pictures(config.data)
+    train_part, validation = split_validation(pictures, config.data.validation, config.seed)
+    if config.data.labels_per_class:
+        train_part = keep_labels(train_part, config.data.labels_per_class, config.seed)
+    return train_part, validation
+
+
+def _build(config: RunConfig, facts: Facts) -> Method:
+    """The method at its random initialisation, a function of the seed; torch's own generator stays as it was."""
+    with torch.random.fork_rng():
+        torch.manual_seed(config.seed)
+        channels, height, width = facts.image_shape
+        backbone = create_backbone(config.backbone, in_chans=channels, image_size=(height, width))
+        return method_class(method_name(config))(backbone, config.method, facts)
+
+
+def _rank() -> int:
+    """This process's number, also before Lightning has joined the processes."""
+    return rank_zero_only.rank  # type: ignore[attr-defined]
+
+
+def _resolve_precision(config: RunConfig) -> Any:
+    if config.precision != "auto":
+        return config.precision
+    return "bf16" if multiplies_bf16(config.accelerator) else "fp32"
+
+
+def _run(
+    config: RunConfig,
+    facts: Facts,
+    pictures: Pictures,
+    validation: Pictures,
+    run: Path,
+    deadline: float | None,
+    checkpoint: Path | None,
+    progress: bool,
+) -> RunResult:
+    torch.set_num_threads(config.threads)
+    keep_freed_memory()
+    method = _build(config, facts)
+    metrics, cost = Metrics(run / METRICS, config.log_every), Cost()
+    budget = Budget(deadline, lambda planned: _write_config(run, config, planned))
+    saver = Checkpoint(run / CHECKPOINT, config.checkpoint_seconds)
+    callbacks: list[lightning.Callback] = [saver, cost, budget, metrics]
+    if progress:
+        callbacks.append(Progress())
+    if _rank() == 0 and checkpoint is None:
+        (run / CHECKPOINT).parent.mkdir(parents=True, exist_ok=True)
+        _write_config(run, config, facts)
+    with _quiet():
+        trainer = lightning.Trainer(
+            accelerator=config.accelerator,
+            devices=config.devices,
+            num_nodes=config.num_nodes,
+            precision="bf16-mixed" if config.precision == "bf16" else "32-true",
+            max_epochs=1,  # to Lightning the run is one endless epoch, which `Budget` ends
+            callbacks=callbacks,
+            logger=TensorBoardLogger(run, name="", version="tensorboard"),
+            log_every_n_steps=config.log_every,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+        )
+        loader = Loader(
+            pictures,
+            config.data.sampler,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            position=lambda: method.batches_seen,
+            rank=trainer.global_rank,
+            world=trainer.world_size,
+            workers=config.data.workers,
+        )
+        if _rank() == 0:
+            _write(run / ENVIRONMENT, describe(config.threads, str(trainer.strategy.root_device)))
+        trainer.fit(method, train_dataloaders=loader, ckpt_path=checkpoint, weights_only=True)
+        if method.total_steps is None:  # the budget ended before the pace was known: what was done is the run
+            method.total_steps = method.batches_seen
+            if trainer.is_global_zero:
+                _write_config(run, config, dataclasses.replace(facts, total_steps=method.batches_seen))
+        saver.save(trainer)
+        last = {**metrics.last, **_validate(trainer, method, validation)}
+    if trainer.is_global_zero:
+        save_encoder(method, run / ENCODER)
+        _write(run / COST, cost.to_json())
+    return RunResult(
+        run=run,
+        finished=method.batches_seen >= method.total_steps,
+        steps=method.batches_seen,
+        metrics=last,
+        cost=cost.to_json(),
+    )
+
+
+def _validate(trainer: lightning.Trainer, method: Method, validation: Pictures) -> dict[str, float]:
+    """The pretext metric on up to 2,048 held-out pictures, each name after `validation_`."""
+    size = min(256, len(validation))
+    sums: dict[str, list[float]] = {}
+    method.eval()
+    with torch.no_grad(), trainer.precision_plugin.forward_context():
+        for rows in torch.arange(min(2048, len(validation))).split(max(1, size)):
+            if len(rows) < size:
+                break
+            batch = trainer.strategy.batch_to_device(validation.batch(rows))
+            for name, value in method.pretext_metric(batch, method.generator("validation")).items():
+                sums.setdefault(f"validation_{name}", []).append(float(value))
+    return {name: sum(values) / len(values) for name, values in sums.items()}
+
+
+def save_encoder(method: Method, path: Path) -> None:
+    """The encoder's weights as safetensors, under timm's names where it is a backbone."""
+    encoder = method.encoder()
+    if isinstance(encoder, Backbone):
+        encoder = encoder.net
+    weights = {name: value.detach().cpu().contiguous() for name, value in encoder.state_dict().items()}
+    save_file(weights, path)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Lightning without its advice: what a run does is ours to say."""
+    logger = logging.getLogger("lightning.pytorch")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="lightning.*")
+            yield
+    finally:
+        logger.setLevel(level)
