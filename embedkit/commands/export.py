@@ -23,6 +23,10 @@ def export(
         typer.Option(metavar="OUT.onnx", help="Write an entry as one self-contained float32 ONNX."),
     ] = None,
     zoo: Annotated[Path, typer.Option(help="The folder that holds the entries.")] = Path("zoo"),
+    licence: Annotated[str, typer.Option(help="SPDX identifier of the new entry's licence.")] = "other",
+    data: Annotated[
+        str | None, typer.Option(help="What it was trained on, in words; by default as the run says.")
+    ] = None,
 ) -> None:
     """Write a training run as a zoo entry, or an entry as one ordinary ONNX file."""
     try:
@@ -39,9 +43,9 @@ def export(
         elif name is None:
             raise ConfigError("--name is missing: <method>-<arch>.<data>, for example simclr-r10.fmnist")
         else:
-            from embedkit.training.export import export_run
+            from embedkit.training.entries import export_run
 
-            print(export_run(Path(source), name, zoo))
+            print(export_run(source, name, zoo, licence=licence, data=data))
     except MissingDependencyError:
         raise
     except ImportError as error:

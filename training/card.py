@@ -1,0 +1,211 @@
+"""The model card of an entry: YAML front matter for the Hub, then what a reader needs before using it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from embedkit.entry import EntryConfig, Preprocess
+
+_RESIZE = {
+    "shortest": "the shorter side is brought to {0} pixels, keeping the aspect ratio",
+    "longest": "the longer side is brought to {0} pixels, keeping the aspect ratio",
+    "squash": "the picture is brought to {1} x {2} pixels (height x width), whatever its aspect ratio",
+}
+_COLOR = {
+    "rgb": "three channels, RGB",
+    "gray": "one channel, ITU-R 601 luma",
+    "lab_l": "one channel, CIE L* (D65) scaled to 0..255",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """What a model card says beyond the entry's configuration.
+
+    Attributes:
+        summary: One or two sentences: what this encoder is and what it is good for.
+        datasets: Ids of the training data on the Hub, for example `imagenet-1k`.
+        tags: Further tags of the Hub.
+        limits: One sentence per known limit.
+    """
+
+    summary: str = ""
+    datasets: tuple[str, ...] = ()
+    tags: tuple[str, ...] = ()
+    limits: tuple[str, ...] = ()
+
+
+def render_card(name: str, config: EntryConfig, card: Card) -> str:
+    """The text of `README.md`, the same text for the same entry.
+
+    Args:
+        name: The entry's folder name.
+        config: Its final configuration. Of `metrics` the card reads `protocol` (text) and `results`
+            (data set -> figure -> number); of `provenance` it reads `stored`, `parity` and `cost` (of which
+            `co2_grams` also goes to the front matter) and lists the rest.
+        card: The words.
+    """
+    blocks = [
+        f"---\n{yaml.safe_dump(_front_matter(name, config, card), sort_keys=False, width=110)}---",
+        f"# {name}",
+        card.summary,
+        f"Trained by `{config.method}` on {config.data}. Network `{config.architecture}`, D = {config.dim}. "
+        f"Licence of the weights: {config.licence}.",
+        "## Use",
+        _use(name, config),
+        "## Preprocessing",
+        _preprocessing(config.preprocess),
+        "## Figures",
+        _figures(config),
+        *_cost(config.provenance.get("cost")),
+        "## Stored weights and parity",
+        _stored(config.provenance),
+        "## Limits",
+        "\n".join(f"- {limit}" for limit in card.limits) or "- None recorded: nobody has looked yet.",
+        "## Provenance",
+        _list({k: v for k, v in config.provenance.items() if k not in ("stored", "parity", "cost")}),
+    ]
+    return "\n\n".join(block.strip() for block in blocks if block.strip()) + "\n"
+
+
+def _front_matter(name: str, config: EntryConfig, card: Card) -> dict[str, Any]:
+    library = "timm" if config.timm else "embedkit"
+    front: dict[str, Any] = {
+        "library_name": library,
+        "pipeline_tag": "image-feature-extraction",
+        "license": config.licence.lower(),
+    }
+    if card.datasets:
+        front["datasets"] = list(card.datasets)
+    tags = ("embedkit", "onnx", "image-embeddings", config.method, *card.tags)
+    front["tags"] = list(dict.fromkeys(tags if library == "embedkit" else (*tags, "timm")))
+    results = config.metrics.get("results", {})
+    if results:
+        front["model-index"] = [
+            {
+                "name": name,
+                "results": [
+                    {
+                        "task": {"type": "image-feature-extraction"},
+                        "dataset": {"name": data, "type": data.lower().replace(" ", "-")},
+                        "metrics": [
+                            {"type": key, "value": figures[key], "name": key} for key in sorted(figures)
+                        ],
+                    }
+                    for data, figures in sorted(results.items())
+                ],
+            }
+        ]
+    cost = config.provenance.get("cost", {})
+    if "co2_grams" in cost:
+        assumed = ", ".join(f"{key} {value}" for key, value in _flat(cost.get("assumptions", {})))
+        front["co2_eq_emissions"] = {
+            "emissions": cost["co2_grams"],
+            "source": f"an estimate by embedkit ({assumed})" if assumed else "an estimate by embedkit",
+            "training_type": "pre-training",
+        }
+    return front
+
+
+def _use(name: str, config: EntryConfig) -> str:
+    text = f"""```python
+import embedkit
+
+encoder = embedkit.load_encoder("{name}")
+rows = encoder.encode(["a.jpg", "b.jpg"])  # float32 (2, {config.dim}), L2-normalised
+print(rows[0] @ rows[1])  # cosine
+```"""
+    if not config.timm or config.preprocess.color == "lab_l":
+        return text
+    mode = "RGB" if config.preprocess.color == "rgb" else "L"
+    ours = config.architecture.startswith("embedkit_")
+    register = "import embedkit.training.backbones  # registers the network with timm\n" if ours else ""
+    return f"""{text}
+
+With timm, from this entry's folder (rows are not normalised there):
+
+```python
+import timm
+from PIL import Image
+{register}network = timm.create_model("local-dir:path/to/{name}", pretrained=True, num_classes=0).eval()
+transform = timm.data.create_transform(**timm.data.resolve_model_data_config(network))
+features = network(transform(Image.open("a.jpg").convert("{mode}"))[None])  # (1, {config.dim})
+```
+
+`model.onnx` holds the graph alone and takes its weights from `model.safetensors`; for one ordinary ONNX file:
+`embedkit export {name} --standalone encoder.onnx`."""
+
+
+def _preprocessing(preprocess: Preprocess) -> str:
+    height, width = preprocess.size
+    steps = [_RESIZE[preprocess.resize].format(preprocess.resize_size, height, width)]
+    steps[0] += f" ({preprocess.interpolation}, antialiased)"
+    if preprocess.resize != "squash":
+        if preprocess.crop == "center":
+            steps.append(f"the middle {height} x {width} pixels (height x width) are kept")
+        if preprocess.resize == "longest" or preprocess.resize_size < max(preprocess.size):
+            steps.append(f"what is smaller is padded with {preprocess.pad}")
+    return (
+        f"{_COLOR[preprocess.color]}; {'; '.join(steps)}. EXIF orientation is applied, transparency is "
+        "composited on white, an embedded colour profile is converted to sRGB. The graph takes these pixels "
+        f"as uint8 (N, {preprocess.channels}, {height}, {width}) and normalises them itself: x / 255, minus "
+        f"{_numbers(preprocess.mean)}, divided by {_numbers(preprocess.std)}."
+    )
+
+
+def _figures(config: EntryConfig) -> str:
+    results = config.metrics.get("results", {})
+    if not results:
+        return "None measured yet by `embedkit evaluate`."
+    protocol = str(config.metrics.get("protocol", "By `embedkit evaluate`."))
+    lines = [protocol, "", "| data | figure | value |", "|---|---|---|"]
+    lines += [
+        f"| {data} | {key} | {value:.4f} |"
+        for data, figures in sorted(results.items())
+        for key, value in sorted(figures.items())
+    ]
+    return "\n".join(lines)
+
+
+def _cost(cost: Mapping[str, Any] | None) -> list[str]:
+    if not cost:
+        return []
+    return ["## Cost of training", _list(cost)]
+
+
+def _stored(provenance: Mapping[str, Any]) -> str:
+    stored, parity = provenance["stored"], provenance["parity"]
+    kept = (
+        "so they are stored in float16."
+        if stored["dtype"] == "float16"
+        else f"which is below {stored['threshold']}, so they are stored in float32."
+    )
+    return (
+        f"Rounding the weights to float16 gives embeddings at cosine {stored['min_cosine']} (lowest) and "
+        f"{stored['mean_cosine']} (mean) to the float32 original on {stored['pictures']} pictures, {kept} "
+        "ONNX Runtime and torch, both holding the stored weights, differ by at most "
+        f"{parity['max_difference']:.1e} on L2-normalised rows (limit {parity['limit']:.0e}). `golden.npz` "
+        "holds four pictures and their embeddings."
+    )
+
+
+def _list(mapping: Mapping[str, Any]) -> str:
+    return "\n".join(f"- {key}: {value}" for key, value in _flat(mapping))
+
+
+def _flat(mapping: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Nested keys joined by dots, lists as JSON."""
+    for key, value in mapping.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value if isinstance(value, str) else json.dumps(value)
+
+
+def _numbers(values: tuple[float, ...]) -> str:
+    return ", ".join(f"{value:.6g}" for value in (values if len(set(values)) > 1 else values[:1]))

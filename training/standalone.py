@@ -1,0 +1,64 @@
+"""From an entry to one ordinary, self-contained float32 ONNX file, for tools that know nothing of entries.
+
+Needs the onnx package, not torch.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+from embedkit.entry import GRAPH, WEIGHTS
+from embedkit.graph import check_graph
+from embedkit.hub.place import VerifiedEntry
+from embedkit.load import find_entry
+from embedkit.training.files import write_file
+
+
+def standalone(entry: VerifiedEntry | str | os.PathLike[str], out: Path) -> Path:
+    """Write an entry's encoder as one file: weights inside, in float32; same input, output and names.
+
+    Args:
+        entry: An entry, its folder, or its name as `load_encoder` takes it.
+        out: The file to write; an existing one is replaced.
+
+    Returns:
+        `out`.
+
+    Raises:
+        EntryNotFoundError: No place has an entry of this name.
+        EntryError: Not an entry, or (IntegrityError) its bytes are not those of its manifest.
+        OutputError: `out` cannot be written.
+    """
+    if not isinstance(entry, VerifiedEntry):
+        entry = find_entry(entry)
+    graph, weights = entry.read(GRAPH), entry.read(WEIGHTS)
+    external = {tensor.name: tensor for tensor in check_graph(graph, weights, f"{entry.location}/{GRAPH}")}
+    model = onnx.load_from_string(graph)
+    inlined = set()
+    for tensor in model.graph.initializer:
+        if tensor.name not in external:
+            continue
+        place = external[tensor.name]
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)  # float16 or float32
+        values = np.frombuffer(weights, dtype, place.length // dtype.itemsize, place.offset)
+        tensor.CopyFrom(numpy_helper.from_array(values.astype("<f4").reshape(place.shape), tensor.name))
+        inlined.add(tensor.name)
+    # The weights are float32 now: what read them through a Cast reads them directly.
+    casts = {
+        node.output[0]: node.input[0]
+        for node in model.graph.node
+        if node.op_type == "Cast" and node.input[0] in inlined
+    }
+    kept = [node for node in model.graph.node if node.output[0] not in casts]
+    for node in kept:
+        node.input[:] = [casts.get(name, name) for name in node.input]
+    del model.graph.node[:]
+    model.graph.node.extend(kept)
+    onnx.checker.check_model(model)
+    write_file(out, model.SerializeToString(deterministic=True))
+    return out
