@@ -7,6 +7,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -23,8 +24,11 @@ from embedkit.hub.place import VerifiedEntry
 from embedkit.preprocess import ImageLike, read_pixels
 
 #: Pictures in one batch. On the CPU a small batch stays in the cache of the core that works on it.
-CPU_BATCH_SIZE = 8
+CPU_BATCH_SIZE = 4
 GPU_BATCH_SIZE = 64
+
+#: Batches in flight a worker: enough that a shard's way to the disk holds nobody up.
+WINDOW = 8
 
 #: A picture, or a function that gives its encoded bytes when a worker is ready for them.
 Readable: TypeAlias = "ImageLike | Callable[[], bytes]"
@@ -87,6 +91,10 @@ class Encoder:
         if engine.input_shape != expected:
             raise EntryError(
                 f"{entry.location}: the graph takes {engine.input_shape} and the preprocess contract gives {expected}"
+            )
+        if engine.output_shape != (self.dim,):
+            raise EntryError(
+                f"{entry.location}: the graph gives {engine.output_shape} and the configuration says {(self.dim,)}"
             )
         self._engine: Engine = engine
         self.note: str = engine.note
@@ -168,6 +176,8 @@ class Encoder:
                 `embedkit.embed` for a folder, to go on past such pictures.
         """
         pictures: Iterable[ImageLike] = [images] if _is_picture(images) else images  # type: ignore[assignment, list-item]
+        if not isinstance(pictures, Iterable):
+            raise ConfigError(f"expected a picture or an iterable of pictures, found {type(images).__name__}")
         if batch_size is None:
             batch_size = self.default_batch_size
             if isinstance(pictures, (Sequence, np.ndarray)):
@@ -176,12 +186,14 @@ class Encoder:
         blocks: list[np.ndarray] = []
         first = 0
         flow = self.flow(_chunks(pictures, batch_size), normalize=normalize, decode=decode)
-        for block, faults in _progress(flow, pictures, batch_size) if show_progress else flow:
-            if faults:
-                index = min(faults)
-                raise ImageError(f"{_name_of(pictures, first + index)}: {reason_of(faults[index])}") from None
-            blocks.append(block)
-            first += len(block)
+        with closing(flow):  # else an error that somebody keeps would keep the workers
+            for block, faults in _progress(flow, pictures, batch_size) if show_progress else flow:
+                if faults:
+                    index = min(faults)
+                    name = _name_of(pictures, first + index)
+                    raise ImageError(f"{name}: {reason_of(faults[index])}") from None
+                blocks.append(block)
+                first += len(block)
         return np.concatenate(blocks) if blocks else np.empty((0, self.dim), np.float32)
 
     def stream(
@@ -223,11 +235,12 @@ class Encoder:
                 pending.append([name for name, _ in chunk])
                 yield [picture for _, picture in chunk]
 
-        for block, faults in self.flow(batches(), normalize=normalize, decode=decode):
-            names = pending.popleft()
-            good = [index for index in range(len(names)) if index not in faults]
-            errors = [(names[index], fault) for index, fault in sorted(faults.items())]
-            yield Batch([names[index] for index in good], block[good], errors)
+        with closing(self.flow(batches(), normalize=normalize, decode=decode)) as flow:
+            for block, faults in flow:
+                names = pending.popleft()
+                good = [index for index in range(len(names)) if index not in faults]
+                errors = [(names[index], fault) for index, fault in sorted(faults.items())]
+                yield Batch([names[index] for index in good], block[good], errors)
 
     def flow(
         self,
@@ -241,7 +254,7 @@ class Encoder:
 
         Each worker decodes a batch into a buffer of its own and then runs it, so that decoding and inference
         overlap and neither waits: on the CPU every core goes from one to the other, on a device the workers
-        decode while one of them holds the device. At most two batches a worker are in flight.
+        decode while one of them holds the device. Batches in flight are bounded; pixels lie in the workers' buffers.
 
         Args:
             batches: Batches of pictures, taken lazily.
@@ -290,7 +303,7 @@ class Encoder:
         try:
             for batch in source:
                 window.append(pool.submit(work, batch))
-                if len(window) >= 2 * workers:
+                if len(window) >= WINDOW * workers:
                     yield window.popleft().result()
             while window:
                 yield window.popleft().result()
@@ -305,8 +318,8 @@ def l2_normalize(rows: np.ndarray) -> np.ndarray:
 
 
 def _is_picture(images: object) -> bool:
-    return isinstance(images, (str, os.PathLike, bytes, bytearray, Image.Image)) or (
-        isinstance(images, np.ndarray) and images.ndim in (2, 3)
+    return isinstance(images, (str, os.PathLike, bytes, bytearray, memoryview, Image.Image)) or (
+        isinstance(images, np.ndarray) and images.ndim != 4
     )
 
 

@@ -69,6 +69,9 @@ class EngineOptions:
     def __post_init__(self) -> None:
         if not re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,3})?", self.device):
             raise ConfigError(f"device: expected auto, cpu, cuda or cuda:<index>, found {self.device!r}")
+        for item in self.providers or ():
+            if not isinstance(item, str) and not (len(item) == 2 and isinstance(item[1], Mapping)):
+                raise ConfigError(f"providers: expected names or (name, options) pairs, found {item!r}")
         if self.precision not in PRECISIONS:
             raise ConfigError(f"precision: expected one of {', '.join(PRECISIONS)}, found {self.precision!r}")
         if self.threads < 1:
@@ -311,6 +314,7 @@ def choose_providers(
 
     Raises:
         DeviceError: What was asked for is not in this build.
+        ConfigError: The cache folder cannot be made.
     """
     kind, _, index = options.device.partition(":")
     if options.providers:
@@ -352,7 +356,11 @@ def _tensorrt_cache(options: EngineOptions, weights_sha256: str) -> dict[str, An
         return {"trt_fp16_enable": options.precision == "fp16"}
     key = f"{_gpu_name()}-ort{onnxruntime().__version__}-{options.precision}-{weights_sha256[:16]}"
     folder = os.path.join(options.cache_dir, "tensorrt", key)
-    os.makedirs(folder, mode=0o700, exist_ok=True)
+    try:
+        os.makedirs(folder, mode=0o700, exist_ok=True)
+        os.chmod(folder, 0o700)  # one that was there already, or was made under another umask
+    except OSError as error:
+        raise ConfigError(f"cache_dir: {folder!r} cannot be a folder of yours ({error.strerror})") from None
     return {
         "trt_fp16_enable": options.precision == "fp16",
         "trt_engine_cache_enable": True,

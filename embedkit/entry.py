@@ -13,6 +13,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from reprlib import repr as _short
 from typing import Any
 
 from embedkit.errors import EntryError
@@ -89,7 +90,7 @@ class Preprocess:
     def __post_init__(self) -> None:
         def need(ok: bool, key: str, expected: str, found: object) -> None:
             if not ok:
-                raise EntryError(f"preprocess.{key}: expected {expected}, found {found!r}")
+                raise EntryError(f"preprocess.{key}: expected {expected}, found {_short(found)}")
 
         need(self.color in COLORS, "color", f"one of {', '.join(COLORS)}", self.color)
         need(self.resize in RESIZES, "resize", f"one of {', '.join(RESIZES)}", self.resize)
@@ -139,19 +140,22 @@ class Preprocess:
             raise EntryError(f"{where}: the key {missing[0]!r} is missing")
         for key in ("color", "resize", "interpolation", "crop"):
             if key in data and not isinstance(data[key], str):
-                raise EntryError(f"{where}.{key}: expected text, found {data[key]!r}")
+                raise EntryError(f"{where}.{key}: expected text, found {_short(data[key])}")
         for key in ("resize_size", "pad"):
             if key in data and type(data[key]) is not int:
-                raise EntryError(f"{where}.{key}: expected a whole number, found {data[key]!r}")
+                raise EntryError(f"{where}.{key}: expected a whole number, found {_short(data[key])}")
         if type(data.get("reduced_decoding", True)) is not bool:
             raise EntryError(
-                f"{where}.reduced_decoding: expected true or false, found {data['reduced_decoding']!r}"
+                f"{where}.reduced_decoding: expected true or false, found {_short(data['reduced_decoding'])}"
             )
         numbers: dict[str, Any] = {}
         for key, kind in (("size", int), ("mean", float), ("std", float)):
             items = data[key]
-            if not isinstance(items, list) or not all(type(item) in (int, kind) for item in items):
-                raise EntryError(f"{where}.{key}: expected a list of numbers, found {items!r}")
+            # JSON has room for infinity (1e999) and for whole numbers that no float holds.
+            if not isinstance(items, list) or not all(
+                type(item) in (int, kind) and abs(item) < 1e6 for item in items
+            ):
+                raise EntryError(f"{where}.{key}: expected a list of numbers, found {_short(items)}")
             numbers[key] = tuple(kind(item) for item in items)
         return cls(**{**data, **numbers})
 
@@ -217,18 +221,20 @@ class EntryConfig:
         _check_schema(ours, where)
         if _text(ours, "kind", where) not in KINDS:
             raise EntryError(
-                f"{where}: embedkit.kind: expected one of {', '.join(KINDS)}, found {ours['kind']!r}"
+                f"{where}: embedkit.kind: expected one of {', '.join(KINDS)}, found {_short(ours['kind'])}"
             )
         outputs: dict[str, tuple[int, ...]] = {}
         for name, shape in _object(ours.get("outputs"), f"{where}: embedkit.outputs").items():
             if not isinstance(shape, list) or not all(type(n) is int and n > 0 for n in shape):
                 raise EntryError(
-                    f"{where}: embedkit.outputs.{name}: expected a shape such as [512], found {shape!r}"
+                    f"{where}: embedkit.outputs.{name}: expected a shape such as [512], found {_short(shape)}"
                 )
             outputs[name] = tuple(shape)
         dim = ours.get("dim")
-        if type(dim) is not int or dim < 1:
-            raise EntryError(f"{where}: embedkit.dim: expected a whole number above 0, found {dim!r}")
+        if type(dim) is not int or not 1 <= dim <= 1 << 20:
+            raise EntryError(
+                f"{where}: embedkit.dim: expected a whole number of 1..{1 << 20}, found {_short(dim)}"
+            )
         if ours["kind"] == "encoder" and outputs.get("embedding") != (dim,):
             raise EntryError(
                 f"{where}: embedkit.outputs.embedding: expected [{dim}] as embedkit.dim says, "
@@ -297,9 +303,9 @@ class Manifest:
             fields = _object(record, f"{where}: {name}")
             size, digest = fields.get("size"), fields.get("sha256")
             if type(size) is not int or size < 0:
-                raise EntryError(f"{where}: {name}.size: expected bytes, found {size!r}")
+                raise EntryError(f"{where}: {name}.size: expected bytes, found {_short(size)}")
             if not isinstance(digest, str) or not _SHA256.fullmatch(digest):
-                raise EntryError(f"{where}: {name}.sha256: expected 64 hex digits, found {digest!r}")
+                raise EntryError(f"{where}: {name}.sha256: expected 64 hex digits, found {_short(digest)}")
             files[name] = FileRecord(size=size, sha256=digest)
         if len({name.casefold() for name in files}) != len(files):
             raise EntryError(f"{where}: two file names differ only in case; rename one of them")
@@ -380,14 +386,14 @@ def _object(value: object, where: str) -> dict[str, Any]:
 def _text(data: Mapping[str, Any], key: str, where: str) -> str:
     value = data.get(key)
     if not isinstance(value, str) or not value:
-        raise EntryError(f"{where}: {key}: expected text, found {value!r}")
+        raise EntryError(f"{where}: {key}: expected text, found {_short(value)}")
     return value
 
 
 def _check_schema(data: Mapping[str, Any], where: str) -> None:
     found = data.get("schema")
-    if found != SCHEMA_VERSION:
+    if type(found) is not int or found != SCHEMA_VERSION:  # True == 1
         step = (
             "upgrade embedkit" if type(found) is int and found > SCHEMA_VERSION else "export the entry again"
         )
-        raise EntryError(f"{where}: schema: expected {SCHEMA_VERSION}, found {found!r}; {step}")
+        raise EntryError(f"{where}: schema: expected {SCHEMA_VERSION}, found {_short(found)}; {step}")

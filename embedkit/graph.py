@@ -7,6 +7,8 @@ package and no byte of a graph reaches ONNX Runtime unchecked.
 from __future__ import annotations
 
 import json
+import math
+import operator
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -21,11 +23,11 @@ _MAX_DEPTH = 32
 # Field numbers of onnx.proto3.
 _MODEL_GRAPH, _MODEL_OPSETS, _MODEL_FUNCTIONS = 7, 8, 25
 _GRAPH_NODE, _GRAPH_INITIALIZER, _GRAPH_SPARSE = 1, 5, 15
-_NODE_ATTRIBUTE, _NODE_DOMAIN = 5, 7
+_NODE_OPERATOR, _NODE_ATTRIBUTE, _NODE_DOMAIN = 4, 5, 7
 _ATTRIBUTE_TENSOR, _ATTRIBUTE_GRAPH, _ATTRIBUTE_TENSORS, _ATTRIBUTE_GRAPHS = 5, 6, 10, 11
 _ATTRIBUTE_SPARSE, _ATTRIBUTE_SPARSES = 22, 23
 _TENSOR_DIMS, _TENSOR_TYPE, _TENSOR_NAME, _TENSOR_EXTERNAL = 1, 2, 8, 13
-_FUNCTION_NODE = 7
+_FUNCTION_NODE, _FUNCTION_ATTRIBUTE = 7, 11
 
 #: ONNX TensorProto.DataType -> safetensors dtype and bytes per element.
 _DTYPES = {1: ("F32", 4), 10: ("F16", 2), 16: ("BF16", 2), 7: ("I64", 8), 6: ("I32", 4), 11: ("F64", 8)}
@@ -63,6 +65,8 @@ def check_graph(graph: bytes, weights: bytes, where: str) -> list[ExternalTensor
             f"{where}: expected a graph below {_MAX_BYTES >> 20} MB, found {len(graph) >> 20} MB"
         )
     try:
+        if graph[4:8] == b"ORTM":  # ONNX Runtime would take it for its own format, whatever else it is
+            raise ValueError("ORT format")
         tensors, domains = _walk(memoryview(graph))
     except (IndexError, UnicodeDecodeError, ValueError):
         raise EntryError(f"{where} is not an ONNX file; pull the entry again") from None
@@ -72,18 +76,20 @@ def check_graph(graph: bytes, weights: bytes, where: str) -> list[ExternalTensor
             f"{where}: asks for operators of {foreign[0]!r}, which ONNX Runtime does not have built in"
         )
     stored = tensor_table(weights, where)
-    ranges = {begin: (dtype, shape, end) for dtype, shape, begin, end in stored.values()}
+    ranges = set(stored.values())
     for tensor in tensors:
         if tensor.location != WEIGHTS:
             raise EntryError(
                 f"{where}: tensor {tensor.name!r} points to {tensor.location[:80]!r}; only {WEIGHTS} is allowed"
             )
-        expected = ranges.get(tensor.offset)
-        dtype = _DTYPES.get(tensor.dtype, ("", 0))[0]
-        if expected is None or expected != (dtype, tensor.shape, tensor.offset + tensor.length):
+        dtype, width = _DTYPES.get(tensor.dtype, ("", 0))
+        end = tensor.offset + tensor.length
+        if (dtype, tensor.shape, tensor.offset, end) not in ranges or (
+            tensor.length != width * math.prod(tensor.shape)
+        ):
             raise EntryError(
-                f"{where}: tensor {tensor.name!r} points to bytes {tensor.offset}..{tensor.offset + tensor.length} "
-                f"of {WEIGHTS}, where no tensor of its type and shape lies"
+                f"{where}: tensor {tensor.name!r} points to bytes {tensor.offset}..{end} of {WEIGHTS}, where no "
+                "tensor of its type and shape lies"
             )
     return tensors
 
@@ -101,10 +107,10 @@ def tensor_table(weights: bytes, where: str) -> Mapping[str, tuple[str, tuple[in
         header = json.loads(weights[8:base])
         table = {
             name: (
-                item["dtype"],
-                tuple(item["shape"]),
-                base + item["data_offsets"][0],
-                base + item["data_offsets"][1],
+                str(item["dtype"]),
+                tuple(map(operator.index, item["shape"])),
+                base + operator.index(item["data_offsets"][0]),
+                base + operator.index(item["data_offsets"][1]),
             )
             for name, item in header.items()
             if name != "__metadata__"
@@ -142,14 +148,19 @@ def _walk(model: memoryview) -> tuple[list[ExternalTensor], set[str]]:
         for number, value in _fields(data):
             if number == _NODE_DOMAIN:
                 domains.add(str(_message(value), "utf-8"))
+            elif number == _NODE_OPERATOR and _message(value) == b"EPContext":
+                domains.add("EPContext")  # it names a compiled engine by path, and an engine is a program
             elif number == _NODE_ATTRIBUTE:
-                for inner, item in _fields(_message(value)):
-                    if inner in (_ATTRIBUTE_TENSOR, _ATTRIBUTE_TENSORS):
-                        tensor(_message(item))
-                    elif inner in (_ATTRIBUTE_GRAPH, _ATTRIBUTE_GRAPHS):
-                        graph(_message(item), depth + 1)
-                    elif inner in (_ATTRIBUTE_SPARSE, _ATTRIBUTE_SPARSES):
-                        sparse(_message(item))
+                attribute(_message(value), depth)
+
+    def attribute(data: memoryview, depth: int) -> None:
+        for number, value in _fields(data):
+            if number in (_ATTRIBUTE_TENSOR, _ATTRIBUTE_TENSORS):
+                tensor(_message(value))
+            elif number in (_ATTRIBUTE_GRAPH, _ATTRIBUTE_GRAPHS):
+                graph(_message(value), depth + 1)
+            elif number in (_ATTRIBUTE_SPARSE, _ATTRIBUTE_SPARSES):
+                sparse(_message(value))
 
     def sparse(data: memoryview) -> None:
         for number, value in _fields(data):
@@ -169,9 +180,17 @@ def _walk(model: memoryview) -> tuple[list[ExternalTensor], set[str]]:
                 name = str(_message(value), "utf-8")
             elif number == _TENSOR_EXTERNAL:
                 pair = {inner: str(_message(item), "utf-8") for inner, item in _fields(_message(value))}
-                external[pair.get(1, "")] = pair.get(2, "")
+                key = pair.get(1, "")
+                # ONNX Runtime knows more keys (prepacked weights), and who says which of two values it takes?
+                if key not in ("location", "offset", "length") or key in external:
+                    raise ValueError(f"external data with {key!r}")
+                external[key] = pair.get(2, "")
         if external:
-            offset, length = int(external.get("offset", "0")), int(external.get("length", "-1"))
+            # Only plain digits: int() reads "+1", "1_0" and foreign digits, and ONNX Runtime does not.
+            offset, length = (
+                int(text) if text.isascii() and text.isdigit() else -1
+                for text in (external.get("offset", "0"), external.get("length", ""))
+            )
             tensors.append(
                 ExternalTensor(name, external.get("location", ""), offset, length, kind, tuple(shape))
             )
@@ -184,6 +203,8 @@ def _walk(model: memoryview) -> tuple[list[ExternalTensor], set[str]]:
             for inner, item in _fields(_message(value)):
                 if inner == _FUNCTION_NODE:
                     node(_message(item), 0)
+                elif inner == _FUNCTION_ATTRIBUTE:
+                    attribute(_message(item), 0)
         elif number == _MODEL_OPSETS:
             domains.update(
                 str(_message(item), "utf-8") for inner, item in _fields(_message(value)) if inner == 1

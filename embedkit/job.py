@@ -264,18 +264,19 @@ class Job:
         """Run the batches and commit shards; on a stop or an interrupt, commit what is whole first."""
         digests: dict[str, str] = {}
         images, position = 0, 0
-        tables: list[pa.Table] = []
+        done: list[Item] = []
+        blocks: list[np.ndarray] = []
         pending: list[Failure] = []
         failures: list[Failure] = []
         last = time.monotonic()
 
         def commit() -> None:
             nonlocal last
-            if tables or pending:
-                self.store.append(pa.concat_tables([self.schema.empty_table(), *tables]), pending)
+            if blocks or pending:
+                self.store.append(self._table(done, blocks, digests), pending)
             failures.extend(pending)
-            tables.clear()
-            pending.clear()
+            for committed in (done, blocks, pending):
+                committed.clear()
             last = time.monotonic()
 
         batches = self._batches(todo, digests)
@@ -294,13 +295,14 @@ class Job:
                 position += len(batch)
                 good = [index for index in range(len(batch)) if index not in faults]
                 images += len(good)
-                tables.append(self._table([batch[index] for index in good], block[good], digests))
+                done += [batch[index] for index in good]
+                blocks.append(block if len(good) == len(batch) else block[good])
                 pending += [
                     (batch[index].id, type(fault).__name__, reason_of(fault))
                     for index, fault in sorted(faults.items())
                 ]
                 progress.advance(len(good), len(faults))
-                if sum(map(len, tables)) >= SHARD_ROWS or time.monotonic() - last > SHARD_SECONDS:
+                if len(done) >= SHARD_ROWS or time.monotonic() - last > SHARD_SECONDS:
                     commit()
         except (KeyboardInterrupt, ImageError):
             commit()
@@ -323,7 +325,8 @@ class Job:
         while chunk := list(islice(items, self.batch_size)):
             yield [hashing(item) if self.verify_content else item.read for item in chunk]
 
-    def _table(self, items: list[Item], block: np.ndarray, digests: dict[str, str]) -> pa.Table:
+    def _table(self, items: list[Item], blocks: list[np.ndarray], digests: dict[str, str]) -> pa.Table:
+        flat = np.concatenate(blocks or [np.empty((0, self.encoder.dim), np.float32)]).reshape(-1)
         columns: dict[str, list] = {
             "id": [item.id for item in items],
             "part": [0] * len(items),
@@ -333,9 +336,7 @@ class Job:
         }
         for name in self.listing.label_schema:
             columns[_column(name)] = [item.labels.get(name) for item in items]
-        vectors = pa.FixedSizeListArray.from_arrays(
-            pa.array(block.reshape(-1), pa.float32()), self.encoder.dim
-        )
+        vectors = pa.FixedSizeListArray.from_arrays(pa.array(flat, pa.float32()), self.encoder.dim)
         absent = [None] * len(items)
         arrays = [
             vectors if field.name == "embedding" else pa.array(columns.get(field.name, absent), field.type)

@@ -64,6 +64,8 @@ def load_encoder(
         IntegrityError: Bytes are not those that the manifest or the pin names.
         DeviceError: What was asked for cannot run.
     """
+    if isinstance(providers, str):
+        raise ConfigError(f"providers: expected a list of names, found {providers!r}; write [{providers!r}]")
     options = EngineOptions(
         device=device,
         providers=tuple(providers) if providers is not None else None,
@@ -84,7 +86,7 @@ def resolve_threads(threads: int | str) -> int:
         return available_cpus()
     try:
         count = int(threads)
-    except ValueError:
+    except (ValueError, TypeError, OverflowError):
         count = 0
     if count < 1:
         raise ConfigError(f"threads: expected 'auto' or a whole number above 0, found {threads!r}")
@@ -111,12 +113,12 @@ def find_entry(name: str | os.PathLike[str] | None = None, *, revision: str | No
     """
     text = os.fspath(name) if name is not None else DEFAULT_ENCODER
     if _is_path(text):
-        path = Path(text).expanduser()
-        if not path.is_dir():
+        path = Path(os.path.expanduser(text))
+        if not os.path.isdir(path):
             raise EntryNotFoundError(
                 f"{text!r} is not a folder; give a name, or the path of an entry's folder"
             )
-        return _check_revision(VerifiedEntry(path.resolve().name, FolderEntry(path)), revision)
+        return _check_revision(VerifiedEntry(_folder_name(path), FolderEntry(path)), revision)
     bare, at, given = text.partition("@")
     if at and revision is not None:
         raise ConfigError(f"{text!r} and revision={revision!r} both name a revision; give one of them")
@@ -197,13 +199,18 @@ def list_encoders(pattern: str = "*") -> list[EncoderInfo]:
         Sorted by name; those that only the package's index knows have an empty `place`.
     """
     found: dict[str, EncoderInfo] = {}
-    for place in places():
-        index = place.index()
-        aliases = {folder: alias for alias, folder in index.aliases.items()}
-        for name, row in index.rows.items():
-            here = place.uri if place.find(name) else ""
-            if name not in found or (here and not found[name].place):
-                found[name] = EncoderInfo(**{**vars(row), "alias": aliases.get(name, ""), "place": here})
+    asked = [(place, place.index()) for place in places()]
+    for name in {name for _, index in asked for name in index.rows}:
+        holder = next((place for place, _ in asked if place.find(name)), None)
+        # The facts are those of the place that has the entry, else of the first index that knows it.
+        index = next(
+            index
+            for place, index in sorted(asked, key=lambda pair: pair[0] is not holder)
+            if name in index.rows
+        )
+        alias = next((alias for alias, folder in index.aliases.items() if folder == name), "")
+        place = holder.uri if holder else ""
+        found[name] = EncoderInfo(**{**vars(index.rows[name]), "alias": alias, "place": place})
     return [
         info
         for name, info in sorted(found.items())
@@ -218,6 +225,14 @@ def _is_path(text: str) -> bool:
     return any(s in text for s in separators) or text.startswith((".", "~")) or os.path.isfile(
         os.path.join(text, MANIFEST)
     )  # fmt: skip
+
+
+def _folder_name(path: Path) -> str:
+    """The entry's name: the folder's, or the repository's where the folder is a snapshot in a Hub cache."""
+    path = Path(os.path.abspath(path))
+    if path.parent.name == "snapshots" and path.parent.parent.name.startswith("models--"):
+        return path.parent.parent.name.rpartition("--")[2]
+    return path.resolve().name
 
 
 def _check_revision(entry: VerifiedEntry, revision: str | None) -> VerifiedEntry:
@@ -236,7 +251,7 @@ def _configured() -> list[str]:
             value = tomllib.load(file).get("zoo", [])
     except OSError:
         return []
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:  # TOMLDecodeError, or bytes that are not UTF-8
         raise ConfigError(f"{path} is not TOML ({error})") from None
     value = [value] if isinstance(value, str) else value
     if not isinstance(value, list) or not all(isinstance(uri, str) for uri in value):

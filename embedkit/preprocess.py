@@ -123,9 +123,11 @@ def _decode(data: bytes, preprocess: Preprocess, reduced: bool, out: np.ndarray 
 
 
 def _open(data: bytes) -> Image.Image:
-    heif = data[4:8] == b"ftyp" and data[8:12] in _HEIF_BRANDS
-    if heif:
-        _register_heif()
+    if data[4:8] == b"ftyp" and data[8:12] in _HEIF_BRANDS:
+        # `mif1` and `msf1` are the container alone: an AVIF names itself among the compatible brands.
+        brands = data[16 : min(int.from_bytes(data[:4], "big"), 256)]
+        if not any(brands[at : at + 4] in (b"avif", b"avis") for at in range(0, len(brands), 4)):
+            _register_heif()
     try:
         return Image.open(io.BytesIO(data), formats=[name for name in _FORMATS if name in Image.OPEN])
     except Image.UnidentifiedImageError:
@@ -155,35 +157,51 @@ def _from_array(array: np.ndarray) -> Image.Image:
 
 
 def _convert(image: Image.Image, preprocess: Preprocess, reduced: bool, out: np.ndarray | None) -> np.ndarray:
+    profile = image.info.get("icc_profile")
+    if image.format not in ("JPEG", "MPO"):
+        image.load()  # this alone turns a TIFF upright, and a PNG's EXIF may stand behind its pixels
     orientation = _orientation(image)
     width, height = image.size if orientation < 5 else image.size[::-1]
-    extent: tuple[float, float] | None = None
+    extent: tuple[float, float, float, float] | None = None
     if reduced and preprocess.reduced_decoding and image.format in ("JPEG", "MPO"):
         need = _resized(width, height, preprocess)
         need = (2 * need[0], 2 * need[1])
         drafted = image.draft(None, need if orientation < 5 else need[::-1])
         # A reduced picture may end in a partly covered column and row; its true extent is fractional.
-        if drafted is not None and orientation == 1:
-            extent = (drafted[1][2], drafted[1][3])
-    profile = image.info.get("icc_profile")
+        if drafted is not None:
+            extent = _upright_extent(image.size, drafted[1][2:], orientation)
     image.load()
     if orientation != 1:
         image = image.transpose(_UPRIGHT[orientation])
     image = _plain_mode(image)
-    image = _resize_crop(image, (width, height), extent or image.size, preprocess)
+    image = _resize_crop(image, (width, height), extent or (0, 0, *image.size), preprocess)
     image = _to_color(image, preprocess, profile)
     return _to_array(image, preprocess, out)
 
 
 def _orientation(image: Image.Image) -> int:
-    # Only a JPEG's EXIF is at hand without decoding, so the others are asked only when they announce one.
     if image.format in ("JPEG", "MPO") and "exif" not in image.info:
-        return 1
+        return 1  # getexif would look for an XMP packet
     try:
         value = image.getexif().get(_ORIENTATION_TAG, 1)
     except (OSError, SyntaxError, ValueError, TypeError, struct.error):
         return 1  # damaged EXIF does not make the picture unreadable
     return value if value in _UPRIGHT else 1
+
+
+def _upright_extent(
+    size: tuple[int, int], covered: tuple[float, float], orientation: int
+) -> tuple[float, float, float, float]:
+    """Left, top, right and bottom, after the turn, of what a picture covers of its stored columns and rows."""
+    (width, height), (right, bottom) = size, covered
+    left, top = 0.0, 0.0
+    if orientation in (5, 6, 7, 8):
+        width, height, right, bottom = height, width, bottom, right
+    if orientation in (2, 3, 6, 7):
+        left, right = width - right, float(width)
+    if orientation in (3, 4, 7, 8):
+        top, bottom = height - bottom, float(height)
+    return left, top, right, bottom
 
 
 def _resized(width: int, height: int, preprocess: Preprocess) -> tuple[int, int]:
@@ -200,36 +218,34 @@ def _resized(width: int, height: int, preprocess: Preprocess) -> tuple[int, int]
 
 
 def _resize_crop(
-    image: Image.Image, size: tuple[int, int], extent: tuple[float, float], preprocess: Preprocess
+    image: Image.Image,
+    size: tuple[int, int],
+    extent: tuple[float, float, float, float],
+    preprocess: Preprocess,
 ) -> Image.Image:
     """Resize and centre-crop in one step: only what the crop keeps is computed.
 
     Args:
         image: The decoded picture, perhaps at a reduced scale.
         size: Width and height of the picture at full scale.
-        extent: Width and height that the picture really covers inside `image`.
+        extent: Left, top, right and bottom of what the picture really covers of `image`.
         preprocess: The contract.
     """
     new_w, new_h = _resized(*size, preprocess)
     out_h, out_w = preprocess.size
     keep_w, keep_h = (min(out_w, new_w), min(out_h, new_h)) if preprocess.crop == "center" else (new_w, new_h)
     left, top = round((new_w - keep_w) / 2), round((new_h - keep_h) / 2)
-    per_x, per_y = extent[0] / new_w, extent[1] / new_h
+    per_x, per_y = (extent[2] - extent[0]) / new_w, (extent[3] - extent[1]) / new_h
+    if keep_w > out_w or keep_h > out_h:
+        raise ImageError(f"the contract leaves {keep_w}x{keep_h} pixels where {out_w}x{out_h} are needed")
     box = (
-        left * per_x,
-        top * per_y,
-        min((left + keep_w) * per_x, float(image.width)),
-        min((top + keep_h) * per_y, float(image.height)),
+        extent[0] + left * per_x,
+        extent[1] + top * per_y,
+        min(extent[0] + (left + keep_w) * per_x, float(image.width)),
+        min(extent[1] + (top + keep_h) * per_y, float(image.height)),
     )
     if (keep_w, keep_h) != image.size or box != (0, 0, *image.size):
         image = image.resize((keep_w, keep_h), _FILTERS[preprocess.interpolation], box=box)
-    if (keep_w, keep_h) != (out_w, out_h):
-        if keep_w > out_w or keep_h > out_h:
-            raise ImageError(f"the contract leaves {keep_w}x{keep_h} pixels where {out_w}x{out_h} are needed")
-        fill = preprocess.pad if len(image.getbands()) == 1 else (preprocess.pad,) * len(image.getbands())
-        canvas = Image.new(image.mode, (out_w, out_h), fill)
-        canvas.paste(image, (round((out_w - keep_w) / 2), round((out_h - keep_h) / 2)))
-        image = canvas
     return image
 
 
@@ -255,7 +271,7 @@ def _plain_mode(image: Image.Image) -> Image.Image:
 def _to_color(image: Image.Image, preprocess: Preprocess, profile: bytes | None) -> Image.Image:
     transform = _srgb_transform(profile, image.mode) if profile else None
     if transform is not None:
-        image = ImageCms.applyTransform(image, transform)
+        image = ImageCms.applyTransform(image, transform) or image
     if preprocess.color == "gray":
         return image if image.mode == "L" else image.convert("RGB").convert("L")
     return image if image.mode == "RGB" else image.convert("RGB")
@@ -285,15 +301,19 @@ def _srgb() -> ImageCms.ImageCmsProfile:
 
 
 def _to_array(image: Image.Image, preprocess: Preprocess, out: np.ndarray | None) -> np.ndarray:
-    height, width = preprocess.size
+    (height, width), (out_h, out_w) = (image.height, image.width), preprocess.size
     if out is None:
-        out = np.empty((preprocess.channels, height, width), np.uint8)
+        out = np.empty((preprocess.channels, out_h, out_w), np.uint8)
+    if (height, width) != (out_h, out_w):
+        out[:] = preprocess.pad  # in the graph's own colour, whatever the picture's is
+    top, left = (out_h - height) // 2, (out_w - width) // 2
+    inner = out[:, top : top + height, left : left + width]  # (C, height, width)
     if preprocess.color == "lab_l":
-        out[0] = _lightness(np.asarray(image))
+        inner[0] = _lightness(np.asarray(image))
         return out
     for channel, band in enumerate(image.getbands()):
         # One band at a time: packing a plane is several times faster than transposing (H, W, 3) in numpy.
-        out[channel] = np.frombuffer(image.tobytes("raw", band), np.uint8).reshape(height, width)
+        inner[channel] = np.frombuffer(image.tobytes("raw", band), np.uint8).reshape(height, width)
     return out
 
 

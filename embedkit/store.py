@@ -8,6 +8,7 @@ commits both.
 from __future__ import annotations
 
 import contextlib
+import glob
 import json
 import os
 import shutil
@@ -27,7 +28,9 @@ from embedkit.embeddings import (
     Passport,
     done_name,
     errors_path,
+    ids_path,
     json_bytes,
+    passport_path,
     read_npy,
     read_passport,
     replacing,
@@ -275,7 +278,12 @@ class Target:
         if self.kind == "folder":
             return ShardStore(self.path, self.part, self.parts)
         check_writable(self.path)
-        return ShardStore(aside_folder(self.path))
+        store = ShardStore(aside_folder(self.path))
+        for path in (self.path, ids_path(self.path), passport_path(self.path), errors_path(self.path)):
+            # Under the lock, what was written aside is of a run that was killed before the rename.
+            for aside in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+                aside.unlink()
+        return store
 
     def finished(self) -> Finished | None:
         """What an earlier job left there; a folder is its own store."""

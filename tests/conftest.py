@@ -6,6 +6,7 @@ import importlib.resources
 import io
 import json
 import os
+import shutil
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,7 +14,12 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from hypothesis import settings
 from PIL import Image
+
+# The same examples on every run, and no limit of time for one of them on a busy machine.
+settings.register_profile("embedkit", derandomize=True, deadline=None)
+settings.load_profile("embedkit")
 
 DEFAULT_ENTRY = "supervised-efficientnet_lite0.in1k"
 
@@ -33,6 +39,19 @@ def _a_machine_of_its_own(tmp_path_factory) -> Iterator[None]:
 def default_entry() -> Path:
     """The folder of the entry that the wheel carries."""
     return Path(str(importlib.resources.files("embedkit.zoo"))) / DEFAULT_ENTRY
+
+
+@pytest.fixture
+def entry_copy(default_entry, tmp_path) -> Path:
+    """A copy of the default entry whose files may be replaced, but not written in place: they are hard links."""
+    folder = tmp_path / "copy" / DEFAULT_ENTRY
+    folder.mkdir(parents=True)
+    for file in default_entry.iterdir():
+        try:
+            os.link(file, folder / file.name)
+        except OSError:  # another file system
+            shutil.copyfile(file, folder / file.name)
+    return folder
 
 
 @pytest.fixture(scope="session")

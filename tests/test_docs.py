@@ -22,7 +22,9 @@ def test_the_help_page_is_what_the_commands_print(checkout):
     spec = importlib.util.spec_from_file_location("make_cli", checkout / "docs" / "make_cli.py")
     make_cli = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(make_cli)
-    assert (checkout / "docs" / "cli.md").read_text("utf-8") == make_cli.render(), "run python docs/make_cli.py"
+    assert (checkout / "docs" / "cli.md").read_text("utf-8") == make_cli.render(), (
+        "run python docs/make_cli.py"
+    )
 
 
 def test_the_python_example_of_readme_runs(checkout, tmp_path, monkeypatch, capsys):

@@ -55,7 +55,8 @@ def whole(pictures, tmp_path_factory, encoder) -> Path:
 
 def command(*arguments: object, shard_rows: int = 512, before: str = "") -> list[str]:
     """The command line in a process of its own, committing after `shard_rows` rows."""
-    code = f"import embedkit.job as j; j.SHARD_ROWS = {shard_rows}; {before}\nfrom embedkit.commands import main; main()"
+    main = "from embedkit.commands import main; main()"
+    code = f"import embedkit.job as j; j.SHARD_ROWS = {shard_rows}; {before}\n{main}"
     return [sys.executable, "-c", code, *map(str, arguments)]
 
 
@@ -71,7 +72,9 @@ def run(*arguments: object, **options) -> subprocess.CompletedProcess:
 
 def test_rows_are_the_encoders_in_source_order(whole, pictures, encoder):
     found = Embeddings.read(whole)
-    expected_ids = [f"{pictures}/{p}" for p in sorted(str(p.relative_to(pictures)) for p in pictures.rglob("*.jpg"))]
+    expected_ids = [
+        f"{pictures}/{p}" for p in sorted(str(p.relative_to(pictures)) for p in pictures.rglob("*.jpg"))
+    ]
     assert found.ids == expected_ids
     assert found.vectors.dtype == np.float32 and found.vectors.shape == (COUNT, encoder.dim)
     assert np.abs(found.vectors - encoder.encode(expected_ids)).max() < 1e-6
@@ -114,7 +117,9 @@ def test_kill_nine_at_random_moments_gives_the_same_file(whole, pictures, tmp_pa
     assert sorted(p.name for p in tmp_path.iterdir()) == ["images.parquet"]
 
 
-def test_a_kill_between_the_rename_and_the_clean_up_doubles_nothing(whole, pictures, tmp_path, encoder, small_shards):
+def test_a_kill_between_the_rename_and_the_clean_up_doubles_nothing(
+    whole, pictures, tmp_path, encoder, small_shards
+):
     output = tmp_path / "images.parquet"
     kept = tmp_path / "kept"
     original = job_module.Job._assemble
@@ -133,6 +138,12 @@ def test_a_kill_between_the_rename_and_the_clean_up_doubles_nothing(whole, pictu
     assert (report.images, report.kept) == (0, COUNT)
     assert output.read_bytes() == whole.read_bytes()
     assert not (tmp_path / "images.parquet.partial").exists()
+
+
+def test_what_a_killed_run_wrote_aside_goes_away(pictures, tmp_path, encoder):
+    (tmp_path / ".images.parquet.12345.tmp").write_bytes(b"half a file")
+    embedkit.embed(pictures / "b", tmp_path / "images.parquet", encoder=encoder)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["images.parquet"]
 
 
 def test_failures_keep_their_place_so_that_a_resumed_run_is_equal(pictures, tmp_path, encoder):
@@ -320,7 +331,9 @@ def test_an_interrupt_keeps_the_finished_batches(pictures, tmp_path, encoder):
                 raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        embedkit.embed(pictures, tmp_path / "o.parquet", encoder=encoder, batch_size=4, progress=Interrupting())
+        embedkit.embed(
+            pictures, tmp_path / "o.parquet", encoder=encoder, batch_size=4, progress=Interrupting()
+        )
     report = embedkit.embed(pictures, tmp_path / "o.parquet", encoder=encoder)
     assert (report.images, report.kept) == (COUNT - 12, 12)
 
@@ -347,7 +360,9 @@ def test_two_processes_cannot_write_one_output(pictures, tmp_path, encoder):
             with pytest.raises(embedkit.OutputError, match="another process"):
                 embedkit.embed(pictures, tmp_path / "o.parquet", encoder=encoder)
 
-    assert embedkit.embed(pictures, tmp_path / "o.parquet", encoder=encoder, progress=Nested()).images == COUNT
+    assert (
+        embedkit.embed(pictures, tmp_path / "o.parquet", encoder=encoder, progress=Nested()).images == COUNT
+    )
 
 
 def test_when_no_picture_can_be_read_nothing_looks_finished(tmp_path, encoder):
@@ -378,7 +393,9 @@ def test_a_full_disk_is_one_sentence_and_the_work_is_kept(whole, pictures, tmp_p
     assert output.read_bytes() == whole.read_bytes()
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can drop to nobody, and only nobody is refused anything")
+@pytest.mark.skipif(
+    os.geteuid() != 0, reason="only root can drop to nobody, and only nobody is refused anything"
+)
 def test_unreadable_pictures_and_a_read_only_output(pictures):
     # Everything is imported and loaded before the drop: nobody may not be able to read the installation.
     code = """
@@ -432,4 +449,6 @@ def test_usage_errors_exit_two_and_user_errors_one(pictures, tmp_path):
     pq.write_table(pa.table({"x": [1]}), foreign)
     before = foreign.read_bytes()
     refused = run("embed", pictures, "-o", foreign, cwd=tmp_path)
-    assert refused.returncode == 1 and "without a passport" in refused.stderr and foreign.read_bytes() == before
+    assert (
+        refused.returncode == 1 and "without a passport" in refused.stderr and foreign.read_bytes() == before
+    )

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from embedkit import sources
+from embedkit import containers
 from embedkit.errors import ImageError, SourceError
 from embedkit.sources import Listing, list_sources
 
@@ -480,7 +480,7 @@ def test_many_archives_need_few_descriptors():
     listing = list_sources(["*.tar"])
     assert len(os.listdir("/proc/self/fd")) == before
     assert [item.read() for item in listing.items] == [b"%d" % i for i in range(40)]
-    assert len(os.listdir("/proc/self/fd")) <= before + sources._OPEN_ARCHIVES
+    assert len(os.listdir("/proc/self/fd")) <= before + containers._OPEN_ARCHIVES
     del listing
     gc.collect()
     assert len(os.listdir("/proc/self/fd")) == before
@@ -624,13 +624,13 @@ def test_a_parquet_file_whose_name_is_not_utf8():
 
 def count_seeks(monkeypatch) -> list[int]:
     seeks: list[int] = []
-    seek = sources._OpenTable._seek
+    seek = containers._OpenTable._seek
 
     def counted(self, number):
         seeks.append(number)
         seek(self, number)
 
-    monkeypatch.setattr(sources._OpenTable, "_seek", counted)
+    monkeypatch.setattr(containers._OpenTable, "_seek", counted)
     return seeks
 
 
@@ -655,7 +655,7 @@ def test_rows_asked_for_out_of_order_by_threads_are_decoded_once(group, monkeypa
 
 
 def test_rows_that_nobody_asks_for_do_not_pile_up(monkeypatch):
-    monkeypatch.setattr(sources, "_WINDOW_BYTES", 1 << 20)
+    monkeypatch.setattr(containers, "_WINDOW_BYTES", 1 << 20)
     size, rows = 10_000, 4000  # 40 MB in all
     column = pa.array([row.to_bytes(4, "big") * (size // 4) for row in range(rows)])
     pq.write_table(pa.table({"image": column}), "t.parquet", row_group_size=500)
@@ -688,7 +688,7 @@ def test_the_window_is_bounded_by_rows():
     pq.write_table(pa.table({"image": pa.array([b"%d" % row for row in range(5000)])}), "t.parquet")
     items = list_sources(["t.parquet"]).items
     items[4999].read()
-    assert len(items[0].read._opened()._window) == sources._WINDOW_ROWS
+    assert len(items[0].read._opened()._window) == containers._WINDOW_ROWS
 
 
 def test_skipped_row_groups_are_not_read(monkeypatch):

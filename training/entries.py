@@ -58,7 +58,9 @@ def export_run(
             "`embedkit train` wrote, or an entry's folder with --standalone"
         )
     if not ENTRY_NAME.fullmatch(name):
-        raise ConfigError(f"{name!r}: expected <method>-<arch>.<data> in small letters, such as simclr-r10.fmnist")
+        raise ConfigError(
+            f"{name!r}: expected <method>-<arch>.<data> in small letters, such as simclr-r10.fmnist"
+        )
     config, method = load_run(run)
     encoder = method.encoder().eval()
     preprocess = config.data.preprocess(method.facts.mean, method.facts.std)

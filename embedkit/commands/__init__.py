@@ -6,12 +6,17 @@ Data goes to stdout, progress and notes to stderr. An `EmbedkitError` is printed
 
 from __future__ import annotations
 
+import io
+import os
 import sys
 import warnings
 
 import typer
 
 from embedkit.commands.embed import embed
+from embedkit.commands.export import export
+from embedkit.commands.terminal import printable
+from embedkit.commands.train import train
 from embedkit.commands.zoo import doctor, zoo
 from embedkit.errors import EmbedkitError
 
@@ -25,25 +30,34 @@ app = typer.Typer(
 )
 app.command()(embed)
 app.add_typer(zoo, name="zoo")
+app.command()(train)
+app.command()(export)
 app.command()(doctor)
 
 
 def main() -> None:
     """Run the command line and exit."""
     warnings.showwarning = _one_line
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A file name or a card may hold what the terminal's encoding does not.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        app()
+        try:
+            app()
+        finally:
+            sys.stdout.flush()
     except EmbedkitError as error:
-        print(f"embedkit: {error}", file=sys.stderr)
+        print(f"embedkit: {printable(str(error))}", file=sys.stderr)
         raise SystemExit(1) from None
-    except KeyboardInterrupt:
-        print("embedkit: stopped; what was done is kept, and the same command goes on", file=sys.stderr)
-        raise SystemExit(130) from None
+    except SystemExit as end:
+        if end.code == 130:  # Typer's own answer to an interrupt
+            print("embedkit: stopped; what was done is kept, and the same command goes on", file=sys.stderr)
+        raise
     except BrokenPipeError:
-        # The reader of stdout has gone, as in `embedkit zoo list | head -1`.
-        sys.stderr.close()
-        raise SystemExit(0) from None
+        # The reader of stdout has gone, as in `embedkit zoo list | head -1`; what is left has nowhere to go.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
 
 
 def _one_line(message: Warning | str, *_: object, **__: object) -> None:
-    print(f"embedkit: warning: {message}", file=sys.stderr)
+    print(f"embedkit: warning: {printable(str(message))}", file=sys.stderr)

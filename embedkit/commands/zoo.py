@@ -9,6 +9,8 @@ from typing import Annotated
 
 import typer
 
+from embedkit.commands.terminal import printable
+
 zoo = typer.Typer(
     name="zoo", help="The encoders that names reach.", no_args_is_help=True, rich_markup_mode=None
 )
@@ -32,9 +34,8 @@ def list_(
         print(f"embedkit: no encoder matches {pattern!r}", file=sys.stderr)
     for row in rows:
         where = row.place or "not in the places that are named"
-        print(
-            f"{row.alias or row.name}\t{row.name}\t{row.dim}\t{row.method}\t{row.data}\t{row.licence}\t{where}"
-        )
+        fields = (row.alias or row.name, row.name, str(row.dim), row.method, row.data, row.licence, where)
+        print("\t".join(map(printable, fields)))
 
 
 @zoo.command()
@@ -47,7 +48,7 @@ def info(
 
     entry = find_entry(name)
     if not as_json:
-        print(entry.card)
+        print(printable(entry.card, lines=True))
         return
     files = {name: dataclasses.asdict(record) for name, record in entry.manifest.files.items()}
     facts = {"name": entry.name, "revision": entry.revision, "location": entry.location, "files": files}
@@ -64,16 +65,15 @@ def verify(
     from embedkit.load import list_encoders
     from embedkit.verify import verify_entry
 
-    names = [name] if name else [row.name for row in list_encoders() if row.place]
+    names = [name] if name is not None else [row.name for row in list_encoders() if row.place]
     results = [verify_entry(one, device=device) for one in names]
     if as_json:
         print(json.dumps([dataclasses.asdict(result) for result in results], indent=1))
     else:
         for result in results:
-            print(
-                f"{'ok' if result.ok else 'FAILED'}\t{result.name}\t{result.files} files, "
-                f"{result.bytes / 1e6:.1f} MB\t{result.detail}"
-            )
+            size = f"{result.files} files, {result.bytes / 1e6:.1f} MB"
+            fields = ("ok" if result.ok else "FAILED", result.name, size, result.detail)
+            print("\t".join(map(printable, fields)))
     if not all(result.ok for result in results):
         raise typer.Exit(1)
 
@@ -87,9 +87,9 @@ def doctor(as_json: AsJson = False) -> None:
         print(json.dumps(dataclasses.asdict(report), indent=1))
     else:
         for key, value in report.facts.items():
-            print(f"{key}: {value}")
+            print(f"{key}: {printable(value)}")
         for problem in report.problems:
-            print(f"problem: {problem}")
+            print(f"problem: {printable(problem)}")
         if not report.problems:
             print("no problems found")
     if report.problems:

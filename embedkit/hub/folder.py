@@ -5,11 +5,15 @@ from __future__ import annotations
 import functools
 import importlib.resources
 import os
+import re
 from pathlib import Path
 
 from embedkit.entry import INDEX, MANIFEST
 from embedkit.errors import ConfigError, EntryError
 from embedkit.hub.place import EntryFiles, Index
+
+#: What may be a folder name or an alias; no separator and no wildcard.
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,199}")
 
 
 class FolderEntry:
@@ -17,7 +21,7 @@ class FolderEntry:
 
     def __init__(self, path: Path):
         """Take the folder at `path`; nothing is read yet."""
-        self.path = path
+        self.path = path.absolute()  # the card is read, and the encoder unpickled, in whatever folder that is
 
     @property
     def location(self) -> str:
@@ -38,8 +42,8 @@ class FolderPlace:
         Raises:
             ConfigError: There is no such folder.
         """
-        self.path = Path(path).expanduser()
-        if not self.path.is_dir():
+        self.path = Path(os.path.expanduser(path))
+        if not os.path.isdir(self.path):
             raise ConfigError(
                 f"the zoo {str(path)!r} is not a folder; check EMBEDKIT_ZOO and the configuration file"
             )
@@ -63,6 +67,8 @@ class FolderPlace:
         Raises:
             EntryError: Several folders complete the name and no index decides.
         """
+        if not _NAME.fullmatch(name):
+            return None
         folder = self.index().folder_of(name) or name
         if (self.path / folder / MANIFEST).is_file():
             return FolderEntry(self.path / folder)

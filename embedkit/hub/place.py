@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from reprlib import repr as _short
+from typing import Any, Protocol
 
 from embedkit.entry import (
     CARD,
@@ -61,6 +62,13 @@ class IndexRow:
     metrics: Mapping[str, object] = dataclasses.field(default_factory=dict)
 
 
+#: The fields of a row and their types in JSON.
+_ROW = {
+    row.name: {"dim": int, "bytes": int, "metrics": dict}.get(row.name, str)
+    for row in dataclasses.fields(IndexRow)
+}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Index:
     """`index.json`: rows by folder name, and the bare alias of each entry that has one."""
@@ -87,17 +95,27 @@ class Index:
         data = parse_json(text, where)
         if not isinstance(data, dict) or data.get("schema") != SCHEMA_VERSION:
             raise EntryError(f"{where}: expected an index of schema {SCHEMA_VERSION}; upgrade embedkit")
-        known = {f.name: f.type for f in dataclasses.fields(IndexRow)}
         rows: dict[str, IndexRow] = {}
-        for name, row in dict(data.get("entries", {})).items():
+        entries = _mapping(data, "entries", where)
+        for name in entries:
             if not ENTRY_NAME.fullmatch(name):
                 raise EntryError(f"{where}: {name[:80]!r} is not an entry's name (<method>-<arch>.<data>)")
-            try:
-                rows[name] = IndexRow(name=name, **{key: row[key] for key in row if key in known})
-            except TypeError as error:
-                raise EntryError(f"{where}: {name}: {error}") from None
-        aliases = {str(k): str(v) for k, v in dict(data.get("aliases", {})).items() if v in rows}
-        return cls(rows=rows, aliases=aliases)
+            facts = {"bytes": 0, "metrics": {}, **_mapping(entries, name, where), "name": name}
+            for key, kind in _ROW.items():
+                if type(facts.get(key)) is not kind:
+                    raise EntryError(
+                        f"{where}: {name}.{key}: expected {kind.__name__}, found {_short(facts.get(key))}"
+                    )
+            rows[name] = IndexRow(**{key: facts[key] for key in _ROW})
+        aliases = _mapping(data, "aliases", where).items()
+        return cls(rows=rows, aliases={k: v for k, v in aliases if isinstance(v, str) and v in rows})
+
+
+def _mapping(data: Mapping[str, Any], key: str, where: str) -> dict[str, Any]:
+    value = data.get(key, {})
+    if not isinstance(value, dict):
+        raise EntryError(f"{where}: {key}: expected an object, found {type(value).__name__}")
+    return value
 
 
 class VerifiedEntry:
@@ -169,4 +187,4 @@ class VerifiedEntry:
     @property
     def card(self) -> str:
         """The model card, Markdown with a YAML head."""
-        return self.read(CARD).decode()
+        return self.read(CARD).decode(errors="replace")

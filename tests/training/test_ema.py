@@ -1,10 +1,10 @@
 import pytest
 
 torch = pytest.importorskip("torch")
-from embedkit.training.ema import EMA, rescale_decay  # noqa: E402
 from torch import nn  # noqa: E402
 
 from embedkit.errors import ConfigError  # noqa: E402
+from embedkit.training.ema import EMA, rescale_decay  # noqa: E402
 
 
 def net() -> nn.Sequential:

@@ -2,9 +2,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from embedkit.training.masking import patchify, random_masking, unpatchify  # noqa: E402
-
 from embedkit.errors import ConfigError  # noqa: E402
+from embedkit.training.masking import patchify, random_masking, unpatchify  # noqa: E402
 
 
 def generator(seed: int = 0):

@@ -7,9 +7,9 @@ torch = pytest.importorskip("torch")
 tv = pytest.importorskip("torchvision.transforms.v2")
 stats = pytest.importorskip("scipy.stats")
 import torchvision.transforms.v2.functional as TF  # noqa: E402
-from embedkit.training import views as V  # noqa: E402
 
 from embedkit.errors import ConfigError  # noqa: E402
+from embedkit.training import views as V  # noqa: E402
 
 BILINEAR = tv.InterpolationMode.BILINEAR
 

@@ -1,0 +1,20 @@
+"""Text from elsewhere on its way to a terminal."""
+
+from __future__ import annotations
+
+import re
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+
+
+def printable(text: str, *, lines: bool = False) -> str:
+    """`text` with control characters written out, so that a file name or a card cannot drive the terminal.
+
+    Args:
+        text: Anything.
+        lines: Keep line breaks and tabs.
+    """
+    if lines:
+        text = text.replace("\r\n", "\n")
+    text = _CONTROL.sub(lambda match: ascii(match[0])[1:-1], text)
+    return text if lines else text.replace("\n", "\\n").replace("\t", "\\t")
