@@ -8,15 +8,16 @@ that was killed and started again gives the same bytes as one that was not.
 from __future__ import annotations
 
 import errno
-import importlib.metadata
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 
 import numpy as np
+import PIL
 import pyarrow as pa
 
+import embedkit
 from embedkit.embeddings import (
     RESERVED,
     Passport,
@@ -384,5 +385,9 @@ def part_of(name: str, parts: int) -> int:
 
 def versions() -> dict[str, str]:
     """The versions of what computes rows."""
-    found = {name: importlib.metadata.version(name) for name in ("embedkit", "numpy", "pillow")}
-    return {**found, "onnxruntime": onnxruntime().__version__}
+    return {
+        "embedkit": embedkit.__version__,
+        "numpy": np.__version__,
+        "pillow": PIL.__version__,
+        "onnxruntime": onnxruntime().__version__,
+    }

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import io
+import math
 import os
 import struct
 from typing import TypeAlias
@@ -47,6 +48,8 @@ _FILTERS = {
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
+#: How far a filter reaches, in pixels of the smaller scale.
+_SUPPORT = {"nearest": 0.5, "box": 0.5, "bilinear": 1.0, "hamming": 1.0, "bicubic": 2.0, "lanczos": 3.0}
 #: EXIF orientation (2..8) -> the transposition that makes the picture upright.
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -245,8 +248,26 @@ def _resize_crop(
         min(extent[1] + (top + keep_h) * per_y, float(image.height)),
     )
     if (keep_w, keep_h) != image.size or box != (0, 0, *image.size):
-        image = image.resize((keep_w, keep_h), _FILTERS[preprocess.interpolation], box=box)
+        image = _resample(image, (keep_w, keep_h), box, preprocess.interpolation)
     return image
+
+
+def _resample(
+    image: Image.Image, size: tuple[int, int], box: tuple[float, float, float, float], interpolation: str
+) -> Image.Image:
+    """`box` of a picture at `size`, its rows first and then its columns.
+
+    Each of the two passes rounds to 8 bits. Pillow picks their order by the box, so that a part would not be equal
+    to the same part of the whole picture; two calls fix it, and cost no more than one.
+    """
+    left, top, right, bottom = box
+    method, support = _FILTERS[interpolation], _SUPPORT[interpolation]
+    margin = math.ceil(support * max(1.0, (bottom - top) / size[1])) + 1
+    first, last = max(0, int(top) - margin), min(image.height, math.ceil(bottom) + margin)
+    if (first, last) != (0, image.height):
+        image = image.crop((0, first, image.width, last))
+    image = image.resize((size[0], image.height), method, box=(left, 0, right, image.height))
+    return image.resize(size, method, box=(0, top - first, size[0], min(bottom - first, image.height)))
 
 
 def _plain_mode(image: Image.Image) -> Image.Image:
