@@ -57,6 +57,10 @@ def export_run(
             f"{run} is neither an entry (it has no {MANIFEST}) nor a training run; give the folder that "
             "`embedkit train` wrote, or an entry's folder with --standalone"
         )
+    if not (run / COST).is_file():
+        raise ConfigError(
+            f"{run}: the run has not come to its end; go on with `embedkit train --resume {run}`"
+        )
     if not ENTRY_NAME.fullmatch(name):
         raise ConfigError(
             f"{name!r}: expected <method>-<arch>.<data> in small letters, such as simclr-r10.fmnist"
@@ -116,9 +120,7 @@ def _provenance(run: Path, config: RunConfig) -> dict:
     # A path of the machine that trained says nothing to a reader and something about its owner.
     stored["data"]["path"] = Path(config.data.path).name
     provenance = {"trained_by": "embedkit train", "recipe": config.recipe, "run": stored}
-    if (run / COST).is_file():
-        provenance["cost"] = json.loads((run / COST).read_text("utf-8"))
-    return provenance
+    return {**provenance, "cost": json.loads((run / COST).read_text("utf-8"))}
 
 
 def _card(method: Method, encoder: nn.Module) -> Card:
