@@ -14,6 +14,7 @@ import warnings
 import typer
 
 from embedkit.commands.embed import embed
+from embedkit.commands.evaluate import evaluate
 from embedkit.commands.export import export
 from embedkit.commands.terminal import printable
 from embedkit.commands.train import train
@@ -31,6 +32,7 @@ app = typer.Typer(
 app.command()(embed)
 app.add_typer(zoo, name="zoo")
 app.command()(train)
+app.command()(evaluate)
 app.command()(export)
 app.command()(doctor)
 

@@ -1,0 +1,54 @@
+"""`embedkit evaluate`: the figures of an entry or a run, by one protocol."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Annotated
+
+import typer
+
+from embedkit.errors import MissingDependencyError
+
+
+def evaluate(
+    source: Annotated[str, typer.Argument(help="An entry's name or folder, or a run's folder.")],
+    data: Annotated[
+        str,
+        typer.Option(
+            help="A data set with a training and a test part: IDX files, Parquet files, class folders, or "
+            "sklearn:digits."
+        ),
+    ],
+    label: Annotated[
+        list[str] | None, typer.Option(help="A label column; may be given several times. [default: label]")
+    ] = None,
+    baselines: Annotated[
+        bool, typer.Option(help="Judge the same network at random, and raw pixels, too.")
+    ] = True,
+    limit: Annotated[int, typer.Option(min=0, help="Pictures of each part; 0 for all.")] = 0,
+    write: Annotated[bool, typer.Option("--write", help="Put the figures into the entry.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Judge an encoder: kNN, linear probe, retrieval, clustering, verification and effective rank."""
+    try:
+        from embedkit.training import evaluate as protocol
+        from embedkit.training.figures import write_figures
+    except ImportError as error:
+        if (error.name or "").startswith("embedkit"):
+            raise
+        raise MissingDependencyError(
+            f"evaluation needs {error.name}, which is not installed: pip install 'embedkit[train,cpu]'"
+        ) from None
+    found = protocol.evaluate(
+        source,
+        data=data,
+        labels=label or ("label",),
+        baselines=baselines,
+        limit=limit,
+        notify=lambda message: print(f"embedkit: {message}", file=sys.stderr),
+    )
+    print(json.dumps(found.to_json(), indent=1) if as_json else found.table())
+    if write:
+        manifest = write_figures(found, source)
+        print(f"embedkit: the figures are in {source}, now revision {manifest.sha256[:12]}", file=sys.stderr)
