@@ -1,0 +1,320 @@
+"""DeepDPM on pictures: its stages, its alternation, its three kinds of codes, and a resumed run whose K changed."""
+
+import csv
+import dataclasses
+import math
+import sys
+import types
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+stats = pytest.importorskip("scipy.stats")
+
+from safetensors.numpy import load  # noqa: E402
+from safetensors.torch import load_file, save_file  # noqa: E402
+
+from embedkit.errors import ConfigError, MissingDependencyError  # noqa: E402
+from embedkit.training import recipes, run  # noqa: E402
+from embedkit.training.backbones import create_backbone  # noqa: E402
+from embedkit.training.config import with_overrides  # noqa: E402
+from embedkit.training.methods import deepdpm  # noqa: E402
+from embedkit.training.methods.deepdpm import DeepDPM, alternation_loss, stage_at  # noqa: E402
+
+SMALL = [
+    *(
+        "threads=1",
+        "precision=fp32",
+        "batch_size=16",
+        "data.image_size=16",
+        "log_every=1",
+        "optimizer.warmup_steps=5",
+    ),
+    *("method.clusters.warm_epochs=1", "method.clusters.first_move=2", "method.clusters.move_every=2"),
+    *("method.clusters.frozen_epochs=0", "method.clusters.init_k=2", "method.code_dim=4"),
+]
+
+
+def train(folder, *settings, data="synthetic:120"):
+    config = with_overrides(recipes.recipe("deepdpm"), [*SMALL, *settings])
+    return run.train(config, data=data, out=folder, progress=False)
+
+
+def rows(folder):
+    with open(folder / "metrics.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """54 steps: 30 of the autoencoder, 6 that encode 96 of 108 pictures, 18 of the clusters."""
+    return train(tmp_path_factory.mktemp("runs") / "whole", "steps=54", "method.rounds=1")
+
+
+# ---- stages and losses -----------------------------------------------------------------------------------
+
+
+def kinds(total, epoch, rounds, trained):
+    return [stage_at(step, total, epoch, rounds=rounds, trained=trained) for step in range(total)]
+
+
+def test_a_round_trains_encodes_and_clusters():
+    found = kinds(120, 10, 3, True)
+    assert [s.kind for s in found[:40]] == ["autoencoder"] * 20 + ["encode"] * 10 + ["cluster"] * 10
+    assert [s.kind for s in found] == [s.kind for s in found[:40]] * 3
+    assert [s.round for s in found] == [0] * 40 + [1] * 40 + [2] * 40
+    assert [s.left for s in found[:40]] == [*range(19, -1, -1), *range(9, -1, -1), *range(9, -1, -1)]
+
+
+def test_rounds_are_fewer_where_they_would_be_short_and_every_run_ends_with_clusters():
+    assert {s.round for s in kinds(119, 10, 3, True)} == {0, 1}
+    assert {s.round for s in kinds(12, 10, 3, True)} == {0}
+    for total in (4, 5, 7, 12, 119, 121):
+        found = kinds(total, 10, 3, True)
+        assert found[-1].kind == "cluster" and found[-1].left == 0
+        for number in {s.round for s in found}:
+            order = [s.kind for s in found if s.round == number]
+            assert order == sorted(order, key=["autoencoder", "encode", "cluster"].index)
+    given = kinds(40, 10, 1, False)
+    assert [s.kind for s in given] == ["encode"] * 10 + ["cluster"] * 30
+    # while a time budget is measured nothing but the first stage happens
+    assert stage_at(49, None, 10, rounds=3, trained=True).kind == "autoencoder"
+    assert stage_at(49, None, 10, rounds=3, trained=False).kind == "encode"
+
+
+def test_alternation_loss_by_hand_and_no_gradient_to_the_means():
+    decoded, x = torch.zeros(2, 1, 2, 2, requires_grad=True), torch.ones(2, 1, 2, 2)
+    codes = torch.tensor([[0.0, 0.0], [3.0, 3.0]], requires_grad=True)
+    means = torch.tensor([[1.0, 0.0], [3.0, 1.0]], dtype=torch.float64, requires_grad=True)
+    # 4 pixels off by 1; squared distances to the nearest mean 1 and 4
+    loss = alternation_loss(decoded, x, codes, means, (0.005, 1.0))
+    assert float(loss.detach()) == pytest.approx(0.005 * 4 + 0.5 * (1 + 4) / 2)
+    loss.backward()
+    assert means.grad is None
+    # d/dz of 1/2 |z - mu|^2 over 2 rows: (z - mu) / 2
+    torch.testing.assert_close(codes.grad, torch.tensor([[-0.5, 0.0], [0.0, 1.0]]))
+    assert float(alternation_loss(decoded, x, codes, means, (1.0, 0.0)).detach()) == pytest.approx(4.0)
+
+
+# ---- runs ------------------------------------------------------------------------------------------------
+
+
+def test_a_run_has_its_stages_and_its_clusters_say_more_than_one_gaussian(finished):
+    assert finished.finished
+    found = rows(finished.run)
+    assert [float(row["reconstruction"]) for row in found[:30]][-1] < 0.8 * float(found[0]["reconstruction"])
+    clusters = [float(row["clusters"]) for row in found[36:]]
+    assert clusters[0] == 2 and len(set(clusters)) > 1  # from init_k, and moved
+    assert clusters[-1] == clusters[-2]  # nothing moves at the very end
+    assert finished.metrics["validation_gain_over_one_gaussian"] > 0.1
+    _, method = run.load_run(finished.run)
+    assert method.known.sum() == 96  # six batches of 16
+    assert torch.equal(method.known, method.labels >= 0)
+    assert torch.equal(method.labels[method.known], method.clusters.assign(method.codes[method.known]))
+
+
+def test_the_encoder_makes_the_codes_that_were_clustered(finished):
+    _, method = run.load_run(finished.run)
+    config, _ = run._read_config(finished.run)
+    pictures, _ = run._load(config)
+    batch = pictures.batch(method.known.nonzero()[:10, 0])
+    with torch.no_grad():
+        codes = method.encoder()(method.view(batch.images))
+    assert codes.shape == (10, 4)
+    torch.testing.assert_close(codes, method.codes[method.known][:10], atol=1e-5, rtol=1e-4)
+    names = load_file(finished.run / "encoder.safetensors")
+    assert "1.0.weight" in names and not any("decoder" in name or "clusters" in name for name in names)
+
+
+def test_a_killed_run_goes_on_with_as_many_clusters_as_it_had(finished, tmp_path, monkeypatch):
+    class Killed(Exception):
+        pass
+
+    sizes = [row["clusters"] for row in rows(finished.run)[36:]]
+    assert sizes[1] != sizes[2] == sizes[3]  # the first split
+    begin = DeepDPM.on_train_batch_start
+
+    def killed(at):
+        def on_train_batch_start(self, batch, batch_idx):
+            if self.batches_seen == at:
+                raise Killed
+            begin(self, batch, batch_idx)
+
+        return on_train_batch_start
+
+    folder = tmp_path / "killed"
+    resumed = []
+    for at in (20, 33, 38, 39):  # of the autoencoder, half encoded, before and after K changed
+        monkeypatch.setattr(DeepDPM, "on_train_batch_start", killed(at))
+        with pytest.raises(Killed):
+            if resumed:
+                run.resume(folder, progress=False)
+            else:
+                train(folder, "steps=54", "method.rounds=1", "checkpoint_seconds=0")
+        resumed.append(run.load_run(folder)[1].batches_seen)
+        if at >= 38:
+            assert len(run.load_run(folder)[1].clusters) == float(sizes[at - 37])
+    assert resumed == [20, 33, 38, 39]
+    monkeypatch.setattr(DeepDPM, "on_train_batch_start", begin)
+    assert run.resume(folder, progress=False).finished
+    states = [torch.load(path / run.CHECKPOINT, weights_only=True) for path in (finished.run, folder)]
+    same(*(state["state_dict"] for state in states))
+    same(*(state["optimizer_states"] for state in states))
+    assert [row["clusters"] for row in rows(folder)[36:]] == sizes
+
+
+def same(first, second):
+    if isinstance(first, dict):
+        assert first.keys() == second.keys()
+        for key in first:
+            same(first[key], second[key])
+    elif isinstance(first, (list, tuple)):
+        assert len(first) == len(second)
+        for one, other in zip(first, second, strict=True):
+            same(one, other)
+    else:
+        assert torch.equal(first, second) if isinstance(first, torch.Tensor) else first == second
+
+
+def test_labels_are_never_looked_at(finished, tmp_path):
+    hidden = train(tmp_path / "hidden", "steps=54", "method.rounds=1", "data.labels_per_class=1")
+    first, second = (load_file(path / "encoder.safetensors") for path in (finished.run, hidden.run))
+    same(first, second)
+    assert torch.equal(run.load_run(finished.run)[1].labels, run.load_run(hidden.run)[1].labels)
+
+
+def test_the_mixture_as_arrays(finished):
+    _, method = run.load_run(finished.run)
+    data = method.mixture_file()
+    arrays = load(data)
+    assert b'"transform":"none"' in data[:2000]
+    assert all(array.dtype == np.float64 for array in arrays.values())
+    k, d = arrays["means"].shape
+    assert arrays["weights"].sum() == pytest.approx(1) and (arrays["weights"] > 0).all()
+    assert arrays["components"].shape == (4, d) and k == len(method.labels[method.known].unique())
+    h = np.random.default_rng(0).standard_normal((5, 4))
+    y = (h - arrays["center"]) @ arrays["components"]
+    used = method.labels[method.known].unique()
+    for row, number in enumerate(used.tolist()):
+        root = arrays["precision_cholesky"][row]
+        by_arrays = (
+            -0.5 * (((y - arrays["means"][row]) @ root) ** 2).sum(1)
+            + np.log(np.diag(root)).sum()
+            - d / 2 * math.log(2 * math.pi)
+        )
+        by_scipy = stats.multivariate_normal(
+            method.clusters.means[number].numpy(), method.clusters.covs[number].numpy()
+        ).logpdf(y)
+        np.testing.assert_allclose(by_arrays, by_scipy, rtol=1e-9)
+
+
+def test_rounds_alternate_and_carry_their_clusters_over(tmp_path, monkeypatch):
+    started = []
+    start = deepdpm.Clusters.start
+
+    def watched(self, codes, optimizer, labels=None):
+        started.append(None if labels is None else labels.clone())
+        start(self, codes, optimizer, labels)
+
+    monkeypatch.setattr(deepdpm.Clusters, "start", watched)
+    # 3 batches an epoch, so 48 steps are three rounds of 16: 9 train, 3 encode, 4 cluster, and so on
+    result = train(tmp_path / "run", "steps=48", data="synthetic:60")
+    assert result.finished and len(started) == 3
+    assert started[0] is None and all((labels >= 0).all() and len(labels) > 40 for labels in started[1:])
+    # lambda |x - x^|^2 over 256 pixels, and from the second round on the distances of codes to their means
+    above = [float(row["loss"]) - 0.005 * 256 * float(row["reconstruction"]) for row in rows(result.run)]
+    assert above[:9] == pytest.approx([0] * 9, abs=1e-4)
+    assert min(above[16:23]) > 0.1
+
+
+def test_a_given_encoder_stays_and_its_features_are_reduced(tmp_path):
+    torch.manual_seed(3)
+    backbone = create_backbone("r10", in_chans=1, image_size=16)
+    weights = tmp_path / "encoder.safetensors"
+    save_file({name: value.contiguous() for name, value in backbone.net.state_dict().items()}, weights)
+    settings = ["steps=20", f"method.weights={weights}", "method.reduce=pca", "method.reduce_dim=3"]
+    result = train(tmp_path / "run", *settings, "method.transform=normalize")
+    assert result.finished
+    same(load_file(result.run / "encoder.safetensors"), load_file(weights))
+    _, method = run.load_run(result.run)
+    torch.testing.assert_close(method._points().norm(dim=1), torch.ones(int(method.known.sum())))
+    space = (method.codes[method.known] - method.center) @ method.components
+    covariance = torch.cov(space.T)  # principal components: centred, uncorrelated, the widest first
+    torch.testing.assert_close(space.mean(0), torch.zeros(3), atol=1e-5, rtol=0)
+    torch.testing.assert_close(covariance, torch.diag(covariance.diagonal()), atol=1e-6, rtol=0)
+    assert (covariance.diagonal().diff() <= 0).all()
+    assert result.metrics["validation_gain_over_one_gaussian"] > -1
+    # the file is needed at the start alone
+    weights.unlink()
+    run.load_run(result.run)
+    with pytest.raises(ConfigError, match=r"encoder\.safetensors does not fit the backbone"):
+        train(tmp_path / "other", *settings)
+
+
+def test_umap_codes_are_clustered_and_exported_as_gaussians_of_the_codes(tmp_path, monkeypatch):
+    asked = []
+
+    def squeezed(codes, dim, seed):  # UMAP itself takes long to compile; see the next test
+        asked.append((codes.shape, dim, seed))
+        return torch.tanh(codes @ torch.linspace(-1, 1, codes.shape[1] * dim).reshape(-1, dim))
+
+    monkeypatch.setattr(deepdpm, "_umap", squeezed)
+    settings = ("steps=54", "method.reduce=umap", "method.reduce_dim=2", "method.transform=normalize")
+    result = train(tmp_path / "run", *settings)
+    assert asked == [((96, 4), 2, 0)]
+    _, method = run.load_run(result.run)
+    assert method.clusters.dim == 2 and method.encoder()[1][0].out_features == 4
+    torch.testing.assert_close(method._points().norm(dim=1), torch.ones(96))
+    assert b'"transform":"none"' in method.mixture_file()[:2000]  # of the codes, which are as they are
+    arrays = method.mixture()
+    labels, codes = method.labels[method.known].numpy(), method.codes[method.known].double().numpy()
+    assert arrays["means"].shape == (len(np.unique(labels)), 4)
+    for row, number in enumerate(np.unique(labels)):
+        np.testing.assert_allclose(arrays["means"][row], codes[labels == number].mean(0), atol=1e-3)
+        assert arrays["weights"][row] == pytest.approx((labels == number).mean())
+
+
+def test_umap_is_asked_for_what_the_authors_used_and_missed_by_name(monkeypatch):
+    asked = {}
+
+    class UMAP:
+        def __init__(self, **settings):
+            asked.update(settings)
+
+        def fit_transform(self, codes):
+            return codes[:, :2] * 2
+
+    monkeypatch.setitem(sys.modules, "umap", types.SimpleNamespace(UMAP=UMAP))
+    codes = torch.randn(6, 4)
+    assert torch.equal(deepdpm._umap(codes, 2, 7), codes[:, :2] * 2)
+    # a seed alone makes UMAP repeat, on one thread
+    assert asked == {"n_neighbors": 20, "min_dist": 0.0, "n_components": 2, "random_state": 7, "n_jobs": 1}
+    monkeypatch.setitem(sys.modules, "umap", None)
+    with pytest.raises(MissingDependencyError, match="pip install"):
+        deepdpm._umap(codes, 2, 7)
+
+
+def test_a_time_budget_too_short_for_a_whole_stage_still_ends_with_clusters(tmp_path):
+    config = dataclasses.replace(with_overrides(recipes.recipe("deepdpm"), SMALL))
+    result = run.train(config, data="synthetic:60", out=tmp_path / "run", max_minutes=0.1, progress=False)
+    assert result.steps > 5 and (result.run / "encoder.safetensors").exists()
+    if result.finished:
+        assert "validation_gain_over_one_gaussian" in result.metrics
+
+
+def test_several_devices_are_refused():
+    torch.manual_seed(0)
+    facts = run.Facts(
+        image_shape=(1, 16, 16),
+        mean=(0.3,),
+        std=(0.3,),
+        num_pictures=8,
+        batch_size=4,
+        steps_per_epoch=2,
+        total_steps=9,
+    )
+    method = DeepDPM(create_backbone("r10", in_chans=1, image_size=16), deepdpm.Config(), facts)
+    method._trainer = type("Trainer", (), {"world_size": 2})()
+    with pytest.raises(ConfigError, match="one device, found 2"):
+        method.on_fit_start()

@@ -1,0 +1,192 @@
+"""BiGAN: a discriminator tells pairs (picture, its code) from pairs (picture of a code, that code).
+
+To fool it, encoder and generator must invert each other without ever being compared: the encoder learns the
+features that the generator needs, with no loss on pixels.
+
+Source: Adversarial Feature Learning (Donahue, Kraehenbuehl and Darrell, ICLR 2017, arXiv 1605.09782), equations 2
+and 3, with the labels swapped for encoder and generator (section 3.4); code jeffdonahue/bigan.
+
+Differences from the source:
+- E is the backbone and a linear layer to z. G is upsampling and 3x3 convolutions. D is convolutions with z added
+  as a bias to every layer, as in the paper's ImageNet net; the paper's MNIST nets are perceptrons.
+- D has no BatchNorm (theirs has it): a batch of real and a batch of generated pictures are each judged alone.
+- AdamW with decoupled decay and a cosine, theirs is Adam with L2, a constant rate and an exponential end. As there,
+  beta_1 is 0.5, all three nets are updated at once, and D's output starts at zero.
+- The loss is the sum of both terms, 2 ln 2 at the start; the authors' code prints half of it.
+
+Recipe, expected figure, data, time and command: `embedkit.training.recipes.bigan`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from embedkit.errors import ConfigError
+from embedkit.training.backbones import Backbone
+from embedkit.training.config import Facts
+from embedkit.training.data import Batch
+from embedkit.training.heads import ConvDecoder
+from embedkit.training.method import Method, float32_loss
+from embedkit.training.views import Compose, View
+
+__all__ = ["BiGAN", "Config", "Discriminator", "discriminator_loss", "encoder_generator_loss"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Of `bigan`.
+
+    Attributes:
+        latent_dim: Width of z, which is uniform in -1..1.
+        generator_width: Channels of G at full resolution.
+        discriminator_width: Channels of D's first layer; each of the next two has twice as many.
+        discriminator_lr: D's learning rate, as a multiple of the run's; below 1 where D wins.
+        views: What the pictures go through that D calls real.
+    """
+
+    latent_dim: int = 50
+    generator_width: int = 16
+    discriminator_width: int = 32
+    discriminator_lr: float = 1.0
+    views: View = Compose(views=())
+
+
+@float32_loss
+def discriminator_loss(real: Tensor, generated: Tensor) -> Tensor:
+    """What D minimises: -E_x log D(x, E(x)) - E_z log(1 - D(G(z), z)), minus equation 3.
+
+    Args:
+        real: Logits (N,) of pairs (x, E(x)).
+        generated: Logits (N,) of pairs (G(z), z).
+
+    Returns:
+        A scalar, in nats; 2 ln 2 for logits of zero.
+    """
+    return F.softplus(-real).mean() + F.softplus(generated).mean()
+
+
+@float32_loss
+def encoder_generator_loss(real: Tensor, generated: Tensor) -> Tensor:
+    """What E and G minimise: -E_x log(1 - D(x, E(x))) - E_z log D(G(z), z), D's loss with the labels swapped.
+
+    Equation 3 itself would leave them without gradient as soon as D is right.
+    """
+    return discriminator_loss(generated, real)
+
+
+class Discriminator(nn.Module):
+    """Pairs of a picture and a code -> a logit, above 0 for (x, E(x)).
+
+    Args:
+        in_chans: Channels C of the pictures.
+        image_size: (height, width) in pixels.
+        latent_dim: Width of z.
+        width: Channels of the first of three convolutions of stride 2.
+    """
+
+    def __init__(self, in_chans: int, image_size: tuple[int, int], latent_dim: int, width: int) -> None:
+        super().__init__()
+        widths = (in_chans, width, 2 * width, 4 * width)
+        self.convolutions = nn.ModuleList(
+            nn.Conv2d(fan_in, fan_out, 3, stride=2, padding=1, bias=False)
+            for fan_in, fan_out in zip(widths[:-1], widths[1:], strict=True)
+        )
+        places = -(-image_size[0] // 8) * -(-image_size[1] // 8)
+        self.hidden = nn.Linear(widths[-1] * places, 8 * width, bias=False)
+        self.biases = nn.ModuleList(nn.Linear(latent_dim, fan_out) for fan_out in (*widths[1:], 8 * width))
+        self.logit = nn.Linear(8 * width, 1)
+        for parameter in self.logit.parameters():
+            nn.init.zeros_(parameter)
+
+    def forward(self, x: Tensor, z: Tensor) -> Tensor:
+        """Pictures (N, C, H, W), normalised, and codes (N, latent_dim) -> logits (N,)."""
+        for convolution, bias in zip(self.convolutions, self.biases, strict=False):
+            x = F.leaky_relu(convolution(x) + bias(z)[:, :, None, None], 0.2)
+        x = F.leaky_relu(self.hidden(x.flatten(1)) + self.biases[-1](z), 0.2)
+        return self.logit(x)[:, 0]
+
+
+class BiGAN(Method):
+    """E (backbone and linear layer), G and D; exported is what stands before E's last layer, the better features."""
+
+    def __init__(self, backbone: Backbone, config: Config, facts: Facts) -> None:
+        super().__init__(backbone, config, facts)
+        self.automatic_optimization = False
+        if config.latent_dim < 1:
+            raise ConfigError(f"bigan: expected a latent_dim of 1 or more, found {config.latent_dim}")
+        channels, height, width = facts.image_shape
+        self.to_latent = nn.Linear(backbone.dim, config.latent_dim)
+        generate = ConvDecoder(
+            config.latent_dim, out_chans=channels, image_size=height, width=config.generator_width
+        )
+        discriminator = Discriminator(
+            channels, (height, width), config.latent_dim, config.discriminator_width
+        )
+        self.generate = generate.to(memory_format=torch.channels_last)
+        self.discriminator = discriminator.to(memory_format=torch.channels_last)
+
+    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
+        """One optimizer for E and G, one for D."""
+        create = self.facts.optimizer.create
+        encoder_generator = create(self.backbone, self.to_latent, self.generate)
+        discriminator = create(self.discriminator)
+        for group in discriminator.param_groups:
+            group["lr_scale"] = self.config.discriminator_lr
+        return [encoder_generator, discriminator]
+
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        """All three nets move at once, from gradients at the same weights."""
+        outputs = self.loss(batch, self.generator())
+        optimizers = cast(list[Any], self.optimizers())
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        self.manual_backward(outputs["loss"])
+        for optimizer in optimizers:
+            optimizer.step()
+        self.log_dict({name: value.detach() for name, value in outputs.items()})
+
+    def loss(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        """Both losses; their sum gives every net its own loss's gradient and no other.
+
+        D's loss sees pictures and codes as constants, the other one D's weights: so one backward pass serves
+        all three nets, and no gradient is computed to be thrown away.
+        """
+        x = self.view(batch.images, self.config.views, generator)
+        z = self._prior(len(x), self.generator("prior"))
+        code, picture = self.to_latent(self.backbone(x)), self._pictures(z)
+        d_loss = discriminator_loss(
+            self.discriminator(x, code.detach()), self.discriminator(picture.detach(), z)
+        )
+        constant = {name: weight.detach() for name, weight in self.discriminator.named_parameters()}
+        real = functional_call(self.discriminator, constant, (x, code))
+        generated = functional_call(self.discriminator, constant, (picture, z))
+        eg_loss = encoder_generator_loss(real, generated)
+        return {
+            "loss": d_loss + eg_loss,
+            "discriminator_loss": d_loss,
+            "encoder_generator_loss": eg_loss,
+            # a D that need only look at z is no teacher: E(x) should spread as z does, whose square is 1/3
+            "code_square": code.float().square().mean(),
+        }
+
+    def pretext_metric(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        """|x - G(E(x))| over |x' - G(E(x))| of another picture x', means over pictures: 1 where E(x) says nothing."""
+        x = self.view(batch.images)
+        error = x - self._pictures(self.to_latent(self.backbone(x)))
+        other = x.roll(1, dims=0) - (x - error)
+        norms = [difference.float().flatten(1).norm(dim=1).mean() for difference in (error, other)]
+        return {"reconstruction_ratio": norms[0] / norms[1]}
+
+    def _prior(self, n: int, generator: torch.Generator) -> Tensor:
+        """Codes (n, latent_dim), uniform in -1..1."""
+        return torch.rand(n, self.config.latent_dim, generator=generator, device=generator.device) * 2 - 1
+
+    def _pictures(self, z: Tensor) -> Tensor:
+        """G(z): values in [0, 1], normalised as the pictures of the data are (N, C, H, W)."""
+        return (self.generate(z).float().sigmoid() - self.mean) / self.std

@@ -1,0 +1,141 @@
+"""SimSiam: from one view of a picture a predictor finds the projection of the other, which is held fixed.
+
+There are no negatives and no second network: that the target takes no gradient, and that the predictor stands on
+one side alone, keeps all projections from becoming one.
+
+Source: Exploring Simple Siamese Representation Learning (Chen and He, CVPR 2021, arXiv 2011.10566), equations 1 to 4
+and algorithm 1.
+
+Differences from the source:
+- Both views pass in one batch, so BatchNorm sees both at once; the authors' code passes one after the other.
+- Linear layers before a BatchNorm have no bias. The authors' code has one before the last, frozen where BatchNorm
+  takes it away.
+- The projector's hidden layers are as wide as the backbone, as in the authors' code; the paper says 2,048, which is
+  the width of its ResNet-50. Two layers, which is what we recall of its CIFAR experiments; its ImageNet's are three.
+- SGD has Nesterov momentum, and vectors (biases, BatchNorm) take no weight decay, as everywhere in this package.
+- Views are SimCLR's for one channel of 28 pixels: no change of hue or saturation, no blur.
+
+Recipe, expected figure, data, time and command: `embedkit.training.recipes.simsiam`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from embedkit.training.backbones import Backbone
+from embedkit.training.config import Facts
+from embedkit.training.data import Batch
+from embedkit.training.distributed import gather
+from embedkit.training.heads import l2_normalize, mlp
+from embedkit.training.method import Method, float32_loss
+from embedkit.training.views import ColorJitter, Compose, RandomHorizontalFlip, RandomResizedCrop, View
+
+__all__ = ["Config", "SimSiam", "negative_cosine", "relative_std", "simsiam_loss"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Of `simsiam`.
+
+    Attributes:
+        projector_layers: Linear layers of the projector; all but the last are as wide as the backbone.
+        projection_dim: d, the width of z and p.
+        prediction_dim: Width of the predictor's hidden layer, a bottleneck.
+        constant_predictor_lr: Whether the predictor keeps the peak learning rate while the rest follows the
+            schedule: it must follow projections that change.
+        views: Drawn twice for every picture. Weak ones make collapse likelier.
+    """
+
+    projector_layers: int = 2
+    projection_dim: int = 2048
+    prediction_dim: int = 512
+    constant_predictor_lr: bool = True
+    views: View = Compose(
+        views=(
+            RandomResizedCrop(scale=(0.2, 1.0)),
+            RandomHorizontalFlip(),
+            ColorJitter(brightness=0.4, contrast=0.4, saturation=0.0, hue=0.0, p=0.8),
+        )
+    )
+
+
+@float32_loss
+def negative_cosine(p: Tensor, z: Tensor) -> Tensor:
+    """D(p, z) = -cos(p, z), meaned over rows, where z takes no gradient (equations 1 and 3).
+
+    Args:
+        p: Predictions (N, d), any length above 0.
+        z: Projections (N, d), row by row of the same pictures.
+
+    Returns:
+        A scalar in [-1, 1].
+    """
+    return -(l2_normalize(p) * l2_normalize(z.detach())).sum(1).mean()
+
+
+def simsiam_loss(p1: Tensor, p2: Tensor, z1: Tensor, z2: Tensor) -> Tensor:
+    """D(p1, stopgrad(z2)) / 2 + D(p2, stopgrad(z1)) / 2 (equation 4): a scalar in [-1, 1]."""
+    return 0.5 * negative_cosine(p1, z2) + 0.5 * negative_cosine(p2, z1)
+
+
+def relative_std(z: Tensor) -> Tensor:
+    """The standard deviation of z / |z| over the batch, meaned over dimensions, in units of 1 / sqrt(d).
+
+    The paper's sign of collapse (section 4.1): near 1 where directions spread evenly, 0 where all are one.
+
+    Args:
+        z: Projections (N, d), N above 1; with several ranks those of all of them count.
+
+    Returns:
+        A scalar in [0, 1], without gradient.
+    """
+    directions = l2_normalize(gather(z.detach()))  # (world * N, d)
+    return directions.std(0, correction=0).mean() * z.shape[1] ** 0.5
+
+
+class SimSiam(Method):
+    """Backbone f, projector (z) and predictor h (p); the embedding is the backbone's."""
+
+    def __init__(self, backbone: Backbone, config: Config, facts: Facts) -> None:
+        super().__init__(backbone, config, facts)
+        d = config.projection_dim
+        widths = (*[backbone.dim] * config.projector_layers, d)
+        self.projector = mlp(widths, last_norm=True, last_affine=False)
+        self.predictor = mlp((d, config.prediction_dim, d))
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """One optimizer, in which the predictor's parameters have groups of their own."""
+        optimizer = self.facts.optimizer.create(self.backbone, self.projector)
+        for group in self.facts.optimizer.create(self.predictor).param_groups:
+            optimizer.add_param_group({**group, "constant_lr": self.config.constant_predictor_lr})
+        return optimizer
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Set the learning rates."""
+        super().on_train_batch_start(batch, batch_idx)
+        for group in self.trainer.optimizers[0].param_groups:
+            if group.get("constant_lr"):
+                group["lr"] = self.facts.optimizer.lr
+
+    def loss(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        """The symmetric loss of two views of each picture, and the spread of projections, which falls in collapse."""
+        p1, p2, z1, z2 = self._predict(batch.images, generator)
+        return {"loss": simsiam_loss(p1, p2, z1, z2), "z_std": relative_std(torch.cat([z1, z2]))}
+
+    def pretext_metric(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        """Share of predictions whose nearest projection of another view is their picture's; 1 / N by chance."""
+        p1, _, _, z2 = self._predict(batch.images, generator)
+        nearest = (l2_normalize(p1) @ F.normalize(z2.float(), dim=1).T).argmax(1)
+        return {
+            "prediction_is_nearest": (nearest == torch.arange(len(p1), device=p1.device)).float().mean(),
+            "z_std": relative_std(z2),
+        }
+
+    def _predict(self, images: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
+        x = self.view(torch.cat([images, images]), self.config.views, generator)  # (2N, C, H, W)
+        z = self.projector(self.backbone(x))
+        return (*self.predictor(z).chunk(2), *z.chunk(2))
