@@ -397,12 +397,13 @@ def test_a_full_disk_is_one_sentence_and_the_work_is_kept(whole, pictures, tmp_p
     os.geteuid() != 0, reason="only root can drop to nobody, and only nobody is refused anything"
 )
 def test_unreadable_pictures_and_a_read_only_output(pictures):
-    # Everything is imported and loaded before the drop: nobody may not be able to read the installation.
+    # One job before the drop imports all that is imported late: nobody may not be able to read the installation.
     code = """
 import os, sys
 import embedkit, embedkit.pipeline
 encoder = embedkit.load_encoder(device="cpu", threads=1)
 base = sys.argv[1]
+embedkit.embed(f"{base}/warm", f"{base}/warm.parquet", encoder=encoder)
 os.setgroups([]); os.setgid(65534); os.setuid(65534)
 try:
     embedkit.embed(f"{base}/p", f"{base}/closed/o.parquet", encoder=encoder)
@@ -416,6 +417,8 @@ print("embedded:", report.images, "failed:", report.failed)
         base = Path(name)
         base.chmod(0o755)
         shutil.copytree(pictures / "b", base / "p")
+        shutil.copytree(pictures / "b", base / "warm")
+        (base / "warm" / "bad.jpg").write_bytes(b"no picture")
         secret = sorted((base / "p").iterdir())[0]
         secret.chmod(0)
         (base / "closed").mkdir(mode=0o755)
