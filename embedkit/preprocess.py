@@ -177,6 +177,14 @@ def _convert(image: Image.Image, preprocess: Preprocess, reduced: bool, out: np.
     if orientation != 1:
         image = image.transpose(_UPRIGHT[orientation])
     image = _plain_mode(image)
+    if (
+        preprocess.color == "gray"
+        and image.mode == "RGB"
+        and not (profile and _srgb_transform(profile, "RGB"))
+    ):
+        image = image.convert(
+            "L"
+        )  # before the resize, as torchvision's pipelines have it, and a third of the work
     image = _resize_crop(image, (width, height), extent or (0, 0, *image.size), preprocess)
     image = _to_color(image, preprocess, profile)
     return _to_array(image, preprocess, out)

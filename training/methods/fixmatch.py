@@ -10,14 +10,15 @@ its section 2.4 and the authors' code.
 Differences from the source:
 - Fewer steps: some 10^4 and not 2^20. `ratio` (mu) is 3 and not 7, which nearly doubles the steps of a given time;
   the decay of the average is raised to the power 2^20 / steps, so that its window stays the same share of the run
-  (0.999 becomes 0.949 over 20,000 steps). While a time budget is still being measured the warm-up of `EMA` alone
-  holds. r10 instead of a Wide ResNet.
+  (0.999 becomes 0.949 over 20,000 steps). r10 instead of a Wide ResNet.
+- The decay starts low, (1 + k) / (10 + k) at update k, which also holds while a time budget is still being measured;
+  whether the source's does so we could not check, and over its 2^20 steps it would not matter.
 - The operations of the strong view are those which a public benchmark (USB) keeps for small gray pictures, without
   brightness: `Color` does nothing to one channel, and factors from 0.05 erase what stands on black. As in public
   re-implementations, the strong view starts from a weak view of its own.
 - Pictures are drawn by class when labels are chosen; the authors do the same, and keep the sets in files.
-- Beside a loss of 0 for unlabelled pictures, `supervised_only` is the baseline: the same labels, steps, average and
-  both kinds of views, where the true label takes the place of the pseudo-label.
+- `supervised_only` is our baseline: the same labels, steps, average and both kinds of views, where the true label
+  takes the place of the pseudo-label, and no unlabelled picture is seen, not by BatchNorm either.
 
 Recipe, expected figure, data, time and command: `embedkit.training.recipes.fixmatch`.
 """

@@ -85,7 +85,8 @@ def simsiam_loss(p1: Tensor, p2: Tensor, z1: Tensor, z2: Tensor) -> Tensor:
 def relative_std(z: Tensor) -> Tensor:
     """The standard deviation of z / |z| over the batch, meaned over dimensions, in units of 1 / sqrt(d).
 
-    The paper's sign of collapse (section 4.1): near 1 where directions spread evenly, 0 where all are one.
+    The paper's sign of collapse (section 4.1): near 1 where directions spread evenly, 0 where all are one. Behind the
+    projector's last BatchNorm, collapse onto a few directions leaves it near 1: the rank of embeddings shows that.
 
     Args:
         z: Projections (N, d), N above 1; with several ranks those of all of them count.
