@@ -197,8 +197,16 @@ class Clusters(nn.Module):
         """The sub-clustering net of each code's own cluster: codes (N, D), labels (N,) -> logits (N, 2)."""
         radius = self.covs.diagonal(dim1=1, dim2=2).mean(1).sqrt()
         codes = (codes - self.means.float()[labels]) / radius.float()[labels, None]
-        hidden = torch.einsum("nhd,nd->nh", self.sub_weight1[labels], codes) + self.sub_bias1[labels]
-        return torch.einsum("njh,nh->nj", self.sub_weight2[labels], F.relu(hidden)) + self.sub_bias2[labels]
+        # the codes of each cluster side by side, with zeros behind them: K small nets in two products
+        order = labels.argsort(stable=True)
+        own = labels[order]
+        count = torch.bincount(labels, minlength=len(self))
+        place = own, torch.arange(len(codes), device=codes.device) - (count.cumsum(0) - count)[own]
+        x = codes.new_zeros(len(self), int(count.max()), self.dim)
+        x[place] = codes[order]
+        hidden = F.relu(torch.baddbmm(self.sub_bias1[:, None], x, self.sub_weight1.mT))
+        logits = torch.baddbmm(self.sub_bias2[:, None], hidden, self.sub_weight2.mT)
+        return logits[place][order.argsort()]
 
     @torch.no_grad()
     def log_joint(self, codes: Tensor) -> Tensor:

@@ -9,10 +9,10 @@ and 3, with the labels swapped for encoder and generator (section 3.4); code jef
 Differences from the source:
 - E is the backbone and a linear layer to z. G is upsampling and 3x3 convolutions. D is convolutions with z added
   as a bias to every layer, as in the paper's ImageNet net; the paper's MNIST nets are perceptrons.
-- BatchNorm in D keeps no running statistics, since D is never used alone; as in the authors' code the real and the
-  generated batch are normalised apart. Without BatchNorm D wins within the first hundred steps.
-- AdamW with decoupled decay and a cosine, theirs is Adam with L2, a constant rate and an exponential end. As there,
-  beta_1 is 0.5, all three nets are updated at once, and D's output starts at zero.
+- AdamW and a cosine, theirs is Adam with L2, a constant rate and an exponential end.
+- As in their code: E(x) is squashed to z's range (unsquashed its square rose to twice z's); D has BatchNorm, real and
+  generated batches apart (without it D won in a hundred steps); D's output starts at zero; beta_1 is 0.5; all three
+  nets move at once. D's BatchNorm keeps no running statistics, since D is never used alone.
 - The loss is the sum of both terms, 2 ln 2 at the start; the authors' code prints half of it.
 
 Recipe, expected figure, data, time and command: `embedkit.training.recipes.bigan`.
@@ -20,6 +20,7 @@ Recipe, expected figure, data, time and command: `embedkit.training.recipes.biga
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -87,9 +88,8 @@ class Discriminator(nn.Module):
     def __init__(self, in_chans: int, image_size: tuple[int, int], latent_dim: int, width: int) -> None:
         super().__init__()
         widths = (width, 2 * width, 4 * width)
-        places = -(-image_size[0] // 8) * -(
-            -image_size[1] // 8
-        )  # each convolution halves a side, rounding up
+        # each convolution halves a side, rounding up
+        places = math.ceil(image_size[0] / 8) * math.ceil(image_size[1] / 8)
         self.convolutions = nn.ModuleList(
             nn.Conv2d(fan_in, fan_out, 3, stride=2, padding=1, bias=False)
             for fan_in, fan_out in zip((in_chans, *widths[:-1]), widths, strict=True)
@@ -162,7 +162,7 @@ class BiGAN(Method):
         """
         x = self.view(batch.images, self.config.views, generator)
         z = self._prior(len(x), self.generator("prior"))
-        code, picture = self.to_latent(self.backbone(x)), self._pictures(z)
+        code, picture = self._codes(x), self._pictures(z)
         d_loss = discriminator_loss(
             self.discriminator(x, code.detach()), self.discriminator(picture.detach(), z)
         )
@@ -175,13 +175,13 @@ class BiGAN(Method):
             "discriminator_loss": d_loss,
             "encoder_generator_loss": eg_loss,
             # a D that need only look at z is no teacher: E(x) should spread as z does, whose square is 1/3
-            "code_square": code.float().square().mean(),
+            "code_square": code.square().mean(),
         }
 
     def pretext_metric(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         """|x - G(E(x))| over |x' - G(E(x))| of another picture x', means over pictures: 1 where E(x) says nothing."""
         x = self.view(batch.images)
-        error = x - self._pictures(self.to_latent(self.backbone(x)))
+        error = x - self._pictures(self._codes(x))
         other = x.roll(1, dims=0) - (x - error)
         norms = [difference.float().flatten(1).norm(dim=1).mean() for difference in (error, other)]
         return {"reconstruction_ratio": norms[0] / norms[1]}
@@ -189,6 +189,10 @@ class BiGAN(Method):
     def _prior(self, n: int, generator: torch.Generator) -> Tensor:
         """Codes (n, latent_dim), uniform in -1..1."""
         return torch.rand(n, self.config.latent_dim, generator=generator, device=generator.device) * 2 - 1
+
+    def _codes(self, x: Tensor) -> Tensor:
+        """E(x): a logistic of the linear layer, stretched to -1..1 (N, latent_dim)."""
+        return self.to_latent(self.backbone(x)).float().sigmoid() * 2 - 1
 
     def _pictures(self, z: Tensor) -> Tensor:
         """G(z): values in [0, 1], normalised as the pictures of the data are (N, C, H, W)."""

@@ -290,7 +290,7 @@ class DeepDPM(Method):
     def mixture_file(self) -> bytes:
         """`mixture.safetensors` of an entry: the arrays of `mixture`, and `transform` in its metadata."""
         transform = "none" if self.config.reduce == "umap" else self.config.transform
-        return save(self.mixture(), {"method": "deepdpm", "transform": transform})
+        return save(self.mixture(), {"transform": transform})  # one key: several have no order
 
     def get_extra_state(self) -> dict[str, Any]:
         """The batch counter and the stage, for the checkpoint."""

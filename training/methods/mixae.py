@@ -10,9 +10,8 @@ Differences from the source:
 - The K encoders share a trunk, the backbone, and differ in the linear layer from its features to their codes: K
   whole networks would cost K times as much, and leave no features of their own to export. The trunk is exported;
   `embedding="codes"` exports all K codes side by side, which is what the assignment network sees.
-- How the weights of the entropies go is ours, the paper gives no formula that we could check: `linear` starts
-  with clusters kept in use and ends with sharp assignments, in units of the first steps' reconstruction error;
-  `balanced` is the rule of a public implementation (icannos/mixture-autoencoder).
+- How the entropies' weights go is ours, the paper gives no formula that we could check: `linear` begins with all
+  clusters in use and ends with sharp assignments; `balanced` is as in icannos/mixture-autoencoder.
 - Decoders are fully connected with one hidden layer, as the paper's on other data, all K in one batched product.
 - The squared error is meaned over pixels, and with several ranks the mean assignment is that of the union batch.
 

@@ -13,18 +13,21 @@ __all__ = ["recipe"]
 def recipe() -> RunConfig:
     """r10 on Fashion-MNIST: figure of the whole run not measured yet.
 
+    D has the authors' learning rate, E and G three times that: in 300 steps without decay, on 3,000 held-out training
+    pictures, linear probe 0.77 and kNN 0.67, against 0.72 and 0.58 with one rate for all.
+
     Data: the four IDX files of Fashion-MNIST; no label is used. Time: 20 minutes on 2 cores.
 
         embedkit train bigan --data fashion-mnist/ --max-minutes 20
     """
     return RunConfig(
         recipe="bigan",
-        method=bigan.Config(),
+        method=bigan.Config(discriminator_lr=1 / 3),
         backbone="r10",
         data=DataConfig(color="gray", image_size=28),
         optimizer=Optimizer(
-            name="adamw", lr=2e-4, weight_decay=0.0, betas=(0.5, 0.999), schedule="cosine", warmup_steps=0
+            name="adamw", lr=6e-4, weight_decay=0.0, betas=(0.5, 0.999), schedule="cosine", warmup_steps=0
         ),
         batch_size=128,
-        epochs=30,
+        epochs=20,
     )

@@ -16,6 +16,9 @@ __all__ = ["encoder", "recipe", "umap"]
 def recipe() -> RunConfig:
     """r10 autoencoder on Fashion-MNIST, alternating with its clusters: figure of the whole run not measured yet.
 
+    One round of 440 steps found K 34 at NMI 0.57 and kNN 0.795: the codes of a garment are no Gaussian, and 54,000
+    of them are reason enough to split it.
+
     Data: the four IDX files of Fashion-MNIST; no label is used. Time: 30 minutes on 2 cores.
 
         embedkit train deepdpm --data fashion-mnist/ --max-minutes 30
@@ -35,7 +38,8 @@ def umap() -> RunConfig:
     """The published figures' way, autoencoder, then UMAP in 10 dimensions, then clusters.
 
     Published for Fashion-MNIST (the authors' fully connected autoencoder): NMI 0.68, K 10.2 +- 0.8, as we remember
-    the paper's table. Data as `recipe`; UMAP itself takes minutes on one core, within one step.
+    the paper's table. Here, on 12,000 pictures after 220 steps of the autoencoder: NMI 0.65, K 7, from init_k 1 and
+    10 alike. Data as `recipe`; UMAP itself takes minutes on one core, within one step.
 
         embedkit train deepdpm:umap --data fashion-mnist/
     """

@@ -26,5 +26,5 @@ def recipe() -> RunConfig:
             name="adamw", lr=1e-3, weight_decay=0.05, betas=(0.9, 0.95), schedule="cosine", warmup_steps=1000
         ),
         batch_size=512,
-        epochs=200,
+        epochs=60,
     )

@@ -158,7 +158,8 @@ def test_gradients_are_those_of_two_plain_steps():
 
     def pairs():
         picture = (method.generate(z).sigmoid() - method.mean) / method.std
-        return method.discriminator(x, method.to_latent(method.backbone(x))), method.discriminator(picture, z)
+        code = (method.to_latent(method.backbone(x)) / 2).tanh()
+        return method.discriminator(x, code), method.discriminator(picture, z)
 
     named = parts(method)
     d = torch.autograd.grad(discriminator_loss(*pairs()), named["discriminator"])
@@ -186,7 +187,8 @@ def test_the_encoder_learns_from_real_pairs_and_the_generator_from_generated_one
 
 def test_codes_are_uniform_and_not_of_the_views_generator():
     method, pictures = build(), batch()
-    z = method._prior(4000, method.generator("prior"))
+    z, code = method._prior(4000, method.generator("prior")), method._codes(method.view(pictures.images))
+    assert code.shape == (16, 50) and code.abs().max() <= 1  # E's range is z's
     assert z.shape == (4000, 50) and z.abs().max() <= 1
     assert z.mean().abs() < 0.01 and z.square().mean() == pytest.approx(1 / 3, abs=0.005)
     losses = [method.loss(pictures, torch.Generator().manual_seed(seed))["loss"].item() for seed in (1, 2)]
