@@ -92,7 +92,7 @@ def _follow(shadow: Tensor, value: Tensor, weight: float) -> None:
 def rescale_decay(decay: float, *, reference_steps: int, steps: int) -> float:
     """The decay that forgets as much over `steps` updates as `decay` does over `reference_steps`.
 
-    decay ** (reference_steps / steps): FixMatch's 0.999 over 2^20 steps is 0.9502 over 20,480.
+    decay ** (reference_steps / steps): FixMatch's 0.999 over 2^20 steps is 0.95006 over 20,480.
 
     Args:
         decay: Of the source, in [0, 1].

@@ -1,0 +1,187 @@
+"""SimCLR from the data set to the step, embedkit against lightly: the same network, batch and machine.
+
+Every contender runs in a process of its own, interleaved. lightly brings its transform, head and loss, in a
+DataLoader with two workers: once as its documentation shows it, and once with what embedkit does by default as
+well (channels-last memory, bfloat16 where the processor multiplies it, and only the views of embedkit's recipe).
+Needs the packages of `embedkit[train,dev]`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import datetime
+import importlib.metadata
+import json
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from embedkit.training import recipes, run
+from embedkit.training.config import with_overrides
+from embedkit.training.data import Loader, load_pictures, split_validation
+from embedkit.training.machine import keep_freed_memory, multiplies_bf16
+from embedkit.training.method import Method
+
+RECIPE = "simclr"
+#: Steps before the clock starts: kernels are chosen, workers start, queues fill.
+WARM = 5
+CONTENDERS = ("embedkit", "lightly", "lightly, tuned")
+
+
+def embedkit(data: str, steps: int) -> dict[str, float]:
+    """images/s of `embedkit train`, and the share of the time that data and views take."""
+    spent = {"data": 0.0, "views": 0.0}
+    view, batches = Method.view, Loader.__iter__
+
+    def timed_view(self: Method, *arguments: Any) -> torch.Tensor:
+        begin = time.perf_counter()
+        found = view(self, *arguments)
+        if self.batches_seen > WARM:
+            spent["views"] += time.perf_counter() - begin
+        return found
+
+    def timed_batches(self: Loader) -> Iterator[Any]:
+        source = batches(self)
+        while True:
+            begin = time.perf_counter()
+            batch = next(source)
+            if self.position() >= WARM:
+                spent["data"] += time.perf_counter() - begin
+            yield batch
+
+    Method.view, Loader.__iter__ = timed_view, timed_batches  # type: ignore[method-assign, assignment]
+    config = with_overrides(recipes.recipe(RECIPE), [f"steps={WARM + steps}", "log_every=1"])
+    with tempfile.TemporaryDirectory() as folder:
+        run.train(config, data=data, out=Path(folder) / "run", progress=False)
+        with open(Path(folder) / "run" / run.METRICS, newline="") as file:
+            rates = [float(row["images_per_second"]) for row in csv.DictReader(file)][WARM:]
+    seconds = sum(config.batch_size / rate for rate in rates)
+    return {"images_per_second": steps * config.batch_size / seconds} | {
+        f"{name}_share": value / seconds for name, value in spent.items()
+    }
+
+
+class Drawn(torch.utils.data.Dataset):
+    """Pictures as a torchvision data set gives them: one PIL picture at a time, through the transform."""
+
+    def __init__(self, images: np.ndarray, transform: Any) -> None:
+        self.images, self.transform = images, transform
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Any:
+        from PIL import Image
+
+        return self.transform(Image.fromarray(self.images[index]))
+
+
+def lightly(data: str, steps: int, *, tuned: bool) -> dict[str, float]:
+    """images/s of lightly's SimCLR on the recipe's network, batch, temperature and optimizer."""
+    from lightly.loss import NTXentLoss
+    from lightly.models.modules import SimCLRProjectionHead
+    from lightly.transforms import SimCLRTransform
+
+    from embedkit.training.backbones import create_backbone
+
+    config = recipes.recipe(RECIPE)
+    pictures = split_validation(load_pictures(with_path(config, data)), config.data.validation, config.seed)[0]
+    mean, std = pictures.statistics()
+    images = pictures.images[pictures.rows][:, 0].numpy()  # type: ignore[index]
+    views = {"normalize": {"mean": list(mean), "std": list(std)}, "input_size": config.data.image_size}
+    if tuned:
+        views |= {"min_scale": 0.2, "cj_strength": 0.5, "cj_sat": 0, "cj_hue": 0}
+        views |= {"gaussian_blur": 0, "random_gray_scale": 0}
+    loader = torch.utils.data.DataLoader(
+        Drawn(images, SimCLRTransform(**views)),  # type: ignore[arg-type]
+        batch_size=config.batch_size,
+        shuffle=True,
+        drop_last=True,
+        num_workers=2,
+    )
+    torch.manual_seed(0)
+    backbone = create_backbone(config.backbone, in_chans=1, image_size=(config.data.image_size,) * 2)
+    network = torch.nn.Sequential(backbone, SimCLRProjectionHead(backbone.dim, backbone.dim, 128))
+    half = tuned and multiplies_bf16("cpu")
+    if tuned:
+        keep_freed_memory()
+        network = network.to(memory_format=torch.channels_last)
+    criterion = NTXentLoss(temperature=config.method.temperature)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3, weight_decay=config.optimizer.weight_decay)
+    begin, step = 0.0, 0
+    while True:
+        for first, second in loader:
+            if step == WARM:
+                begin = time.perf_counter()
+            if step == WARM + steps:
+                return {"images_per_second": steps * config.batch_size / (time.perf_counter() - begin)}
+            if tuned:
+                first, second = (x.to(memory_format=torch.channels_last) for x in (first, second))
+            with torch.autocast("cpu", torch.bfloat16, enabled=half):
+                z0, z1 = network(first), network(second)
+            loss = criterion(z0.float(), z1.float())
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            step += 1
+
+
+def with_path(config: Any, data: str) -> Any:
+    """The recipe's `DataConfig` on these data."""
+    return with_overrides(config, [f"data.path={data}"]).data
+
+
+def measure(contender: str, data: str, steps: int) -> dict[str, float]:
+    """In this process."""
+    if contender == "embedkit":
+        return embedkit(data, steps)
+    return lightly(data, steps, tuned=contender.endswith("tuned"))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--data", required=True, help="as for `embedkit train`: a folder with Fashion-MNIST's files")
+    parser.add_argument("--steps", type=int, default=40, help="timed steps of each contender and round")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--contender", choices=CONTENDERS, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.contender:
+        print(json.dumps(measure(arguments.contender, arguments.data, arguments.steps)))
+        return
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in CONTENDERS}
+    for _ in range(arguments.rounds):
+        for name in CONTENDERS:
+            command = [sys.executable, __file__, "--data", arguments.data, "--steps", str(arguments.steps)]
+            done = subprocess.run([*command, "--contender", name], stdout=subprocess.PIPE, text=True, check=True)
+            found[name].append(json.loads(done.stdout.splitlines()[-1]))
+            print(f"{name}: {found[name][-1]['images_per_second']:.0f} images/s", file=sys.stderr)
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("torch", "lightly", "timm"))
+    config = recipes.recipe(RECIPE)
+    print(
+        f"{datetime.date.today()}, {platform.machine()}, Python {platform.python_version()}, {versions}; "
+        f"{config.backbone}, {config.data.image_size} px, batches of {config.batch_size} pictures (two views each), "
+        f"{torch.get_num_threads()} threads, {arguments.rounds} rounds of {arguments.steps} steps\n"
+    )
+    print("| contender | images/s, median | range | embedkit / it | data and views, share of the time |")
+    print("|---|---|---|---|---|")
+    ours = statistics.median(one["images_per_second"] for one in found["embedkit"])
+    for name in CONTENDERS:
+        rates = sorted(one["images_per_second"] for one in found[name])
+        middle = statistics.median(rates)
+        shares = [one["data_share"] + one["views_share"] for one in found[name] if "data_share" in one]
+        share = f"{statistics.median(shares):.1%}" if shares else "not measured"
+        print(f"| {name} | {middle:.0f} | {rates[0]:.0f}-{rates[-1]:.0f} | {ours / middle:.2f}x | {share} |")
+
+
+if __name__ == "__main__":
+    main()
