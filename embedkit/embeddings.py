@@ -28,7 +28,8 @@ PASSPORT_VERSION = 1
 #: Columns that are ours; a label column of the same name is stored as `source_<name>`.
 RESERVED = ("id", "part", "embedding", "size", "mtime_ns", "sha256")
 
-ROW_GROUP = 2048
+#: Rows of a row group: 2.6 MB at D = 1280; several are in memory while a file is put together.
+ROW_GROUP = 512
 _SHARD = re.compile(r"part-(\d+)-of-(\d+)-(\d+)\.parquet")
 _DONE = "_done-{part}-of-{parts}.json"
 

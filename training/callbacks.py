@@ -199,14 +199,20 @@ class Cost(lightning.Callback):
     """Images seen, training FLOPs, seconds, and an estimate of energy and CO2.
 
     FLOPs are those of the first step, forward and backward, counted by torch's `FlopCounterMode` (two for each
-    multiply-add of matrix products and convolutions), times the steps. Seconds are those between the start of
-    training and the last checkpoint or the end, over all resumptions.
+    multiply-add of matrix products and convolutions), times the steps; of a method with several kinds of steps,
+    so for each kind. Seconds are those between the start of training and the last checkpoint or the end, over all
+    resumptions.
     """
+
+    _STATE = ("seconds", "flops", "flops_per_step", "images", "steps")
 
     def __init__(self, power: Power | None = None) -> None:
         self.power = power or Power()
-        self.seconds, self.flops_per_step, self.images, self.steps, self.watts = 0.0, 0, 0, 0, 0.0
+        self.seconds, self.images, self.steps, self.watts = 0.0, 0, 0, 0.0
+        self.flops = 0
+        self.flops_per_step: dict[str, int] = {}  # by kind of step
         self._counter: FlopCounterMode | None = None
+        self._kind = ""
         self._now = 0.0
 
     def on_train_start(self, trainer: lightning.Trainer, method: Any) -> None:
@@ -219,8 +225,9 @@ class Cost(lightning.Callback):
     def on_train_batch_start(
         self, trainer: lightning.Trainer, method: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Count the operations of one step."""
-        if not self.flops_per_step:
+        """Count the operations of the first step of its kind."""
+        self._kind = method.kind_of(method.batches_seen)
+        if self._kind not in self.flops_per_step:
             self._counter = FlopCounterMode(display=False)
             self._counter.__enter__()
 
@@ -230,8 +237,9 @@ class Cost(lightning.Callback):
         """Add the step."""
         if self._counter is not None:
             self._counter.__exit__(None, None, None)
-            self.flops_per_step = max(1, self._counter.get_total_flops() * trainer.world_size)
+            self.flops_per_step[self._kind] = self._counter.get_total_flops() * trainer.world_size
             self._counter = None
+        self.flops += self.flops_per_step[self._kind]
         now = time.monotonic()
         self.seconds, self._now = self.seconds + now - self._now, now
         self.steps = method.batches_seen
@@ -239,7 +247,7 @@ class Cost(lightning.Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """For the checkpoint."""
-        return {name: getattr(self, name) for name in ("seconds", "flops_per_step", "images", "steps")}
+        return {name: getattr(self, name) for name in self._STATE}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """From the checkpoint."""
@@ -253,8 +261,8 @@ class Cost(lightning.Callback):
             "images": self.images,
             "steps": self.steps,
             "seconds": round(self.seconds, 1),
-            "flops_per_step": self.flops_per_step,
-            "training_flops": self.flops_per_step * self.steps,
+            "flops_per_step": round(self.flops / max(1, self.steps)),
+            "training_flops": self.flops,
             "energy_kwh": round(kwh, 6),
             "co2_grams": round(kwh * self.power.grams_per_kwh, 3),
             "watts": self.watts,

@@ -81,7 +81,14 @@ def export_run(
         provenance=_provenance(run, config),
         timm=_timm(encoder, preprocess, name, licence),
     )
-    write_entry(folder, network=network, config=entry, samples=samples, card=_card(method, encoder))
+    write_entry(
+        folder,
+        network=network,
+        config=entry,
+        samples=samples,
+        card=_card(method, encoder),
+        extra=method.files(),
+    )
     update_index(Path(zoo))
     return folder
 

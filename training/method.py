@@ -62,12 +62,20 @@ class Method(lightning.LightningModule):
         """What is exported: normalised pictures (N, C, H, W) -> embedding (N, D)."""
         return self.backbone
 
+    def files(self) -> dict[str, bytes]:
+        """What an entry of the encoder holds beside it, by file name: a mixture that was fitted to its embeddings."""
+        return {}
+
     def pretext_metric(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         """How well the pretext task is solved on a batch of held-out pictures, by name; {} where none is meant."""
         return {}
 
+    def kind_of(self, step: int) -> str:
+        """Which kind of step `step` is, from 0; a method with several has the cost of each counted apart."""
+        return ""
+
     def begin_epoch(self, epoch: int) -> None:
-        """Called before the first batch of each pass over the data, counted from 0."""
+        """Called before each pass over the data, counted from 0."""
 
     @property
     def progress(self) -> float:

@@ -295,12 +295,14 @@ def _run(
 
 
 def _validate(trainer: lightning.Trainer, method: Method, validation: Pictures) -> dict[str, float]:
-    """The pretext metric on up to 2,048 held-out pictures, each name after `validation_`."""
+    """The pretext metric on up to 2,048 held-out pictures, each name after `validation_`; {} where there are none."""
+    if not len(validation):
+        return {}
     size = min(256, len(validation))
     sums: dict[str, list[float]] = {}
     method.eval()
     with torch.no_grad(), trainer.precision_plugin.forward_context():
-        for rows in torch.arange(min(2048, len(validation))).split(max(1, size)):
+        for rows in torch.arange(min(2048, len(validation))).split(size):
             if len(rows) < size:
                 break
             batch = trainer.strategy.batch_to_device(validation.batch(rows))

@@ -38,6 +38,7 @@ from safetensors.numpy import save
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from embedkit.entry import MIXTURE
 from embedkit.errors import ConfigError, MissingDependencyError
 from embedkit.training.backbones import Backbone
 from embedkit.training.clusters import Clusters, ClustersConfig
@@ -181,9 +182,16 @@ class DeepDPM(Method):
     @property
     def stage(self) -> Stage:
         """Of the batch that is being seen."""
+        return self._stage_at(self.batches_seen - 1)
+
+    def kind_of(self, step: int) -> str:
+        """`autoencoder`, `encode` or `cluster`."""
+        return self._stage_at(step).kind
+
+    def _stage_at(self, step: int) -> Stage:
         rounds = self.config.rounds if self.config.reduce == "none" and not self.config.weights else 1
         return stage_at(
-            self.batches_seen - 1,
+            step,
             self.total_steps,
             self.facts.steps_per_epoch,
             rounds=rounds,
@@ -287,10 +295,12 @@ class DeepDPM(Method):
         names = ("weights", "means", "precision_cholesky", "center", "components")
         return {name: value.cpu().numpy() for name, value in zip(names, values, strict=True)}
 
-    def mixture_file(self) -> bytes:
-        """`mixture.safetensors` of an entry: the arrays of `mixture`, and `transform` in its metadata."""
+    def files(self) -> dict[str, bytes]:
+        """`mixture.safetensors`: `mixture` with `transform` in its metadata; {} before there are clusters."""
+        if not (self.labels >= 0).any():
+            return {}
         transform = "none" if self.config.reduce == "umap" else self.config.transform
-        return save(self.mixture(), {"transform": transform})  # one key: several have no order
+        return {MIXTURE: save(self.mixture(), {"transform": transform})}  # one key: several have no order
 
     def get_extra_state(self) -> dict[str, Any]:
         """The batch counter and the stage, for the checkpoint."""

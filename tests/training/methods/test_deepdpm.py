@@ -2,7 +2,10 @@
 
 import csv
 import dataclasses
+import json
 import math
+import signal
+import subprocess
 import sys
 import types
 
@@ -15,10 +18,12 @@ stats = pytest.importorskip("scipy.stats")
 from safetensors.numpy import load  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 
+from embedkit.entry import MANIFEST, MIXTURE, Manifest, sha256_hex  # noqa: E402
 from embedkit.errors import ConfigError, MissingDependencyError  # noqa: E402
 from embedkit.training import recipes, run  # noqa: E402
 from embedkit.training.backbones import create_backbone  # noqa: E402
 from embedkit.training.config import with_overrides  # noqa: E402
+from embedkit.training.entries import export_run  # noqa: E402
 from embedkit.training.methods import deepdpm  # noqa: E402
 from embedkit.training.methods.deepdpm import DeepDPM, alternation_loss, stage_at  # noqa: E402
 
@@ -114,6 +119,22 @@ def test_a_run_has_its_stages_and_its_clusters_say_more_than_one_gaussian(finish
     assert torch.equal(method.labels[method.known], method.clusters.assign(method.codes[method.known]))
 
 
+def test_the_cost_of_each_kind_of_step_is_its_own(finished):
+    cost = json.loads((finished.run / "cost.json").read_text())
+    state = torch.load(finished.run / run.CHECKPOINT, weights_only=True)
+    each = state["callbacks"]["Cost"]["flops_per_step"]
+    assert each.keys() == {"autoencoder", "encode", "cluster"}
+    assert each["encode"] < each["autoencoder"] / 3  # no decoder and nothing backward
+    assert cost["training_flops"] == 30 * each["autoencoder"] + 6 * each["encode"] + 18 * each["cluster"]
+
+
+def test_an_entry_of_the_run_holds_its_mixture(finished, tmp_path):
+    folder = export_run(finished.run, "deepdpm-r10.synthetic", tmp_path)
+    assert (folder / MIXTURE).read_bytes() == run.load_run(finished.run)[1].files()[MIXTURE]
+    manifest = Manifest.from_json((folder / MANIFEST).read_bytes())
+    assert manifest.files[MIXTURE].sha256 == sha256_hex((folder / MIXTURE).read_bytes())
+
+
 def test_the_encoder_makes_the_codes_that_were_clustered(finished):
     _, method = run.load_run(finished.run)
     config, _ = run._read_config(finished.run)
@@ -127,36 +148,39 @@ def test_the_encoder_makes_the_codes_that_were_clustered(finished):
     assert "1.0.weight" in names and not any("decoder" in name or "clusters" in name for name in names)
 
 
-def test_a_killed_run_goes_on_with_as_many_clusters_as_it_had(finished, tmp_path, monkeypatch):
-    class Killed(Exception):
-        pass
+KILLED = """
+import os, signal, sys
+from embedkit.training import recipes, run
+from embedkit.training.config import with_overrides
+from embedkit.training.methods.deepdpm import DeepDPM
 
+folder, at, *settings = sys.argv[1:]
+step = DeepDPM.training_step
+def killing(method, batch, batch_idx):
+    step(method, batch, batch_idx)
+    if method.batches_seen == int(at) + 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+DeepDPM.training_step = killing
+if settings:
+    config = with_overrides(recipes.recipe("deepdpm"), settings)
+    run.train(config, data="synthetic:120", out=folder, progress=False)
+else:
+    run.resume(folder, progress=False)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL is of POSIX")
+def test_a_killed_run_goes_on_with_as_many_clusters_as_it_had(finished, tmp_path):
     sizes = [row["clusters"] for row in rows(finished.run)[36:]]
     assert sizes[1] != sizes[2] == sizes[3]  # the first split
-    begin = DeepDPM.on_train_batch_start
-
-    def killed(at):
-        def on_train_batch_start(self, batch, batch_idx):
-            if self.batches_seen == at:
-                raise Killed
-            begin(self, batch, batch_idx)
-
-        return on_train_batch_start
-
     folder = tmp_path / "killed"
-    resumed = []
-    for at in (20, 33, 38, 39):  # of the autoencoder, half encoded, before and after K changed
-        monkeypatch.setattr(DeepDPM, "on_train_batch_start", killed(at))
-        with pytest.raises(Killed):
-            if resumed:
-                run.resume(folder, progress=False)
-            else:
-                train(folder, "steps=54", "method.rounds=1", "checkpoint_seconds=0")
-        resumed.append(run.load_run(folder)[1].batches_seen)
-        if at >= 38:
-            assert len(run.load_run(folder)[1].clusters) == float(sizes[at - 37])
-    assert resumed == [20, 33, 38, 39]
-    monkeypatch.setattr(DeepDPM, "on_train_batch_start", begin)
+    settings = [*SMALL, "steps=54", "method.rounds=1", "checkpoint_seconds=0"]
+    for at in (33, 39):  # half encoded, and after K changed
+        command = [sys.executable, "-c", KILLED, str(folder), str(at), *settings]
+        assert subprocess.run(command, timeout=300).returncode == -signal.SIGKILL
+        settings = []
+        assert run.load_run(folder)[1].batches_seen == at
+    assert len(run.load_run(folder)[1].clusters) == float(sizes[2])
     assert run.resume(folder, progress=False).finished
     states = [torch.load(path / run.CHECKPOINT, weights_only=True) for path in (finished.run, folder)]
     same(*(state["state_dict"] for state in states))
@@ -186,7 +210,7 @@ def test_labels_are_never_looked_at(finished, tmp_path):
 
 def test_the_mixture_as_arrays(finished):
     _, method = run.load_run(finished.run)
-    data = method.mixture_file()
+    data = method.files()[MIXTURE]
     arrays = load(data)
     assert b'"transform":"none"' in data[:2000]
     assert all(array.dtype == np.float64 for array in arrays.values())
@@ -266,7 +290,7 @@ def test_umap_codes_are_clustered_and_exported_as_gaussians_of_the_codes(tmp_pat
     _, method = run.load_run(result.run)
     assert method.clusters.dim == 2 and method.encoder()[1][0].out_features == 4
     torch.testing.assert_close(method._points().norm(dim=1), torch.ones(96))
-    assert b'"transform":"none"' in method.mixture_file()[:2000]  # of the codes, which are as they are
+    assert b'"transform":"none"' in method.files()[MIXTURE][:2000]  # of the codes, which are as they are
     arrays = method.mixture()
     labels, codes = method.labels[method.known].numpy(), method.codes[method.known].double().numpy()
     assert arrays["means"].shape == (len(np.unique(labels)), 4)
