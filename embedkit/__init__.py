@@ -9,6 +9,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from embedkit.analysis.calibration import Calibration, calibrate
+    from embedkit.analysis.clustering import Clustering, cluster
+    from embedkit.analysis.duplicates import Duplicates, find_duplicates
+    from embedkit.analysis.identification import identify
+    from embedkit.analysis.index import Index
+    from embedkit.analysis.lint import lint
+    from embedkit.analysis.mixture import Mixture
+    from embedkit.analysis.similarity import similarity
     from embedkit.embeddings import Embeddings, Passport
     from embedkit.encoder import Batch, Encoder
     from embedkit.errors import (
@@ -33,8 +41,11 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Batch",
+    "Calibration",
+    "Clustering",
     "ConfigError",
     "DeviceError",
+    "Duplicates",
     "Embeddings",
     "EmbedkitError",
     "Encoder",
@@ -42,31 +53,50 @@ __all__ = [
     "EntryError",
     "EntryNotFoundError",
     "ImageError",
+    "Index",
     "IntegrityError",
     "MissingDependencyError",
+    "Mixture",
     "OutputError",
     "ParityError",
     "Passport",
     "Report",
     "SourceError",
     "SpaceMismatchError",
+    "calibrate",
+    "cluster",
     "embed",
+    "find_duplicates",
+    "identify",
+    "lint",
     "list_encoders",
     "load_encoder",
+    "similarity",
 ]
 
 #: Public name -> its module. Names resolve at first use, since numpy, Pillow and pyarrow cost more than
 #: `embedkit --help` may take.
 _HOMES = {
     "Batch": "encoder",
+    "Calibration": "analysis.calibration",
+    "Clustering": "analysis.clustering",
+    "Duplicates": "analysis.duplicates",
     "Embeddings": "embeddings",
     "Encoder": "encoder",
     "EncoderInfo": "load",
+    "Index": "analysis.index",
+    "Mixture": "analysis.mixture",
     "Passport": "embeddings",
     "Report": "job",
+    "calibrate": "analysis.calibration",
+    "cluster": "analysis.clustering",
     "embed": "pipeline",
+    "find_duplicates": "analysis.duplicates",
+    "identify": "analysis.identification",
+    "lint": "analysis.lint",
     "list_encoders": "load",
     "load_encoder": "load",
+    "similarity": "analysis.similarity",
 }
 
 

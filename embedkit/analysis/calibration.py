@@ -1,0 +1,542 @@
+"""Thresholds for an error rate that was asked for, how sure they are, and decisions about two vectors.
+
+A calibration is made from pairs whose truth is known. It holds the threshold for a false-match rate, what that
+threshold costs, 95 % intervals from a bootstrap over identities, an interval for the rate in another sample, and
+is bound to the space that it was measured in. The statistics and their sources stand in
+`embedkit.analysis.rates`, decisions against a gallery in `embedkit.analysis.identification`. More than half of
+this module is the words and checks of one record, which is why it is long.
+
+A rate that the data cannot support is refused. Rule of thirty: at least 30 false matches must be expected at the
+target (The NIST speaker recognition evaluation, Doddington et al., Speech Communication 2000). Rule of three: the
+effective number of impostor pairs, which shared identities make smaller than their number, must be at least
+3 / target, with which no false match at all would still bound the rate at the target with 95 % confidence (If
+nothing goes wrong, is everything all right?, Hanley and Lippman-Hand, JAMA 1983).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import NormalDist
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from embedkit.analysis.pairs import Pairs, check_both_kinds, identity_codes
+from embedkit.analysis.rates import (
+    Curve,
+    SortedPairs,
+    Spread,
+    log_likelihood_ratios,
+    prediction_interval,
+    resampled,
+)
+from embedkit.analysis.rows import Rows, Source
+from embedkit.analysis.similarity import pair_similarity
+from embedkit.embeddings import Passport, json_bytes, replacing
+from embedkit.errors import ConfigError, OutputError, SpaceMismatchError
+
+__all__ = [
+    "Calibration",
+    "GroupRates",
+    "Verification",
+    "calibrate",
+    "calibrate_pairs",
+    "verify_vectors",
+]
+
+VERSION = 1
+#: False matches that must be expected at the target (the rule of thirty).
+EXPECTED = 30
+#: Effective impostor pairs times the target (the rule of three).
+EFFECTIVE = 3
+#: Bootstrap samples.
+REPLICATES = 500
+#: Points of the curve that are kept.
+POINTS = 600
+
+Interval: TypeAlias = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Verification:
+    """Whether two pictures show one identity.
+
+    Attributes:
+        score: Their cosine.
+        threshold: The least score of a match.
+        is_match: Whether the score reaches the threshold.
+        expected_fmr: How often two different identities reach this threshold; None without a calibration.
+        probability: That they are one identity, where as many pairs are as are not; None without a calibration.
+    """
+
+    score: float
+    threshold: float
+    is_match: bool
+    expected_fmr: float | None
+    probability: float | None
+
+
+@dataclass(frozen=True)
+class GroupRates:
+    """The error rates of one group's pairs at the common threshold; None where there is no such pair.
+
+    Attributes:
+        name: The group.
+        genuine: Pairs of one identity.
+        impostors: Pairs of two.
+        fmr: False-match rate.
+        fmr_interval: 95 %, bootstrap over identities.
+        fnmr: False-non-match rate.
+        fnmr_interval: 95 %, bootstrap over identities.
+        supported: Whether the group alone has impostor pairs enough for the target by the rule of thirty.
+    """
+
+    name: str
+    genuine: int
+    impostors: int
+    fmr: float | None
+    fmr_interval: Interval | None
+    fnmr: float | None
+    fnmr_interval: Interval | None
+    supported: bool
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A threshold, what it costs, and how sure that is. Intervals are of 95 %.
+
+    Attributes:
+        threshold: The mildest one whose false-match rate is at most the target.
+        target_fmr: What was asked for.
+        fmr: False-match rate at the threshold, in these pairs.
+        fnmr: False-non-match rate at the threshold.
+        eer: Equal error rate.
+        auc: Area under the ROC curve.
+        threshold_interval: Where the target's threshold may lie.
+        fmr_interval: Of the false-match rate at this threshold. For the rate in another sample see
+            `predict`, whose interval is wider.
+        fnmr_interval: Of the false-non-match rate at this threshold.
+        eer_interval: Of the equal error rate.
+        auc_interval: Of the area.
+        genuine: Pairs of one identity.
+        impostors: Pairs of two.
+        effective_impostors: Independent pairs that would tell as much about the false-match rate.
+        identities: How many there were; 0 when they were not known, and pairs were resampled instead.
+        spread: Components of the variance of the false-match rate.
+        curve: Thresholds, false-match and false-non-match rates; ROC is 1 - FNMR over FMR.
+        ratios: Scores, and the log likelihood ratio at each.
+        groups: Figures per group.
+        entry: The encoder's name, empty for plain scores.
+        fingerprint: The space's identity, 64 hex digits, empty for plain scores.
+    """
+
+    threshold: float
+    target_fmr: float
+    fmr: float
+    fnmr: float
+    eer: float
+    auc: float
+    threshold_interval: Interval
+    fmr_interval: Interval
+    fnmr_interval: Interval
+    eer_interval: Interval
+    auc_interval: Interval
+    genuine: int
+    impostors: int
+    effective_impostors: float
+    identities: int
+    spread: Spread
+    curve: Curve
+    ratios: tuple[np.ndarray, np.ndarray]
+    groups: tuple[GroupRates, ...] = ()
+    entry: str = ""
+    fingerprint: str = ""
+
+    @property
+    def det(self) -> tuple[np.ndarray, np.ndarray]:
+        """The DET curve: FMR and FNMR as normal deviates, where both are above 0 and below 1."""
+        deviate = NormalDist().inv_cdf
+        inside = (self.curve.fmr > 0) & (self.curve.fmr < 1) & (self.curve.fnmr > 0) & (self.curve.fnmr < 1)
+        x, y = (
+            np.array([deviate(rate) for rate in side[inside]]) for side in (self.curve.fmr, self.curve.fnmr)
+        )
+        return x, y
+
+    def predict(self, *, identities: int | None = None, impostors: int | None = None) -> Interval:
+        """Where the false-match rate at this threshold will lie in another sample, in 95 of 100 cases.
+
+        The interval holds the chance of both samples: the one that set the threshold and the other one.
+
+        Args:
+            identities: Identities of the other sample; as many as here when None.
+            impostors: Its impostor pairs, spread over the identities as here; as many as here when None.
+
+        Raises:
+            ConfigError: A sample without a pair.
+            MissingDependencyError: scipy is not installed.
+        """
+        others = self.impostors if impostors is None else impostors
+        people = self.identities if identities is None else identities
+        if others < 1 or (self.identities and people < 2):
+            raise ConfigError(
+                f"predict: expected a sample of 2 identities or more, found {people} in {others} pairs"
+            )
+        if not self.fmr:
+            return prediction_interval(0, self.impostors, others)
+        if self.identities:
+            exposure = self.fmr / self.spread.variance(people, others)
+        else:
+            exposure = float(others)
+        return prediction_interval(self.fmr * self.effective_impostors, self.effective_impostors, exposure)
+
+    def false_match_rate(self, threshold: float) -> float:
+        """How often two identities reach `threshold`: not less than three effective pairs of these would bound."""
+        if threshold == self.threshold:
+            return self.fmr
+        index = int(np.searchsorted(-self.curve.thresholds, -threshold))  # the first one that accepts as much
+        seen = float(self.curve.fmr[index]) if index < len(self.curve.fmr) else 1.0
+        return min(1.0, max(seen, EFFECTIVE / self.effective_impostors))
+
+    def probability(self, score: np.ndarray | float, *, prior: float = 0.5) -> np.ndarray:
+        """That a pair of this score is of one identity, rising with the score.
+
+        Args:
+            score: Cosines, of any shape.
+            prior: Share of such pairs among those that are judged, in (0, 1).
+
+        Returns:
+            float64, of the scores' shape.
+        """
+        if not 0 < prior < 1:
+            raise ConfigError(f"prior: expected a share in (0, 1), found {prior}")
+        odds = np.interp(score, *self.ratios) + math.log(prior / (1 - prior))
+        return 1 / (1 + np.exp(-odds))
+
+    def check_space(self, passport: Passport | None, where: str) -> None:
+        """Refuse embeddings of another space than the one that was calibrated.
+
+        Raises:
+            SpaceMismatchError: Naming both.
+        """
+        if passport is not None and self.fingerprint and passport.fingerprint != self.fingerprint:
+            raise SpaceMismatchError(
+                f"the calibration is of {self.entry} (space {self.fingerprint[:12]}) and {where} holds embeddings "
+                f"of {passport.entry} (space {passport.fingerprint[:12]}); calibrate that space, too"
+            )
+
+    def to_json(self) -> dict[str, Any]:
+        """The calibration as plain values."""
+        data = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        data["spread"] = dataclasses.asdict(self.spread)
+        data["groups"] = [dataclasses.asdict(group) for group in self.groups]
+        data["curve"] = {key: value.tolist() for key, value in vars(self.curve).items()}
+        data["ratios"] = [side.tolist() for side in self.ratios]
+        return {"embedkit_calibration": VERSION, **data}
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write a JSON file, aside and renamed."""
+        try:
+            with replacing(Path(path)) as aside:
+                aside.write_bytes(json_bytes(self.to_json()))
+        except OSError as error:
+            raise OutputError(f"{os.fspath(path)} cannot be written ({error.strerror})") from None
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Calibration:
+        """Read what `save` wrote.
+
+        Raises:
+            OutputError: Not such a file, a damaged one, or one of a later version.
+        """
+        where = os.fspath(path)
+        try:
+            data = json.loads(Path(path).read_bytes())
+            version = data.pop("embedkit_calibration")
+            if version != VERSION:
+                raise OutputError(f"{where}: a calibration of version {version}; upgrade embedkit")
+            curve = Curve(**{key: np.array(value, np.float64) for key, value in data.pop("curve").items()})
+            scores, ratios = (np.array(side, np.float64) for side in data.pop("ratios"))
+            spread = Spread(**data.pop("spread"))
+            groups = tuple(GroupRates(**_intervals_of(group)) for group in data.pop("groups"))
+            if not len(curve.thresholds) == len(curve.fmr) == len(curve.fnmr) or len(scores) != len(ratios):
+                raise ValueError
+            if not all(math.isfinite(data[key]) for key in ("threshold", "fmr", "effective_impostors")):
+                raise ValueError
+            return cls(
+                **_intervals_of(data), curve=curve, ratios=(scores, ratios), spread=spread, groups=groups
+            )
+        except OSError as error:
+            raise OutputError(f"{where} cannot be read ({error.strerror})") from None
+        except (ValueError, TypeError, KeyError, AttributeError):
+            raise OutputError(
+                f"{where} is no calibration, or damaged; write it anew with `embedkit calibrate`"
+            ) from None
+
+
+def _intervals_of(data: dict[str, Any]) -> dict[str, Any]:
+    """JSON has lists where intervals are tuples."""
+    return {
+        key: tuple(value) if key.endswith("_interval") and value else value for key, value in data.items()
+    }
+
+
+def calibrate(
+    scores: np.ndarray,
+    labels: np.ndarray,
+    target_fmr: float = 1e-3,
+    *,
+    identities: Sequence[Sequence[Hashable]] | np.ndarray | None = None,
+    groups: Sequence[Hashable] | None = None,
+    passport: Passport | None = None,
+    replicates: int = REPLICATES,
+    seed: int = 0,
+) -> Calibration:
+    """Find the threshold for a false-match rate, and say how sure it is.
+
+    Args:
+        scores: float (P,), of pairs, higher meaning more alike.
+        labels: bool (P,), whether a pair is of one identity.
+        target_fmr: The false-match rate that is asked for, in (0, 1).
+        identities: (P, 2), the identity of each side. Without them pairs are resampled as if they were
+            independent, and intervals are too narrow where they are not.
+        groups: (P,), a group for each pair; None or the empty text for pairs of no group, such as those across.
+        passport: Of the embeddings that were compared; binds the calibration to their space.
+        replicates: Bootstrap samples.
+        seed: Of the bootstrap.
+
+    Raises:
+        ConfigError: Scores that are not finite, pairs of one kind only, or too few of them, or of too few
+            identities, for this target.
+    """
+    scores, same = np.asarray(scores, np.float64), np.asarray(labels).astype(bool)
+    if scores.ndim != 1 or scores.shape != same.shape:
+        raise ConfigError(
+            f"calibrate: expected as many labels as scores, found {same.shape} and {scores.shape}"
+        )
+    if not 0 < target_fmr < 1:
+        raise ConfigError(f"target_fmr: expected a rate in (0, 1), found {target_fmr}")
+    if not np.isfinite(scores).all():
+        raise ConfigError("calibrate: a score is NaN or infinite; leave that pair out")
+    check_both_kinds(same, "calibrate")
+    pairs = SortedPairs(scores, same)
+    if pairs.impostors * target_fmr < EXPECTED:
+        raise ConfigError(
+            f"{pairs.impostors} impostor pairs cannot support a false-match rate of {target_fmr:g}: at least "
+            f"{math.ceil(EXPECTED / target_fmr - 1e-9)} are needed to expect {EXPECTED} false matches "
+            f"(the rule of thirty); ask for {EXPECTED / pairs.impostors:.2g} or more, or bring more pairs"
+        )
+    codes = _codes(identities, len(scores))
+    curve = pairs.curve()
+    assert curve is not None  # both kinds are there
+    threshold = curve.threshold_at(target_fmr)
+    matched = scores >= threshold
+    fmr, fnmr = float(matched[~same].mean()), float((~matched[same]).mean())
+    if identities is None:
+        spread = Spread(rate=fmr, pair=fmr * (1 - fmr), block=0.0, identity=0.0, unevenness=0.0)
+        variance = spread.pair / pairs.impostors
+    else:
+        spread, variance = Spread.of(matched[~same], codes[~same])
+    effective = fmr * (1 - fmr) / variance if variance else float(pairs.impostors)
+    if effective * target_fmr < EFFECTIVE:
+        raise ConfigError(
+            f"{pairs.impostors} impostor pairs of {len(np.unique(codes))} identities tell as much as "
+            f"{effective:.0f} independent ones, too few for a false-match rate of {target_fmr:g}: "
+            f"{math.ceil(EFFECTIVE / target_fmr)} are needed (the rule of three); bring more identities"
+        )
+
+    rng = np.random.default_rng(seed)
+    at = int(np.searchsorted(-curve.thresholds, -threshold, side="right")) - 1  # -1: nothing is accepted
+    figures = [
+        (
+            found.threshold_at(target_fmr),
+            found.fmr[at] if at >= 0 else 0.0,
+            found.fnmr[at] if at >= 0 else 1.0,
+            found.eer,
+            found.auc,
+        )
+        for found in resampled(pairs, codes, replicates, rng)
+    ]
+    low, high = np.quantile(figures, (0.025, 0.975), axis=0) if figures else np.full((2, 5), np.nan)
+    intervals = [(float(a), float(b)) for a, b in zip(low, high, strict=True)]
+    return Calibration(
+        threshold=threshold,
+        target_fmr=target_fmr,
+        fmr=fmr,
+        fnmr=fnmr,
+        eer=curve.eer,
+        auc=curve.auc,
+        threshold_interval=intervals[0],
+        fmr_interval=_never_sure(intervals[1], fmr, codes[~same]),
+        fnmr_interval=_never_sure(intervals[2], fnmr, codes[same]),
+        eer_interval=intervals[3],
+        auc_interval=intervals[4],
+        genuine=pairs.genuine,
+        impostors=pairs.impostors,
+        effective_impostors=float(effective),
+        identities=0 if identities is None else len(np.unique(codes)),
+        spread=spread,
+        curve=curve.thinned(POINTS),
+        ratios=log_likelihood_ratios(scores, same),
+        groups=_group_rates(matched, same, codes, groups, target_fmr, replicates, rng),
+        entry=passport.entry if passport else "",
+        fingerprint=passport.fingerprint if passport else "",
+    )
+
+
+def calibrate_pairs(
+    embeddings: Source,
+    pairs: Pairs,
+    target_fmr: float = 1e-3,
+    *,
+    groups: Sequence[Hashable] | None = None,
+    replicates: int = REPLICATES,
+    seed: int = 0,
+) -> Calibration:
+    """Calibrate the cosine of embeddings on pairs of their rows.
+
+    Args:
+        embeddings: N rows.
+        pairs: See `read_pairs` and `sample_pairs`.
+        target_fmr: The false-match rate that is asked for.
+        groups: (N,), the group of each picture; pairs across groups belong to none.
+        replicates: Bootstrap samples.
+        seed: Of the bootstrap.
+
+    Raises:
+        ConfigError: As `calibrate` does.
+    """
+    rows = Rows.of(embeddings)
+    of_pair = None
+    if groups is not None:
+        left, right = ([groups[row] for row in side.tolist()] for side in (pairs.a, pairs.b))
+        of_pair = [a if a == b else None for a, b in zip(left, right, strict=True)]
+    return calibrate(
+        pair_similarity(rows, pairs.a, pairs.b),
+        pairs.same,
+        target_fmr,
+        identities=pairs.identities,
+        groups=of_pair,
+        passport=rows.passport,
+        replicates=replicates,
+        seed=seed,
+    )
+
+
+def _codes(identities: Sequence[Sequence[Hashable]] | np.ndarray | None, count: int) -> np.ndarray:
+    """Identities as 0..n-1, int64 (P, 2); without identities each pair is two of its own."""
+    if identities is None:
+        return np.repeat(np.arange(count)[:, None], 2, 1)
+    sides = np.asarray(identities)
+    if sides.shape != (count, 2):
+        raise ConfigError(f"identities: expected shape ({count}, 2), found {sides.shape}")
+    codes = identity_codes(sides.reshape(-1))
+    if (codes < 0).any():
+        raise ConfigError(f"identities: pair {int(np.argmin(codes) // 2)} has a side without an identity")
+    return codes.reshape(count, 2)
+
+
+def _never_sure(interval: Interval, rate: float, identities: np.ndarray) -> Interval:
+    """The interval; where no error was seen its end is what n identities without one cannot exclude."""
+    if rate > 0:
+        return interval
+    return interval[0], min(1.0, -math.log(0.025) / len(np.unique(identities)))
+
+
+def _group_rates(
+    matched: np.ndarray,
+    same: np.ndarray,
+    codes: np.ndarray,
+    groups: Sequence[Hashable] | None,
+    target: float,
+    replicates: int,
+    rng: np.random.Generator,
+) -> tuple[GroupRates, ...]:
+    if groups is None:
+        return ()
+    if len(groups) != len(same):
+        raise ConfigError(f"groups: expected one for each of the {len(same)} pairs, found {len(groups)}")
+    of_pair = identity_codes(groups)
+    names = {int(code): str(name) for code, name in zip(of_pair, groups, strict=True) if code >= 0}
+    found = []
+    for code, name in sorted(names.items(), key=lambda item: item[1]):
+        here = of_pair == code
+        fmr, fmr_interval = _rate(matched[here & ~same], codes[here & ~same], replicates, rng)
+        fnmr, fnmr_interval = _rate(~matched[here & same], codes[here & same], replicates, rng)
+        impostors = int((here & ~same).sum())
+        found.append(
+            GroupRates(
+                name=name,
+                genuine=int((here & same).sum()),
+                impostors=impostors,
+                fmr=fmr,
+                fmr_interval=fmr_interval,
+                fnmr=fnmr,
+                fnmr_interval=fnmr_interval,
+                supported=impostors * target >= EXPECTED,
+            )
+        )
+    return tuple(found)
+
+
+def _rate(
+    hits: np.ndarray, identities: np.ndarray, replicates: int, rng: np.random.Generator
+) -> tuple[float | None, Interval | None]:
+    """The mean of `hits` and its interval by a bootstrap over identities."""
+    if not len(hits):
+        return None, None
+    _, codes = np.unique(identities, return_inverse=True)
+    a, b = codes.reshape(-1, 2).T
+    count, within = int(max(a.max(), b.max())) + 1, a == b
+    means = []
+    for _ in range(replicates):
+        weight = np.bincount(rng.integers(0, count, count), minlength=count).astype(np.float64)
+        weights = np.where(within, weight[a], weight[a] * weight[b])
+        if total := weights.sum():
+            means.append(float((weights * hits).sum() / total))
+    low, high = np.quantile(means, (0.025, 0.975)) if means else (0.0, 1.0)
+    rate = float(hits.mean())
+    return rate, _never_sure((float(low), float(high)), rate, identities)
+
+
+def verify_vectors(
+    a: np.ndarray, b: np.ndarray, *, calibration: Calibration | None = None, threshold: float | None = None
+) -> Verification:
+    """Decide whether two embeddings are of one identity.
+
+    Args:
+        a: float (D,).
+        b: float (D,), of the same space.
+        calibration: Gives the threshold, the expected false-match rate and the probability.
+        threshold: Cosine; overrides the calibration's threshold.
+
+    Raises:
+        ConfigError: Neither a calibration nor a threshold, a vector with NaN or of zeros, or two widths.
+    """
+    if threshold is None:
+        if calibration is None:
+            raise ConfigError(
+                "a decision needs a calibration or a threshold; make a calibration with `embedkit calibrate`"
+            )
+        threshold = calibration.threshold
+    left, right = (
+        Rows.of(np.asarray(a)[None], "the first vector"),
+        Rows.of(np.asarray(b)[None], "the second vector"),
+    )
+    if left.dim != right.dim:
+        raise ConfigError(
+            f"the first vector has {left.dim} numbers and the second {right.dim}: not one space"
+        )
+    score = float(left.unit(0, 1)[0] @ right.unit(0, 1)[0])
+    return Verification(
+        score=score,
+        threshold=threshold,
+        is_match=score >= threshold,
+        expected_fmr=None if calibration is None else calibration.false_match_rate(threshold),
+        probability=None if calibration is None else float(calibration.probability(score)),
+    )

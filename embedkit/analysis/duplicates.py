@@ -1,0 +1,351 @@
+"""What is in a set twice, and what of a test set is in the training set: exact joins in bounded memory.
+
+Two rows are duplicates when their cosine reaches a threshold; groups are what is connected by duplicates. There
+is no default threshold: it depends on the encoder and on what counts as the same picture. A target precision
+finds it from pairs that a person has judged, by testing thresholds from the strictest one on until the exact lower
+bound of the precision falls below the target (fixed sequence testing: Learn then Test, Angelopoulos et al.,
+Annals of Applied Statistics 2025, arXiv 2110.01052), so that the bound holds for the one that is chosen.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from embedkit.analysis.pairs import Pairs
+from embedkit.analysis.rates import clopper_pearson_lower
+from embedkit.analysis.rows import Rows, Source
+from embedkit.analysis.similarity import Groups, least_cosine, pair_similarity, pairs_above, top_k
+from embedkit.embeddings import replacing
+from embedkit.errors import ConfigError, OutputError
+
+__all__ = [
+    "DuplicateGroup",
+    "Duplicates",
+    "Leak",
+    "Leaks",
+    "find_duplicates",
+    "leaks",
+    "threshold_for_precision",
+]
+
+#: Confidence of the lower bound of a precision.
+TAIL = 0.05
+#: Numbers that are held at once while groups are thinned out: 64 MB of float32.
+TILE = 1 << 24
+#: Pairs that are kept as a sample, evenly from all that were found.
+SAMPLE = 1000
+
+
+@dataclass(frozen=True)
+class DuplicateGroup:
+    """Rows that duplicates connect.
+
+    Attributes:
+        kept: The rows to keep: the first one, and each one that is no duplicate of a kept one before it. In a
+            chain a-b-c the ends may differ more than the threshold allows, and then both stay.
+        redundant: The other rows; each is a duplicate of a kept one.
+        of: The first kept row that each redundant one is a duplicate of.
+        cosines: float32, of each redundant row with that kept one.
+    """
+
+    kept: tuple[int, ...]
+    redundant: tuple[int, ...]
+    of: tuple[int, ...]
+    cosines: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.kept) + len(self.redundant)
+
+
+@dataclass(frozen=True)
+class Duplicates:
+    """What is there twice.
+
+    Attributes:
+        names: One per row of the embeddings: its id, `id#part` for further parts.
+        threshold: Cosine from which on two rows are duplicates.
+        pairs: How many pairs of rows are.
+        groups: The largest first.
+        sample: Rows i, j and cosines of at most 1,000 of the pairs, evenly drawn, to be judged by a person.
+        has_parts: Whether some rows are parts of pictures, such as faces.
+    """
+
+    names: list[str]
+    threshold: float
+    pairs: int
+    groups: list[DuplicateGroup]
+    sample: tuple[np.ndarray, np.ndarray, np.ndarray]
+    has_parts: bool = False
+
+    @property
+    def redundant(self) -> list[int]:
+        """All rows that can go, because a row that stays is a duplicate of each; rising."""
+        return sorted(row for group in self.groups for row in group.redundant)
+
+    def write_delete_list(self, path: str | os.PathLike[str]) -> int:
+        """Write the ids of the redundant pictures, one a line, aside and renamed; nothing is deleted.
+
+        Returns:
+            How many.
+
+        Raises:
+            ConfigError: A row is a part of a picture, or an id holds a line break: such a list could name the
+                wrong file.
+            OutputError: The file cannot be written.
+        """
+        if self.has_parts:
+            raise ConfigError(
+                "some rows are parts of pictures, and a part that is there twice is no picture to delete; "
+                "take embeddings of whole pictures"
+            )
+        names = [self.names[row] for row in self.redundant]
+        for name in names:
+            if "\n" in name or "\r" in name:
+                raise ConfigError(
+                    f"the id {name!r} holds a line break and cannot stand in a list; use --json"
+                )
+        try:
+            with replacing(Path(path)) as aside:
+                aside.write_text("".join(f"{name}\n" for name in names), "utf-8", newline="\n")
+        except OSError as error:
+            raise OutputError(f"{os.fspath(path)} cannot be written ({error.strerror})") from None
+        return len(names)
+
+
+def find_duplicates(
+    embeddings: Source,
+    threshold: float | None = None,
+    *,
+    precision: float | None = None,
+    judged: Pairs | None = None,
+    seed: int = 0,
+) -> Duplicates:
+    """Find all groups of duplicates, exactly, in memory that grows with N alone.
+
+    Args:
+        embeddings: N rows, at least 2; a file larger than memory is read in blocks.
+        threshold: Cosine in (-1, 1]; 1 finds equal rows.
+        precision: Instead of a threshold, the share of true duplicates among the pairs that are found.
+        judged: With `precision`, pairs that a person has judged; see `threshold_for_precision`.
+        seed: Of the sample of pairs.
+
+    Raises:
+        ConfigError: One row, ids that stand there twice, neither or both of threshold and precision, or judged
+            pairs that cannot support the precision.
+    """
+    rows = Rows.of(embeddings)
+    if len(rows) < 2:
+        raise ConfigError(f"{rows.where}: expected at least 2 rows, found 1: nothing can be there twice")
+    names = rows.names()
+    if (threshold is None) == (precision is None):
+        raise ConfigError("find_duplicates: give a threshold, or a precision and judged pairs")
+    if precision is not None:
+        if judged is None:
+            raise ConfigError(
+                "a target precision needs judged pairs; find some with a threshold, and judge them"
+            )
+        threshold = threshold_for_precision(pair_similarity(rows, judged.a, judged.b), judged.same, precision)
+    assert threshold is not None
+    if not -1 < threshold <= 1:
+        raise ConfigError(f"threshold: expected a cosine in (-1, 1], found {threshold}")
+
+    linked = Groups(len(rows))
+    sample = _Sample(SAMPLE, np.random.default_rng(seed))
+    for first, second, cosines in pairs_above(rows, threshold):
+        linked.join(first, second)
+        sample.add(first, second, cosines)
+    roots = linked.find(np.arange(len(rows)))
+    sizes = np.bincount(roots, minlength=len(rows))
+    inside = np.flatnonzero(sizes[roots] > 1)
+    inside = inside[np.argsort(roots[inside], kind="stable")]  # by group, and in order within
+    edges = np.flatnonzero(np.diff(roots[inside])) + 1
+    groups = []
+    for members in _batches(np.split(inside, edges) if len(inside) else [], TILE // rows.dim):
+        vectors = rows.take(np.concatenate(members))
+        ends = np.cumsum([len(group) for group in members])
+        for group, end in zip(members, ends.tolist(), strict=True):
+            groups.append(_thin_out(group, vectors[end - len(group) : end], least_cosine(threshold)))
+    groups.sort(key=lambda found: (-len(found), found.kept[0]))
+    return Duplicates(names, threshold, sample.seen, groups, sample.pairs(), rows.has_parts())
+
+
+def _batches(groups: list[np.ndarray], size: int) -> Iterator[list[np.ndarray]]:
+    """Groups side by side in lists of about `size` rows: rows in a file are not looked up group by group."""
+    batch: list[np.ndarray] = []
+    for group in groups:
+        batch.append(group)
+        if sum(map(len, batch)) >= size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def _thin_out(members: np.ndarray, vectors: np.ndarray, limit: np.float32) -> DuplicateGroup:
+    """Go through a group in order and keep what is no duplicate of a kept row.
+
+    Args:
+        members: int64 (m,), rows, rising.
+        vectors: float32 (m, D), of these rows.
+        limit: The least cosine of duplicates.
+    """
+    kept: list[int] = []
+    gone: list[tuple[int, int, float]] = []
+    left = np.arange(len(members))
+    while len(left):
+        # Many heads at once, for one matrix product instead of many products with a vector.
+        heads = min(len(left), max(1, TILE // len(left)), 256)
+        cosines = vectors[left[:heads]] @ vectors[left].T
+        alive = np.ones(len(left), bool)
+        for head in range(heads):
+            if not alive[head]:
+                continue
+            kept.append(int(members[left[head]]))
+            alive[head] = False
+            close = np.flatnonzero(alive & (cosines[head] >= limit))
+            alive[close] = False
+            gone += zip(
+                members[left[close]].tolist(),
+                [kept[-1]] * len(close),
+                cosines[head, close].tolist(),
+                strict=True,
+            )
+        left = left[alive]
+    gone.sort()
+    return DuplicateGroup(
+        tuple(kept),
+        tuple(row for row, _, _ in gone),
+        tuple(row for _, row, _ in gone),
+        np.array([cosine for _, _, cosine in gone], np.float32),
+    )
+
+
+class _Sample:
+    """An even sample of a stream of pairs: the pairs with the smallest random keys."""
+
+    def __init__(self, size: int, rng: np.random.Generator):
+        self.seen = 0
+        self._size, self._rng = size, rng
+        self._keys = np.empty(0)
+        self._found: tuple[np.ndarray, ...] = (
+            np.empty(0, np.int64),
+            np.empty(0, np.int64),
+            np.empty(0, np.float32),
+        )
+
+    def add(self, *pairs: np.ndarray) -> None:
+        """Rows i, rows j and cosines of the next pairs."""
+        self.seen += len(pairs[0])
+        keys = np.concatenate([self._keys, self._rng.random(len(pairs[0]))])
+        merged = [np.concatenate(both) for both in zip(self._found, pairs, strict=True)]
+        if len(keys) > self._size:
+            keep = np.argpartition(keys, self._size)[: self._size]
+            keys, merged = keys[keep], [part[keep] for part in merged]
+        self._keys, self._found = keys, tuple(merged)
+
+    def pairs(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The sample, the highest cosine first."""
+        first, second, cosines = self._found
+        order = np.lexsort((second, first, -cosines))
+        return first[order], second[order], cosines[order]
+
+
+def threshold_for_precision(scores: np.ndarray, same: np.ndarray, precision: float) -> float:
+    """The mildest threshold above which judged pairs support a precision with 95 % confidence.
+
+    Args:
+        scores: float (P,), of pairs drawn evenly from those that some low threshold finds.
+        same: bool (P,), whether a person takes them for the same picture.
+        precision: The share of true duplicates that is asked for, in (0, 1).
+
+    Raises:
+        ConfigError: Too few pairs for this precision, even if all of them were right, or too many wrong ones.
+    """
+    if not 0 < precision < 1:
+        raise ConfigError(f"precision: expected a share in (0, 1), found {precision}")
+    scores, same = np.asarray(scores, np.float64), np.asarray(same, bool)
+    least = math.ceil(math.log(TAIL) / math.log(precision))
+    if len(scores) < least:
+        raise ConfigError(
+            f"{len(scores)} judged pairs cannot support a precision of {precision:g}: at least {least} are needed, "
+            "all of them duplicates; judge more, or ask for less"
+        )
+    order = np.argsort(-scores, kind="stable")
+    ranked, hits = scores[order], np.cumsum(same[order])
+    chosen: float | None = None
+    for last in np.flatnonzero(np.append(ranked[1:] != ranked[:-1], True)):
+        if last + 1 < least:
+            continue
+        if clopper_pearson_lower(int(hits[last]), int(last) + 1, TAIL) < precision:
+            break
+        chosen = float(ranked[last])
+    if chosen is None:
+        raise ConfigError(
+            f"no threshold reaches a precision of {precision:g}: of the {least} most similar judged pairs "
+            f"{int(hits[least - 1])} are duplicates; ask for less, or judge more pairs"
+        )
+    return chosen
+
+
+@dataclass(frozen=True)
+class Leak:
+    """A row of the test set that the training set has.
+
+    Attributes:
+        test: Its id.
+        train: The id of the nearest training row.
+        cosine: Of both.
+    """
+
+    test: str
+    train: str
+    cosine: float
+
+
+@dataclass(frozen=True)
+class Leaks:
+    """What of a test set is in a training set.
+
+    Attributes:
+        found: The most similar first.
+        tested: Rows of the test set.
+        threshold: Cosine from which on a row counts as there.
+    """
+
+    found: list[Leak]
+    tested: int
+    threshold: float
+
+    @property
+    def rate(self) -> float:
+        """Share of the test rows."""
+        return len(self.found) / self.tested
+
+
+def leaks(train: Source, test: Source, threshold: float) -> Leaks:
+    """Find the test rows whose nearest training row reaches a threshold, exactly.
+
+    Args:
+        train: N rows; a file larger than memory is read in blocks.
+        test: M rows.
+        threshold: Cosine in (-1, 1]; 1 finds equal rows.
+
+    Raises:
+        ConfigError: Rows that cannot be compared, or ids that stand there twice.
+        SpaceMismatchError: Embeddings of two spaces.
+    """
+    base, asked = Rows.of(train, "the training set"), Rows.of(test, "the test set")
+    if not -1 < threshold <= 1:
+        raise ConfigError(f"threshold: expected a cosine in (-1, 1], found {threshold}")
+    cosines, nearest = (found[:, 0] for found in top_k(asked, base, 1))
+    names, owners = asked.names(), base.names()
+    hits = np.flatnonzero(cosines >= least_cosine(threshold))
+    hits = hits[np.argsort(-cosines[hits], kind="stable")]
+    found = [Leak(names[row], owners[nearest[row]], float(cosines[row])) for row in hits.tolist()]
+    return Leaks(found, len(asked), threshold)

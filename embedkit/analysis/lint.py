@@ -1,0 +1,375 @@
+"""Is this set of embeddings healthy? Figures that need no labels, each with a verdict in plain words.
+
+Sources: effective rank: RankMe (Garrido et al., ICML 2023, arXiv 2210.02885, equation 1). Uniformity:
+Understanding Contrastive Representation Learning through Alignment and Uniformity on the Hypersphere (Wang and
+Isola, ICML 2020, arXiv 2005.10242, section 4.1), t = 2. Hubness: Hubs in Space (Radovanovic, Nanopoulos and
+Ivanovic, JMLR 11, 2010), skewness of the k-occurrences. Collapse of dimensions: Understanding Dimensional
+Collapse in Contrastive Self-supervised Learning (Jing et al., ICLR 2022, arXiv 2110.09348).
+The limits from which on a figure is a warning are ours.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from embedkit.embeddings import Embeddings, read_npy, read_passport, shards_of
+from embedkit.errors import ConfigError
+
+__all__ = ["Check", "Lint", "lint"]
+
+#: Rows whose effective rank is measured: the source's number.
+RANK_ROWS = 25_600
+#: Rows among which neighbours are looked for, and rows whose nearest one among all rows is looked for.
+NEIGHBOUR_ROWS = 10_000
+QUERIES = 2_000
+
+#: Limits: what is beyond is a warning.
+LEAST_RANK_SHARE = 0.05
+MOST_MEAN_COSINE = 0.9
+MOST_HUBNESS = 2.0
+MOST_NEAR_DUPLICATES = 0.01
+LEAST_STD = 1e-4
+
+_BLOCK = 1 << 14
+#: Similarities of one block: 32 MB of float32.
+_CELLS = 1 << 23
+
+
+@dataclass(frozen=True)
+class Check:
+    """One figure.
+
+    Attributes:
+        name: `bad_rows`, `effective_rank`, `collapse`, `uniformity`, `hubness`, `dead_dimensions` or
+            `near_duplicates`.
+        value: The figure, None where it cannot be had.
+        ok: False for a warning.
+        words: What it means, one sentence.
+    """
+
+    name: str
+    value: float | None
+    ok: bool
+    words: str
+
+
+@dataclass(frozen=True)
+class Lint:
+    """The health of a set of embeddings.
+
+    Attributes:
+        rows: N.
+        dim: D.
+        sample: Which rows the figures are of, in words.
+        seed: By which samples were drawn.
+        checks: The figures.
+    """
+
+    rows: int
+    dim: int
+    sample: str
+    seed: int
+    checks: tuple[Check, ...]
+
+    @property
+    def warnings(self) -> tuple[Check, ...]:
+        """The checks that are not ok."""
+        return tuple(check for check in self.checks if not check.ok)
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it, as the command line prints it."""
+        return {**asdict(self), "ok": not self.warnings}
+
+
+def lint(
+    source: Embeddings | np.ndarray | str | os.PathLike[str],
+    *,
+    k: int = 10,
+    near_duplicate: float = 0.99,
+    seed: int = 0,
+) -> Lint:
+    """Judge embeddings.
+
+    A file is streamed twice and never held, so that memory is bounded by the samples, whatever the number of rows:
+    the rank of at most `RANK_ROWS` rows, neighbours among `NEIGHBOUR_ROWS`, and for `QUERIES` of them the nearest of
+    all rows. Where there are fewer rows, every figure is exact.
+
+    Args:
+        source: Embeddings, their file, or an array float (N, D), N of 2 or more.
+        k: Neighbours whose occurrences are counted.
+        near_duplicate: Cosine from which on two rows are near-duplicates, in [-1, 1].
+        seed: Of the samples.
+
+    Raises:
+        ConfigError: Fewer than 2 rows with a direction, or settings that cannot be used.
+        OutputError: A file that is none of ours.
+    """
+    if k < 1 or not -1 <= near_duplicate <= 1:
+        raise ConfigError(
+            f"lint: expected k of 1 or more and near_duplicate in [-1, 1], found {k} and {near_duplicate}"
+        )
+    where, rows, dim, blocks, name = _open(source)
+    if rows < 2:
+        raise ConfigError(f"{where}: expected 2 rows or more, found {'one' if rows else 'none'}")
+    rng = np.random.default_rng(seed)
+    chosen = np.sort(rng.permutation(rows)[:RANK_ROWS]) if rows > RANK_ROWS else np.arange(rows)
+    whole = _Whole(dim)
+    parts, numbers = [], []
+    for start, block in blocks():
+        good = whole.add(block, start)
+        inside = chosen[np.searchsorted(chosen, start) : np.searchsorted(chosen, start + len(block))]
+        inside = inside[good[inside - start]]
+        parts.append(block[inside - start])
+        numbers.append(inside)
+    if whole.count < 2:
+        raise ConfigError(
+            f"{where}: of {rows} rows all but {whole.count} hold NaN, infinity or zeros alone; embed the pictures again"
+        )
+    sample, sampled = np.concatenate(parts), np.concatenate(numbers)
+    if len(sample) < 2:
+        raise ConfigError(f"{where}: nearly all rows hold NaN, infinity or zeros; embed the pictures again")
+    few = np.sort(rng.permutation(len(sample))[:NEIGHBOUR_ROWS])
+    near, near_rows = _unit(sample[few]), sampled[few]
+    k = min(k, len(near) - 1)
+    cosine, uniformity, occurrences = _neighbourhood(near, k)
+    queries = np.sort(rng.permutation(len(near))[:QUERIES]) if rows > NEIGHBOUR_ROWS else np.arange(len(near))
+    nearest = _nearest(near[queries], near_rows[queries], blocks)
+    checks = (
+        _bad_rows(whole, rows, name),
+        _rank(_rankme(sample), len(sample), dim),
+        _collapse(cosine),
+        _uniformity(uniformity, dim),
+        _hubness(occurrences, k, near_rows, name),
+        _dead(whole, dim),
+        _duplicates(nearest, near_duplicate),
+    )
+    words = "all rows"
+    if rows > NEIGHBOUR_ROWS:
+        words = (
+            f"samples of {rows} rows, drawn with seed {seed}: {len(sample)} for the rank, {len(near)} for "
+            f"neighbours, {len(queries)} for near-duplicates; bad rows and dimensions are of all rows"
+        )
+    return Lint(rows, dim, words, seed, checks)
+
+
+class _Whole:
+    """What is known of all rows."""
+
+    def __init__(self, dim: int):
+        self.count = 0
+        self.not_finite = self.zeros = 0
+        self.first_bad = -1
+        self._pivot: np.ndarray | None = None
+        self._sums, self._squares = np.zeros(dim), np.zeros(dim)
+
+    def add(self, block: np.ndarray, start: int) -> np.ndarray:
+        """Take a block in; which of its rows are good, bool (B,)."""
+        finite = np.isfinite(block).all(1)
+        good = finite & block.any(1)
+        self.not_finite += int((~finite).sum())
+        self.zeros += int((finite & ~good).sum())
+        if self.first_bad < 0 and not good.all():
+            self.first_bad = start + int((~good).argmax())
+        rows = block[good].astype(np.float64)
+        if len(rows):
+            if self._pivot is None:
+                self._pivot = rows[0]
+            rows -= self._pivot  # a dimension that never changes is exactly 0, however large it is
+            self.count += len(rows)
+            self._sums += rows.sum(0)
+            self._squares += np.square(rows).sum(0)
+        return good
+
+    def std(self) -> np.ndarray:
+        """Of every dimension, (D,)."""
+        mean = self._sums / self.count
+        return np.sqrt(np.maximum(self._squares / self.count - mean**2, 0))
+
+
+def _rankme(sample: np.ndarray, epsilon: float = 1e-7) -> float:
+    """Effective rank of rows as they are: exp of the entropy of the singular values, scaled to sum 1."""
+    rows = sample.astype(np.float64)
+    gram = rows.T @ rows if len(rows) >= rows.shape[1] else rows @ rows.T
+    values = np.sqrt(np.maximum(np.linalg.eigvalsh(gram), 0))
+    p = values / values.sum() + epsilon
+    return float(np.exp(-(p * np.log(p)).sum()))
+
+
+def _neighbourhood(rows: np.ndarray, k: int) -> tuple[float, float, np.ndarray]:
+    """Mean cosine and uniformity of all pairs, and how often each row is among the k nearest of another."""
+    n = len(rows)
+    cosine = potential = 0.0
+    occurrences = np.zeros(n, np.int64)
+    step = max(1, _CELLS // n)
+    for start in range(0, n, step):
+        block = rows[start : start + step] @ rows.T
+        own = np.arange(len(block))
+        cosine += float(block.sum(dtype=np.float64)) - float(block[own, start + own].sum(dtype=np.float64))
+        block[own, start + own] = -np.inf  # no row is its own pair, nor its own neighbour
+        # |x - y|^2 = 2 - 2 cos, so that exp(-2 |x - y|^2) = exp(4 cos - 4)
+        potential += float(np.exp(4 * block - 4).sum(dtype=np.float64))
+        nearest = np.argpartition(-block, k - 1, axis=1)[:, :k]
+        occurrences += np.bincount(nearest.ravel(), minlength=n)
+    pairs = n * (n - 1)
+    return cosine / pairs, float(np.log(potential / pairs)), occurrences
+
+
+def _nearest(
+    queries: np.ndarray, own: np.ndarray, blocks: Callable[[], Iterator[tuple[int, np.ndarray]]]
+) -> np.ndarray:
+    """The cosine of each query with the nearest other row of all, float32 (Q,)."""
+    best = np.full(len(queries), -1, np.float32)
+    step = max(1, _CELLS // len(queries))
+    for start, block in blocks():
+        for first in range(0, len(block), step):
+            part = block[first : first + step]
+            good = np.isfinite(part).all(1) & part.any(1)
+            cosines = queries @ _unit(np.where(good[:, None], part, 1)).T
+            cosines[:, ~good] = -1
+            place = own - start - first  # of each query in this part
+            inside = np.flatnonzero((place >= 0) & (place < len(part)))
+            cosines[inside, place[inside]] = -1
+            best = np.maximum(best, cosines.max(1))
+    return best
+
+
+def _unit(rows: np.ndarray) -> np.ndarray:
+    length = np.linalg.norm(rows.astype(np.float64), axis=1, keepdims=True)
+    return (rows / np.where(length > 0, length, 1)).astype(np.float32)
+
+
+def _bad_rows(whole: _Whole, rows: int, name: Callable[[int], str]) -> Check:
+    bad = whole.not_finite + whole.zeros
+    if not bad:
+        return Check("bad_rows", 0, True, "Every row is finite and has a direction.")
+    words = (
+        f"{whole.not_finite} of {rows} rows hold NaN or infinity and {whole.zeros} are all zeros (the first is "
+        f"{name(whole.first_bad)}): embed those pictures again; all other figures leave them out."
+    )
+    return Check("bad_rows", bad, False, words)
+
+
+def _rank(rank: float, rows: int, dim: int) -> Check:
+    most = min(rows, dim)
+    share = rank / most
+    words = f"The rows use about {rank:.1f} of {most} possible dimensions ({share:.0%})"
+    if most > 1 and share < LEAST_RANK_SHARE:
+        words += ": most of the width is idle; a reduction loses nothing, and a longer or better training might gain."
+        return Check("effective_rank", rank, False, words)
+    return Check("effective_rank", rank, True, words + ".")
+
+
+def _collapse(cosine: float) -> Check:
+    if cosine > MOST_MEAN_COSINE:
+        words = (
+            f"Two rows have a cosine of {cosine:.3f} on average: the embeddings have collapsed into one direction and "
+            "tell pictures apart badly; look at the training, or subtract the mean (pca) before comparing."
+        )
+        return Check("collapse", cosine, False, words)
+    return Check("collapse", cosine, True, f"Two rows have a cosine of {cosine:.3f} on average: no collapse.")
+
+
+def _uniformity(value: float, dim: int) -> Check:
+    best = -4 + 8 / dim  # cosines of even directions have variance 1 / D
+    words = (
+        f"{value:.2f}, where rows spread evenly over the sphere would have about {best:.2f} and equal rows 0."
+    )
+    return Check("uniformity", value, True, words)
+
+
+def _hubness(occurrences: np.ndarray, k: int, rows: np.ndarray, name: Callable[[int], str]) -> Check:
+    spread = float(occurrences.std())
+    skewness = float(((occurrences - occurrences.mean()) ** 3).mean() / spread**3) if spread > 0 else 0.0
+    top = int(occurrences.argmax())
+    never, most = (occurrences == 0).mean(), int(occurrences[top])
+    words = (
+        f"The skewness of how often a row is among the {k} nearest of others is {skewness:.2f}; "
+        f"{never:.0%} of rows never are, and {name(int(rows[top]))} is {most} times"
+    )
+    if skewness > MOST_HUBNESS:
+        return Check(
+            "hubness", skewness, False, words + ": hubs turn up in every search, whatever is asked for."
+        )
+    return Check("hubness", skewness, True, words + ".")
+
+
+def _dead(whole: _Whole, dim: int) -> Check:
+    std = whole.std()
+    dead = np.flatnonzero(std <= LEAST_STD * np.sqrt(np.square(std).mean()))
+    if not len(dead):
+        return Check("dead_dimensions", 0, True, f"All {dim} dimensions vary.")
+    some = ", ".join(map(str, dead[:5].tolist())) + (", ..." if len(dead) > 5 else "")
+    words = f"{len(dead)} of {dim} dimensions are the same in all rows ({some}) and say nothing."
+    return Check("dead_dimensions", len(dead), False, words)
+
+
+def _duplicates(nearest: np.ndarray, limit: float) -> Check:
+    # float32 leaves equal rows a little below 1
+    rate = float((nearest >= min(limit, 1 - 2e-6)).mean())
+    words = f"{rate:.2%} of rows have another row at a cosine of {limit:g} or more"
+    if rate > MOST_NEAR_DUPLICATES:
+        words += ": look at them with `embedkit duplicates` before you split, train or count."
+        return Check("near_duplicates", rate, False, words)
+    return Check("near_duplicates", rate, True, words + ".")
+
+
+def _open(
+    source: Embeddings | np.ndarray | str | os.PathLike[str],
+) -> tuple[str, int, int, Callable[[], Iterator[tuple[int, np.ndarray]]], Callable[[int], str]]:
+    """How messages name the rows, N, D, what gives all rows in blocks, and what names one row."""
+    names: list[str] | None = None
+    where = os.fspath(source) if isinstance(source, (str, os.PathLike)) else "the embeddings"
+    if isinstance(source, (str, os.PathLike)) and Path(source).suffix != ".npy":
+        return _open_parquet(Path(source))
+    if isinstance(source, (str, os.PathLike)):
+        array, lines, _ = read_npy(Path(source))
+        names = [line["id"] for line in lines]
+    elif isinstance(source, Embeddings):
+        array, names = source.vectors, source.ids
+    else:
+        array = np.asarray(source)
+    if array.ndim != 2 or array.dtype.kind not in "fiu" or not array.shape[1]:
+        raise ConfigError(f"{where}: expected numbers (N, D), found {array.dtype} of shape {array.shape}")
+
+    def blocks() -> Iterator[tuple[int, np.ndarray]]:
+        for start in range(0, len(array), _BLOCK):
+            yield start, np.asarray(array[start : start + _BLOCK], np.float32)
+
+    return where, len(array), array.shape[1], blocks, lambda row: names[row] if names else f"row {row}"
+
+
+def _open_parquet(
+    path: Path,
+) -> tuple[str, int, int, Callable[[], Iterator[tuple[int, np.ndarray]]], Callable[[int], str]]:
+    """The same of a Parquet file, or of a folder of shards."""
+    files = shards_of(path) if path.is_dir() else [path]
+    passports = [read_passport(file) for file in files]
+    for other in passports[1:]:
+        passports[0].check_same_space(other, str(path))
+    counts = [pq.read_metadata(file).num_rows for file in files]
+    dim = passports[0].dim if passports else 0
+
+    def blocks() -> Iterator[tuple[int, np.ndarray]]:
+        start = 0
+        for file in files:
+            with pq.ParquetFile(file) as reader:
+                for batch in reader.iter_batches(_BLOCK, columns=["embedding"]):
+                    rows = batch.column(0).flatten().to_numpy().reshape(-1, dim)
+                    yield start, rows
+                    start += len(rows)
+
+    def name(row: int) -> str:
+        for file, count in zip(files, counts, strict=True):
+            if row < count:
+                return pq.read_table(file, columns=["id"])["id"][row].as_py()
+            row -= count
+        return f"row {row}"
+
+    return str(path), sum(counts), dim, blocks, name

@@ -1,0 +1,233 @@
+"""A fitted mixture of Gaussians over embeddings: DeepDPM's from a zoo entry, or one that `dpmm` found.
+
+It needs numpy and safetensors alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from embedkit.analysis.niw import Gaussians
+from embedkit.embeddings import replacing
+from embedkit.entry import MIXTURE, space_fingerprint
+from embedkit.errors import ConfigError, EntryError, SpaceMismatchError
+
+if TYPE_CHECKING:
+    from embedkit.hub.place import VerifiedEntry
+
+__all__ = ["Mixture", "blocks_of"]
+
+#: Numbers that one product makes at once: 32 MB of float64.
+_BLOCK = 1 << 22
+
+
+@dataclass(frozen=True, eq=False)
+class Mixture:
+    """Gaussians over embeddings h: with y = (h - center) @ components, of length 1 where `normalize` says so.
+
+        log N(y; mu_k, Sigma_k) = -|(y - means[k]) P_k|^2 / 2 + log |P_k| - d / 2 log(2 pi)
+
+    Attributes:
+        weights: float64 (K,), of sum 1.
+        means: float64 (K, d).
+        precision_cholesky: float64 (K, d, d): P, upper triangular, P P^T = Sigma^-1.
+        center: float64 (D,).
+        components: float64 (D, d).
+        normalize: Whether y is brought to length 1.
+        spaces: Fingerprints of the spaces whose embeddings it takes, 64 hex digits each; none: any of width D.
+        name: How messages name it.
+    """
+
+    weights: np.ndarray
+    means: np.ndarray
+    precision_cholesky: np.ndarray
+    center: np.ndarray
+    components: np.ndarray
+    normalize: bool = False
+    spaces: tuple[str, ...] = ()
+    name: str = MIXTURE
+
+    def __len__(self) -> int:
+        """K."""
+        return len(self.weights)
+
+    @property
+    def dim(self) -> int:
+        """D, the width of the embeddings that it takes."""
+        return len(self.center)
+
+    @classmethod
+    def load(
+        cls,
+        source: bytes | str | os.PathLike[str],
+        *,
+        name: str | None = None,
+    ) -> Mixture:
+        """Read `mixture.safetensors`.
+
+        Args:
+            source: The file's bytes, or its path.
+            name: How messages name it; by default its path.
+
+        Raises:
+            EntryError: It cannot be read, or does not hold a mixture.
+        """
+        from safetensors import SafetensorError
+        from safetensors.numpy import load
+
+        where = name or (MIXTURE if isinstance(source, bytes) else os.fspath(source))
+        try:
+            data = source if isinstance(source, bytes) else Path(source).read_bytes()
+        except OSError as error:
+            raise EntryError(f"{where} cannot be read ({error.strerror})") from None
+        names = ("weights", "means", "precision_cholesky", "center", "components")
+        try:
+            arrays = load(data)
+            header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+            metadata = header.get("__metadata__", {})
+            weights, means, roots, center, components = (arrays[key].astype(np.float64) for key in names)
+        except (SafetensorError, ValueError, KeyError, TypeError) as error:
+            raise EntryError(
+                f"{where} is cut or not a mixture of ours ({type(error).__name__}: {error}); "
+                "pull the entry again, or fit the mixture anew"
+            ) from None
+        k, d, width = len(weights), components.shape[-1], len(center)
+        shapes = {"weights": (k,), "means": (k, d), "precision_cholesky": (k, d, d)}
+        shapes |= {"center": (width,), "components": (width, d)}
+        wrong = [key for key, shape in shapes.items() if arrays[key].shape != shape]
+        sound = not wrong and all(np.isfinite(arrays[key]).all() for key in names)
+        if sound:
+            diagonal = np.diagonal(roots, axis1=1, axis2=2)
+            sound = k > 0 and bool(
+                (weights > 0).all() and abs(weights.sum() - 1) < 1e-6 and (diagonal > 0).all()
+            )
+        transform = metadata.get("transform", "none")
+        if not sound or transform not in ("none", "normalize"):
+            what = f"{wrong[0]} has another shape than the others" if wrong else "its values are no mixture's"
+            raise EntryError(f"{where}: {what}; pull the entry again, or fit the mixture anew")
+        known = tuple(metadata.get("spaces", "").split())
+        return cls(weights, means, roots, center, components, transform == "normalize", known, where)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write it as `load` reads it."""
+        from safetensors.numpy import save
+
+        metadata = {"transform": "normalize" if self.normalize else "none"}
+        if self.spaces:
+            metadata["spaces"] = " ".join(self.spaces)
+        names = ("weights", "means", "precision_cholesky", "center", "components")
+        content = save({key: np.ascontiguousarray(getattr(self, key)) for key in names}, metadata)
+        with replacing(Path(path)) as aside:
+            aside.write_bytes(content)
+
+    def take(self, order: np.ndarray) -> Mixture:
+        """The same mixture with these clusters alone, in this order."""
+        return dataclasses.replace(
+            self,
+            weights=self.weights[order] / self.weights[order].sum(),
+            means=self.means[order],
+            precision_cholesky=self.precision_cholesky[order],
+        )
+
+    @classmethod
+    def of_entry(cls, entry: VerifiedEntry) -> Mixture:
+        """The mixture of a zoo entry; it takes embeddings of the spaces for which it was fitted.
+
+        Raises:
+            EntryError: The entry has none, or it is damaged.
+        """
+        if MIXTURE not in entry.manifest.files:
+            raise EntryError(f"{entry.location} has no {MIXTURE}; take an entry of DeepDPM, or fit a mixture")
+        mixture = cls.load(entry.read(MIXTURE), name=f"{entry.location}/{MIXTURE}")
+        if mixture.dim != entry.config.dim:
+            raise EntryError(
+                f"{mixture.name} takes {mixture.dim} columns and the encoder gives {entry.config.dim}; "
+                "pull the entry again"
+            )
+        # the training's features are not normalised; where y is, and nothing is subtracted, lengths do not matter
+        scale_free = mixture.normalize and not mixture.center.any()
+        spaces = tuple(
+            space_fingerprint(entry.manifest, entry.config, normalized=normalized)
+            for normalized in ((False, True) if scale_free else (False,))
+        )
+        return dataclasses.replace(mixture, spaces=spaces)
+
+    def check(self, dim: int, fingerprint: str | None, where: str = "the embeddings") -> None:
+        """Refuse embeddings of another space.
+
+        Args:
+            dim: Their width.
+            fingerprint: Of their space, None where it is not known.
+            where: How messages name them.
+
+        Raises:
+            SpaceMismatchError: Of another width, or of a space that is not one of `spaces`.
+        """
+        if dim != self.dim:
+            raise SpaceMismatchError(
+                f"{self.name} takes embeddings of {self.dim} columns and {where} have {dim}; "
+                "embed the pictures with the mixture's own encoder"
+            )
+        if self.spaces and fingerprint is not None and fingerprint not in self.spaces:
+            raise SpaceMismatchError(
+                f"{self.name} belongs to space {' or '.join(space[:12] for space in self.spaces)} and {where} to "
+                f"{fingerprint[:12]}; embed the pictures with the mixture's own encoder, normalised or not as it was"
+            )
+
+    def project(self, embeddings: np.ndarray) -> np.ndarray:
+        """The y of embeddings (N, D), float64 (N, d)."""
+        y = (embeddings.astype(np.float64) - self.center) @ self.components
+        if self.normalize:
+            length = np.linalg.norm(y, axis=1, keepdims=True)
+            y /= np.where(length > 0, length, 1)
+        return y
+
+    def assign(self, embeddings: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The likeliest cluster of every embedding, in blocks.
+
+        Args:
+            embeddings: float (N, D), as the encoder gives them (h).
+
+        Returns:
+            labels: int64 (N,).
+            probabilities: float64 (N,), of that cluster given the embedding.
+
+        Raises:
+            ConfigError: No array of rows, or numbers that are not finite.
+            SpaceMismatchError: Of another width.
+        """
+        embeddings = np.asarray(embeddings)
+        if embeddings.ndim != 2:
+            raise ConfigError(f"assign: expected embeddings (N, {self.dim}), found shape {embeddings.shape}")
+        self.check(embeddings.shape[1], None)
+        labels = np.empty(len(embeddings), np.int64)
+        probabilities = np.empty(len(embeddings))
+        gaussians = Gaussians(self.means, self.precision_cholesky, _log_diagonals(self.precision_cholesky))
+        log_weights = np.log(self.weights)
+        for rows in blocks_of(len(embeddings), len(self) * self.means.shape[1]):
+            block = embeddings[rows]
+            if not np.isfinite(block).all():
+                raise ConfigError("assign: the embeddings hold NaN or infinity; embed those pictures again")
+            joint = log_weights + gaussians.log_densities(self.project(block))  # (B, K)
+            labels[rows] = joint.argmax(1)
+            joint -= joint.max(1, keepdims=True)
+            probabilities[rows] = 1 / np.exp(joint).sum(1)
+        return labels, probabilities
+
+
+def blocks_of(rows: int, width: int) -> Iterator[slice]:
+    """Ranges of rows for which a product of `width` columns stays below `_BLOCK` numbers."""
+    step = max(1, _BLOCK // max(1, width))
+    return (slice(start, min(start + step, rows)) for start in range(0, rows, step))
+
+
+def _log_diagonals(roots: np.ndarray) -> np.ndarray:
+    return np.log(np.diagonal(roots, axis1=1, axis2=2)).sum(1)

@@ -1,0 +1,305 @@
+"""Pairs of pictures that are known to be of one identity or of two: from a CSV, from labels, from folders.
+
+Also the 10-fold protocol of Labeled Faces in the Wild: A Database for Studying Face Recognition in Unconstrained
+Environments (Huang et al., Technical Report 07-49, University of Massachusetts, 2007), view 2.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from embedkit.analysis.similarity import Groups
+from embedkit.embeddings import Embeddings
+from embedkit.errors import ConfigError
+
+__all__ = ["Folds", "Pairs", "folder_identities", "lfw_protocol", "read_pairs", "sample_pairs"]
+
+#: Genuine and impostor pairs of which all are taken, up to as many of each kind.
+MOST = 1 << 18
+_TRUE, _FALSE = ("1", "true", "yes", "same"), ("0", "false", "no", "different")
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Pairs of rows of embeddings.
+
+    Attributes:
+        a: int64 (P,), the first row of each pair.
+        b: int64 (P,), the second one.
+        same: bool (P,), whether both are of one identity.
+        identities: int64 (P, 2), the identity of each side, as a number; pairs that share one are correlated.
+    """
+
+    a: np.ndarray
+    b: np.ndarray
+    same: np.ndarray
+    identities: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.a)
+
+
+def read_pairs(path: str | os.PathLike[str], names: Sequence[str], *, identities: bool = True) -> Pairs:
+    """Read a CSV with the columns `a`, `b` (ids) and `same` (1 or 0, true or false, yes or no).
+
+    Identities follow from the pairs: whatever is linked by pairs of one identity is one identity.
+
+    Args:
+        path: The CSV; its first line names the columns, others than these three are left alone.
+        names: The embeddings' ids, one per row, as `Rows.names` gives them.
+        identities: False takes each picture as its own identity, for a judgement like "near-duplicate" that
+            does not carry over from pair to pair.
+
+    Raises:
+        ConfigError: Not such a file, an id that the embeddings do not have, pairs of one kind only, or a pair
+            that differs though other pairs make its two sides one identity.
+    """
+    where = os.fspath(path)
+    rows = {name: index for index, name in enumerate(names)}
+    found: list[tuple[int, int]] = []
+    same: list[bool] = []
+    lines: list[int] = []
+    unknown: list[tuple[int, str]] = []
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            missing = {"a", "b", "same"} - set(reader.fieldnames or ())
+            if missing:
+                raise ConfigError(
+                    f"{where}: expected the columns a, b and same in its first line, "
+                    f"found {', '.join(reader.fieldnames or ()) or 'nothing'}"
+                )
+            for line in reader:
+                answer = (line["same"] or "").strip().lower()
+                if answer not in _TRUE + _FALSE:
+                    raise ConfigError(
+                        f"{where}, line {reader.line_num}: same: expected 1 or 0, found {answer!r}"
+                    )
+                sides = [line["a"] or "", line["b"] or ""]
+                unknown += [(reader.line_num, name) for name in sides if name not in rows]
+                if not unknown:
+                    found.append((rows[sides[0]], rows[sides[1]]))
+                    same.append(answer in _TRUE)
+                    lines.append(reader.line_num)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ConfigError(f"{where} cannot be read as a CSV file ({error})") from None
+    if unknown:
+        others = f", and {len(unknown) - 1} more" if len(unknown) > 1 else ""
+        raise ConfigError(
+            f"{where}, line {unknown[0][0]}: {unknown[0][1]!r} is no id of the embeddings{others}; "
+            "ids are spelt as `embedkit embed` stored them"
+        )
+    truth = np.array(same, bool)
+    check_both_kinds(truth, where)
+    a, b = np.array(found, np.int64).T
+    own = np.flatnonzero(a == b)
+    if len(own):
+        raise ConfigError(
+            f"{where}, line {lines[own[0]]}: {names[a[own[0]]]!r} is paired with itself, which says nothing"
+        )
+    group = Groups(len(names))
+    if identities:
+        group.join(a[truth], b[truth])
+    sides_ = np.stack([group.find(a), group.find(b)], 1)
+    wrong = np.flatnonzero((sides_[:, 0] == sides_[:, 1]) & ~truth)
+    if len(wrong):
+        first = wrong[0]
+        raise ConfigError(
+            f"{where}, line {lines[first]}: {names[a[first]]!r} and {names[b[first]]!r} are said to differ, "
+            "but other lines make them one identity; mend one of them"
+        )
+    return Pairs(a, b, truth, sides_)
+
+
+def check_both_kinds(same: np.ndarray, where: str) -> None:
+    """Refuse pairs of one kind only.
+
+    Raises:
+        ConfigError: Saying how many there are of each.
+    """
+    genuine = int(same.sum())
+    if not 0 < genuine < len(same):
+        raise ConfigError(
+            f"{where}: expected pairs of one identity and pairs of two, found {genuine} of one and "
+            f"{len(same) - genuine} of two"
+        )
+
+
+def folder_identities(ids: Sequence[str]) -> list[str]:
+    """The identity of each picture by its folder: the parent folder of its id.
+
+    Raises:
+        ConfigError: An id without a folder.
+    """
+    folders = [name.replace("::", "/").rpartition("/")[0] for name in ids]
+    bare = next((name for name, folder in zip(ids, folders, strict=True) if not folder), None)
+    if bare is not None:
+        raise ConfigError(
+            f"{bare!r} lies in no folder, so its identity is not known; "
+            "embed a folder that holds one folder per identity, or name a column with --identity"
+        )
+    return folders
+
+
+def identity_codes(identities: Sequence[Hashable] | np.ndarray) -> np.ndarray:
+    """Identities as numbers 0..n-1 in order of first appearance, int64 (N,); -1 where there is none.
+
+    None, NaN and the empty text mean that a picture's identity is not known.
+    """
+    codes: dict[Hashable, int] = {}
+    return np.array(
+        [
+            -1 if name is None or name == "" or name != name else codes.setdefault(name, len(codes))
+            for name in (identities.tolist() if isinstance(identities, np.ndarray) else identities)
+        ],
+        np.int64,
+    )
+
+
+def sample_pairs(
+    identities: Sequence[Hashable] | np.ndarray, *, seed: int = 0, most: int = MOST, where: str = "identities"
+) -> Pairs:
+    """Pairs from identity labels: all of a kind where they are at most `most`, else a sample of that many.
+
+    A sample is drawn evenly from all pairs of its kind, without replacement.
+
+    Args:
+        identities: One per row; None or the empty text is left out.
+        seed: Of the samples.
+        most: Pairs of each kind.
+        where: How messages name the labels.
+
+    Raises:
+        ConfigError: Fewer than two identities, or no identity with two pictures.
+    """
+    codes = identity_codes(identities)
+    rows = np.flatnonzero(codes >= 0)
+    order = rows[np.argsort(codes[rows], kind="stable")]  # the pictures of an identity stand side by side
+    _, starts, place, counts = np.unique(
+        codes[order], return_index=True, return_inverse=True, return_counts=True
+    )
+    if len(counts) < 2 or counts.max() < 2:
+        raise ConfigError(
+            f"{where}: expected at least 2 identities, one of them with 2 pictures, found {len(counts)} "
+            f"{'identity' if len(counts) == 1 else 'identities'} of {len(order)} pictures"
+        )
+    n = len(order)
+    start, count = starts[place], counts[place]  # of each place's identity
+    at = np.arange(n)
+    rng = np.random.default_rng(seed)
+
+    # A partner is counted from its picture on, so that each unordered pair has one ticket.
+    genuine = _draw(start + count - at - 1, most, rng)
+    impostor = _draw(n - start - count, most, rng)
+    first = np.concatenate([genuine[0], impostor[0]])
+    second = np.concatenate([genuine[0] + 1 + genuine[1], (start + count)[impostor[0]] + impostor[1]])
+    same = np.arange(len(first)) < len(genuine[0])
+    a, b = order[first], order[second]
+    return Pairs(a, b, same, np.stack([codes[a], codes[b]], 1))
+
+
+def _draw(partners: np.ndarray, most: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Pairs by ticket: a place, and which of its partners; int64 (n,) each, in order.
+
+    Args:
+        partners: int64 (N,), how many partners each place has.
+        most: Tickets that are drawn, all of them when there are no more.
+        rng: The source of chance.
+    """
+    ends = np.cumsum(partners)
+    total = int(ends[-1])
+    if total <= 2 * most:
+        tickets = np.arange(total)
+        if total > most:
+            tickets = np.sort(rng.choice(total, most, replace=False))
+    else:
+        # At most half of the tickets are wanted, so that redrawing what came twice ends soon.
+        tickets = np.unique(rng.integers(0, total, most))
+        while len(tickets) < most:
+            tickets = np.union1d(tickets, rng.integers(0, total, most - len(tickets)))
+    place = np.searchsorted(ends, tickets, side="right")
+    return place, tickets - (ends - partners)[place]
+
+
+@dataclass(frozen=True)
+class Folds:
+    """Verification accuracy by cross-validation.
+
+    Attributes:
+        accuracy: Mean over the folds.
+        standard_error: Of the mean: standard deviation over the square root of the number of folds.
+        accuracies: float64 (F,), of each fold.
+        thresholds: float64 (F,), as the other folds chose them.
+    """
+
+    accuracy: float
+    standard_error: float
+    accuracies: np.ndarray
+    thresholds: np.ndarray
+
+
+def lfw_protocol(scores: np.ndarray, same: np.ndarray, folds: np.ndarray | int = 10) -> Folds:
+    """The 10-fold protocol of LFW: each fold is judged at the threshold that is best on the others.
+
+    Args:
+        scores: float (P,), higher meaning more alike.
+        same: bool (P,).
+        folds: int (P,), the fold of each pair; or how many folds of equal size stand one after another, as in
+            LFW's list of pairs. For a figure of unseen identities, folds share no identity.
+
+    Raises:
+        ConfigError: Fewer than two folds, sizes that do not divide, or a fold with one kind of pairs only.
+    """
+    scores, same = np.asarray(scores, np.float64), np.asarray(same, bool)
+    if isinstance(folds, int):
+        if folds < 2 or len(scores) % folds:
+            raise ConfigError(
+                f"folds: expected a number from 2 on that divides the {len(scores)} pairs, found {folds}"
+            )
+        folds = np.repeat(np.arange(folds), len(scores) // folds)
+    numbers = np.unique(folds)
+    if len(numbers) < 2:
+        raise ConfigError(f"folds: expected at least 2, found {len(numbers)}")
+    accuracies, thresholds = [], []
+    for number in numbers:
+        test = folds == number
+        check_both_kinds(same[test], f"fold {number}")
+        threshold = _most_accurate(scores[~test], same[~test])
+        accuracies.append(float(((scores[test] >= threshold) == same[test]).mean()))
+        thresholds.append(threshold)
+    return Folds(
+        accuracy=float(np.mean(accuracies)),
+        standard_error=float(np.std(accuracies, ddof=1) / np.sqrt(len(numbers))),
+        accuracies=np.array(accuracies),
+        thresholds=np.array(thresholds),
+    )
+
+
+def _most_accurate(scores: np.ndarray, same: np.ndarray) -> float:
+    """The threshold with the most right answers: of several, the middle one, halfway between two scores."""
+    values, index = np.unique(scores, return_inverse=True)
+    genuine = np.bincount(index, same, len(values))
+    impostor = np.bincount(index, ~same, len(values))
+    # Right answers when the values from the i-th on are accepted, i = 0..len(values).
+    right = np.append(genuine[::-1].cumsum()[::-1], 0) + np.insert(impostor.cumsum(), 0, 0)
+    best = np.flatnonzero(right == right.max())
+    i = int(best[len(best) // 2])
+    edges = np.concatenate([[values[0] - 1], values, [values[-1] + 1]])
+    return float((edges[i] + edges[i + 1]) / 2)
+
+
+def column(embeddings: Embeddings, name: str, where: str) -> list:
+    """A label column.
+
+    Raises:
+        ConfigError: There is none of this name; those that there are, are named.
+    """
+    if name not in embeddings.labels:
+        known = ", ".join(sorted(embeddings.labels)) or "none"
+        raise ConfigError(f"{where} has no label column {name!r}; its label columns: {known}")
+    return embeddings.labels[name]

@@ -1,0 +1,251 @@
+"""Rows of embeddings as unit vectors, checked, from memory or in blocks from their file.
+
+What compares embeddings takes them as directions, through `Rows`: a row that has none (NaN, infinity, zeros) is
+named and refused, rows of two spaces are never compared, and a file larger than memory is read a range at a time.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from embedkit.embeddings import Embeddings, Passport, read_npy, read_passport, shards_of, vectors_of
+from embedkit.errors import ConfigError, SpaceMismatchError
+
+__all__ = ["Rows", "Source", "check_comparable", "check_same_space", "row_names"]
+
+#: Bytes of rows that are held in memory; a larger file is read again for every block.
+HELD = 2 << 30
+#: Rows that are checked or read at once.
+BLOCK = 1 << 14
+#: float32 leaves lengths this close to 1.
+ROUNDING = 1e-6
+
+
+class Rows:
+    """Rows of one space as unit vectors, a range at a time, from memory or from their file.
+
+    Attributes:
+        where: How messages name them.
+        dim: Width D.
+        passport: What they are; None for a plain array.
+    """
+
+    def __init__(self, source: Embeddings | np.ndarray | str | os.PathLike[str], where: str = "embeddings"):
+        """Open rows; those that fit into `HELD` bytes are read and checked at once.
+
+        Args:
+            source: Embeddings, a float array (N, D), or a Parquet file, a folder of shards or a `.npy` of ours.
+            where: How messages name what has no file name.
+
+        Raises:
+            ConfigError: No row, a row with NaN or infinity, or a row of zeros.
+            OutputError: A file that is none of ours.
+        """
+        self.where = os.fspath(source) if isinstance(source, (str, os.PathLike)) else where
+        self.dim: int = 0
+        self.passport: Passport | None = None
+        self._count = 0
+        self._read: Callable[[int, int], np.ndarray]
+        self._keys: Callable[[], tuple[list[str], np.ndarray]]
+        self._held: np.ndarray | None = None
+        array = self._open(source)
+        if not self._count:
+            raise ConfigError(f"{self.where}: expected embeddings, found no row")
+        if self._count * self.dim * 4 <= HELD:
+            self._held = self._hold(array)
+
+    @classmethod
+    def of(cls, source: Source, where: str = "embeddings") -> Rows:
+        """`source` opened, or as it is when it is open already."""
+        return source if isinstance(source, Rows) else cls(source, where)
+
+    def __len__(self) -> int:
+        return self._count
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether the rows are held, or read anew for every block."""
+        return self._held is not None
+
+    def names(self) -> list[str]:
+        """One name a row: its id, or `id#part` for the further parts of a picture; the index for an array.
+
+        Raises:
+            ConfigError: Two rows of one name.
+        """
+        return row_names(*self._keys(), self.where)
+
+    def has_parts(self) -> bool:
+        """Whether some rows are further parts of pictures, such as faces, crops or frames."""
+        return bool(self._keys()[1].any())
+
+    def unit(self, start: int, stop: int) -> np.ndarray:
+        """Rows `start` to `stop` at length 1, float32 (n, D); not to be written to."""
+        if self._held is not None:
+            return self._held[start:stop]
+        block = self._read(start, stop)
+        return _scaled(block, self._lengths(block, start))
+
+    def take(self, rows: np.ndarray) -> np.ndarray:
+        """The unit vectors of these rows, int64 (n,), in this order, float32 (n, D)."""
+        if self._held is not None:
+            return self._held[rows]
+        found = np.empty((len(rows), self.dim), np.float32)
+        for start in np.unique(rows // BLOCK) * BLOCK:
+            stop = min(start + BLOCK, self._count)
+            here = (rows >= start) & (rows < stop)
+            found[here] = self.unit(start, stop)[rows[here] - start]
+        return found
+
+    def chunks(self, start: int = 0, *, share: int = 4) -> Iterator[tuple[int, np.ndarray]]:
+        """All rows from `start` on in pieces: one piece when they are held, else of 1/`share` of `HELD` bytes."""
+        size = self._count if self.in_memory else max(BLOCK, HELD // (share * 4 * self.dim))
+        for at in range(start, self._count, size):
+            yield at, self.unit(at, min(at + size, self._count))
+
+    def _open(self, source: Embeddings | np.ndarray | str | os.PathLike[str]) -> np.ndarray | None:
+        """Set where rows and names come from; what lies in memory, or is mapped, is returned."""
+        if isinstance(source, (str, os.PathLike)) and not os.fspath(source).endswith(".npy"):
+            self._open_parquet(Path(source))
+            return None
+        if isinstance(source, (str, os.PathLike)):
+            array, lines, self.passport = read_npy(Path(source))
+            ids, parts = [line["id"] for line in lines], np.array([line["part"] for line in lines], np.int32)
+            self._keys = lambda: (ids, parts)
+        elif isinstance(source, Embeddings):
+            array, self.passport = source.vectors, source.passport
+            self._keys = lambda: (source.ids, source.parts)
+        else:
+            array = np.asarray(source)
+            self._keys = lambda: (list(map(str, range(self._count))), np.zeros(self._count, np.int32))
+        if array.ndim != 2 or array.dtype.kind not in "fiu":
+            raise ConfigError(
+                f"{self.where}: expected numbers (N, D), found {array.dtype} of shape {array.shape}"
+            )
+        self._count, self.dim = array.shape
+        self._read = lambda start, stop: array[start:stop]
+        return array
+
+    def _open_parquet(self, path: Path) -> None:
+        files = shards_of(path) if path.is_dir() else [path]
+        for file in files:
+            found = read_passport(file)
+            if self.passport is not None:
+                check_same_space(self.passport, found, str(files[0]), str(file))
+            self.passport = self.passport or found
+        if self.passport is None:
+            raise ConfigError(f"{self.where}: expected embeddings, found no row")
+        self.dim = dim = self.passport.dim
+        facts = [pq.read_metadata(file) for file in files]
+        groups = [(index, group) for index, one in enumerate(facts) for group in range(one.num_row_groups)]
+        sizes = [facts[index].row_group(group).num_rows for index, group in groups]
+        starts = np.cumsum([0, *sizes])
+        self._count = int(starts[-1])
+
+        def read(start: int, stop: int) -> np.ndarray:
+            block = np.empty((stop - start, dim), np.float32)
+            at = int(np.searchsorted(starts, start, side="right")) - 1
+            while at < len(groups) and starts[at] < stop:
+                file, offset, wanted = groups[at][0], int(starts[at]), []
+                while at < len(groups) and starts[at] < stop and groups[at][0] == file:
+                    wanted.append(groups[at][1])
+                    at += 1
+                # With the footer that is known already: a large file's takes long to parse.
+                with pq.ParquetFile(files[file], metadata=facts[file]) as reader:
+                    rows = vectors_of(reader.read_row_groups(wanted, columns=["embedding"]), dim)
+                low, high = max(start, offset), min(stop, offset + len(rows))
+                block[low - start : high - start] = rows[low - offset : high - offset]
+            return block
+
+        def keys() -> tuple[list[str], np.ndarray]:
+            table = pa.concat_tables(
+                pq.read_table(file, columns=["id", "part"]).replace_schema_metadata(None) for file in files
+            )
+            return table["id"].to_pylist(), table["part"].to_numpy()
+
+        self._read, self._keys = read, keys
+
+    def _hold(self, array: np.ndarray | None) -> np.ndarray:
+        """All rows at length 1; unit vectors that lie in memory already are not copied."""
+        ranges = [(at, min(at + BLOCK, self._count)) for at in range(0, self._count, BLOCK)]
+        if array is not None and array.dtype == np.float32 and array.flags.c_contiguous:
+            lengths = np.concatenate([self._lengths(array[start:stop], start) for start, stop in ranges])
+            if np.abs(lengths - 1).max() <= ROUNDING:
+                return np.asarray(array)
+        held = np.empty((self._count, self.dim), np.float32)
+        for start, stop in ranges:
+            block = self._read(start, stop)
+            held[start:stop] = _scaled(block, self._lengths(block, start))
+        return held
+
+    def _lengths(self, block: np.ndarray, start: int) -> np.ndarray:
+        """Euclidean lengths, float64 (n,), all above 0."""
+        with np.errstate(all="ignore"):
+            lengths = np.sqrt(np.einsum("nd,nd->n", block, block, dtype=np.float64))
+        bad = np.flatnonzero(~(np.isfinite(lengths) & (lengths > 0)))
+        if len(bad):
+            row = int(bad[0])
+            fault = "is all zeros" if lengths[row] == 0 else "holds NaN or infinity"
+            raise ConfigError(
+                f"{self.where}: row {start + row} ({self.names()[start + row]}) {fault} and has no direction; "
+                "embed that picture again, or leave the row out"
+            )
+        return lengths
+
+
+Source: TypeAlias = Embeddings | np.ndarray | str | os.PathLike[str] | Rows
+
+
+def _scaled(block: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    return (block / lengths[:, None]).astype(np.float32)
+
+
+def row_names(ids: Sequence[str], parts: np.ndarray, where: str) -> list[str]:
+    """One name a row: the id, with `#part` for the further parts of a picture.
+
+    Args:
+        ids: One per row.
+        parts: int32 (N,).
+        where: How messages name the embeddings.
+
+    Raises:
+        ConfigError: Two rows of one name.
+    """
+    names = [f"{name}#{part}" if part else name for name, part in zip(ids, parts.tolist(), strict=True)]
+    if len(set(names)) < len(names):
+        seen: set[str] = set()
+        twice = next(name for name in names if name in seen or seen.add(name))  # type: ignore[func-returns-value]
+        raise ConfigError(f"{where}: the id {twice!r} stands there twice; ids must be unique")
+    return names
+
+
+def check_same_space(a: Passport | None, b: Passport | None, where_a: str, where_b: str) -> None:
+    """Refuse to compare embeddings of two spaces; plain arrays carry no passport and are not checked.
+
+    Raises:
+        SpaceMismatchError: Naming both.
+    """
+    if a is not None and b is not None and a.fingerprint != b.fingerprint:
+        first, second = (
+            f"{where} ({passport.entry}, space {passport.fingerprint[:12]}, "
+            f"{'normalised' if passport.normalized else 'not normalised'})"
+            for where, passport in ((where_a, a), (where_b, b))
+        )
+        raise SpaceMismatchError(
+            f"{first} and {second} are different spaces and cannot be compared; "
+            "embed one of them again with the other's encoder"
+        )
+
+
+def check_comparable(a: Rows, b: Rows) -> None:
+    """Refuse rows of two spaces, or of two widths."""
+    check_same_space(a.passport, b.passport, a.where, b.where)
+    if a.dim != b.dim:
+        raise ConfigError(f"{a.where} has {a.dim} columns and {b.where} has {b.dim}: not one space")

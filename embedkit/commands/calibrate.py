@@ -1,0 +1,90 @@
+"""`embedkit calibrate`: a threshold for a false-match rate, from embeddings and pairs whose truth is known."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from embedkit.commands.terminal import printable
+
+
+def calibrate(
+    source: Annotated[str, typer.Argument(metavar="EMB", help="A file or a folder of embeddings.")],
+    pairs: Annotated[
+        Path | None, typer.Option(metavar="PAIRS.csv", help="Columns a, b (ids) and same (1 or 0).")
+    ] = None,
+    identity: Annotated[str | None, typer.Option(help="The label column that names identities.")] = None,
+    identity_from_folder: Annotated[
+        bool, typer.Option("--identity-from-folder", help="A picture's folder is its identity.")
+    ] = False,
+    target_fmr: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="The false-match rate that is asked for.")
+    ] = 1e-3,
+    group: Annotated[
+        str | None, typer.Option(help="A label column; rates are given for each group, too.")
+    ] = None,
+    most: Annotated[
+        int, typer.Option("--most-pairs", min=1, help="Pairs of each kind that are drawn from identities.")
+    ] = 1 << 18,
+    replicates: Annotated[int, typer.Option(min=10, help="Bootstrap samples.")] = 500,
+    seed: Annotated[int, typer.Option(help="Of the pairs that are drawn, and of the bootstrap.")] = 0,
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="C.json")] = Path("calibration.json"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print the calibration as JSON.")] = False,
+) -> None:
+    """Find the threshold for a false-match rate, and how sure it is.
+
+    Refused when the pairs are too few, or of too few identities, to support the rate.
+    """
+    if (pairs is not None) + (identity is not None) + identity_from_folder != 1:
+        raise typer.BadParameter("give one of --pairs, --identity and --identity-from-folder")
+    from embedkit.analysis.calibration import calibrate_pairs
+    from embedkit.analysis.pairs import column, folder_identities, read_pairs, sample_pairs
+    from embedkit.analysis.rows import Rows
+    from embedkit.embeddings import Embeddings
+
+    embeddings = Embeddings.read(source)
+    rows = Rows(embeddings, source)
+    if pairs is not None:
+        chosen = read_pairs(pairs, rows.names())
+    else:
+        names = column(embeddings, identity, source) if identity else folder_identities(embeddings.ids)
+        chosen = sample_pairs(names, seed=seed, most=most, where=source)
+    groups = column(embeddings, group, source) if group else None
+    found = calibrate_pairs(rows, chosen, target_fmr, groups=groups, replicates=replicates, seed=seed)
+    found.save(output)
+    low, high = found.predict()
+    print(f"embedkit: {output} is of {found.entry}, space {found.fingerprint[:12]}", file=sys.stderr)
+    if as_json:
+        print(json.dumps({**found.to_json(), "predicted_fmr_interval": [low, high]}))
+        return
+    table = [
+        ("threshold", found.threshold, found.threshold_interval),
+        ("false-match rate", found.fmr, found.fmr_interval),
+        ("false-match rate, another sample of this size", found.fmr, (low, high)),
+        ("false-non-match rate", found.fnmr, found.fnmr_interval),
+        ("equal error rate", found.eer, found.eer_interval),
+        ("area under the ROC curve", found.auc, found.auc_interval),
+    ]
+    print(
+        f"{found.genuine} genuine and {found.impostors} impostor pairs of {found.identities} identities, "
+        f"worth {found.effective_impostors:.0f} independent impostor pairs"
+    )
+    print("figure\tvalue\t95 % from\tto")
+    for name, value, (least, greatest) in table:
+        print(f"{name}\t{value:.4g}\t{least:.4g}\t{greatest:.4g}")
+    if found.groups:
+        print("\ngroup\tgenuine\timpostors\tFMR\t95 % from\tto\tFNMR\t95 % from\tto\tnote")
+    for row in found.groups:
+        rates = [*_cells(row.fmr, row.fmr_interval), *_cells(row.fnmr, row.fnmr_interval)]
+        note = "" if row.supported else "too few impostor pairs for the target"
+        print("\t".join([printable(row.name), str(row.genuine), str(row.impostors), *rates, note]))
+
+
+def _cells(rate: float | None, interval: tuple[float, float] | None) -> list[str]:
+    if rate is None or interval is None:
+        return ["-", "-", "-"]
+    return [f"{value:.4g}" for value in (rate, *interval)]

@@ -1,0 +1,154 @@
+"""`embedkit cluster`: which embeddings belong together."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from embedkit.commands.terminal import printable
+from embedkit.errors import ConfigError
+
+if TYPE_CHECKING:
+    from embedkit.analysis.agreement import Scores
+    from embedkit.analysis.clustering import Clustering
+    from embedkit.analysis.mixture import Mixture
+
+
+def cluster(
+    embeddings: Annotated[str, typer.Argument(help="X.parquet, X.npy or a folder of shards.")],
+    method: Annotated[
+        str, typer.Option(help="kmeans, spherical_kmeans, hdbscan or dpmm; the last two find K themselves.")
+    ] = "kmeans",
+    k: Annotated[
+        int | None,
+        typer.Option("-k", help="Clusters of k-means.", show_default="by the largest mean silhouette"),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="CLUSTERS.parquet", help="Write the clusters.")
+    ] = None,
+    reduce: Annotated[
+        str | None, typer.Option(metavar="pca:N|whiten:N", help="Fewer dimensions first.")
+    ] = None,
+    labels: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="Known classes: print ACC, NMI and ARI.")
+    ] = None,
+    min_cluster_size: Annotated[int, typer.Option(min=2, help="Of hdbscan.")] = 5,
+    mixture: Annotated[
+        str | None,
+        typer.Option(help="For dpmm: a zoo entry, or a mixture.safetensors, whose clusters are taken."),
+    ] = None,
+    init_k: Annotated[
+        int | None, typer.Option(min=1, help="For dpmm: clusters to start from.", show_default="1")
+    ] = None,
+    alpha: Annotated[
+        float | None, typer.Option(help="For dpmm: how readily clusters split.", show_default="10")
+    ] = None,
+    copy_into: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Copy the pictures, a folder for each cluster.")
+    ] = None,
+    link_into: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Link to the pictures, a folder for each cluster.")
+    ] = None,
+    root: Annotated[
+        Path | None, typer.Option(help="The folder that ids are relative to, if `embed` was given one.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of starts, samples and chains.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Cluster embeddings, and print each cluster's size and the ids nearest to its middle.
+
+    Pictures can be copied or linked into one folder per cluster; the originals stay as they are.
+    """
+    from embedkit.analysis import clustering, dpmm, folders
+    from embedkit.embeddings import Embeddings
+
+    if copy_into is not None and link_into is not None:
+        raise typer.BadParameter("give --copy-into or --link-into, not both")
+    config: dpmm.DPMMConfig | None = None
+    if init_k is not None or alpha is not None:
+        usual = dpmm.DPMMConfig()
+        config = dpmm.DPMMConfig(
+            init_k=usual.init_k if init_k is None else init_k,
+            alpha=usual.alpha if alpha is None else alpha,
+        )
+    into = copy_into or link_into
+    if into is not None:
+        folders.check_free(into)  # before all the work
+    rows = Embeddings.read(embeddings)
+    if labels is not None and labels not in rows.labels:
+        columns = ", ".join(sorted(rows.labels)) or "no label column"
+        raise ConfigError(f"labels: {embeddings} has no column {labels!r}; it has {columns}")
+    found = clustering.cluster(
+        rows,
+        method,
+        k,
+        reduce=reduce,
+        min_cluster_size=min_cluster_size,
+        dpmm=config,
+        mixture=_mixture(mixture) if mixture is not None else None,
+        seed=seed,
+        where=embeddings,
+    )
+    scores = found.scores(rows.labels[labels]) if labels is not None else None
+    if output is not None:
+        found.save(output)
+    if as_json:
+        print(json.dumps(_facts(found, scores), indent=1))
+    else:
+        _print_table(found, scores)
+    if output is not None:
+        print(f"embedkit: the clusters of {len(found.ids)} rows are in {output}", file=sys.stderr)
+    if into is not None:
+        placed = folders.sort_into_folders(found, into, link=link_into is not None, root=root)
+        what = "links" if link_into is not None else "copies"
+        print(f"embedkit: {placed.pictures} {what} in {placed.folder}", file=sys.stderr)
+        if placed.missing:
+            print(
+                f"embedkit: warning: {len(placed.missing)} pictures are not there any more or cannot be read "
+                f"(the first is {printable(placed.missing[0])})",
+                file=sys.stderr,
+            )
+
+
+def _mixture(name: str) -> Mixture:
+    from embedkit.analysis.mixture import Mixture
+
+    if name.endswith(".safetensors"):
+        return Mixture.load(name)
+    from embedkit.load import find_entry
+
+    return Mixture.of_entry(find_entry(name))
+
+
+def _facts(found: Clustering, scores: Scores | None) -> dict[str, Any]:
+    return {
+        "method": found.method,
+        "parameters": found.parameters,
+        "rows": len(found.ids),
+        "clusters": [
+            {"cluster": number, "size": int(size), "exemplars": found.exemplar_ids(number)}
+            for number, size in enumerate(found.sizes)
+        ],
+        "noise": found.noise,
+        "scores": dataclasses.asdict(scores) if scores else None,
+    }
+
+
+def _print_table(found: Clustering, scores: Scores | None) -> None:
+    rows = len(found.ids)
+    print(f"{'cluster':>7}  {'size':>9}  {'share':>6}  nearest to its middle")
+    for number, size in enumerate(found.sizes):
+        names = ", ".join(map(printable, found.exemplar_ids(number)))
+        print(f"{number:>7}  {size:>9}  {size / rows:>6.1%}  {names}")
+    if found.noise:
+        print(f"{'noise':>7}  {found.noise:>9}  {found.noise / rows:>6.1%}")
+    if scores is not None:
+        print(
+            f"ACC {scores.acc:.4f}  NMI {scores.nmi:.4f}  ARI {scores.ari:.4f}  "
+            f"({scores.classes} classes, {scores.rows} labelled rows)"
+        )

@@ -1,0 +1,134 @@
+"""`embedkit duplicates` and `embedkit leaks`: what is there twice, and what of a test set is in the training set."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from embedkit.commands.terminal import printable
+
+
+def duplicates(
+    source: Annotated[str, typer.Argument(metavar="EMB", help="A file or a folder of embeddings.")],
+    threshold: Annotated[
+        float | None, typer.Option(help="Cosine from which on two pictures are the same; 1 finds equal rows.")
+    ] = None,
+    precision: Annotated[
+        float | None, typer.Option(help="Instead: the share of true duplicates; needs --judged.")
+    ] = None,
+    judged: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PAIRS.csv", help="Pairs that a person has judged: columns a, b and same (1 or 0)."
+        ),
+    ] = None,
+    pairs: Annotated[
+        Path | None,
+        typer.Option(metavar="PAIRS.csv", help="Write up to 1,000 of the pairs, evenly drawn, to be judged."),
+    ] = None,
+    delete_list: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write the ids of pictures that could go. Nothing is deleted."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Print groups of pictures that are there twice, the largest first: the kept ones, and after a tab the others.
+
+    The first picture of a group is kept, and each one that is no duplicate of a kept one.
+    """
+    if (threshold is None) == (precision is None) or (precision is None) != (judged is None):
+        raise typer.BadParameter("give --threshold, or --precision with --judged")
+    from embedkit.analysis.duplicates import find_duplicates
+    from embedkit.analysis.pairs import read_pairs
+    from embedkit.analysis.rows import Rows
+
+    rows = Rows(source)
+    # Two near-duplicates of one picture need not be near-duplicates: a judgement is of its pair alone.
+    known = read_pairs(judged, rows.names(), identities=False) if judged else None
+    found = find_duplicates(rows, threshold, precision=precision, judged=known)
+    if pairs is not None:
+        _write_pairs(pairs, found.names, found.sample)
+    redundant = len(found.redundant)
+    if as_json:
+        groups = [
+            {
+                "kept": [found.names[row] for row in group.kept],
+                "redundant": [
+                    {"id": found.names[row], "of": found.names[of], "cosine": round(cosine, 6)}
+                    for row, of, cosine in zip(group.redundant, group.of, group.cosines.tolist(), strict=True)
+                ],
+            }
+            for group in found.groups
+        ]
+        facts = {"threshold": found.threshold, "rows": len(found.names), "pairs": found.pairs}
+        print(json.dumps({**facts, "redundant": redundant, "groups": groups}))
+    else:
+        for group in found.groups:
+            sides = (
+                ", ".join(printable(found.names[row]) for row in side)
+                for side in (group.kept, group.redundant)
+            )
+            print("\t".join(sides))
+    print(
+        f"embedkit: {len(found.groups)} groups, {redundant} of {len(found.names)} rows could go; "
+        f"{found.pairs} pairs at a cosine of {found.threshold:g} or more",
+        file=sys.stderr,
+    )
+    if delete_list is not None:
+        count = found.write_delete_list(delete_list)
+        print(f"embedkit: {delete_list} names {count} pictures; nothing was deleted", file=sys.stderr)
+
+
+def leaks(
+    train: Annotated[str, typer.Argument(help="The training set's embeddings.")],
+    test: Annotated[str, typer.Argument(help="The test set's embeddings.")],
+    threshold: Annotated[
+        float, typer.Option(help="Cosine from which on two pictures are the same; 1 finds equal rows.")
+    ],
+    fail_over: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0, max=1.0, help="Exit with status 3 when more than this share of the test set leaks."
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Print test pictures that the training set holds, with the training picture and the cosine."""
+    from embedkit.analysis.duplicates import leaks as find_leaks
+
+    found = find_leaks(train, test, threshold)
+    if as_json:
+        rows = [
+            {"test": leak.test, "train": leak.train, "cosine": round(leak.cosine, 6)} for leak in found.found
+        ]
+        print(json.dumps({"threshold": threshold, "tested": found.tested, "rate": found.rate, "leaks": rows}))
+    else:
+        for leak in found.found:
+            print(f"{printable(leak.test)}\t{printable(leak.train)}\t{leak.cosine:.4f}")
+    print(
+        f"embedkit: {len(found.found)} of {found.tested} test rows ({found.rate:.3%}) are in the training set "
+        f"at a cosine of {threshold:g} or more",
+        file=sys.stderr,
+    )
+    if fail_over is not None and found.rate > fail_over:
+        print(f"embedkit: that is above the limit of {fail_over:.3%}", file=sys.stderr)
+        raise typer.Exit(3)
+
+
+def _write_pairs(path: Path, names: list[str], sample: tuple) -> None:
+    from embedkit.embeddings import replacing
+    from embedkit.errors import OutputError
+
+    try:
+        with replacing(path) as aside, open(aside, "w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(("a", "b", "cosine", "same"))
+            for a, b, cosine in zip(*(side.tolist() for side in sample), strict=True):
+                writer.writerow((names[a], names[b], f"{cosine:.6f}", ""))
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written ({error.strerror})") from None
