@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from embedkit.analysis.identification import identify
     from embedkit.analysis.index import Index
     from embedkit.analysis.lint import lint
-    from embedkit.analysis.mixture import Mixture
     from embedkit.analysis.similarity import similarity
     from embedkit.embeddings import Embeddings, Passport
     from embedkit.encoder import Batch, Encoder
     from embedkit.errors import (
+        AccessError,
         ConfigError,
         DeviceError,
         EmbedkitError,
@@ -30,16 +30,22 @@ if TYPE_CHECKING:
         MissingDependencyError,
         OutputError,
         ParityError,
+        PlaceError,
         SourceError,
         SpaceMismatchError,
+        UnreachableError,
     )
     from embedkit.job import Report
     from embedkit.load import EncoderInfo, list_encoders, load_encoder
+    from embedkit.mixture import Mixture
+    from embedkit.pictures.faces import FaceEncoder, FaceFinder
+    from embedkit.pictures.verification import verify
     from embedkit.pipeline import embed
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "AccessError",
     "Batch",
     "Calibration",
     "Clustering",
@@ -52,6 +58,8 @@ __all__ = [
     "EncoderInfo",
     "EntryError",
     "EntryNotFoundError",
+    "FaceEncoder",
+    "FaceFinder",
     "ImageError",
     "Index",
     "IntegrityError",
@@ -60,9 +68,11 @@ __all__ = [
     "OutputError",
     "ParityError",
     "Passport",
+    "PlaceError",
     "Report",
     "SourceError",
     "SpaceMismatchError",
+    "UnreachableError",
     "calibrate",
     "cluster",
     "embed",
@@ -72,6 +82,7 @@ __all__ = [
     "list_encoders",
     "load_encoder",
     "similarity",
+    "verify",
 ]
 
 #: Public name -> its module. Names resolve at first use, since numpy, Pillow and pyarrow cost more than
@@ -84,8 +95,10 @@ _HOMES = {
     "Embeddings": "embeddings",
     "Encoder": "encoder",
     "EncoderInfo": "load",
+    "FaceEncoder": "pictures.faces",
+    "FaceFinder": "pictures.faces",
     "Index": "analysis.index",
-    "Mixture": "analysis.mixture",
+    "Mixture": "mixture",
     "Passport": "embeddings",
     "Report": "job",
     "calibrate": "analysis.calibration",
@@ -97,6 +110,7 @@ _HOMES = {
     "list_encoders": "load",
     "load_encoder": "load",
     "similarity": "analysis.similarity",
+    "verify": "pictures.verification",
 }
 
 

@@ -21,7 +21,8 @@ from embedkit.entry import GRAPH, WEIGHTS, EntryConfig, Preprocess, space_finger
 from embedkit.errors import ConfigError, EmbedkitError, EntryError, ImageError
 from embedkit.hub.folder import FolderEntry
 from embedkit.hub.place import VerifiedEntry
-from embedkit.preprocess import ImageLike, read_pixels
+from embedkit.mixture import Assignment, Mixture
+from embedkit.preprocess import ImageLike, KeptMemory, read_pixels
 
 #: Pictures in one batch. On the CPU a small batch stays in the cache of the core that works on it.
 CPU_BATCH_SIZE = 4
@@ -84,20 +85,10 @@ class Encoder:
         self.dim: int = config.dim
         self.preprocess: Preprocess = config.preprocess
         self.revision: str = entry.revision
-        engine = OnnxEngine(
-            entry.read(GRAPH), entry.read(WEIGHTS), options, where=f"{entry.location}/{GRAPH}"
-        )
-        expected = (self.preprocess.channels, *self.preprocess.size)
-        if engine.input_shape != expected:
-            raise EntryError(
-                f"{entry.location}: the graph takes {engine.input_shape} and the preprocess contract gives {expected}"
-            )
-        if engine.output_shape != (self.dim,):
-            raise EntryError(
-                f"{entry.location}: the graph gives {engine.output_shape} and the configuration says {(self.dim,)}"
-            )
+        engine = open_engine(entry, options)
         self._engine: Engine = engine
         self.note: str = engine.note
+        self._mixture: Mixture | None = None
 
     def __repr__(self) -> str:
         return f"<Encoder {self.name}@{self.revision[:12]} dim={self.dim} provider={self.provider}>"
@@ -195,6 +186,29 @@ class Encoder:
                 blocks.append(block)
                 first += len(block)
         return np.concatenate(blocks) if blocks else np.empty((0, self.dim), np.float32)
+
+    def assign(
+        self, images: ImageLike | Iterable[ImageLike], *, batch_size: int | None = None, decode: str = "auto"
+    ) -> Assignment:
+        """Embed pictures, and give each the likeliest cluster of the entry's fitted mixture.
+
+        Args:
+            images: As for `encode`.
+            batch_size: As for `encode`.
+            decode: As for `encode`.
+
+        Returns:
+            Cluster and probability of each picture, in order.
+
+        Raises:
+            EntryError: The entry has no mixture, or a damaged one.
+            ImageError: A picture cannot be read.
+        """
+        if self._mixture is None:
+            self._mixture = Mixture.of_entry(self._entry)
+        return self._mixture.assign(
+            self.encode(images, batch_size=batch_size, normalize=False, decode=decode)
+        )
 
     def stream(
         self,
@@ -300,15 +314,54 @@ class Encoder:
             return
         pool = ThreadPoolExecutor(workers, thread_name_prefix="embedkit")
         window: deque[Future] = deque(pool.submit(work, batch) for batch in first)
-        try:
-            for batch in source:
-                window.append(pool.submit(work, batch))
-                if len(window) >= WINDOW * workers:
+        with KeptMemory(workers):
+            try:
+                for batch in source:
+                    window.append(pool.submit(work, batch))
+                    if len(window) >= WINDOW * workers:
+                        yield window.popleft().result()
+                while window:
                     yield window.popleft().result()
-            while window:
-                yield window.popleft().result()
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+            finally:
+                pool.shutdown(wait=True, cancel_futures=True)
+
+
+def open_engine(entry: VerifiedEntry, options: EngineOptions) -> OnnxEngine:
+    """The engine over a verified entry of any kind, held against the entry's configuration.
+
+    Args:
+        entry: The entry; its graph and weights are read, hashed and handed over in memory.
+        options: Device, providers, precision and threads.
+
+    Raises:
+        EntryError: The graph does not do what the configuration says.
+        IntegrityError: Bytes that do not match the manifest.
+        DeviceError: What was asked for cannot run.
+    """
+    config = entry.config
+    engine = OnnxEngine(
+        entry.read(GRAPH),
+        entry.read(WEIGHTS),
+        options,
+        where=f"{entry.location}/{GRAPH}",
+        outputs=sorted(config.outputs, key=lambda name: name != "embedding"),  # `run` gives the first
+    )
+    expected = (config.preprocess.channels, *config.preprocess.size)
+    if engine.input_shape != expected:
+        raise EntryError(
+            f"{entry.location}: the graph takes {engine.input_shape} and the preprocess contract gives {expected}"
+        )
+    for name, shape in config.outputs.items():
+        if engine.output_shapes[name] != shape:
+            raise EntryError(
+                f"{entry.location}: the graph gives {engine.output_shapes[name]} and the configuration says {shape}"
+            )
+    return engine
+
+
+def comparable(name: str, rows: np.ndarray) -> np.ndarray:
+    """An output in the form in which two runs are compared: `embedding` L2-normalised, all others as they are."""
+    return l2_normalize(rows) if name == "embedding" else rows
 
 
 def l2_normalize(rows: np.ndarray) -> np.ndarray:

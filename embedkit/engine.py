@@ -1,4 +1,4 @@
-"""The engine: pixels in, embeddings out, and the truth about what runs.
+"""The engine: pixels in, embeddings (or other outputs by name) out, and the truth about what runs.
 
 `Engine` is the protocol; `OnnxEngine` is ONNX Runtime behind it. Weights are never looked up by path: the
 bytes that were hashed are the bytes that run.
@@ -144,12 +144,21 @@ class OnnxEngine:
     Attributes:
         note: One sentence when `auto` could not take what it would have taken, else empty.
         input_shape: (C, H, W) of the graph's input.
-        output_shape: (D,) of the graph's output.
+        output_shape: (D,) of the graph's output, or the shape of the first one.
+        output_shapes: Name -> shape of each output, without the batch axis.
     """
 
     note: str = ""
 
-    def __init__(self, graph: bytes, weights: bytes, options: EngineOptions, *, where: str = "model.onnx"):
+    def __init__(
+        self,
+        graph: bytes,
+        weights: bytes,
+        options: EngineOptions,
+        *,
+        where: str = "model.onnx",
+        outputs: Sequence[str] = ("embedding",),
+    ):
         """Check the graph and open a session.
 
         Args:
@@ -157,6 +166,7 @@ class OnnxEngine:
             weights: Bytes of `model.safetensors`.
             options: Device, providers, precision and threads.
             where: The entry, for messages.
+            outputs: Names of the graph's float outputs; `run` gives the first.
 
         Raises:
             EntryError: The graph is not one of ours, or ONNX Runtime refuses it.
@@ -194,18 +204,21 @@ class OnnxEngine:
         check_precision(options.precision, running)
         self._providers = asked
         self._provider: str = running
-        inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
+        inputs, found = self._session.get_inputs(), self._session.get_outputs()
         if (
             [i.name for i in inputs] != ["pixels"]
             or inputs[0].type != "tensor(uint8)"
-            or ("embedding", "tensor(float)") not in {(o.name, o.type) for o in outputs}
+            or not {(name, "tensor(float)") for name in outputs} <= {(o.name, o.type) for o in found}
         ):
+            wanted = " and ".join(f"`{name}` (float)" for name in outputs)
             raise EntryError(
-                f"{where}: expected the input `pixels` (uint8) and the output `embedding` (float), found "
-                f"{[(i.name, i.type) for i in inputs]} and {[(o.name, o.type) for o in outputs]}"
+                f"{where}: expected the input `pixels` (uint8) and the output {wanted}, found "
+                f"{[(i.name, i.type) for i in inputs]} and {[(o.name, o.type) for o in found]}"
             )
         self.input_shape = tuple(inputs[0].shape[1:])
-        self.output_shape = next(tuple(o.shape[1:]) for o in outputs if o.name == "embedding")
+        shapes = {o.name: tuple(o.shape[1:]) for o in found}
+        self.output_shapes = {name: shapes[name] for name in outputs}
+        self.output_shape = self.output_shapes[outputs[0]]
         # One stream of work per device: interleaved copies from several threads gain nothing there.
         self._device_lock = threading.Lock() if self._provider != CPU else None
 
@@ -228,9 +241,26 @@ class OnnxEngine:
         Returns:
             float32 (N, D), not normalised.
         """
-        if self._device_lock is None:
-            return self._session.run(["embedding"], {"pixels": pixels})[0]
-        return self.run_bound(pixels, device_of(self._providers[0]))
+        return next(iter(self.run_all(pixels).values()))
+
+    def run_all(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
+        """Run one batch, uint8 (N, C, H, W) C-contiguous, for every output: name -> float32 (N, ...).
+
+        Raises:
+            DeviceError: ONNX Runtime cannot run it, most often for want of memory.
+        """
+        try:
+            if self._device_lock is None:
+                names = list(self.output_shapes)
+                return dict(zip(names, self._session.run(names, {"pixels": pixels}), strict=True))
+            return self._run_bound(pixels, device_of(self._providers[0]))
+        except Exception as error:  # ONNX Runtime's own errors have no common base but this
+            if not type(error).__module__.startswith("onnxruntime"):
+                raise
+            reason = " ".join(str(error).split())[:300]
+            raise DeviceError(
+                f"{self.provider} cannot run a batch of {len(pixels)} ({reason}); make it smaller, or free memory"
+            ) from None
 
     def run_bound(self, pixels: np.ndarray, device: tuple[str, int]) -> np.ndarray:
         """Embed one batch through an I/O binding: uint8 pixels cross to the device once, rows come back once.
@@ -242,13 +272,17 @@ class OnnxEngine:
         Returns:
             float32 (N, D), not normalised.
         """
+        return next(iter(self._run_bound(pixels, device).values()))
+
+    def _run_bound(self, pixels: np.ndarray, device: tuple[str, int]) -> dict[str, np.ndarray]:
         with self._device_lock or contextlib.nullcontext():
             binding = self._session.io_binding()
             value = onnxruntime().OrtValue.ortvalue_from_numpy(pixels, *device)
             binding.bind_ortvalue_input("pixels", value)
-            binding.bind_output("embedding", *device)
+            for name in self.output_shapes:
+                binding.bind_output(name, *device)
             self._session.run_with_iobinding(binding)
-            return binding.copy_outputs_to_cpu()[0]
+            return dict(zip(self.output_shapes, binding.copy_outputs_to_cpu(), strict=True))
 
 
 def _one_line(error: Exception) -> str:

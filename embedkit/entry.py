@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -167,9 +168,11 @@ class EntryConfig:
     Attributes:
         architecture: The timm name of the network.
         kind: `encoder`, `detector` or `landmarks`.
-        outputs: Name -> shape without the batch axis; schema version 1 of an encoder has `embedding` (D,).
+        outputs: Name -> shape without the batch axis; schema version 1 of an encoder has `embedding` (D,), of a
+            detector `boxes` (A, 4) and `scores` (A,), of landmarks `points` (P, 2). Boxes are left, top, right and
+            bottom, points x and y, all as shares of the input's width and height; scores are in [0, 1].
         method: The method that trained it, for example `simclr`.
-        dim: Width D of the embedding.
+        dim: Width D of the embedding; of another kind, how many numbers a picture gives.
         preprocess: The contract from a decoded picture to the graph's pixels.
         data: What it was trained on, in words.
         licence: SPDX identifier of the weights' licence.
@@ -239,6 +242,11 @@ class EntryConfig:
             raise EntryError(
                 f"{where}: embedkit.outputs.embedding: expected [{dim}] as embedkit.dim says, "
                 f"found {list(outputs.get('embedding', ()))}"
+            )
+        numbers = sum(math.prod(shape) for shape in outputs.values())
+        if ours["kind"] != "encoder" and dim != numbers:
+            raise EntryError(
+                f"{where}: embedkit.dim: expected {numbers} as embedkit.outputs says, found {dim}"
             )
         return cls(
             architecture=_text(data, "architecture", where),

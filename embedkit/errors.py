@@ -68,3 +68,24 @@ class SpaceMismatchError(EmbedkitError):
 
 class ParityError(EmbedkitError):
     """Two forms of one encoder (torch and ONNX, stored and run) disagree by more than is allowed."""
+
+
+class PlaceError(EmbedkitError):
+    """A remote place refuses, or does not answer as a zoo does."""
+
+
+class AccessError(PlaceError):
+    """A remote place refuses whoever asks: a token is missing, or does not reach so far."""
+
+
+class UnreachableError(PlaceError):
+    """A remote place gives no answer: it is down, too slow, overloaded, or may not be asked offline.
+
+    Attributes:
+        retry_after: Seconds after which the place says that it may be asked again.
+    """
+
+    def __init__(self, message: str, retry_after: float = 0.0):
+        """Take the sentence, and the seconds to wait."""
+        super().__init__(message)
+        self.retry_after = retry_after

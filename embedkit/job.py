@@ -18,6 +18,7 @@ import PIL
 import pyarrow as pa
 
 import embedkit
+from embedkit import lancetable
 from embedkit.embeddings import (
     RESERVED,
     Passport,
@@ -369,6 +370,8 @@ class Job:
 
         if self.target.kind == "parquet":
             write_rows(tables(), self.target.path, self.schema)
+        elif self.target.kind == "lance":
+            lancetable.write(tables(), self.target.path, self.schema)
         else:
             write_npy(tables(), self.target.path, self.passport, sum(table.num_rows for table in tables()))
 

@@ -13,9 +13,12 @@ from pathlib import Path
 from embedkit.encoder import Encoder
 from embedkit.engine import EngineOptions, Provider, available_cpus
 from embedkit.entry import MANIFEST, REVISION
-from embedkit.errors import ConfigError, EntryError, EntryNotFoundError
-from embedkit.hub.folder import FolderEntry, FolderPlace, package_zoo
-from embedkit.hub.place import Index, IndexRow, Place, VerifiedEntry
+from embedkit.errors import ConfigError, EmbedkitError, EntryNotFoundError, UnreachableError
+from embedkit.hub.access import Access, CachedPlace, default_cache_dir, open_place
+from embedkit.hub.address import file_path, is_url, parse_entry
+from embedkit.hub.folder import FolderEntry, package_zoo
+from embedkit.hub.lockfile import LockFile
+from embedkit.hub.place import IndexRow, Pin, Place, VerifiedEntry, index_pin
 
 #: What `load_encoder()` gives: the entry that the wheel carries.
 DEFAULT_ENCODER = "supervised-efficientnet_lite0"
@@ -38,19 +41,20 @@ def load_encoder(
     precision: str = "fp32",
     threads: int | str = "auto",
 ) -> Encoder:
-    """Load an encoder by name, or from an entry's folder.
+    """Load an encoder by name, by the URL of an entry, or from an entry's folder.
 
     A bare name (`simclr-r50`) is looked up in the places of the environment variable `EMBEDKIT_ZOO` (separated
     by commas), then in those of `config.toml` in the user's configuration folder, then in the package, then in
     the default zoo. Where the package's index knows the name, the entry must have the indexed digest; write
-    `name@latest` to take whatever the place holds.
+    `name@latest` to take whatever the place holds. What is remote is pulled into the cache first, once.
 
     Args:
-        name: A name, `name@revision`, or the path of an entry's folder; the default encoder when None.
-        revision: At least 12 hex digits of the manifest's sha256.
+        name: A name, `name@revision`, a URL such as `hf://org/name@revision` or `https://host/zoo/name`, or the
+            path of an entry's folder; the default encoder when None.
+        revision: At least 12 hex digits of the manifest's sha256; on the Hub also a tag or a commit.
         cache_dir: Where downloads and compiled engines are kept; the user's cache folder when None.
         local_files_only: Never open a connection.
-        token: Credential for a remote place.
+        token: Credential for a remote place; it is sent to no other origin.
         device: `auto`, `cpu`, `cuda` or `cuda:<index>`.
         providers: ONNX Runtime providers, in order; overrides `device`.
         precision: `fp32`, `tf32` (CUDA) or `fp16` (TensorRT).
@@ -62,6 +66,8 @@ def load_encoder(
     Raises:
         EntryNotFoundError: No place has it; the message gives the nearest names.
         IntegrityError: Bytes are not those that the manifest or the pin names.
+        ConfigError: The name cannot be one, or the licence asks for `embedkit zoo pull --accept-licence` first.
+        PlaceError: A remote place refuses, or is down and the entry is not in the cache.
         DeviceError: What was asked for cannot run.
     """
     if isinstance(providers, str):
@@ -73,7 +79,8 @@ def load_encoder(
         threads=resolve_threads(threads),
         cache_dir=os.fspath(cache_dir) if cache_dir is not None else default_cache_dir(),
     )
-    return Encoder(find_entry(name, revision=revision), options)
+    access = Access(cache_dir=cache_dir, local_files_only=local_files_only, token=token)
+    return Encoder(find_entry(name, revision=revision, access=access), options)
 
 
 def resolve_threads(threads: int | str) -> int:
@@ -93,87 +100,159 @@ def resolve_threads(threads: int | str) -> int:
     return count
 
 
-def default_cache_dir() -> str:
-    """The user's cache folder for embedkit, from `EMBEDKIT_CACHE` or the platform's convention."""
-    import platformdirs
-
-    return os.environ.get("EMBEDKIT_CACHE") or platformdirs.user_cache_dir("embedkit", appauthor=False)
-
-
-def find_entry(name: str | os.PathLike[str] | None = None, *, revision: str | None = None) -> VerifiedEntry:
-    """Look an entry up and check its manifest and configuration; the weights are not read yet.
+def find_entry(
+    name: str | os.PathLike[str] | None = None,
+    *,
+    revision: str | None = None,
+    access: Access | None = None,
+    zoo: str | None = None,
+    relock: bool = False,
+) -> VerifiedEntry:
+    """Look an entry up and check its manifest and configuration; what is remote is pulled into the cache.
 
     Args:
         name: As for `load_encoder`.
         revision: As for `load_encoder`.
+        access: How remote places are read.
+        zoo: Look in this place alone.
+        relock: Pin what is found in the lock file, in place of an older pin.
 
     Raises:
         EntryNotFoundError: No place has it.
         ConfigError: The name or the revision cannot be one.
+        EmbedkitError: As for `load_encoder`.
     """
+    access = access or Access()
     text = os.fspath(name) if name is not None else DEFAULT_ENCODER
-    if _is_path(text):
-        path = Path(os.path.expanduser(text))
-        if not os.path.isdir(path):
-            raise EntryNotFoundError(
-                f"{text!r} is not a folder; give a name, or the path of an entry's folder"
-            )
-        return _check_revision(VerifiedEntry(_folder_name(path), FolderEntry(path)), revision)
-    bare, at, given = text.partition("@")
-    if at and revision is not None:
+    url = is_url(text) and not text.startswith("file://")
+    if zoo is None and not url and _is_path(text):
+        return _entry_at(text, revision)
+    address = parse_entry(text) if url else None
+    if address is not None:
+        bare, given = f"{address.place}/{address.name}", address.revision
+    else:
+        bare, at, behind = text.partition("@")
+        given = behind if at else None
+    if given is not None and revision is not None:
         raise ConfigError(f"{text!r} and revision={revision!r} both name a revision; give one of them")
-    revision = given if at else revision
-    latest = revision == "latest"
-    if revision is not None and not latest and not REVISION.fullmatch(revision):
-        raise ConfigError(
-            f"revision: expected at least 12 hex digits of the manifest's sha256 or 'latest', found {revision!r}"
-        )
-    known = package_zoo().index()
-    folder = known.folder_of(bare)
-    pin = known.rows[folder].manifest_sha256 if folder and revision is None else None
+    wanted = Wanted.of(bare, given if given is not None else revision, relock=relock)
+    if address is not None:
+        entry = _in_places(address.name, [open_place(address.place, access)], wanted, access)
+        if entry is None:
+            raise EntryNotFoundError(_no_entry(address.place, address.name, access))
+        return entry
+    among = [open_place(zoo, access)] if zoo is not None else places(access)
+    carried = zoo is None and wanted.pin is not None and _is_carried(bare, wanted.pin)
+    # What the package itself holds need not be asked for elsewhere: pinned bytes are the same bytes.
+    asked = [place for place in among if not (carried and isinstance(place, CachedPlace))]
+    entry = _in_places(bare, asked, wanted, access)
+    if entry is None:
+        raise _not_found(bare, access, among, zoo)
+    return entry
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """What an entry has to be.
+
+    Attributes:
+        revision: What the user asked for, None for whatever the place has now.
+        pin: What the lock file or the package's index says, when the user asked for no revision.
+        locked: What the lock file says, whatever the user asked for.
+        key: The name in the lock file.
+        lock: The lock file that learns the name, None when there is none.
+    """
+
+    key: str
+    revision: str | None = None
+    pin: Pin | None = None
+    locked: Pin | None = None
+    lock: LockFile | None = None
+
+    @classmethod
+    def of(cls, key: str, revision: str | None, *, relock: bool = False) -> Wanted:
+        """What `key` has to be: `latest` opts out of every pin, and `relock` of the lock file's."""
+        lock = LockFile.find(create=relock)
+        if revision == "latest":
+            return cls(key=key, lock=lock if relock else None)
+        locked = lock.pin(key) if lock is not None and not relock else None
+        pin = None
+        if revision is None:
+            known = package_zoo().index()
+            folder = known.folder_of(key)
+            pin = locked or (index_pin(folder, known.rows[folder].manifest_sha256) if folder else None)
+        return cls(key=key, revision=revision, pin=pin, locked=locked, lock=lock)
+
+    def check(self, place: Place, entry: VerifiedEntry, version: str) -> VerifiedEntry:
+        """Hold a found entry against the lock file, or write it into it."""
+        if self.locked is not None:
+            self.locked.check(entry.manifest_bytes, entry.location, self.key)
+        elif self.lock is not None:
+            self.lock.write(
+                self.key, place=place.uri, revision=version or entry.revision, manifest_sha256=entry.revision
+            )
+        return entry
+
+
+def _in_places(name: str, among: Sequence[Place], wanted: Wanted, access: Access) -> VerifiedEntry | None:
+    """The first entry of this name that is what is wanted, None when no place has the name."""
+    revision = wanted.revision
+    digest = revision is not None and bool(REVISION.fullmatch(revision))
+    if revision is not None and not digest:
+        among = [place for place in among if place.tagged]
+        if not among:
+            raise ConfigError(
+                f"revision: expected at least 12 hex digits of the manifest's sha256 or 'latest', found {revision!r}"
+            )
     elsewhere: list[str] = []
-    for place in places():
-        files = place.find(bare)
+    down: UnreachableError | None = None
+    for place in among:
+        try:
+            files = place.find(name, revision, wanted.pin)
+        except UnreachableError as error:
+            if wanted.pin is None:
+                raise  # another place might have another version
+            down = down or error
+            continue
         if files is None:
             continue
-        entry = VerifiedEntry(folder or Path(files.location).name, files, manifest_sha256=pin)
-        if revision is None or latest or entry.revision.startswith(revision):
-            return entry
+        entry = VerifiedEntry(files.name, files, pin=wanted.pin)
+        if revision is None or not digest or entry.revision.startswith(revision) or files.version == revision:
+            return wanted.check(place, entry, files.version)
         elsewhere.append(f"{place.uri} has {entry.revision[:12]}")
     if elsewhere:
-        raise EntryNotFoundError(f"{bare!r} has no revision {revision}: {'; '.join(elsewhere)}")
-    raise _not_found(bare, folder is not None)
+        raise EntryNotFoundError(f"{name!r} has no revision {revision}: {'; '.join(elsewhere)}")
+    known = wanted.pin and access.cache.get(wanted.pin.sha256)
+    if known:  # pulled once from a place that nobody names now: the digest is all that counts
+        return wanted.check(package_zoo(), VerifiedEntry(known.name, known, pin=wanted.pin), "")
+    if down is not None:
+        raise down
+    return None
 
 
-def places() -> list[Place]:
-    """The places to look in, in order.
+def _is_carried(name: str, pin: Pin) -> bool:
+    """Whether the package itself holds the pinned version of an entry."""
+    index = package_zoo().index()
+    folder = index.folder_of(name)
+    return (
+        folder is not None
+        and index.rows[folder].manifest_sha256 == pin.sha256
+        and package_zoo().holds(folder)
+    )
+
+
+def places(access: Access | None = None) -> list[Place]:
+    """The places to look in, in order; none of them is asked yet.
 
     Raises:
-        ConfigError: A place that is named does not exist or cannot be read by this version.
+        ConfigError: A place that is named does not exist, or cannot be one.
     """
     named = [uri.strip() for uri in os.environ.get(ZOO_VARIABLE, "").split(",") if uri.strip()]
-    found: list[Place] = [open_place(uri) for uri in (*named, *_configured())]
+    found: list[Place] = [open_place(uri, access) for uri in (*named, *_configured())]
     found.append(package_zoo())
     if DEFAULT_ZOO:
-        found.append(open_place(DEFAULT_ZOO))
+        found.append(open_place(DEFAULT_ZOO, access))
     return found
-
-
-def open_place(uri: str) -> Place:
-    """The place behind a path or a URI.
-
-    Raises:
-        ConfigError: Not a folder, or a kind of place that this version cannot read.
-    """
-    if uri.startswith("file://"):
-        from urllib.request import url2pathname
-
-        uri = url2pathname(uri.removeprefix("file://"))
-    elif "://" in uri:
-        raise ConfigError(
-            f"the zoo {uri!r} is remote, and this version reads folders: copy it to one and name that"
-        )
-    return FolderPlace(uri)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,25 +262,40 @@ class EncoderInfo(IndexRow):
     Attributes:
         alias: The bare name, empty when another entry has it.
         place: Where it would be loaded from, empty when only the package's index knows it.
+        at_hand: Whether it can be loaded without a connection.
     """
 
     alias: str = ""
     place: str = ""
+    at_hand: bool = False
 
 
-def list_encoders(pattern: str = "*") -> list[EncoderInfo]:
+def list_encoders(
+    pattern: str = "*",
+    *,
+    kind: str = "encoder",
+    zoo: str | None = None,
+    local_files_only: bool = False,
+    token: str | None = None,
+) -> list[EncoderInfo]:
     """The encoders that a name reaches, by folder name or alias.
 
     Args:
         pattern: Shell wildcards, as `*-r10`.
+        kind: `detector` or `landmarks` lists those entries instead, the empty text all.
+        zoo: List this place alone.
+        local_files_only: Never open a connection: of a remote place, what it listed last.
+        token: Credential for a remote place.
 
     Returns:
         Sorted by name; those that only the package's index knows have an empty `place`.
     """
+    access = Access(local_files_only=local_files_only, token=token)
     found: dict[str, EncoderInfo] = {}
-    asked = [(place, place.index()) for place in places()]
+    among = places(access) if zoo is None else [open_place(zoo, access)]
+    asked = [(place, place.index()) for place in among]
     for name in {name for _, index in asked for name in index.rows}:
-        holder = next((place for place, _ in asked if place.find(name)), None)
+        holder = next((place for place, _ in asked if place.offers(name)), None)
         # The facts are those of the place that has the entry, else of the first index that knows it.
         index = next(
             index
@@ -209,22 +303,35 @@ def list_encoders(pattern: str = "*") -> list[EncoderInfo]:
             if name in index.rows
         )
         alias = next((alias for alias, folder in index.aliases.items() if folder == name), "")
-        place = holder.uri if holder else ""
-        found[name] = EncoderInfo(**{**vars(index.rows[name]), "alias": alias, "place": place})
+        found[name] = EncoderInfo(
+            **{
+                **vars(index.rows[name]),
+                "alias": alias,
+                "place": holder.uri if holder else "",
+                "at_hand": holder is not None and holder.holds(name),
+            }
+        )
     return [
         info
         for name, info in sorted(found.items())
-        if fnmatch.fnmatchcase(name, pattern) or (info.alias and fnmatch.fnmatchcase(info.alias, pattern))
+        if (not kind or info.kind == kind)
+        and (fnmatch.fnmatchcase(name, pattern) or (info.alias and fnmatch.fnmatchcase(info.alias, pattern)))
     ]
 
 
 def _is_path(text: str) -> bool:
-    if "://" in text:
-        raise ConfigError(f"{text!r} is remote, and this version loads names and folders")
     separators = {os.sep, os.altsep or os.sep, "/"}
     return any(s in text for s in separators) or text.startswith((".", "~")) or os.path.isfile(
         os.path.join(text, MANIFEST)
     )  # fmt: skip
+
+
+def _entry_at(text: str, revision: str | None) -> VerifiedEntry:
+    """The entry in a folder."""
+    path = Path(file_path(text))
+    if not os.path.isdir(path):
+        raise EntryNotFoundError(f"{text!r} is not a folder; give a name, or the path of an entry's folder")
+    return _check_revision(VerifiedEntry(_folder_name(path), FolderEntry(path)), revision)
 
 
 def _folder_name(path: Path) -> str:
@@ -259,19 +366,36 @@ def _configured() -> list[str]:
     return value
 
 
-def _not_found(name: str, indexed: bool) -> EntryNotFoundError:
-    line = f"export {ZOO_VARIABLE}=/path/to/embedkit/zoo"
-    if indexed:
-        return EntryNotFoundError(
-            f"{name!r} is an entry of the zoo that this package does not carry: name a zoo that holds it, with {line}"
+def _no_entry(place: str, name: str, access: Access) -> str:
+    if access.offline:
+        return (
+            f"{place}/{name} is not in the cache, and no connection may be opened; pull it once where one may"
         )
+    hint = "; a private one needs a token" if access.token is None else ""
+    return f"{place} has no entry {name!r}, or shows it to others{hint}"
+
+
+def _not_found(name: str, access: Access, among: Sequence[Place], zoo: str | None) -> EntryNotFoundError:
+    line = f"export {ZOO_VARIABLE}=/path/to/embedkit/zoo"
+    offline = " (no connection may be opened, and the cache does not have it)" if access.offline else ""
+    if zoo is not None:
+        return EntryNotFoundError(f"{among[0].uri} has no entry {name!r}{_near(name, among)}{offline}")
+    if package_zoo().index().folder_of(name) is not None:
+        return EntryNotFoundError(
+            f"{name!r} is an entry of the zoo that this package does not carry{offline}: name a zoo that holds it, "
+            f"with {line}"
+        )
+    return EntryNotFoundError(
+        f"no encoder is called {name!r}{_near(name, among)}{offline}; to name another zoo: {line}"
+    )
+
+
+def _near(name: str, among: Sequence[Place]) -> str:
     names: set[str] = set()
-    for place in places():
+    for place in among:
         try:
-            index: Index = place.index()
-        except EntryError:
+            names.update(place.index().names)
+        except EmbedkitError:
             continue
-        names.update(index.names)
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.4)
-    hint = f"; the nearest names are {', '.join(near)}" if near else ""
-    return EntryNotFoundError(f"no encoder is called {name!r}{hint}; to name another zoo: {line}")
+    return f"; the nearest names are {', '.join(near)}" if near else ""

@@ -52,7 +52,7 @@ def embed(
         source: One source or several: a file, a folder, a glob, `-` for a list on `stdin`, a `.tar`, a Parquet
             file with an image column.
         output: `X.parquet`, `X.npy` (with `X.ids.jsonl` and `X.passport.json`), or a folder (ending in `/`, or
-            existing) for a Parquet data set of shards.
+            existing) for a Parquet data set of shards, or `lance://FOLDER/TABLE` for a table of a LanceDB database.
         encoder: A name, an entry's folder or a loaded `Encoder`; the default encoder when None.
         revision: As for `load_encoder`.
         batch_size: Pictures in one batch; chosen for the device when None.

@@ -12,7 +12,7 @@ import glob
 import json
 import os
 import shutil
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from embedkit import lancetable
 from embedkit.embeddings import (
     RESERVED,
     ROW_GROUP,
@@ -164,7 +165,7 @@ class ShardStore:
 
 
 class Finished:
-    """A finished `.parquet` or `.npy` that a job extends.
+    """A finished `.parquet`, `.npy` or LanceDB table that a job extends.
 
     Attributes:
         passport: What it says of itself.
@@ -186,6 +187,12 @@ class Finished:
         Raises:
             OutputError: A file that embedkit did not write.
         """
+        if path.suffix == ".lance":
+            table = lancetable.open_table(path)
+            passport = lancetable.passport_of(table, path)
+            return cls(
+                path, passport, _known(lancetable.read(table, _known_columns(table.schema))), table.schema
+            )
         if path.suffix == ".npy":
             _, lines, passport = read_npy(path)
             known = {line["id"]: Known(line["size"], line["mtime_ns"], line.get("sha256")) for line in lines}
@@ -194,6 +201,9 @@ class Finished:
 
     def tables(self) -> Iterator[pa.Table]:
         """Its rows in bounded pieces."""
+        if self._path.suffix == ".lance":
+            yield from lancetable.read(lancetable.open_table(self._path))
+            return
         if self._path.suffix == ".npy":
             vectors, lines, passport = read_npy(self._path)
             for start in range(0, len(lines), ROW_GROUP):
@@ -209,15 +219,22 @@ class Finished:
 def known_rows(path: Path) -> dict[str, Known]:
     """What is known of every picture in a Parquet file of embeddings, by id."""
     with pq.ParquetFile(path) as file:
-        columns = [name for name in ("id", "size", "mtime_ns", "sha256") if name in file.schema_arrow.names]
-        rows: dict[str, Known] = {}
-        for batch in file.iter_batches(65536, columns=columns):
-            data = batch.to_pydict()
-            digests = data.get("sha256") or [None] * batch.num_rows
-            for name, size, mtime, digest in zip(
-                data["id"], data["size"], data["mtime_ns"], digests, strict=True
-            ):
-                rows[name] = Known(size, mtime, digest)
+        return _known(file.iter_batches(65536, columns=_known_columns(file.schema_arrow)))
+
+
+def _known_columns(schema: pa.Schema) -> list[str]:
+    return [name for name in ("id", "size", "mtime_ns", "sha256") if name in schema.names]
+
+
+def _known(blocks: Iterable[pa.RecordBatch | pa.Table]) -> dict[str, Known]:
+    rows: dict[str, Known] = {}
+    for block in blocks:
+        data = block.to_pydict()
+        digests = data.get("sha256") or [None] * block.num_rows
+        for name, size, mtime, digest in zip(
+            data["id"], data["size"], data["mtime_ns"], digests, strict=True
+        ):
+            rows[name] = Known(size, mtime, digest)
     return rows
 
 
@@ -240,7 +257,7 @@ def _lock(descriptor: int) -> None:
 
 @dataclass(frozen=True)
 class Target:
-    """Where rows go: the output, its kind (`parquet`, `npy` or `folder`), and which part of how many."""
+    """Where rows go: the output, its kind (`parquet`, `npy`, `folder` or `lance`), and which part of how many."""
 
     path: Path
     kind: str
@@ -256,12 +273,16 @@ class Target:
         """
         text = os.fspath(output)
         path = Path(text)
-        if text.endswith(("/", os.sep)) or path.is_dir():
+        if lancetable.is_table(text):
+            path, kind = lancetable.table_path(text), "lance"
+        elif text.endswith(("/", os.sep)) or path.is_dir():
             kind = "folder"
         elif path.suffix in (".parquet", ".npy"):
             kind = path.suffix[1:]
         else:
-            raise ConfigError(f"output: expected X.parquet, X.npy or a folder ending in '/', found {text!r}")
+            raise ConfigError(
+                f"output: expected X.parquet, X.npy, a folder ending in '/' or lance://FOLDER/TABLE, found {text!r}"
+            )
         if worker is None:
             return cls(path, kind)
         part, parts = worker
@@ -277,6 +298,9 @@ class Target:
         """This job's shards, locked."""
         if self.kind == "folder":
             return ShardStore(self.path, self.part, self.parts)
+        if self.kind == "lance" and self.path.parent.parent.is_dir():
+            with contextlib.suppress(OSError):  # a new database is a new folder
+                self.path.parent.mkdir(exist_ok=True)
         check_writable(self.path)
         store = ShardStore(aside_folder(self.path))
         for path in (self.path, ids_path(self.path), passport_path(self.path), errors_path(self.path)):
@@ -287,6 +311,8 @@ class Target:
 
     def finished(self) -> Finished | None:
         """What an earlier job left there; a folder is its own store."""
+        if self.kind == "lance":
+            return Finished.open(self.path) if lancetable.exists(self.path) else None
         return Finished.open(self.path) if self.kind != "folder" and self.path.exists() else None
 
     def errors(self, store: ShardStore) -> Path:

@@ -116,7 +116,7 @@ def test_zoo_list_as_json(run, package):
     assert status == 0
     assert set(far) == set(tiny) == {
         "name", "manifest_sha256", "method", "architecture", "data", "dim", "licence", "bytes", "metrics",
-        "alias", "place",
+        "alias", "place", "path", "at_hand", "kind",
     }  # fmt: skip
     assert (far["place"], tiny["place"], tiny["dim"]) == ("", str(package), 4)
     assert len(tiny["manifest_sha256"]) == 64
@@ -167,7 +167,7 @@ def test_zoo_info_of_the_default_entry(run):
         ("linear-far", "is an entry of the zoo that this package does not carry"),
         ("linear-tiny@123", "revision: expected at least 12 hex digits"),
         ("./no/such", "'./no/such' is not a folder"),
-        ("https://example.org/x", "is remote"),
+        ("http://example.org/zoo/x", "is not encrypted"),
         ("", "no encoder is called ''"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import pickle
@@ -15,10 +16,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import save
 
 import embedkit
 from embedkit.encoder import WINDOW, l2_normalize
-from embedkit.errors import ConfigError, ImageError, IntegrityError
+from embedkit.errors import ConfigError, EntryError, ImageError, IntegrityError
 from embedkit.load import load_encoder
 from embedkit.preprocess import read_pixels
 
@@ -377,3 +379,47 @@ def test_a_pickle_refuses_another_entry_in_the_same_place(by_hand, tmp_path):
 
 def test_the_public_encoder_is_this_one(encoder):
     assert isinstance(encoder, embedkit.Encoder)
+
+
+def test_memory_of_pictures_is_kept_while_a_stream_runs_and_no_longer(tiny, noise, monkeypatch):
+    monkeypatch.delenv("PILLOW_BLOCKS_MAX", raising=False)
+    assert Image.core.get_blocks_max() == 0
+    first, second = (tiny.stream(noise, batch_size=4) for _ in range(2))
+    next(first), next(second)
+    both = Image.core.get_blocks_max()
+    first.close()
+    assert both == 2 * Image.core.get_blocks_max() > 0
+    second.close()
+    assert Image.core.get_blocks_max() == 0
+    monkeypatch.setenv("PILLOW_BLOCKS_MAX", "3")  # somebody has chosen
+    with contextlib.closing(tiny.stream(noise, batch_size=4)) as stream:
+        next(stream)
+        assert Image.core.get_blocks_max() == 0
+
+
+# --- clusters ---------------------------------------------------------------------------------------------
+
+
+def test_pictures_are_assigned_by_the_entrys_mixture(by_hand, noise, tmp_path, tiny):
+    entry = by_hand.TinyEntry()
+    raw = tiny.encode(noise, normalize=False).astype(np.float64)
+    center, means = raw.mean(0), np.stack([raw[0], raw[1]]) - raw.mean(0)
+    mixture = {
+        "weights": np.array([0.25, 0.75]),
+        "means": means,
+        "precision_cholesky": np.stack([np.eye(4) * 3, np.eye(4) * 2]),
+        "center": center,
+        "components": np.eye(4),
+    }
+    files = {**entry.files(), "mixture.safetensors": save(mixture, {"transform": "none"})}
+    encoder = load_encoder(entry.write(tmp_path / "deepdpm-tiny.data", files))
+    found = encoder.assign(noise)
+    # by the definition: log weight + log N(h; mean, I / s^2), s being 3 and 2
+    distance = ((raw[:, None] - center - means) ** 2).sum(2)
+    joint = np.log([0.25, 0.75]) + 4 * np.log([3, 2]) - distance * np.array([9, 4]) / 2
+    np.testing.assert_array_equal(found.labels, joint.argmax(1))
+    share = np.exp(joint - joint.max(1, keepdims=True))
+    np.testing.assert_allclose(found.probabilities, share.max(1) / share.sum(1), rtol=1e-4)
+    assert found.labels[0] == 0
+    with pytest.raises(EntryError, match=r"has no mixture\.safetensors"):
+        tiny.assign(noise)

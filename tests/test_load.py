@@ -156,14 +156,27 @@ def test_a_file_and_an_empty_folder_are_no_entries(package, tmp_path):
         find_entry(tmp_path)
 
 
-def test_remote_names_say_that_this_version_reads_folders(package, monkeypatch):
-    for name in ("https://example.org/zoo/x", "hf://org/name", "s3://bucket/x"):
-        with pytest.raises(ConfigError, match="is remote, and this version loads names and folders"):
-            find_entry(name)
-    monkeypatch.setenv("EMBEDKIT_ZOO", "https://example.org/zoo")
-    with pytest.raises(
-        ConfigError, match="'https://example.org/zoo' is remote, and this version reads folders"
+def test_urls_that_can_be_no_entry_or_no_zoo(package, monkeypatch):
+    for name in (
+        "hf://org",
+        "https://example.org",
+        "hf://org/name/more",
+        "s3://bucket",
+        "https://host/zoo/*",
     ):
+        with pytest.raises(ConfigError, match="is no entry of a zoo: expected"):
+            find_entry(name)
+    for name, why in (
+        ("http://example.org/zoo/x", "is not encrypted: expected https://"),
+        ("https://user:secret@example.org/zoo/x", "with a user or a password in it is refused"),
+        ("https://example.org/a/../x", "between the slashes"),
+        ("https://example.org/zoo/x@", "cannot be a revision"),
+    ):
+        with pytest.raises(ConfigError, match=why) as caught:
+            find_entry(name)
+        assert "secret" not in str(caught.value)
+    monkeypatch.setenv("EMBEDKIT_ZOO", "http://example.org/zoo")
+    with pytest.raises(ConfigError, match="'http://example.org/zoo' is not encrypted"):
         find_entry("linear-tiny")
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
+from embedkit import preprocess as reading
 from embedkit.entry import Preprocess
 from embedkit.errors import ConfigError, ImageError
 from embedkit.preprocess import read_pixels
@@ -613,3 +614,21 @@ def test_eight_threads_read_what_one_does(photograph):
         for rows in pool.map(all_of_them, range(8)):
             for found, expected in zip(rows, alone, strict=True):
                 np.testing.assert_array_equal(found, expected)
+
+
+def test_a_whole_picture_as_it_is_looked_at(tmp_path):
+    rng = np.random.default_rng(0)
+    noise = Image.fromarray(rng.integers(0, 256, (40, 60, 3), np.uint8))
+    picture = noise.resize((1200, 800), Image.Resampling.BICUBIC)
+    picture.save(tmp_path / "a.jpg", quality=95, exif=exif(6))  # to be turned a quarter clockwise
+    whole = reading.upright(tmp_path / "a.jpg")
+    assert whole.size == (800, 1200) and whole.mode == "RGB" and not whole.getexif()
+    turned = np.asarray(picture.transpose(Image.Transpose.ROTATE_270)).astype(int)
+    assert np.abs(np.asarray(whole).astype(int) - turned).mean() < 3
+    small = reading.upright((tmp_path / "a.jpg").read_bytes(), longest=150)
+    assert small.size == (100, 150)
+    exact = np.asarray(whole.resize((100, 150), Image.Resampling.BICUBIC)).astype(int)
+    assert np.abs(np.asarray(small).astype(int) - exact).mean() < 2
+    assert reading.upright(np.zeros((3, 5), np.uint8), longest=150).size == (5, 3)  # never enlarged
+    with pytest.raises(ImageError, match="not a picture"):
+        reading.upright(b"nothing of the kind")

@@ -16,6 +16,12 @@ _RESIZE = {
     "longest": "the longer side is brought to {0} pixels, keeping the aspect ratio",
     "squash": "the picture is brought to {1} x {2} pixels (height x width), whatever its aspect ratio",
 }
+#: The Hub's name of the task, by kind.
+_TASK = {
+    "encoder": "image-feature-extraction",
+    "detector": "object-detection",
+    "landmarks": "keypoint-detection",
+}
 _COLOR = {
     "rgb": "three channels, RGB",
     "gray": "one channel, ITU-R 601 luma",
@@ -29,12 +35,14 @@ class Card:
 
     Attributes:
         summary: One or two sentences: what this encoder is and what it is good for.
+        use: Markdown that shows its use, where that is not to encode whole pictures.
         datasets: Ids of the training data on the Hub, for example `imagenet-1k`.
         tags: Further tags of the Hub.
         limits: One sentence per known limit.
     """
 
     summary: str = ""
+    use: str = ""
     datasets: tuple[str, ...] = ()
     tags: tuple[str, ...] = ()
     limits: tuple[str, ...] = ()
@@ -54,10 +62,10 @@ def render_card(name: str, config: EntryConfig, card: Card) -> str:
         f"---\n{yaml.safe_dump(_front_matter(name, config, card), sort_keys=False, width=110)}---",
         f"# {name}",
         card.summary,
-        f"Trained by `{config.method}` on {config.data}. Network `{config.architecture}`, D = {config.dim}. "
+        f"Trained by `{config.method}` on {config.data}. Network `{config.architecture}`, {_gives(config)}. "
         f"Licence of the weights: {config.licence}.",
         "## Use",
-        _use(name, config),
+        card.use or _use(name, config),
         "## Preprocessing",
         _preprocessing(config.preprocess),
         "## Figures",
@@ -77,12 +85,13 @@ def _front_matter(name: str, config: EntryConfig, card: Card) -> dict[str, Any]:
     library = "timm" if config.timm else "embedkit"
     front: dict[str, Any] = {
         "library_name": library,
-        "pipeline_tag": "image-feature-extraction",
+        "pipeline_tag": _TASK[config.kind],
         "license": config.licence.lower(),
     }
     if card.datasets:
         front["datasets"] = list(card.datasets)
-    tags = ("embedkit", "onnx", "image-embeddings", config.method, *card.tags)
+    own = ("image-embeddings", config.method) if config.kind == "encoder" else ()
+    tags = ("embedkit", "onnx", *own, *card.tags)
     front["tags"] = list(dict.fromkeys(tags if library == "embedkit" else (*tags, "timm")))
     results = config.metrics.get("results", {})
     if results:
@@ -112,7 +121,16 @@ def _front_matter(name: str, config: EntryConfig, card: Card) -> dict[str, Any]:
     return front
 
 
+def _gives(config: EntryConfig) -> str:
+    if config.kind == "encoder":
+        return f"D = {config.dim}"
+    outputs = (f"`{key}` {' x '.join(map(str, shape))}" for key, shape in config.outputs.items())
+    return f"which gives {' and '.join(outputs)} a picture"
+
+
 def _use(name: str, config: EntryConfig) -> str:
+    if config.kind != "encoder":
+        return "`model.onnx` takes `pixels` as said below; its weights are in `model.safetensors` beside it."
     text = f"""```python
 import embedkit
 
@@ -184,14 +202,33 @@ def _stored(provenance: Mapping[str, Any]) -> str:
         "so they are stored in float16."
         if stored["dtype"] == "float16"
         else f"which is below {stored['threshold']}, so they are stored in float32."
+        if "min_cosine" in stored
+        else f"where {_differences(stored['threshold'])} is allowed, so they are stored in float32."
     )
+    if "min_cosine" in stored:
+        cost, compared, held = (
+            f"gives embeddings at cosine {stored['min_cosine']} (lowest) and {stored['mean_cosine']} (mean) to the "
+            "float32 original",
+            "L2-normalised rows",
+            "embeddings",
+        )
+    else:
+        cost, compared, held = (
+            f"moves {_differences(stored['max_difference'])} at the most (boxes that score 0.1 or more, and points, "
+            "in shares of the input's side)",
+            "any output",
+            "outputs",
+        )
     return (
-        f"Rounding the weights to float16 gives embeddings at cosine {stored['min_cosine']} (lowest) and "
-        f"{stored['mean_cosine']} (mean) to the float32 original on {stored['pictures']} pictures, {kept} "
+        f"Rounding the weights to float16 {cost} on {stored['pictures']} pictures, {kept} "
         "ONNX Runtime and torch, both holding the stored weights, differ by at most "
-        f"{parity['max_difference']:.1e} on L2-normalised rows (limit {parity['limit']:.0e}). `golden.npz` "
-        "holds four pictures and their embeddings."
+        f"{parity['max_difference']:.1e} on {compared} (limit {parity['limit']:.0e}). `golden.npz` "
+        f"holds four pictures and their {held}."
     )
+
+
+def _differences(by_output: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} by {value:.2g}" for name, value in by_output.items())
 
 
 def _list(mapping: Mapping[str, Any]) -> str:

@@ -16,11 +16,12 @@ from embedkit.errors import ConfigError
 from embedkit.training import config as configuration
 from embedkit.training.backbones import Backbone
 from embedkit.training.config import RunConfig, method_name
-from embedkit.training.data import load_pictures, split_validation
+from embedkit.training.data import Pictures, load_pictures, split_validation
 from embedkit.training.export import Card, timm_config, update_index, write_entry
 from embedkit.training.method import Method
+from embedkit.training.methods import FAMILIES
 from embedkit.training.run import CONFIG as RUN_CONFIG
-from embedkit.training.run import COST, load_run
+from embedkit.training.run import COST, load_run, pretext_on
 
 __all__ = ["export_run"]
 
@@ -69,7 +70,9 @@ def export_run(
     encoder = method.encoder().eval()
     preprocess = config.data.preprocess(method.facts.mean, method.facts.std)
     network = encoder.net if isinstance(encoder, Backbone) else encoder
-    samples = _samples(config)
+    pictures = load_pictures(config.data)
+    held_out = split_validation(pictures, config.data.validation, config.seed)[1]
+    samples = _samples(held_out if len(held_out) else pictures)
     entry = EntryConfig(
         architecture=encoder.architecture if isinstance(encoder, Backbone) else config.backbone,
         outputs={"embedding": (_width(network, samples),)},
@@ -78,7 +81,7 @@ def export_run(
         preprocess=preprocess,
         data=data or _data_in_words(config, method),
         licence=licence,
-        provenance=_provenance(run, config),
+        provenance=_provenance(run, config, pretext_on(method, held_out)),
         timm=_timm(encoder, preprocess, name, licence),
     )
     write_entry(
@@ -102,11 +105,8 @@ def _timm(encoder: nn.Module, preprocess: Preprocess, name: str, licence: str) -
     )
 
 
-def _samples(config: RunConfig) -> np.ndarray:
-    """Pixels to compare on, uint8 (64, C, H, W): held-out training pictures, repeated where there are fewer."""
-    pictures = load_pictures(config.data)
-    held_out = split_validation(pictures, config.data.validation, config.seed)[1]
-    chosen = held_out if len(held_out) else pictures
+def _samples(chosen: Pictures) -> np.ndarray:
+    """Pixels to compare on, uint8 (64, C, H, W), repeated where there are fewer."""
     images = chosen.batch(torch.arange(min(SAMPLES, len(chosen)))).images.numpy()
     return np.resize(images, (SAMPLES, *images.shape[1:]))
 
@@ -122,11 +122,14 @@ def _data_in_words(config: RunConfig, method: Method) -> str:
     return f"{name}: {method.facts.num_pictures:,} training pictures of {channels}x{height}x{width}"
 
 
-def _provenance(run: Path, config: RunConfig) -> dict:
+def _provenance(run: Path, config: RunConfig, pretext: dict[str, float]) -> dict:
     stored = configuration.to_json(config)
     # A path of the machine that trained says nothing to a reader and something about its owner.
     stored["data"]["path"] = Path(config.data.path).name
-    provenance = {"trained_by": "embedkit train", "recipe": config.recipe, "run": stored}
+    family = next(family for family, methods in FAMILIES.items() if method_name(config) in methods)
+    provenance = {"trained_by": "embedkit train", "family": family, "recipe": config.recipe, "run": stored}
+    if pretext:
+        provenance["pretext"] = {name: round(value, 6) for name, value in pretext.items()}
     return {**provenance, "cost": json.loads((run / COST).read_text("utf-8"))}
 
 

@@ -1,9 +1,10 @@
 """The writer of zoo entries, and its gates.
 
 Nothing is written unless ONNX Runtime, loading the entry as the runtime does, and torch, both holding the
-stored weights, agree to 1e-4 on L2-normalised rows, rows do not depend on their batch, and timm loads the
-folder strictly. The graph is built in `embedkit.training.graph`, the card in `embedkit.training.card`; what a
-training run knows becomes a configuration in `embedkit.training.entries`.
+stored weights, agree to 1e-4 on L2-normalised rows (on boxes, scores and points as they are), rows do not
+depend on their batch, and timm loads the folder strictly. The graph is built in `embedkit.training.graph`, the
+card in `embedkit.training.card`; what a training run knows becomes a configuration in
+`embedkit.training.entries`.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import torch
 from safetensors.torch import save
 from torch import nn
 
-from embedkit.encoder import l2_normalize
+from embedkit.encoder import comparable
 from embedkit.engine import EngineOptions, OnnxEngine
 from embedkit.entry import (
     CARD,
@@ -37,18 +38,24 @@ from embedkit.entry import (
     sha256_hex,
 )
 from embedkit.errors import ConfigError, ParityError
+from embedkit.hub.files import replacing_folder
+from embedkit.hub.index import update_index
 from embedkit.preprocess import read_pixels
 from embedkit.training.card import Card, render_card
-from embedkit.training.files import replacing_folder
 from embedkit.training.golden import TOLERANCES, npz_bytes, synthetic_pictures
 from embedkit.training.graph import PixelEncoder, export_graph, holding, stored_state
-from embedkit.training.index import update_index
 from embedkit.training.standalone import standalone
 
 __all__ = ["Card", "standalone", "timm_config", "update_index", "write_entry"]
 
 #: Below this cosine between an embedding of the float16 and of the original weights, float32 is stored.
 FLOAT16_COSINE = 0.9999
+#: The same for other outputs: above one of these absolute differences float32 is stored. Boxes and points are shares
+#: of the input's side (a thousandth is half a pixel of 512), scores lie in [0, 1]; boxes count whose score reaches
+#: `BOX_SCORE`, since nobody reads the others. A twentieth of a score and 2.5 pixels of 512 lose or find no face that
+#: was not on the edge.
+FLOAT16_DIFFERENCE = {"boxes": 5e-3, "scores": 0.05, "points": 1e-3}
+BOX_SCORE = 0.1
 #: ONNX Runtime against torch, largest absolute difference on L2-normalised rows.
 PARITY_LIMIT = 1e-4
 #: One picture's row in batches of these sizes, largest absolute difference on L2-normalised rows.
@@ -63,18 +70,20 @@ def write_entry(
     samples: np.ndarray,
     card: Card | None = None,
     pictures: np.ndarray | None = None,
+    extra: Mapping[str, bytes] | None = None,
 ) -> Manifest:
     """Write one entry of the zoo, whole or not at all; an entry of the same name is replaced.
 
     Args:
         folder: `<zoo>/<method>-<arch>.<data>`.
-        network: The encoder alone, in eval mode: normalised float32 (N, C, H, W) -> (N, D). Its state-dict
-            names are the names in `model.safetensors`.
+        network: The encoder alone, in eval mode: normalised float32 (N, C, H, W) -> (N, D); of another kind,
+            -> the configuration's outputs by name. Its state-dict names are the names in `model.safetensors`.
         config: What it is. `timm` (see `timm_config`) must build the same module, or be empty when timm
             cannot. `provenance` gains what float16 rounding cost, the parity and the versions.
         samples: uint8 (S, C, H, W), S of 32 or more (64 by custom): pixels to measure and to compare on.
         card: The words of the model card.
         pictures: uint8 (4, 48, 64, 3) for the golden vectors; synthetic ones by default.
+        extra: Further files by name, such as a fitted mixture over the embeddings.
 
     Returns:
         The manifest as written.
@@ -91,13 +100,10 @@ def write_entry(
         pictures = synthetic_pictures(4)
     golden_pixels = np.stack([read_pixels(picture, preprocess, decode="exact") for picture in pictures])
 
-    original = _embed(holding(network, stored_state(network, torch.float32)), preprocess, samples, config.dim)
+    original = _outputs(holding(network, stored_state(network, torch.float32)), config, samples)
     stored = holding(network, stored_state(network, torch.float16))
-    cosines = np.einsum(
-        "nd,nd->n", _embed(stored, preprocess, samples, config.dim), original, dtype=np.float64
-    )
-    # Written so that a NaN (a weight beyond float16's 65504) also means float32.
-    dtype = torch.float16 if cosines.min() >= FLOAT16_COSINE else torch.float32
+    fits, cost = _rounding(_outputs(stored, config, samples), original)
+    dtype = torch.float16 if fits else torch.float32
     state = stored_state(network, dtype)
     stored = holding(network, state)
     # One metadata key: several would be written in an order that changes from run to run.
@@ -120,10 +126,8 @@ def write_entry(
             **config.provenance,
             "stored": {
                 "dtype": str(dtype).removeprefix("torch."),
-                "min_cosine": _rounded(cosines.min()),
-                "mean_cosine": _rounded(cosines.mean()),
+                **cost,
                 "pictures": len(samples),
-                "threshold": FLOAT16_COSINE,
             },
             "parity": {"max_difference": float(f"{difference:.1e}"), "limit": PARITY_LIMIT},
             "versions": versions,
@@ -131,7 +135,7 @@ def write_entry(
     )
     golden = {
         "pictures": pictures,
-        "embedding": _embed(stored, preprocess, golden_pixels, config.dim),
+        **_outputs(stored, config, golden_pixels),
         **{key: np.array(value, np.float32) for key, value in TOLERANCES.items()},
     }
     files = {
@@ -140,6 +144,7 @@ def write_entry(
         GRAPH: graph,
         CARD: render_card(folder.name, config, card or Card()).encode(),
         GOLDEN: npz_bytes(golden),
+        **(extra or {}),
     }
     manifest = Manifest.encode(files)
     with replacing_folder(folder) as partial:
@@ -197,8 +202,13 @@ def _check_request(folder: Path, network: nn.Module, config: EntryConfig, sample
         raise ConfigError(
             f"{folder.name!r}: expected the name {config.method}-<arch>.<data> in small letters"
         )
-    if config.kind != "encoder" or config.outputs != {"embedding": (config.dim,)}:
+    if config.kind == "encoder" and config.outputs != {"embedding": (config.dim,)}:
         raise ConfigError(f"{folder.name}: expected an encoder with the one output embedding ({config.dim},)")
+    wanted = {"detector": {"boxes", "scores"}, "landmarks": {"points"}}.get(config.kind, {"embedding"})
+    if set(config.outputs) != wanted:
+        raise ConfigError(
+            f"{folder.name}: expected of a {config.kind} the outputs {', '.join(sorted(wanted))}"
+        )
     EntryConfig.from_json(json.dumps(config.to_json()))  # what cannot be read back is not written
     training = [name or "the network" for name, module in network.named_modules() if module.training]
     if training:
@@ -211,20 +221,56 @@ def _check_request(folder: Path, network: nn.Module, config: EntryConfig, sample
         )
 
 
-def _embed(network: nn.Module, preprocess: Preprocess, pixels: np.ndarray, dim: int) -> np.ndarray:
-    """L2-normalised float32 (N, D) of uint8 (N, C, H, W) by torch."""
-    encoder = PixelEncoder(network, preprocess)
+def _outputs(network: nn.Module, config: EntryConfig, pixels: np.ndarray) -> dict[str, np.ndarray]:
+    """By torch, each output for uint8 (N, C, H, W): float32 (N, ...), the embedding L2-normalised."""
+    encoder = PixelEncoder(network, config.preprocess)
+    blocks: list[dict[str, torch.Tensor]] = []
     with torch.inference_mode():
         # In parts: activations of 64 large pictures would not fit everywhere.
-        rows = torch.cat([encoder(part) for part in torch.from_numpy(pixels).split(16)]).numpy()
-    if rows.shape != (len(pixels), dim):
+        for part in torch.from_numpy(pixels).split(16):
+            given = encoder(part)
+            blocks.append(given if isinstance(given, dict) else {"embedding": given})
+    if sorted(blocks[0]) != sorted(config.outputs):
         raise ConfigError(
-            f"dim: the configuration says {dim}, and the network gives {rows.shape[1:]} a picture"
+            f"outputs: the configuration says {', '.join(sorted(config.outputs))}, and the network gives "
+            f"{', '.join(sorted(blocks[0]))}"
         )
-    with np.errstate(
-        invalid="ignore"
-    ):  # weights beyond float16 give infinite rows, which no gate lets through
-        return l2_normalize(rows)
+    outputs: dict[str, np.ndarray] = {}
+    for name, shape in config.outputs.items():
+        rows = torch.cat([block[name] for block in blocks]).numpy()
+        if rows.shape[1:] != shape:
+            said, found = ("x".join(map(str, each)) for each in (shape, rows.shape[1:]))
+            raise ConfigError(
+                f"outputs.{name}: the configuration says {said}, and the network gives {found} a picture"
+            )
+        with np.errstate(
+            invalid="ignore"
+        ):  # weights beyond float16 give infinite rows, which no gate lets through
+            outputs[name] = comparable(name, rows)
+    return outputs
+
+
+def _rounding(
+    found: Mapping[str, np.ndarray], original: Mapping[str, np.ndarray]
+) -> tuple[bool, dict[str, Any]]:
+    """Whether float16 weights do, and what they cost: cosines of an embedding, differences of other outputs."""
+    # Written so that a NaN (a weight beyond float16's 65504) also means float32.
+    if "embedding" in original:
+        cosines = np.einsum("nd,nd->n", found["embedding"], original["embedding"], dtype=np.float64)
+        return bool(cosines.min() >= FLOAT16_COSINE), {
+            "min_cosine": _rounded(cosines.min()),
+            "mean_cosine": _rounded(cosines.mean()),
+            "threshold": FLOAT16_COSINE,
+        }
+    limits = {name: FLOAT16_DIFFERENCE[name] for name in original}
+    moved = {name: np.abs(found[name] - rows) for name, rows in original.items()}
+    if "boxes" in moved:
+        moved["boxes"] = moved["boxes"][original["scores"] >= BOX_SCORE]
+    most = {name: float(rows.max()) if rows.size else 0.0 for name, rows in moved.items()}
+    return all(most[name] <= limit for name, limit in limits.items()), {
+        "max_difference": {name: _rounded(np.float64(value)) for name, value in most.items()},
+        "threshold": limits,
+    }
 
 
 def _check_parity(
@@ -241,24 +287,34 @@ def _check_parity(
     Raises:
         ParityError: Above the limit, not finite, or dependent on the batch.
     """
-    engine = OnnxEngine(graph, weights, EngineOptions(device="cpu"), where=name)
+    engine = OnnxEngine(
+        graph, weights, EngineOptions(device="cpu"), where=name, outputs=tuple(config.outputs)
+    )
 
-    def run(pixels: np.ndarray, size: int) -> np.ndarray:
-        parts = [engine.run(pixels[start : start + size]) for start in range(0, len(pixels), size)]
-        return l2_normalize(np.concatenate(parts))
+    def run(pixels: np.ndarray, size: int) -> dict[str, np.ndarray]:
+        parts = [engine.run_all(pixels[start : start + size]) for start in range(0, len(pixels), size)]
+        return {
+            output: comparable(output, np.concatenate([part[output] for part in parts]))
+            for output in config.outputs
+        }
 
-    difference = max(
-        _difference(run(pixels, max(BATCH_SIZES)), _embed(network, config.preprocess, pixels, config.dim))
-        for pixels in (samples, golden_pixels)
+    # Not max(), which passes over a NaN.
+    difference = float(
+        np.max(
+            [
+                _difference(run(pixels, max(BATCH_SIZES)), _outputs(network, config, pixels))
+                for pixels in (samples, golden_pixels)
+            ]
+        )
     )
     if not difference <= PARITY_LIMIT:
         raise ParityError(
-            f"{name}: ONNX Runtime and torch differ by {difference:.1e} on L2-normalised rows, and "
+            f"{name}: ONNX Runtime and torch differ by {difference:.1e} on L2-normalised rows or other outputs, and "
             f"{PARITY_LIMIT:.0e} is allowed: look for an operator that differs in ONNX; nothing was written"
         )
     some = samples[: max(BATCH_SIZES)]
     rows = [run(some, size) for size in BATCH_SIZES]
-    spread = max(_difference(other, rows[-1]) for other in rows)
+    spread = float(np.max([_difference(other, rows[-1]) for other in rows]))
     if not spread <= BATCH_LIMIT:
         raise ParityError(
             f"{name}: a row changes by {spread:.1e} with the size of its batch, and {BATCH_LIMIT:.0e} is "
@@ -267,9 +323,9 @@ def _check_parity(
     return difference
 
 
-def _difference(left: np.ndarray, right: np.ndarray) -> float:
-    """Largest absolute difference; NaN where either holds one."""
-    return float(np.abs(left - right).max())
+def _difference(left: Mapping[str, np.ndarray], right: Mapping[str, np.ndarray]) -> float:
+    """Largest absolute difference over the outputs; NaN where either holds one."""
+    return float(np.max([np.abs(left[name] - right[name]).max() for name in right]))
 
 
 def _check_timm(name: str, folder: Path, network: nn.Module, preprocess: Preprocess) -> None:

@@ -13,11 +13,11 @@ import yaml
 
 from embedkit.entry import CARD, CONFIG, INDEX, MANIFEST, WEIGHTS, Manifest
 from embedkit.errors import ConfigError
+from embedkit.hub.files import replacing_folder
+from embedkit.hub.index import update_index
 from embedkit.load import find_entry
 from embedkit.training.card import Card, render_card
 from embedkit.training.evaluate import PROTOCOL, Evaluation
-from embedkit.training.files import replacing_folder
-from embedkit.training.index import update_index
 
 __all__ = ["write_figures"]
 
@@ -26,7 +26,8 @@ def write_figures(evaluation: Evaluation, source: str | os.PathLike[str]) -> Man
     """Put an evaluation's figures into its entry: configuration, card, manifest, and the index of a zoo that has one.
 
     `metrics` of `config.json` becomes `weights_sha256`, `protocol`, and by data set `results` (the encoder's
-    figures), `baselines` (those of `random` and `pixels`) and `pictures` (of the training and the test part).
+    figures), `intervals` (of those that are means over test pictures), `baselines` (of `random`, `pixels` and `pca`)
+    and `pictures` (of the training and the test part).
     Figures of other data sets stay if they were measured on these weights by this protocol.
 
     Args:
@@ -80,16 +81,20 @@ def _by_data(evaluation: Evaluation) -> dict[str, dict[str, Any]]:
     """What goes into `metrics`, by data set and label column; figures that are None are left out."""
     results: dict[str, Any] = {}
     baselines: dict[str, Any] = {}
+    intervals: dict[str, Any] = {}
     for result in evaluation.results:
         by = "" if result.label == "label" else f" by {result.label}"
         data = evaluation.data + by
         figures = {name: round(value, 6) for name, value in result.figures.items() if value is not None}
         if result.subject == "encoder":
             results[data] = figures
+            intervals[data] = {
+                name: [round(bound, 6) for bound in bounds] for name, bounds in result.intervals().items()
+            }
         else:
             baselines.setdefault(data, {})[result.subject] = figures
     pictures = {data: {"train": evaluation.train, "test": evaluation.test} for data in results}
-    return {"results": results, "baselines": baselines, "pictures": pictures}
+    return {"results": results, "intervals": intervals, "baselines": baselines, "pictures": pictures}
 
 
 def _words_of(card: str, name: str, method: str) -> Card:

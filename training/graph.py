@@ -1,4 +1,4 @@
-"""From a torch encoder to the graph of a zoo entry: pixels in, embedding out, every weight outside.
+"""From a torch network to the graph of a zoo entry: pixels in, outputs by name, every weight outside.
 
 The graph (ONNX, opset 20, IR version 10) holds no weights: each floating state-dict tensor is an external
 initializer that points into `model.safetensors`, under its own name. Stored in float16 it passes one Cast,
@@ -33,7 +33,7 @@ class PixelEncoder(nn.Module):
     """A network behind the normalisation of its preprocess contract: what the graph computes.
 
     Args:
-        network: Takes normalised float32 (N, C, H, W), gives (N, D).
+        network: Takes normalised float32 (N, C, H, W), gives (N, D), or outputs (N, ...) by name.
         preprocess: The contract; its mean and std are folded into one scale and one shift,
             (x / 255 - mean) / std = x * scale + shift.
     """
@@ -50,8 +50,8 @@ class PixelEncoder(nn.Module):
         self.register_buffer("pixel_shift", (-mean / std).float())
         self.eval()
 
-    def forward(self, pixels: Tensor) -> Tensor:
-        """Embed uint8 (N, C, H, W) as float32 (N, D), not normalised."""
+    def forward(self, pixels: Tensor) -> Tensor | dict[str, Tensor]:
+        """What the network gives for uint8 (N, C, H, W): float32 (N, D), not normalised, or outputs by name."""
         return self.network(pixels.float() * self.pixel_scale + self.pixel_shift)
 
 
@@ -82,7 +82,8 @@ def export_graph(
         metadata: Written into the model's `metadata_props`.
 
     Returns:
-        The bytes of `model.onnx`: `pixels` uint8 (batch, C, H, W) in, `embedding` float32 (batch, D) out.
+        The bytes of `model.onnx`: `pixels` uint8 (batch, C, H, W) in, `embedding` float32 (batch, D) out, or the
+        outputs that the network names.
 
     Raises:
         EntryError: A floating tensor of the weights file is not an input of the graph, or the graph is not
@@ -96,14 +97,17 @@ def export_graph(
     }
     # Two pictures, since torch.export takes a batch of one for a constant.
     example = torch.zeros((2, preprocess.channels, *preprocess.size), dtype=torch.uint8)
+    encoder = PixelEncoder(network, preprocess)
+    with torch.inference_mode():
+        given = encoder(example)
     program = torch.onnx.export(
-        PixelEncoder(network, preprocess),
+        encoder,
         (example,),
         dynamo=True,
         optimize=False,
         opset_version=OPSET,
         input_names=["pixels"],
-        output_names=["embedding"],
+        output_names=["embedding"] if isinstance(given, Tensor) else list(given),
         dynamic_shapes={"pixels": {0: torch.export.Dim("batch")}},
         verbose=False,
     )

@@ -28,8 +28,8 @@ __all__ = ["Facts", "Method", "float32_loss"]
 class Method(lightning.LightningModule):
     """What every method is made of.
 
-    A method defines `loss`; one with several optimizers sets `automatic_optimization = False` instead, and
-    defines `configure_optimizers` and `training_step`. Both may define `encoder` and `pretext_metric`.
+    A method defines `loss`, or, with several optimizers, `automatic_optimization = False`, `configure_optimizers` and
+    `training_step`. Both may define `encoder` and `pretext_metric`.
 
     Attributes:
         backbone: In channels-last memory.
@@ -46,13 +46,11 @@ class Method(lightning.LightningModule):
         super().__init__()
         # Convolutions on (N, H, W, C) memory: 5.7 times the steps of the default on a CPU (r10, 28 px).
         self.backbone = backbone.to(memory_format=torch.channels_last)
-        self.config = config
-        self.facts = facts
-        self.total_steps = facts.total_steps
-        self.batches_seen = 0
-        shape = (1, len(facts.mean), 1, 1)
-        self.register_buffer("mean", torch.tensor(facts.mean).reshape(shape), persistent=False)
-        self.register_buffer("std", torch.tensor(facts.std).reshape(shape), persistent=False)
+        self.config, self.facts = config, facts
+        self.total_steps, self.batches_seen = facts.total_steps, 0
+        for name in ("mean", "std"):
+            values = torch.tensor(getattr(facts, name)).reshape(1, -1, 1, 1)
+            self.register_buffer(name, values, persistent=False)
 
     def loss(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         """`loss`, a scalar that carries gradient, and whatever else is to be logged."""
@@ -67,11 +65,11 @@ class Method(lightning.LightningModule):
         return {}
 
     def pretext_metric(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        """How well the pretext task is solved on a batch of held-out pictures, by name; {} where none is meant."""
+        """How well the pretext task is solved on held-out pictures, by name; {} where none is meant."""
         return {}
 
     def kind_of(self, step: int) -> str:
-        """Which kind of step `step` is, from 0; a method with several has the cost of each counted apart."""
+        """Which kind of step `step` is, from 0; the cost of each kind is counted apart."""
         return ""
 
     def begin_epoch(self, epoch: int) -> None:
@@ -122,7 +120,7 @@ class Method(lightning.LightningModule):
         return {"batches_seen": self.batches_seen}
 
     def set_extra_state(self, state: dict[str, int]) -> None:
-        """The batch counter, from the checkpoint."""
+        """And from it."""
         self.batches_seen = state["batches_seen"]
 
     def _seed(self, purpose: str) -> int:

@@ -30,7 +30,7 @@ from embedkit.training import config as configuration
 from embedkit.training.backbones import Backbone, create_backbone
 from embedkit.training.callbacks import Budget, Checkpoint, Cost, Metrics, Progress
 from embedkit.training.config import Facts, RunConfig, method_name
-from embedkit.training.data import Loader, Pictures, keep_labels, load_pictures, split_validation
+from embedkit.training.data import Batch, Loader, Pictures, keep_labels, load_pictures, split_validation
 from embedkit.training.datasets import absolute
 from embedkit.training.machine import describe, keep_freed_memory, multiplies_bf16
 from embedkit.training.method import Method
@@ -281,7 +281,9 @@ def _run(
             if trainer.is_global_zero:
                 _write_config(run, config, dataclasses.replace(facts, total_steps=method.batches_seen))
         saver.save(trainer)
-        last = {**metrics.last, **_validate(trainer, method, validation)}
+        with trainer.precision_plugin.forward_context():
+            pretext = pretext_on(method, validation)
+        last = {**metrics.last, **{f"validation_{name}": value for name, value in pretext.items()}}
     if trainer.is_global_zero:
         save_encoder(method, run / ENCODER)
         _write(run / COST, cost.to_json())
@@ -294,20 +296,23 @@ def _run(
     )
 
 
-def _validate(trainer: lightning.Trainer, method: Method, validation: Pictures) -> dict[str, float]:
-    """The pretext metric on up to 2,048 held-out pictures, each name after `validation_`; {} where there are none."""
-    if not len(validation):
+def pretext_on(method: Method, pictures: Pictures) -> dict[str, float]:
+    """The pretext metrics on up to 2,048 pictures, means over batches of up to 256; {} where there are none.
+
+    Args:
+        method: Left in eval mode.
+        pictures: Held-out ones.
+    """
+    if not len(pictures):
         return {}
-    size = min(256, len(validation))
+    size = min(256, len(pictures))
     sums: dict[str, list[float]] = {}
     method.eval()
-    with torch.no_grad(), trainer.precision_plugin.forward_context():
-        for rows in torch.arange(min(2048, len(validation))).split(size):
-            if len(rows) < size:
-                break
-            batch = trainer.strategy.batch_to_device(validation.batch(rows))
+    with torch.no_grad():
+        for rows in torch.arange(min(2048, len(pictures)) // size * size).split(size):
+            batch = Batch(*(tensor.to(method.device) for tensor in pictures.batch(rows)))
             for name, value in method.pretext_metric(batch, method.generator("validation")).items():
-                sums.setdefault(f"validation_{name}", []).append(float(value))
+                sums.setdefault(name, []).append(float(value))
     return {name: sum(values) / len(values) for name, values in sums.items()}
 
 

@@ -14,9 +14,9 @@ from onnx import numpy_helper
 
 from embedkit.entry import GRAPH, WEIGHTS
 from embedkit.graph import check_graph
+from embedkit.hub.files import write_file
 from embedkit.hub.place import VerifiedEntry
 from embedkit.load import find_entry
-from embedkit.training.files import write_file
 
 
 def standalone(entry: VerifiedEntry | str | os.PathLike[str], out: Path) -> Path:

@@ -36,6 +36,7 @@ __all__ = [
     "Subject",
     "device",
     "open_subject",
+    "pca_features",
     "pixel_features",
     "random_features",
     "random_network",
@@ -59,6 +60,7 @@ class Subject:
         name: The entry's, or the run's folder.
         preprocess: Its contract.
         features: What it computes.
+        dim: Columns of the features, D.
         architecture: The timm name of its network, or a short name of ours.
         model_args: With which timm builds the network; None where an entry's `config.json` does not say.
         weights_sha256: Of an entry's weights; empty for a run.
@@ -68,6 +70,7 @@ class Subject:
     name: str
     preprocess: Preprocess
     features: Features
+    dim: int
     architecture: str
     model_args: Mapping[str, Any] | None
     weights_sha256: str = ""
@@ -85,10 +88,14 @@ def open_subject(source: str | os.PathLike[str]) -> Subject:
     if (place / run.CONFIG).is_file() and not (place / MANIFEST).is_file():
         config, method = run.load_run(place)
         preprocess = config.data.preprocess(method.facts.mean, method.facts.std)
+        network = method.encoder().eval()
+        with torch.inference_mode():
+            dim = network(torch.zeros(2, *method.facts.image_shape)).shape[1]
         return Subject(
             name=place.resolve().name,
             preprocess=preprocess,
-            features=_torch_features(method.encoder(), preprocess),
+            features=_torch_features(network, preprocess),
+            dim=dim,
             architecture=method.backbone.architecture,
             model_args=method.backbone.model_args,
             trained=(config, method),
@@ -99,6 +106,7 @@ def open_subject(source: str | os.PathLike[str]) -> Subject:
         name=entry.name,
         preprocess=encoder.preprocess,
         features=_runtime_features(encoder),
+        dim=encoder.dim,
         architecture=encoder.config.architecture,
         model_args=encoder.config.timm.get("model_args"),
         weights_sha256=entry.manifest.files[WEIGHTS].sha256,
@@ -181,6 +189,29 @@ def pixel_features(preprocess: Preprocess) -> Features:
     def features(source: Source, rows: np.ndarray) -> Tensor:
         parts = (source.decode(part, preprocess) for part in _parts(rows, BATCH))
         return torch.cat([F.adaptive_avg_pool2d(x.float() / 255, (height, width)).flatten(1) for x in parts])
+
+    return features
+
+
+def pca_features(preprocess: Preprocess, dim: int, source: Source, rows: np.ndarray) -> Features:
+    """The principal components of those pixels, fitted on training pictures: what a linear encoder can do.
+
+    Args:
+        preprocess: The contract.
+        dim: Components, at most; fewer where there are fewer pixels or pictures.
+        source: The training part.
+        rows: Which pictures of it to fit on.
+    """
+    pixels = pixel_features(preprocess)
+    fitted = pixels(source, rows).double()
+    center = fitted.mean(0)
+    dim = min(dim, *fitted.shape)
+    components = torch.linalg.eigh((fitted - center).T @ (fitted - center))[1].flip(1)[:, :dim]
+
+    def features(source: Source, rows: np.ndarray) -> Tensor:
+        return torch.cat(
+            [((pixels(source, part).double() - center) @ components).float() for part in _parts(rows, 4096)]
+        )
 
     return features
 

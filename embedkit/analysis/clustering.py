@@ -23,10 +23,10 @@ from embedkit.analysis import dpmm as dpmm_
 from embedkit.analysis import kmeans
 from embedkit.analysis.agreement import Scores, agreement
 from embedkit.analysis.dpmm import DPMMConfig
-from embedkit.analysis.mixture import Mixture
 from embedkit.analysis.reduction import Reduction, fit_reduction, parse_reduction
 from embedkit.embeddings import Embeddings, Passport, write_table
 from embedkit.errors import ConfigError, MissingDependencyError, OutputError
+from embedkit.mixture import Mixture
 
 __all__ = ["METHODS", "Clustering", "cluster"]
 

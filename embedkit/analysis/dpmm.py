@@ -27,9 +27,9 @@ from typing import Literal
 
 import numpy as np
 
-from embedkit.analysis.mixture import Mixture, blocks_of
-from embedkit.analysis.niw import NIW, Gaussians, Moments, log_gamma, moments, union
+from embedkit.analysis.niw import NIW, Moments, log_gamma, moments, union
 from embedkit.errors import ConfigError
+from embedkit.mixture import Gaussians, Mixture, blocks_of
 
 __all__ = ["DPMMConfig", "Fit", "fit", "log_joint", "log_merge", "log_split"]
 

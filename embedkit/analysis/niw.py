@@ -16,8 +16,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from embedkit.errors import ConfigError
+from embedkit.mixture import Gaussians
 
-__all__ = ["NIW", "Gaussians", "Moments", "log_gamma", "moments", "union"]
+__all__ = ["NIW", "Moments", "log_gamma", "moments", "union"]
 
 _TINY = np.finfo(np.float64).tiny
 _lgamma = np.frompyfunc(math.lgamma, 1, 1)
@@ -93,29 +94,6 @@ def union(a: Moments, b: Moments) -> Moments:
     mean = a.mean + (b.count / total)[:, None] * apart
     between = (a.count * b.count / total)[:, None, None] * (apart[:, :, None] * apart[:, None, :])
     return Moments(count, mean, a.scatter + b.scatter + between)
-
-
-@dataclass(frozen=True, eq=False)
-class Gaussians:
-    """K Gaussians by the roots of their precisions: (x - mean) P is standard normal.
-
-    Attributes:
-        means: (K, D).
-        roots: (K, D, D): P, with P P^T = Sigma^-1.
-        log_dets: (K,), log |P|.
-    """
-
-    means: np.ndarray
-    roots: np.ndarray
-    log_dets: np.ndarray
-
-    def log_densities(self, points: np.ndarray) -> np.ndarray:
-        """The log of N(x; mu_k, Sigma_k) of every point under every Gaussian: (N, D) -> float64 (N, K)."""
-        k, dim = self.means.shape
-        wide = self.roots.transpose(1, 0, 2).reshape(dim, k * dim)  # all roots side by side: one product
-        z = (points @ wide).reshape(len(points), k, dim)
-        z -= np.einsum("kd,kde->ke", self.means, self.roots)
-        return self.log_dets - dim / 2 * math.log(2 * math.pi) - 0.5 * np.einsum("nkd,nkd->nk", z, z)
 
 
 @dataclass(frozen=True, eq=False)

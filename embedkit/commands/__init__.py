@@ -13,11 +13,18 @@ import warnings
 
 import typer
 
+from embedkit.commands.calibrate import calibrate
+from embedkit.commands.cluster import cluster
+from embedkit.commands.compare import compare
+from embedkit.commands.duplicates import duplicates, leaks
 from embedkit.commands.embed import embed
 from embedkit.commands.evaluate import evaluate
 from embedkit.commands.export import export
+from embedkit.commands.lint import lint
+from embedkit.commands.publish import publish
 from embedkit.commands.terminal import printable
 from embedkit.commands.train import train
+from embedkit.commands.verify import verify
 from embedkit.commands.zoo import doctor, zoo
 from embedkit.errors import EmbedkitError
 
@@ -30,10 +37,18 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.command()(embed)
+app.command()(cluster)
+app.command()(duplicates)
+app.command()(leaks)
+app.command()(calibrate)
+app.command()(verify)
+app.command()(lint)
+zoo.command()(compare)
 app.add_typer(zoo, name="zoo")
 app.command()(train)
 app.command()(evaluate)
 app.command()(export)
+app.command()(publish)
 app.command()(doctor)
 
 

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from embedkit.commands.sheet import write_sheet
 from embedkit.commands.terminal import printable
 from embedkit.errors import ConfigError
 
 if TYPE_CHECKING:
     from embedkit.analysis.agreement import Scores
     from embedkit.analysis.clustering import Clustering
-    from embedkit.analysis.mixture import Mixture
+    from embedkit.mixture import Mixture
 
 
 def cluster(
@@ -54,6 +55,10 @@ def cluster(
     link_into: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Link to the pictures, a folder for each cluster.")
     ] = None,
+    sheet: Annotated[
+        Path | None,
+        typer.Option(metavar="OUT.html|OUT.png", help="Draw a contact sheet: some pictures of each cluster."),
+    ] = None,
     root: Annotated[
         Path | None, typer.Option(help="The folder that ids are relative to, if `embed` was given one.")
     ] = None,
@@ -79,6 +84,12 @@ def cluster(
     into = copy_into or link_into
     if into is not None:
         folders.check_free(into)  # before all the work
+    if sheet is not None:
+        from embedkit.pictures import sheets
+        from embedkit.pictures.reading import Originals
+
+        sheets.check_sheet(sheet)
+        originals = Originals(root)
     rows = Embeddings.read(embeddings)
     if labels is not None and labels not in rows.labels:
         columns = ", ".join(sorted(rows.labels)) or "no label column"
@@ -113,10 +124,13 @@ def cluster(
                 f"(the first is {printable(placed.missing[0])})",
                 file=sys.stderr,
             )
+    if sheet is not None:
+        title = f"{len(found)} clusters of {embeddings} by {method}"
+        write_sheet(sheet, title, sheets.sheet_of_clusters(found, seed=seed), originals)
 
 
 def _mixture(name: str) -> Mixture:
-    from embedkit.analysis.mixture import Mixture
+    from embedkit.mixture import Mixture
 
     if name.endswith(".safetensors"):
         return Mixture.load(name)

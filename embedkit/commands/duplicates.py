@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from embedkit.commands.sheet import write_sheet
 from embedkit.commands.terminal import printable
 
 
@@ -35,6 +36,13 @@ def duplicates(
         Path | None,
         typer.Option(metavar="FILE", help="Write the ids of pictures that could go. Nothing is deleted."),
     ] = None,
+    sheet: Annotated[
+        Path | None, typer.Option(metavar="OUT.html|OUT.png", help="Draw a contact sheet of the groups.")
+    ] = None,
+    root: Annotated[
+        Path | None,
+        typer.Option(help="For --sheet: the folder that ids are relative to, if `embed` was given one."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Print groups of pictures that are there twice, the largest first: the kept ones, and after a tab the others.
@@ -47,6 +55,12 @@ def duplicates(
     from embedkit.analysis.pairs import read_pairs
     from embedkit.analysis.rows import Rows
 
+    if sheet is not None:
+        from embedkit.pictures import sheets
+        from embedkit.pictures.reading import Originals
+
+        sheets.check_sheet(sheet)  # before all the work
+        originals = Originals(root)
     rows = Rows(source)
     # Two near-duplicates of one picture need not be near-duplicates: a judgement is of its pair alone.
     known = read_pairs(judged, rows.names(), identities=False) if judged else None
@@ -82,6 +96,11 @@ def duplicates(
     if delete_list is not None:
         count = found.write_delete_list(delete_list)
         print(f"embedkit: {delete_list} names {count} pictures; nothing was deleted", file=sys.stderr)
+    if sheet is not None and found.groups:
+        title = f"Duplicates in {source} at a cosine of {found.threshold:g} or more"
+        write_sheet(sheet, title, sheets.sheet_of_duplicates(found), originals)
+    elif sheet is not None:
+        print(f"embedkit: nothing is there twice, so {sheet} is not written", file=sys.stderr)
 
 
 def leaks(

@@ -18,7 +18,10 @@ def embed(
         ),
     ],
     output: Annotated[
-        str, typer.Option("--output", "-o", help="X.parquet, X.npy, or a folder ending in /.")
+        str,
+        typer.Option(
+            "--output", "-o", help="X.parquet, X.npy, a folder ending in /, or lance://FOLDER/TABLE."
+        ),
     ] = "images.parquet",
     encoder: Annotated[str | None, typer.Option(help="A zoo name or an entry's folder.")] = None,
     revision: Annotated[

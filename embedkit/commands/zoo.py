@@ -1,10 +1,11 @@
-"""`embedkit zoo list|info|verify` and `embedkit doctor`."""
+"""`embedkit zoo list|info|pull|verify|mirror|bundle|remove` and `embedkit doctor`."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -16,22 +17,53 @@ zoo = typer.Typer(
 )
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Zoo = Annotated[
+    str | None,
+    typer.Option(
+        "--zoo",
+        help="This place alone: a folder, a .tar, https://host/zoo, s3://bucket/zoo, hf://organisation.",
+    ),
+]
+Token = Annotated[
+    str | None,
+    typer.Option("--token", envvar="EMBEDKIT_TOKEN", help="Credential of the place, for no other one."),
+]
+Offline = Annotated[bool, typer.Option("--local-files-only", help="Never open a connection.")]
+AcceptLicence = Annotated[
+    bool, typer.Option("--accept-licence", help="Pull what may not be used commercially, too.")
+]
 
 
 @zoo.command("list")
 def list_(
     pattern: Annotated[str, typer.Argument(help="Shell wildcards, as '*-r10'.")] = "*",
+    place: Zoo = None,
+    method: Annotated[str | None, typer.Option(help="Part of the method's name.")] = None,
+    architecture: Annotated[str | None, typer.Option(help="Part of the network's name.")] = None,
+    data: Annotated[str | None, typer.Option(help="Part of the training data's description.")] = None,
+    licence: Annotated[str | None, typer.Option(help="Part of the licence's name.")] = None,
+    dim: Annotated[int | None, typer.Option(min=1, help="Width of the embedding.")] = None,
+    token: Token = None,
+    local_files_only: Offline = False,
     as_json: AsJson = False,
 ) -> None:
-    """List encoders: name, width, method, training data, licence and where each would come from."""
+    """List entries: name, width, method, training data, licence and where each would come from."""
     from embedkit.load import list_encoders
 
-    rows = list_encoders(pattern)
+    wanted = {"method": method, "architecture": architecture, "data": data, "licence": licence}
+    rows = [
+        row
+        for row in list_encoders(pattern, kind="", zoo=place, local_files_only=local_files_only, token=token)
+        if all(
+            part is None or part.casefold() in getattr(row, key).casefold() for key, part in wanted.items()
+        )
+        and dim in (None, row.dim)
+    ]
     if as_json:
         print(json.dumps([dataclasses.asdict(row) for row in rows], indent=1))
         return
     if not rows:
-        print(f"embedkit: no encoder matches {pattern!r}", file=sys.stderr)
+        print(f"embedkit: no encoder matches {printable(repr(pattern))}", file=sys.stderr)
     for row in rows:
         where = row.place or "not in the places that are named"
         fields = (row.alias or row.name, row.name, str(row.dim), row.method, row.data, row.licence, where)
@@ -40,13 +72,18 @@ def list_(
 
 @zoo.command()
 def info(
-    name: Annotated[str, typer.Argument(help="A name, name@revision, or an entry's folder.")],
+    name: Annotated[str, typer.Argument(help="A name, name@revision, a URL, or an entry's folder.")],
+    place: Zoo = None,
+    token: Token = None,
+    local_files_only: Offline = False,
     as_json: AsJson = False,
 ) -> None:
     """Print an entry's model card, or with --json its configuration, revision and files."""
+    from embedkit.hub.access import Access
     from embedkit.load import find_entry
 
-    entry = find_entry(name)
+    access = Access(token=token, local_files_only=local_files_only)
+    entry = find_entry(name, zoo=place, access=access)
     if not as_json:
         print(printable(entry.card, lines=True))
         return
@@ -56,17 +93,62 @@ def info(
 
 
 @zoo.command()
+def pull(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Names, name@revision, URLs, or a .tar of `zoo bundle`; all of --zoo when left out."
+        ),
+    ] = None,
+    place: Zoo = None,
+    accept_licence: AcceptLicence = False,
+    lock: Annotated[
+        bool, typer.Option("--lock", help="Pin what was pulled in embedkit.lock, in place of an older pin.")
+    ] = False,
+    token: Token = None,
+    as_json: AsJson = False,
+) -> None:
+    """Bring entries into the cache, every byte verified; what is there is checked, and mended if need be.
+
+    The licence is shown before the download, and one that forbids commercial use asks for --accept-licence. A
+    download that was cut short goes on where it stopped.
+    """
+    from embedkit.commands.download import Download
+    from embedkit.hub.pull import pull as pull_entries
+
+    with Download(accept_licence=accept_licence) as download:
+        pulled = pull_entries(
+            names or [], zoo=place, gate=download.gate, watcher=download, token=token, lock=lock
+        )
+    if as_json:
+        print(json.dumps([dataclasses.asdict(one) for one in pulled], indent=1))
+        return
+    for one in pulled:
+        fields = (one.name, one.revision[:12], f"{one.bytes / 1e6:.1f} MB", one.licence, one.location)
+        print("\t".join(map(printable, fields)))
+
+
+@zoo.command()
 def verify(
     name: Annotated[str | None, typer.Argument(help="One entry; all that are at hand when left out.")] = None,
+    place: Zoo = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:<index>.")] = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Check every file of an entry against its manifest, and its golden vectors on this machine."""
-    from embedkit.load import list_encoders
-    from embedkit.verify import verify_entry
+    from embedkit.errors import EmbedkitError
+    from embedkit.golden import Verification, verify_entry
+    from embedkit.load import find_entry, list_encoders
 
-    names = [name] if name is not None else [row.name for row in list_encoders() if row.place]
-    results = [verify_entry(one, device=device) for one in names]
+    rows = list_encoders(kind="", zoo=place, local_files_only=place is None) if name is None else []
+    names = [name] if name is not None else [row.name for row in rows if row.place and (row.at_hand or place)]
+    results = []
+    for one in names:
+        try:
+            entry = find_entry(one, zoo=place).location if place is not None else one
+            results.append(verify_entry(entry, device=device))
+        except EmbedkitError as error:
+            results.append(Verification(name=one, ok=False, files=0, bytes=0, detail=str(error)))
     if as_json:
         print(json.dumps([dataclasses.asdict(result) for result in results], indent=1))
     else:
@@ -76,6 +158,82 @@ def verify(
             print("\t".join(map(printable, fields)))
     if not all(result.ok for result in results):
         raise typer.Exit(1)
+
+
+@zoo.command()
+def mirror(
+    to: Annotated[str, typer.Argument(help="A folder, s3://bucket/zoo, or hf://organisation.")],
+    place: Annotated[str, typer.Option("--zoo", help="The zoo that is copied.")],
+    pattern: Annotated[str, typer.Option(help="Shell wildcards over the entries' names.")] = "*",
+    accept_licence: AcceptLicence = False,
+    private: Annotated[
+        bool, typer.Option("--private", help="Make the Hub's repositories private ones.")
+    ] = False,
+    token: Token = None,
+    to_token: Annotated[
+        str | None, typer.Option(envvar="EMBEDKIT_TO_TOKEN", help="Credential of the place that is written.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Copy a zoo to another place, every byte verified on its way; what is there is not written again."""
+    from embedkit.commands.download import Download
+    from embedkit.hub.access import Access
+    from embedkit.hub.mirror import mirror as copy
+
+    done = []
+    with Download(accept_licence=accept_licence) as download:
+        access = Access(token=token, gate=download.gate, watcher=download)
+        for one in copy(place, to, pattern=pattern, access=access, private=private, token=to_token):
+            done.append(one)
+            if not as_json:
+                what = f"wrote {', '.join(one.files)}" if one.files else "all was there"
+                print(printable(f"{one.place}/{one.name}@{one.manifest_sha256[:12]}: {what}"))
+    if as_json:
+        print(json.dumps([dataclasses.asdict(one) for one in done], indent=1))
+
+
+@zoo.command()
+def bundle(
+    names: Annotated[
+        list[str] | None, typer.Argument(help="Names, URLs or entries' folders; all of --zoo when left out.")
+    ] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="OUT.tar")] = Path("zoo.tar"),
+    place: Zoo = None,
+    accept_licence: AcceptLicence = False,
+    token: Token = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write entries as one tar for machines without a network; it serves wherever a zoo is named."""
+    from embedkit.commands.download import Download
+    from embedkit.hub.pull import bundle as write
+
+    with Download(accept_licence=accept_licence) as download:
+        written = write(names or [], output, zoo=place, gate=download.gate, watcher=download, token=token)
+    if as_json:
+        print(json.dumps({"output": str(output), "entries": written}))
+        return
+    print(printable(f"{output}: {', '.join(written)}"))
+
+
+@zoo.command()
+def remove(
+    name: Annotated[str, typer.Argument(help="An entry's whole name, or name@revision in the cache.")],
+    place: Annotated[
+        str | None, typer.Option("--zoo", help="Take it out of this place; out of the cache when left out.")
+    ] = None,
+    token: Token = None,
+    as_json: AsJson = False,
+) -> None:
+    """Remove an entry from the cache, or with --zoo from a folder, a bucket, or the Hub's index."""
+    from embedkit.hub.publish import withdraw
+    from embedkit.hub.pull import forget
+
+    if place is None:
+        gone = [f"{name.partition('@')[0]}@{sha256[:12]}" for sha256 in forget(name)]
+    else:
+        withdraw(name, place, token=token)
+        gone = [f"{place}/{name}"]
+    print(json.dumps(gone) if as_json else printable("\n".join(gone), lines=True))
 
 
 def doctor(as_json: AsJson = False) -> None:

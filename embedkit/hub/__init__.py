@@ -1,1 +1,7 @@
-"""Where entries come from: one small protocol (`place`), and a module for each kind of place."""
+"""Where entries come from and go to.
+
+`place` says what a place is and verifies what comes from it; `address` takes names and URLs apart; `access` opens
+places. Kinds of place: `folder` (and the package), `site` over `web`, `buckets` or `archive`, `huggingface`. What is
+remote comes through `download` into the `cache`, under `filelist`'s rules, and is pinned by `lockfile`. The other
+way: `publish` (`files`, `index`, `hubcommits`), `mirror`; `pull` acts on lists of entries.
+"""

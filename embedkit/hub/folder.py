@@ -5,23 +5,21 @@ from __future__ import annotations
 import functools
 import importlib.resources
 import os
-import re
 from pathlib import Path
 
-from embedkit.entry import INDEX, MANIFEST
+from embedkit.entry import INDEX, MANIFEST, REVISION
 from embedkit.errors import ConfigError, EntryError
-from embedkit.hub.place import EntryFiles, Index
-
-#: What may be a folder name or an alias; no separator and no wildcard.
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,199}")
+from embedkit.hub.place import NAME, REVISION_DIGITS, EntryFiles, Index, Pin
 
 
 class FolderEntry:
     """One entry's folder. Links are followed: the Hub's caches are made of them, and every byte is hashed."""
 
-    def __init__(self, path: Path):
-        """Take the folder at `path`; nothing is read yet."""
+    def __init__(self, path: Path, name: str | None = None):
+        """Take the folder at `path`; nothing is read yet. The entry's name is the folder's unless one is given."""
         self.path = path.absolute()  # the card is read, and the encoder unpickled, in whatever folder that is
+        self.name = name or path.name
+        self.version = ""  # what the place that it came from calls it
 
     @property
     def location(self) -> str:
@@ -35,6 +33,8 @@ class FolderEntry:
 
 class FolderPlace:
     """A zoo in a folder: one sub-folder per entry, and `index.json` for the aliases."""
+
+    tagged = False
 
     def __init__(self, path: str | os.PathLike[str]):
         """Take the folder at `path`.
@@ -61,17 +61,25 @@ class FolderPlace:
             return Index()
         return Index.from_json(text, str(self.path / INDEX))
 
-    def find(self, name: str) -> EntryFiles | None:
+    def find(self, name: str, revision: str | None = None, pin: Pin | None = None) -> EntryFiles | None:
         """The entry of this folder name, alias, or only possible completion `<name>.<data>`.
 
         Raises:
             EntryError: Several folders complete the name and no index decides.
         """
-        if not _NAME.fullmatch(name):
+        if not NAME.fullmatch(name):
             return None
-        folder = self.index().folder_of(name) or name
-        if (self.path / folder / MANIFEST).is_file():
-            return FolderEntry(self.path / folder)
+        index = self.index()
+        folder = index.folder_of(name) or name
+        row = index.rows.get(folder)
+        tries = [row.folder if row else folder, folder]
+        # A copy of a bucket keeps each revision in a folder of its own.
+        if revision is not None and REVISION.fullmatch(revision):
+            if row is None or not row.manifest_sha256.startswith(revision):
+                tries.insert(0, f"{folder}/{revision[:REVISION_DIGITS]}")
+        for path in tries:
+            if (self.path / path / MANIFEST).is_file():
+                return FolderEntry(self.path / path, folder)
         if "." in name:
             return None
         candidates = sorted(p.parent for p in self.path.glob(f"{name}.*/{MANIFEST}"))
@@ -79,6 +87,12 @@ class FolderPlace:
             names = ", ".join(p.name for p in candidates)
             raise EntryError(f"{self.path}: {name!r} could be {names}; give the whole name")
         return FolderEntry(candidates[0]) if candidates else None
+
+    def offers(self, name: str) -> bool:
+        """Whether the entry lies here."""
+        return self.find(name) is not None
+
+    holds = offers
 
 
 @functools.cache

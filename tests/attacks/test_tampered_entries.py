@@ -16,11 +16,11 @@ import pytest
 import embedkit
 from embedkit.entry import Manifest, sha256_hex
 from embedkit.errors import EmbedkitError, EntryError, IntegrityError
+from embedkit.golden import verify_entry
 from embedkit.graph import _fields
 from embedkit.hub.folder import FolderEntry
 from embedkit.hub.place import VerifiedEntry
 from embedkit.load import find_entry
-from embedkit.verify import verify_entry
 
 FILES = ("README.md", "config.json", "golden.npz", "model.onnx", "model.safetensors")
 

@@ -22,6 +22,7 @@ from typer.testing import CliRunner  # noqa: E402
 from embedkit.commands.evaluate import evaluate as command  # noqa: E402
 from embedkit.entry import CARD, CONFIG, INDEX, MANIFEST, EntryConfig, Preprocess  # noqa: E402
 from embedkit.errors import ConfigError, EntryError, IntegrityError, OutputError, SourceError  # noqa: E402
+from embedkit.golden import verify_entry  # noqa: E402
 from embedkit.load import load_encoder  # noqa: E402
 from embedkit.training import evaluate as protocol  # noqa: E402
 from embedkit.training import recipes, run  # noqa: E402
@@ -34,8 +35,7 @@ from embedkit.training.figures import write_figures  # noqa: E402
 from embedkit.training.golden import sample_pixels  # noqa: E402
 from embedkit.training.graph import PixelEncoder  # noqa: E402
 from embedkit.training.metrics import knn_predict  # noqa: E402
-from embedkit.training.subjects import open_subject, pixel_features, random_network  # noqa: E402
-from embedkit.verify import verify_entry  # noqa: E402
+from embedkit.training.subjects import open_subject, pca_features, pixel_features, random_network  # noqa: E402
 
 NAME = "random-tiny.digits"
 CONTRACT = Preprocess(color="gray", size=(8, 8), resize_size=8, mean=(0.3,), std=(0.4,))
@@ -99,7 +99,7 @@ def by(evaluation, subject, label="label"):
 
 
 def test_every_figure_of_an_entry_and_its_baselines(on_digits):
-    assert [result.subject for result in on_digits.results] == ["encoder", "random", "pixels"]
+    assert [result.subject for result in on_digits.results] == ["encoder", "random", "pixels", "pca"]
     names = "knn_top1 probe_top1 map_at_r p_at_1 kmeans_acc kmeans_nmi kmeans_ari auc eer tar_at_far_1e-2 "
     for result in on_digits.results:
         assert list(result.figures) == [*names.split(), "tar_at_far_1e-3", "rankme"]
@@ -120,6 +120,30 @@ def test_means_over_pictures_can_be_taken_apart(on_digits):
             assert values.mean() == pytest.approx(result.figures[name], abs=1e-12)
             if name != "map_at_r":
                 assert set(np.unique(values)) <= {0.0, 1.0}
+
+
+def test_intervals_hold_the_figure_and_narrow_as_pictures_come(on_digits):
+    result = by(on_digits, "random")
+    found = result.intervals()
+    assert found.keys() == result.per_picture.keys()
+    for name, (low, high) in found.items():
+        values = result.per_picture[name]
+        values = values[~np.isnan(values)]
+        assert low < result.figures[name] < high
+        # a mean's standard error, 1.96 of them to either side
+        error = values.std() / np.sqrt(len(values))
+        assert high - low == pytest.approx(2 * 1.96 * error, rel=0.15)
+
+
+def test_principal_components_are_the_training_pictures(on_digits):
+    contract = dataclasses.replace(CONTRACT)
+    train, test = open_source("sklearn:digits", "train"), open_source("sklearn:digits", "test")
+    rows = np.arange(0, len(train), 3)
+    found = pca_features(contract, 5, train, rows)(test, np.arange(len(test))).double()
+    fitted = pixel_features(contract)(train, rows).double()
+    pixels = pixel_features(contract)(test, np.arange(len(test))).double() - fitted.mean(0)
+    _, _, axes = torch.linalg.svd(fitted - fitted.mean(0), full_matrices=False)
+    torch.testing.assert_close(found.abs(), (pixels @ axes[:5].T).abs(), atol=1e-5, rtol=1e-5)
 
 
 def test_features_are_the_runtimes(zoo, on_digits):
@@ -220,7 +244,7 @@ def test_new_classes_are_retrieved_and_verified_but_not_predicted(tiny_entry, id
     notes: list[str] = []
     found = evaluate(tiny_entry, data=identities, labels=["identity"], notify=notes.append)
     assert found.open_set == ("identity",)
-    assert [result.subject for result in found.results] == ["encoder", "pixels"]
+    assert [result.subject for result in found.results] == ["encoder", "pixels", "pca"]
     assert any("no random baseline" in note and "linear" in note for note in notes)
     assert not any("training pictures" in note for note in notes)  # nothing is fitted
     for result in found.results:
@@ -335,7 +359,7 @@ def test_pixels_are_the_contracts():
 def test_a_run_is_judged_by_its_network_and_its_own_task(trained):
     found = evaluate(trained, data="sklearn:digits")
     assert (found.source, found.weights_sha256) == ("first", "")
-    assert [result.subject for result in found.results] == ["encoder", "random", "pixels"]
+    assert [result.subject for result in found.results] == ["encoder", "random", "pixels", "pca"]
 
     _, method = run.load_run(trained)
     test = open_source("sklearn:digits", "test")
@@ -391,7 +415,7 @@ def test_figures_enter_the_entry(own_zoo, on_digits):
     }
     baselines = config.metrics["baselines"]["sklearn:digits"]
     assert baselines["pixels"]["knn_top1"] == round(by(on_digits, "pixels").figures["knn_top1"], 6)
-    assert set(baselines) == {"random", "pixels"}
+    assert set(baselines) == {"random", "pixels", "pca"}
 
     card = (folder / CARD).read_text()
     assert f"| sklearn:digits | knn_top1 | {figures['knn_top1']:.4f} |" in card and "model-index" in card

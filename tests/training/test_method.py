@@ -4,6 +4,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from embedkit.training import methods  # noqa: E402
 from embedkit.training.backbones import create_backbone  # noqa: E402
 from embedkit.training.config import Facts  # noqa: E402
 from embedkit.training.method import Method, float32_loss  # noqa: E402
@@ -99,3 +100,7 @@ def test_float32_loss_leaves_autocast_and_keeps_float64():
     assert torch.equal(result, 2.0 * (a @ b).sum())
     assert torch.equal(halves, (a.bfloat16().float() @ b.bfloat16().float()).sum())
     assert product(a.double(), b.double()).dtype == torch.float64
+
+
+def test_every_method_is_of_one_family():
+    assert sorted(name for members in methods.FAMILIES.values() for name in members) == methods.names()

@@ -22,9 +22,9 @@ from embedkit.entry import (
     sha256_hex,
 )
 from embedkit.graph import check_graph
+from embedkit.hub.index import build_index, index_bytes, pages
 from embedkit.hub.place import Index
 from embedkit.preprocess import read_pixels
-from embedkit.training.index import TABLE, build_index, index_bytes, table_bytes
 
 ZOO = Path(__file__).parents[2] / "zoo"
 ENTRIES = sorted(path for path in ZOO.iterdir() if ENTRY_NAME.fullmatch(path.name))
@@ -73,16 +73,20 @@ def test_golden_vectors_are_reproduced_by_plain_onnxruntime(folder):
     session = ort.InferenceSession(str(folder / GRAPH), providers=["CPUExecutionProvider"])
     pixels = np.stack([read_pixels(p, config.preprocess, decode="exact") for p in golden["pictures"]])
     for size in (1, 2, 4):
-        rows = np.concatenate(
-            [session.run(["embedding"], {"pixels": pixels[at : at + size]})[0] for at in range(0, 4, size)]
-        )
-        assert rows.shape == (4, config.dim) and rows.dtype == np.float32
-        rows /= np.linalg.norm(rows, axis=1, keepdims=True)
-        assert np.abs(rows - golden["embedding"]).max() <= golden["tolerance_fp32"]
+        runs = [
+            session.run(list(config.outputs), {"pixels": pixels[at : at + size]}) for at in range(0, 4, size)
+        ]
+        for (name, shape), blocks in zip(config.outputs.items(), zip(*runs, strict=True), strict=True):
+            rows = np.concatenate(blocks)
+            assert rows.shape == (4, *shape) and rows.dtype == np.float32
+            if name == "embedding":
+                rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+            assert np.abs(rows - golden[name]).max() <= golden["tolerance_fp32"]
 
 
 def test_index_is_current():
     index = build_index(ZOO)
-    assert (ZOO / INDEX).read_bytes() == index_bytes(index), "run embedkit.training.export.update_index"
-    assert (ZOO / TABLE).read_bytes() == table_bytes(index)
+    assert (ZOO / INDEX).read_bytes() == index_bytes(index), "run embedkit publish --to zoo"
+    for name, content in pages(index).items():
+        assert (ZOO / name).read_bytes() == content, "run embedkit publish --to zoo"
     assert set(Index.from_json((ZOO / INDEX).read_bytes(), INDEX).rows) == {path.name for path in ENTRIES}

@@ -12,7 +12,19 @@ import pkgutil
 from embedkit.errors import ConfigError
 from embedkit.training.method import Method
 
-__all__ = ["method_class", "names"]
+__all__ = ["FAMILIES", "method_class", "names"]
+
+#: What a method learns from, and the methods.
+FAMILIES = {
+    "labels": ("supervised",),
+    "few labels": ("fixmatch",),
+    "reconstruction": ("autoencoder", "mae", "vae"),
+    "an adversary": ("bigan",),
+    "a pretext task": ("rotnet",),
+    "views": ("simclr", "simsiam"),
+    "clusters": ("deepdpm", "mixae"),
+    "identities": ("sphereface",),
+}
 
 
 def names() -> list[str]:

@@ -10,8 +10,7 @@ Differences from the source:
 - A small ViT and decoder for pictures of 28 to 64 pixels in patches of 4 (the paper: ViT-B to ViT-H of patch 14 or
   16, decoder of width 512 and 8 blocks).
 - Crops are resized bilinearly (bicubically there).
-- `norm_pix_eps` is a setting: with the authors' 1e-6 a patch that is nearly constant, as backgrounds of product
-  pictures are, becomes a target of amplified noise.
+- `norm_pix_eps` is a setting: with their 1e-6 a nearly constant patch, as in backgrounds, amplifies noise.
 
 As there, the position embedding is the fixed table of sines and cosines, written into timm's `pos_embed` and not
 trained (timm's own is learnt), and layers start Xavier-uniform.

@@ -7,13 +7,12 @@ Source: Deep Unsupervised Clustering Using Mixture of Autoencoders (Zhang, Sun, 
 1712.07788), the objective of section 3.
 
 Differences from the source:
-- The K encoders share a trunk, the backbone, and differ in the linear layer from its features to their codes: K
-  whole networks would cost K times as much, and leave no features of their own to export. The trunk is exported;
-  `embedding="codes"` exports all K codes side by side, which is what the assignment network sees.
-- How the entropies' weights go is ours, the paper gives no formula that we could check: `linear` begins with all
-  clusters in use and ends with sharp assignments; `balanced` is as in icannos/mixture-autoencoder.
-- Decoders are fully connected with one hidden layer, as the paper's on other data, all K in one batched product.
-- The squared error is meaned over pixels, and with several ranks the mean assignment is that of the union batch.
+- The K encoders share a trunk, the backbone, and differ in the linear layer to their codes: K networks would cost K
+  times as much. The trunk is exported; with `embedding="codes"` all K codes, which the assignment network sees.
+- The entropies' weights are ours, for want of a formula that we could check: `linear` begins with all clusters
+  in use and ends with sharp assignments; `balanced` is as in icannos/mixture-autoencoder.
+- Decoders have one hidden layer, fully connected, all K in one batched product. The squared error is meaned over
+  pixels; with several ranks the mean assignment is that of the union batch.
 
 Recipe, expected figure, data, time and command: `embedkit.training.recipes.mixae`.
 """

@@ -7,26 +7,61 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from embedkit.analysis.niw import Gaussians
-from embedkit.embeddings import replacing
 from embedkit.entry import MIXTURE, space_fingerprint
 from embedkit.errors import ConfigError, EntryError, SpaceMismatchError
+from embedkit.hub.files import write_file
 
 if TYPE_CHECKING:
     from embedkit.hub.place import VerifiedEntry
 
-__all__ = ["Mixture", "blocks_of"]
+__all__ = ["Assignment", "Gaussians", "Mixture", "blocks_of"]
 
 #: Numbers that one product makes at once: 32 MB of float64.
 _BLOCK = 1 << 22
+
+
+class Assignment(NamedTuple):
+    """Which cluster each embedding belongs to.
+
+    Attributes:
+        labels: int64 (N,), 0..K-1.
+        probabilities: float64 (N,), of that cluster given the embedding.
+    """
+
+    labels: np.ndarray
+    probabilities: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Gaussians:
+    """K Gaussians by the roots of their precisions: (x - mean) P is standard normal.
+
+    Attributes:
+        means: (K, D).
+        roots: (K, D, D): P, with P P^T = Sigma^-1.
+        log_dets: (K,), log |P|.
+    """
+
+    means: np.ndarray
+    roots: np.ndarray
+    log_dets: np.ndarray
+
+    def log_densities(self, points: np.ndarray) -> np.ndarray:
+        """The log of N(x; mu_k, Sigma_k) of every point under every Gaussian: (N, D) -> float64 (N, K)."""
+        k, dim = self.means.shape
+        wide = self.roots.transpose(1, 0, 2).reshape(dim, k * dim)  # all roots side by side: one product
+        z = (points @ wide).reshape(len(points), k, dim)
+        z -= np.einsum("kd,kde->ke", self.means, self.roots)
+        return self.log_dets - dim / 2 * math.log(2 * math.pi) - 0.5 * np.einsum("nkd,nkd->nk", z, z)
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,7 +152,11 @@ class Mixture:
         return cls(weights, means, roots, center, components, transform == "normalize", known, where)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write it as `load` reads it."""
+        """Write it as `load` reads it.
+
+        Raises:
+            OutputError: The file cannot be written.
+        """
         from safetensors.numpy import save
 
         metadata = {"transform": "normalize" if self.normalize else "none"}
@@ -125,8 +164,7 @@ class Mixture:
             metadata["spaces"] = " ".join(self.spaces)
         names = ("weights", "means", "precision_cholesky", "center", "components")
         content = save({key: np.ascontiguousarray(getattr(self, key)) for key in names}, metadata)
-        with replacing(Path(path)) as aside:
-            aside.write_bytes(content)
+        write_file(Path(path), content)
 
     def take(self, order: np.ndarray) -> Mixture:
         """The same mixture with these clusters alone, in this order."""
@@ -190,15 +228,11 @@ class Mixture:
             y /= np.where(length > 0, length, 1)
         return y
 
-    def assign(self, embeddings: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def assign(self, embeddings: np.ndarray) -> Assignment:
         """The likeliest cluster of every embedding, in blocks.
 
         Args:
             embeddings: float (N, D), as the encoder gives them (h).
-
-        Returns:
-            labels: int64 (N,).
-            probabilities: float64 (N,), of that cluster given the embedding.
 
         Raises:
             ConfigError: No array of rows, or numbers that are not finite.
@@ -220,7 +254,7 @@ class Mixture:
             labels[rows] = joint.argmax(1)
             joint -= joint.max(1, keepdims=True)
             probabilities[rows] = 1 / np.exp(joint).sum(1)
-        return labels, probabilities
+        return Assignment(labels, probabilities)
 
 
 def blocks_of(rows: int, width: int) -> Iterator[slice]:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import io
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
-from embedkit.encoder import Encoder
+from embedkit.encoder import comparable, open_engine
 from embedkit.engine import CPU, EngineOptions, available_cpus
 from embedkit.entry import GOLDEN
 from embedkit.errors import EmbedkitError, EntryError
 from embedkit.load import default_cache_dir, find_entry
+from embedkit.preprocess import read_pixels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,33 +51,46 @@ def verify_entry(name: str | os.PathLike[str], *, device: str = "auto") -> Verif
             size += len(entry.read(file))
             checked += 1
         options = EngineOptions(device=device, threads=available_cpus(), cache_dir=default_cache_dir())
-        encoder = Encoder(entry, options)
-        pictures, expected, allowed = _golden(entry.read(GOLDEN), encoder.dim)
-        difference = float(np.abs(encoder.encode(pictures, decode="exact") - expected).max())
+        engine = open_engine(entry, options)
+        pictures, expected, allowed = _golden(entry.read(GOLDEN), entry.config.outputs)
+        preprocess = entry.config.preprocess
+        differences = []
+        for index, picture in enumerate(pictures):
+            found = engine.run_all(read_pixels(picture, preprocess, decode="exact")[None])
+            differences += [
+                np.abs(comparable(name, found[name])[0] - rows[index]).max()
+                for name, rows in expected.items()
+            ]
+        difference = float(np.max(differences))  # not max(), which passes over a NaN
     except EmbedkitError as error:
         return Verification(name=text, ok=False, files=checked, bytes=size, detail=str(error))
-    detail = f"golden vectors within {difference:.1e} of {allowed:.0e} on {encoder.provider}"
-    if encoder.note and encoder.provider == CPU:
-        detail += f" ({encoder.note})"
+    detail = f"golden vectors within {difference:.1e} of {allowed:.0e} on {engine.provider}"
+    if engine.note and engine.provider == CPU:
+        detail += f" ({engine.note})"
     ok = bool(difference <= allowed)  # NaN is not within anything
     return Verification(name=text, ok=ok, files=checked, bytes=size, detail=detail)
 
 
-def _golden(data: bytes, dim: int) -> tuple[np.ndarray, np.ndarray, float]:
-    """Pictures uint8 (N, H, W, 3), their embeddings float32 (N, D) and how far they may differ."""
+def _golden(
+    data: bytes, outputs: Mapping[str, tuple[int, ...]]
+) -> tuple[np.ndarray, dict[str, np.ndarray], float]:
+    """Pictures uint8 (N, H, W, 3), each output for them, float32 (N, ...), and how far they may differ."""
     try:
         with np.load(io.BytesIO(data), allow_pickle=False) as golden:
-            pictures, rows = golden["pictures"], golden["embedding"]
+            pictures, expected = golden["pictures"], {name: golden[name] for name in outputs}
             allowed = float(golden["tolerance_fp32"])
     except Exception as error:  # zipfile, zlib and numpy each raise a family of their own
         raise EntryError(f"{GOLDEN} is damaged ({' '.join(str(error).split())[:200]})") from None
-    if (
-        pictures.ndim != 4
-        or not len(pictures)
-        or rows.shape != (len(pictures), dim)
-        or rows.dtype.kind != "f"
-    ):
-        raise EntryError(
-            f"{GOLDEN}: {pictures.shape} pictures do not belong to {rows.shape} embeddings of {dim}"
-        )
-    return pictures, rows, allowed
+    for name, shape in outputs.items():
+        rows = expected[name]
+        if (
+            pictures.ndim != 4
+            or not len(pictures)
+            or rows.shape != (len(pictures), *shape)
+            or rows.dtype.kind != "f"
+        ):
+            raise EntryError(
+                f"{GOLDEN}: {pictures.shape} pictures do not belong to {name} of {rows.shape}, where a picture "
+                f"gives {shape}"
+            )
+    return pictures, expected, allowed

@@ -1,0 +1,73 @@
+"""`embedkit atlas`: a map of the pictures, as one file for a browser."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from embedkit.commands.terminal import printable
+
+
+def atlas(
+    embeddings: Annotated[str, typer.Argument(help="X.parquet, X.npy or a folder of shards.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="ATLAS.html", help="The file to write.")
+    ] = Path("atlas.html"),
+    clusters: Annotated[
+        Path | None,
+        typer.Option(metavar="CLUSTERS.parquet", help="Colour by what `embedkit cluster -o` wrote."),
+    ] = None,
+    label: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="Colour by a label column of the embeddings.")
+    ] = None,
+    root: Annotated[
+        Path | None, typer.Option(help="The folder that ids are relative to, if `embed` was given one.")
+    ] = None,
+    most: Annotated[
+        int, typer.Option(min=1, help="Pictures that are shown; of more, an even sample.")
+    ] = 5000,
+    method: Annotated[
+        str, typer.Option("--map", help="umap, pca, or auto: UMAP when umap-learn is installed.")
+    ] = "auto",
+    seed: Annotated[int, typer.Option(help="Of the sample and of UMAP.")] = 0,
+) -> None:
+    """Draw a map of the pictures, similar ones side by side, as one HTML file that needs no network.
+
+    Zoom and move it, click a picture for the most similar ones, search by name, colour by cluster or label.
+    """
+    if clusters is not None and label is not None:
+        raise typer.BadParameter("give --clusters or --label, not both")
+    from embedkit.pictures import atlas as library
+    from embedkit.pictures import groups as colours
+    from embedkit.pictures.reading import Originals
+
+    library.check_atlas(output)
+    originals = Originals(root)
+    groups = None
+    if clusters is not None:
+        groups = colours.groups_of_clusters(embeddings, clusters)
+    elif label is not None:
+        groups = colours.groups_of_labels(embeddings, label)
+    if method != "pca" and importlib.util.find_spec("umap") is not None:
+        print("embedkit: placing the pictures by UMAP; 5,000 take about a minute", file=sys.stderr)
+    done = library.write_atlas(
+        embeddings, output, originals=originals, groups=groups, most=most, method=method, seed=seed
+    )
+    of = f" of {done.rows}, evenly drawn" if done.pictures < done.rows else ""
+    how = "UMAP" if done.map == "umap" else "PCA"
+    if method == "auto" and done.map == "pca":
+        how += " (`pip install umap-learn` places many pictures better)"
+    print(
+        f"embedkit: {done.path} shows {done.pictures} pictures{of}, placed by {how}; {done.size / 1e6:.1f} MB",
+        file=sys.stderr,
+    )
+    if done.missing:
+        print(
+            f"embedkit: warning: {len(done.missing)} pictures cannot be read (the first is "
+            f"{printable(done.missing[0])}); --root names the folder that ids are relative to",
+            file=sys.stderr,
+        )

@@ -1,0 +1,39 @@
+"""`embedkit zoo compare`: entries side by side, by the figures that they carry."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from typing import Annotated
+
+import typer
+
+from embedkit.errors import ConfigError
+
+
+def compare(
+    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Names or entries' folders.")],
+    intervals: Annotated[bool, typer.Option(help="95 % intervals, a bootstrap over test pictures.")] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Compare entries on the data sets that their figures were measured on, with the baselines."""
+    from embedkit.hub.comparison import compare as compare_facts
+    from embedkit.hub.index import build_facts
+    from embedkit.load import find_entry
+
+    entries = [find_entry(name) for name in names]
+    facts = {entry.name: build_facts(entry) for entry in entries}
+    silent = [name for name, one in facts.items() if not one["metrics"].get("results")]
+    if len(silent) == len(facts):
+        raise ConfigError(
+            f"{', '.join(silent)}: no figures to compare; measure some by `embedkit evaluate ENTRY --data ... --write`"
+        )
+    tables = compare_facts(facts)
+    if as_json:
+        print(json.dumps([dataclasses.asdict(table) for table in tables], indent=1))
+        return
+    for table in tables:
+        print(f"{table.data}\n\n{table.markdown(intervals=intervals)}\n")
+    for name in silent:
+        print(f"embedkit: {name} has no figures yet", file=sys.stderr)

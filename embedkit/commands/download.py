@@ -1,0 +1,60 @@
+"""What a download says on stderr: the licence before it, and a progress bar of bytes."""
+
+from __future__ import annotations
+
+import sys
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TransferSpeedColumn
+
+from embedkit.commands.terminal import printable
+from embedkit.hub.cache import Arrival, commercial_only
+
+
+class Download:
+    """Shows each entry's licence and draws bytes; on a stderr that is no terminal it draws nothing."""
+
+    def __init__(self, *, accept_licence: bool = False):
+        """Prepare.
+
+        Args:
+            accept_licence: Let entries pass that may not be used commercially.
+        """
+        console = Console(stderr=True)
+        self._accept = accept_licence
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            DownloadColumn(),
+            TransferSpeedColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._task: TaskID | None = None
+
+    def __enter__(self) -> Download:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def gate(self, arrival: Arrival) -> None:
+        """Say what comes and under which licence, and refuse what was not accepted."""
+        what = f"{arrival.name} from {arrival.place}: {arrival.bytes / 1e6:.1f} MB, licence {arrival.licence}"
+        print(f"embedkit: {printable(what)}", file=sys.stderr)
+        if not self._accept:
+            commercial_only(arrival)
+
+    def start(self, what: str, total: int) -> None:
+        """`total` bytes of `what` are about to come."""
+        self._task = self._progress.add_task(printable(what), total=total)
+
+    def advance(self, count: int) -> None:
+        """So many more bytes are there."""
+        if self._task is not None:
+            self._progress.advance(self._task, count)

@@ -1,0 +1,53 @@
+"""`embedkit publish`: an entry to a folder, a bucket or the Hugging Face Hub."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Annotated
+
+import typer
+
+from embedkit.commands.terminal import printable
+
+
+def publish(
+    entry: Annotated[
+        str | None,
+        typer.Argument(help="A name, a URL or an entry's folder; none writes a folder's index anew."),
+    ] = None,
+    to: Annotated[
+        str, typer.Option(help="A folder, s3://bucket/zoo or another fsspec URL, or hf://organisation.")
+    ] = "zoo",
+    private: Annotated[
+        bool, typer.Option("--private", help="Make the Hub's repository a private one, when it is made.")
+    ] = False,
+    tag: Annotated[str | None, typer.Option(help="A tag on the Hub, such as v1.0.")] = None,
+    token: Annotated[
+        str | None, typer.Option(envvar="EMBEDKIT_TOKEN", help="Credential of the place, for no other one.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Publish an entry; what is there already is not written again.
+
+    Every byte is verified first. A folder's index.json and table are written anew from its entries; readers find
+    the old version until the new one is whole.
+    """
+    from embedkit.hub import publish as library
+    from embedkit.hub.access import Access
+    from embedkit.load import find_entry
+
+    if entry is None:
+        index = library.refresh(to)
+        print(
+            json.dumps(index["entries"]) if as_json else f"{printable(to)}: {len(index['entries'])} entries"
+        )
+        return
+    done = library.publish(
+        find_entry(entry, access=Access(token=token)), to, private=private, tag=tag, token=token
+    )
+    if as_json:
+        print(json.dumps(dataclasses.asdict(done)))
+        return
+    what = f"wrote {', '.join(done.files)}" if done.files else "all was there"
+    print(printable(f"{done.place}/{done.name}@{done.manifest_sha256[:12]}: {what}"))

@@ -1,0 +1,89 @@
+"""`embedkit search`: pictures like this one."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from embedkit.commands.sheet import write_sheet
+from embedkit.commands.terminal import printable
+
+
+def search(
+    query: Annotated[
+        list[str], typer.Argument(metavar="QUERY...", help="Pictures, or ids of the embeddings.")
+    ],
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="EMB|INDEX", help="A file or a folder of embeddings, lance://FOLDER/TABLE, or an index."
+        ),
+    ],
+    k: Annotated[
+        int | None, typer.Option("-k", min=1, help="How many for each query.", show_default="10")
+    ] = None,
+    encoder: Annotated[
+        str | None,
+        typer.Option(
+            help="Embeds query pictures: a zoo name or an entry's folder.",
+            show_default="the one that made the embeddings",
+        ),
+    ] = None,
+    index: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Keep an index here when the embeddings are so many that it pays."),
+    ] = None,
+    sheet: Annotated[
+        Path | None, typer.Option(metavar="OUT.html|OUT.png", help="Draw a contact sheet of what is found.")
+    ] = None,
+    root: Annotated[
+        Path | None,
+        typer.Option(help="For --sheet: the folder that ids are relative to, if `embed` was given one."),
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:<index>.")] = "auto",
+    threads: Annotated[str, typer.Option(help="Cores to keep busy, or auto.")] = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Print what is most similar to each query: the query, the id and the cosine, with tabs between.
+
+    The encoder that made the embeddings embeds query pictures; another one is refused.
+    """
+    from embedkit.pictures import search as library
+    from embedkit.pictures import sheets
+    from embedkit.pictures.reading import Originals
+
+    originals = Originals(root)
+    if sheet is not None:
+        sheets.check_sheet(sheet)  # before all the work
+    if index is None:
+        base = library.open_index(source)
+    else:
+        base, kept = library.keep_index(source, index)
+        where = f"{index} keeps it" if kept else f"it is exact and fast as it is, so {index} is not written"
+        print(f"embedkit: {base.kind} index of {len(base)} rows; {where}", file=sys.stderr)
+    if base.recall < 1 or base.kind in ("ivf", "hnsw"):
+        print(
+            f"embedkit: approximate: {base.recall:.1%} of the true 10 nearest were found when it was measured",
+            file=sys.stderr,
+        )
+    found = library.search(base, query, k, encoder=encoder, where=source, device=device, threads=threads)
+    if as_json:
+        lines = [
+            {
+                "query": one.query,
+                "is_row": one.is_row,
+                "found": [{"id": hit.name, "cosine": round(hit.cosine, 6)} for hit in one.found],
+            }
+            for one in found
+        ]
+        print(json.dumps({"kind": base.kind, "recall": base.recall, "matches": lines}))
+    else:
+        for one in found:
+            for hit in one.found:
+                print(f"{printable(one.query)}\t{printable(hit.name)}\t{hit.cosine:.4f}")
+    if sheet is not None:
+        write_sheet(sheet, f"Most similar in {source}", sheets.sheet_of_matches(found), originals)

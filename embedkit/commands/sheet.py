@@ -1,0 +1,29 @@
+"""The contact sheet of a command: written, and told on stderr."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from embedkit.commands.terminal import printable
+
+if TYPE_CHECKING:
+    from embedkit.pictures.reading import Originals
+    from embedkit.pictures.sheets import Section
+
+
+def write_sheet(path: Path, title: str, sections: Sequence[Section], originals: Originals) -> None:
+    """Write a contact sheet and say what is on it; a warning names what could not be read."""
+    from embedkit.pictures import sheets
+
+    done = sheets.write_sheet(path, title, sections, originals)
+    left = f"; {done.left_out} more groups found no room" if done.left_out else ""
+    print(f"embedkit: {path} shows {done.pictures} pictures{left}", file=sys.stderr)
+    if done.missing:
+        print(
+            f"embedkit: warning: {len(done.missing)} of these pictures cannot be read (the first is "
+            f"{printable(done.missing[0])}); --root names the folder that ids are relative to",
+            file=sys.stderr,
+        )

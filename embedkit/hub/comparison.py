@@ -1,0 +1,236 @@
+"""Encoders side by side on one data set: what each cost to train and how good it is, in words and as a picture.
+
+Every figure is one that `embedkit evaluate` wrote into its entry; nothing is measured here. Figures of two protocols,
+or on two data sets, never stand in one table.
+"""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+__all__ = ["Comparison", "Row", "compare", "plot_bytes"]
+
+#: Columns of figures: name in an entry, heading.
+FIGURES = {
+    "knn_top1": "kNN",
+    "probe_top1": "probe",
+    "p_at_1": "P@1",
+    "map_at_r": "MAP@R",
+    "kmeans_acc": "ACC",
+    "kmeans_nmi": "NMI",
+    "kmeans_ari": "ARI",
+    "auc": "AUC",
+    "tar_at_far_1e-3": "TAR@FAR 1e-3",
+    "rankme": "RankMe",
+}
+BASELINES = ("random", "pixels", "pca")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One encoder, or one baseline, on one data set.
+
+    Attributes:
+        name: The entry's, or the baseline's.
+        method: How it was trained; empty for a baseline.
+        family: What that method learns from; empty where the entry does not say.
+        images: Pictures seen in training, None where that is not known.
+        flops: Training FLOPs, None where they are not known.
+        minutes: Of training, None where they are not known.
+        figures: As in the entry.
+        intervals: 95 %, of the figures that are means over test pictures.
+        pretext: How well the method's own task is solved on held-out training pictures.
+    """
+
+    name: str
+    method: str = ""
+    family: str = ""
+    images: int | None = None
+    flops: float | None = None
+    minutes: float | None = None
+    figures: Mapping[str, float] = field(default_factory=dict)
+    intervals: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    pretext: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """What was measured on one data set by one protocol.
+
+    Attributes:
+        data: The data set, with `by COLUMN` where labels other than `label` count.
+        protocol: How the figures were measured, in words.
+        rows: Encoders by name, then baselines.
+    """
+
+    data: str
+    protocol: str
+    rows: tuple[Row, ...]
+
+    def markdown(self, *, links: bool = False, intervals: bool = False) -> str:
+        """A table.
+
+        Args:
+            links: Whether an encoder's name links to its card, in the folder of its name.
+            intervals: Whether the 95 % intervals stand behind the figures that have them.
+        """
+        shown = {key: text for key, text in FIGURES.items() if any(key in row.figures for row in self.rows)}
+        heads = [
+            "encoder",
+            "method",
+            "learns from",
+            "images",
+            "FLOPs",
+            "minutes",
+            *shown.values(),
+            "own task",
+        ]
+        lines = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
+        for row in self.rows:
+            name = f"[{row.name}]({row.name}/README.md)" if links and row.method else row.name
+            cells = [name, row.method, row.family]
+            cells.append(f"{row.images / 1e6:.2f} M" if row.images is not None else "")
+            cells.append(f"{row.flops:.1e}" if row.flops is not None else "")
+            cells.append(f"{row.minutes:.0f}" if row.minutes is not None else "")
+            for key in shown:
+                value = row.figures.get(key)
+                cell = "" if value is None else f"{value:.0f}" if key == "rankme" else f"{value:.3f}"
+                if intervals and cell and key in row.intervals:
+                    low, high = row.intervals[key]
+                    cell += f" [{low:.3f}, {high:.3f}]"
+                cells.append(cell)
+            cells.append(", ".join(f"{key} {value:.3g}" for key, value in row.pretext.items()))
+            lines.append(f"| {' | '.join(cells)} |")
+        return "\n".join(lines)
+
+
+def compare(entries: Mapping[str, Mapping[str, Any]]) -> list[Comparison]:
+    """The tables that these entries have figures for, by data set and protocol.
+
+    Args:
+        entries: Name -> facts, as `embedkit.hub.index.build_facts` gives them and an index holds them.
+    """
+    tables: dict[tuple[str, str], list[Row]] = {}
+    baselines: dict[tuple[str, str], dict[str, Row]] = {}
+    for name, facts in sorted(entries.items()):
+        metrics = facts["metrics"]
+        for data, figures in metrics.get("results", {}).items():
+            key = data, str(metrics.get("protocol", ""))
+            tables.setdefault(key, []).append(_row(name, facts, data, figures))
+            for baseline, values in metrics.get("baselines", {}).get(data, {}).items():
+                title = _title(baseline, facts)
+                baselines.setdefault(key, {}).setdefault(title, Row(name=title, figures=values))
+    return [
+        Comparison(
+            data=data,
+            protocol=protocol,
+            rows=(*rows, *(row for _, row in sorted(baselines.get((data, protocol), {}).items()))),
+        )
+        for (data, protocol), rows in sorted(tables.items())
+    ]
+
+
+def _row(name: str, facts: Mapping[str, Any], data: str, figures: Mapping[str, float]) -> Row:
+    cost: Mapping[str, Any] = facts.get("cost", {})
+    return Row(
+        name=name,
+        method=facts["method"],
+        family=facts.get("family", ""),
+        images=cost.get("images"),
+        flops=cost.get("training_flops"),
+        minutes=cost["seconds"] / 60 if "seconds" in cost else None,
+        figures=figures,
+        intervals=facts["metrics"].get("intervals", {}).get(data, {}),
+        pretext=facts.get("pretext", {}),
+    )
+
+
+def _title(baseline: str, facts: Mapping[str, Any]) -> str:
+    """A baseline's name: it depends on the network, on what it is given, or on both."""
+    given = facts.get("input", "")
+    if baseline == "random":
+        return f"{facts['architecture']} at random, {given}"
+    return f"{baseline} ({facts['dim']}), {given}" if baseline == "pca" else f"{baseline}, {given}"
+
+
+# -- the picture -----------------------------------------------------------------------------------------------
+
+_WIDTH, _HEIGHT = 760, 440
+_LEFT, _RIGHT, _TOP, _BOTTOM = 62, 160, 34, 52
+
+
+def plot_bytes(comparison: Comparison, figure: str) -> bytes:
+    """Quality over training FLOPs as an SVG, the same bytes for the same rows; baselines are dashed lines.
+
+    Args:
+        comparison: Rows without known FLOPs are left out.
+        figure: Key of `FIGURES`.
+
+    Raises:
+        ValueError: No row to draw.
+    """
+    dots = [
+        (row.flops, row.figures[figure], row.name)
+        for row in comparison.rows
+        if row.flops and figure in row.figures
+    ]
+    lines = [
+        (row.figures[figure], row.name) for row in comparison.rows if not row.method and figure in row.figures
+    ]
+    if not dots:
+        raise ValueError(f"no encoder has {figure} and a known cost")
+    low, high = _span([math.log10(x) for x, _, _ in dots], step=1.0)
+    least, most = _span([y for _, y, _ in dots] + [y for y, _ in lines], step=0.05)
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        inner_w, inner_h = _WIDTH - _LEFT - _RIGHT, _HEIGHT - _TOP - _BOTTOM
+        return _LEFT + (x - low) / (high - low) * inner_w, _TOP + (most - y) / (most - least) * inner_h
+
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" width="{_WIDTH}" height="{_HEIGHT}" '
+        'font-family="sans-serif" font-size="12">',
+        f'<rect width="{_WIDTH}" height="{_HEIGHT}" fill="#fff"/>',
+        f'<text x="{_LEFT}" y="20" font-size="14">{html.escape(FIGURES[figure])} on {html.escape(comparison.data)}, '
+        "over training FLOPs</text>",
+    ]
+    for step in range(round(low), round(high) + 1):
+        x, _ = place(step, least)
+        parts.append(f'<path d="M{x:.1f} {_TOP}V{_HEIGHT - _BOTTOM}" stroke="#e4e4e4"/>')
+        parts.append(f'<text x="{x:.1f}" y="{_HEIGHT - _BOTTOM + 18}" text-anchor="middle">1e{step}</text>')
+    for index in range(round((most - least) / 0.05) + 1):
+        y = place(low, least + index * 0.05)[1]
+        parts.append(f'<path d="M{_LEFT} {y:.1f}H{_WIDTH - _RIGHT}" stroke="#e4e4e4"/>')
+        parts.append(
+            f'<text x="{_LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{least + index * 0.05:.2f}</text>'
+        )
+    for (value, name), at in zip(lines, _apart([place(low, value)[1] for value, _ in lines]), strict=True):
+        y = place(low, value)[1]
+        parts.append(f'<path d="M{_LEFT} {y:.1f}H{_WIDTH - _RIGHT}" stroke="#777" stroke-dasharray="5 4"/>')
+        parts.append(
+            f'<text x="{_WIDTH - _RIGHT + 6}" y="{at + 4:.1f}" fill="#555">{html.escape(name)}</text>'
+        )
+    places = [place(math.log10(x), y) for x, y, _ in dots]
+    for (x, y), at, (_, _, name) in zip(places, _apart([y for _, y in places]), dots, strict=True):
+        parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4.5" fill="#1f5fbf"/>')
+        parts.append(f'<text x="{x + 8:.1f}" y="{at + 4:.1f}">{html.escape(name.partition(".")[0])}</text>')
+    return ("\n".join([*parts, "</svg>"]) + "\n").encode()
+
+
+def _span(values: Iterable[float], *, step: float) -> tuple[float, float]:
+    """The multiples of `step` around the values, two different ones."""
+    values = list(values)
+    low, high = math.floor(min(values) / step) * step, math.ceil(max(values) / step) * step
+    return low, high if high > low else low + step
+
+
+def _apart(places: Sequence[float], gap: float = 14.0) -> list[float]:
+    """Heights of labels near `places` and `gap` apart, from the top down."""
+    found = list(places)
+    last = -math.inf
+    for index in sorted(range(len(found)), key=lambda index: found[index]):
+        last = found[index] = max(found[index], last + gap)
+    return found

@@ -1,0 +1,89 @@
+"""`embedkit.lock`: which bytes a project means by each name, from the first use on.
+
+Where the file exists in the working folder (or `EMBEDKIT_LOCK` names one), each name that is loaded is written into it
+at its first use, and must give the same manifest ever after. `embedkit zoo pull NAME --lock` makes the file and
+moves a pin.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from embedkit.entry import SCHEMA_VERSION, parse_json
+from embedkit.errors import ConfigError, EntryError
+from embedkit.hub.files import write_file
+from embedkit.hub.place import Pin
+
+VARIABLE = "EMBEDKIT_LOCK"
+NAME = "embedkit.lock"
+
+
+class LockFile:
+    """The pins of one lock file."""
+
+    def __init__(self, path: Path):
+        """Read the file; one that is not there holds nothing.
+
+        Raises:
+            ConfigError: It is damaged.
+        """
+        self.path = path
+        self._pins = self._read()
+
+    @classmethod
+    def find(cls, *, create: bool = False) -> LockFile | None:
+        """The lock file of the working folder, None when there is none and none is to be made."""
+        named = os.environ.get(VARIABLE)
+        path = Path(named) if named else Path(NAME)
+        return cls(path) if named or create or path.is_file() else None
+
+    def pin(self, key: str) -> Pin | None:
+        """What `key` (a name, or an entry's URL) must give."""
+        facts = self._pins.get(key)
+        if facts is None:
+            return None
+        way_out = f"to move the pin: embedkit zoo pull {key}@latest --lock"
+        return Pin(sha256=facts["manifest_sha256"], by=str(self.path), way_out=way_out)
+
+    def write(self, key: str, *, place: str, revision: str, manifest_sha256: str) -> None:
+        """Pin a name.
+
+        Args:
+            key: A name without its revision, or an entry's URL.
+            place: Where it came from.
+            revision: What the place calls this version: a commit on the Hub, else the manifest's digest.
+            manifest_sha256: 64 hex digits.
+
+        Raises:
+            OutputError: The file cannot be written.
+        """
+        self._pins = self._read()  # somebody else may have written since
+        self._pins[key] = {"place": place, "revision": revision, "manifest_sha256": manifest_sha256}
+        text = json.dumps({"schema": SCHEMA_VERSION, "entries": self._pins}, indent=1, sort_keys=True)
+        write_file(self.path, f"{text}\n".encode())
+
+    def _read(self) -> dict[str, dict[str, Any]]:
+        try:
+            data = parse_json(self.path.read_bytes(), str(self.path))
+        except FileNotFoundError:
+            return {}
+        except (OSError, EntryError) as error:
+            raise ConfigError(f"{self.path} cannot be read ({error}); mend or remove it") from None
+        pins = (
+            data.get("entries") if isinstance(data, dict) and data.get("schema") == SCHEMA_VERSION else None
+        )
+        if not isinstance(pins, dict) or not all(_is_pin(facts) for facts in pins.values()):
+            raise ConfigError(f"{self.path} is not a lock file of this version; mend or remove it")
+        return pins
+
+
+def _is_pin(facts: object) -> bool:
+    if not isinstance(facts, dict) or not all(
+        isinstance(facts.get(key), str) for key in ("place", "revision")
+    ):
+        return False
+    digest = facts.get("manifest_sha256")
+    return isinstance(digest, str) and len(digest) == 64 and not set(digest) - set("0123456789abcdef")

@@ -1,0 +1,132 @@
+"""From the id of a row back to its picture: a file, a member of a tar archive, or a row of a Parquet file.
+
+Ids are what `embedkit.sources` made of the places that pictures came from, so its listing, and nothing else, reads
+containers here too. Each container is listed once.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+from collections.abc import Callable, Iterator
+from functools import partial
+from urllib.parse import unquote_to_bytes
+
+from embedkit.errors import EmbedkitError, SourceError
+from embedkit.sources import list_sources
+
+__all__ = ["Originals", "none_there"]
+
+_PART = re.compile(r"#[0-9]+$")
+
+
+class Originals:
+    """The pictures behind ids. Thread-safe.
+
+    Attributes:
+        root: The folder that ids are relative to; the working folder when None.
+    """
+
+    def __init__(self, root: str | os.PathLike[str] | None = None):
+        """Open nothing yet.
+
+        Args:
+            root: The folder that ids are relative to, if they are; else the working folder.
+
+        Raises:
+            SourceError: The root is not a folder.
+        """
+        self.root = None if root is None else os.fspath(root)
+        if self.root is not None and not os.path.isdir(self.root):
+            raise SourceError(
+                f"the root {self.root!r} is not a folder; give the folder that ids are relative to"
+            )
+        self._members: dict[str, dict[str, Callable[[], bytes]]] = {}
+        self._lock = threading.Lock()
+
+    def read(self, name: str) -> bytes:
+        """The encoded bytes of one picture.
+
+        Args:
+            name: The id, or the name of a row: `id#part` for the further parts of a picture.
+
+        Raises:
+            SourceError: It is not there any more, or its container cannot be read.
+            ImageError: A Parquet row without bytes.
+            OSError: The file is there and cannot be read.
+        """
+        reader = self._find(name)
+        if reader is None:
+            raise SourceError("the picture is not there any more")
+        return reader()
+
+    def has(self, name: str) -> bool:
+        """Whether the picture is there; a container that cannot be read has none."""
+        try:
+            return self._find(name) is not None
+        except EmbedkitError:
+            return False
+
+    def _find(self, name: str) -> Callable[[], bytes] | None:
+        # The whole name first: `x.parquet::#12` is an id, and `x.parquet::#12#1` a part of that picture.
+        for candidate in dict.fromkeys((name, _PART.sub("", name))):
+            path = self._path(candidate)
+            if os.path.isfile(path):
+                return partial(_read_file, path)
+            for container in _containers(path):
+                if os.path.isfile(container):
+                    reader = self._listed(container).get(candidate)
+                    if reader is not None:
+                        return reader
+        return None
+
+    def _listed(self, container: str) -> dict[str, Callable[[], bytes]]:
+        """The pictures of one container by id, as they were called when they were embedded."""
+        with self._lock:
+            if container not in self._members:
+                root = self.root
+                if root is not None and not _is_inside(container, root):
+                    root = None  # ids that are absolute, whatever the root
+                items = list_sources([container], root=root).items
+                self._members[container] = {item.id: item.read for item in items}
+            return self._members[container]
+
+    def _path(self, name: str) -> str:
+        """The path behind an id, with what is inside a container still behind it."""
+        if name.startswith("file:"):
+            name = os.fsdecode(unquote_to_bytes(name.removeprefix("file:")))
+        name = name.replace("/", os.sep)
+        return name if self.root is None else os.path.join(self.root, name)
+
+
+def none_there(count: int, first: str, reason: str) -> SourceError:
+    """The error for a job of which not one picture could be read.
+
+    Args:
+        count: How many were asked for.
+        first: The id of the first.
+        reason: Why that one could not.
+    """
+    several = f"none of the {count} pictures" if count > 1 else "the picture"
+    return SourceError(
+        f"{several} can be read (the first is {first!r}: {reason}); run the command in the folder where they were "
+        "embedded, or name the folder that their ids are relative to with --root"
+    )
+
+
+def _read_file(path: str) -> bytes:
+    with open(path, "rb", buffering=0) as file:
+        return file.read()
+
+
+def _containers(path: str) -> Iterator[str]:
+    """The paths that may be the container of `path`: what stands before each `::`."""
+    at = path.find("::")
+    while at >= 0:
+        yield path[:at]
+        at = path.find("::", at + 2)
+
+
+def _is_inside(path: str, folder: str) -> bool:
+    return os.path.join(os.path.abspath(path), "").startswith(os.path.join(os.path.abspath(folder), ""))

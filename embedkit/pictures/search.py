@@ -1,0 +1,247 @@
+"""Search by picture: queries are pictures, which the encoder of the searched file embeds, or ids of that file.
+
+A query picture is comparable with a file of embeddings only when the very encoder of the file embeds it. It is
+found by the name in the passport, and held against the space fingerprint before anything is computed.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from embedkit.analysis.index import MAGIC, Index
+from embedkit.analysis.ondisk import OnDisk
+from embedkit.analysis.rows import Rows
+from embedkit.embeddings import Passport, shards_of
+from embedkit.encoder import Encoder, reason_of
+from embedkit.errors import ConfigError, EntryNotFoundError, ImageError, SourceError, SpaceMismatchError
+from embedkit.lancetable import is_table
+from embedkit.load import load_encoder
+from embedkit.pictures.reading import Originals
+
+__all__ = ["Match", "Matches", "keep_index", "open_index", "search"]
+
+#: Neighbours that are given when nothing else is said.
+K = 10
+
+
+@dataclass(frozen=True)
+class Match:
+    """One row that was found: its name (`id`, or `id#part`) and the cosine with the query, in [-1, 1]."""
+
+    name: str
+    cosine: float
+
+
+@dataclass(frozen=True)
+class Matches:
+    """What was found for one query.
+
+    Attributes:
+        query: As it was given.
+        is_row: Whether it is the name of a row; then that row itself is not among the matches.
+        found: The most similar first.
+    """
+
+    query: str
+    is_row: bool
+    found: list[Match]
+
+
+def open_index(source: str | os.PathLike[str]) -> Index | OnDisk:
+    """What can be searched: a saved index, or a file, a folder or a LanceDB table, whose rows are all compared.
+
+    Raises:
+        OutputError: None of these.
+        ConfigError: No row in it.
+    """
+    if is_table(os.fspath(source)):
+        return OnDisk.open(source)
+    return Index.load(source) if _is_index(source) else Index.build(Rows(source), "flat")
+
+
+def keep_index(source: str | os.PathLike[str], path: str | os.PathLike[str]) -> tuple[Index, bool]:
+    """The index of `source` that is kept in `path`: taken from there while it is current, else built.
+
+    An index is written only where it pays: exact search of up to 268 million numbers takes about 0.1 s, and a
+    file of them would be a copy of the embeddings and nothing else.
+
+    Args:
+        source: A file or a folder of embeddings.
+        path: Where the index is kept.
+
+    Returns:
+        The index, and whether `path` holds it.
+
+    Raises:
+        ConfigError: `source` is an index itself, or a database.
+        OutputError: `path` holds something that is no index, or cannot be written.
+        SpaceMismatchError: `path` is an index of another space.
+    """
+    path = Path(path)
+    if is_table(os.fspath(source)):
+        raise ConfigError(f"{os.fspath(source)} is a database, which searches by itself; leave --index out")
+    if _is_index(source):
+        raise ConfigError(f"{os.fspath(source)} is an index already; search it without --index")
+    rows = Rows(source)
+    if path.exists():
+        index = Index.load(path)
+        mine, theirs = index.passport, rows.passport
+        if mine is not None and theirs is not None and mine.fingerprint != theirs.fingerprint:
+            raise SpaceMismatchError(
+                f"{path} is an index of {mine.entry} (space {mine.fingerprint[:12]}), and {rows.where} holds "
+                f"{theirs.entry} (space {theirs.fingerprint[:12]}); name another file with --index"
+            )
+        if _is_current(index, rows, Path(source), path):
+            return index, True
+    index = Index.build(rows)
+    if index.kind != "flat":
+        index.save(path)
+    return index, index.kind != "flat"
+
+
+def search(
+    index: Index | OnDisk,
+    queries: Sequence[str],
+    k: int | None = None,
+    *,
+    encoder: Encoder | str | os.PathLike[str] | None = None,
+    where: str = "the index",
+    device: str = "auto",
+    threads: int | str = "auto",
+) -> list[Matches]:
+    """Find what is most similar to pictures.
+
+    Args:
+        index: See `open_index`.
+        queries: Names of rows of the index, or pictures: paths, or archive members as `file.tar::member`. A text
+            that is both is the row.
+        k: How many; 10, or all there are, when None.
+        encoder: What embeds query pictures; by default the encoder that the index names. It is not loaded while
+            all queries are rows.
+        where: How messages name the index.
+        device: For an encoder that is loaded here.
+        threads: For an encoder that is loaded here.
+
+    Returns:
+        What was found, in the order of the queries.
+
+    Raises:
+        ConfigError: No query, one that is neither a picture nor a row, a k that is too large, or an index of plain
+            vectors and a query picture.
+        ImageError: A query cannot be read as a picture; the message names it.
+        EntryNotFoundError: No place has the encoder.
+        SpaceMismatchError: The encoder's space is not the index's.
+    """
+    if not queries:
+        raise ConfigError("expected a query: a picture, or the id of a row")
+    names = set(index.names)
+    by_row = [query in names for query in queries]
+    if k is None:
+        k = max(1, min(K, len(index) - any(by_row)))
+    pictures = [query for query, known in zip(queries, by_row, strict=True) if not known]
+    rows = [query for query, known in zip(queries, by_row, strict=True) if known]
+    found: dict[bool, list[list[Match]]] = {True: [], False: []}
+    if pictures:
+        originals = Originals()
+        readers = [_reader(query, originals, index, where) for query in pictures]
+        embeds = _encoder_for(index.passport, encoder, where, device, threads)
+        found[False] = _listed(index, _embed(embeds, pictures, readers), k)
+    if rows:
+        found[True] = _listed(index, rows, k)
+    return [Matches(query, known, found[known].pop(0)) for query, known in zip(queries, by_row, strict=True)]
+
+
+def _listed(index: Index | OnDisk, queries: np.ndarray | list[str], k: int) -> list[list[Match]]:
+    hits = index.search(queries, k)
+    return [
+        [Match(name, cosine) for name, cosine in zip(names, cosines, strict=True)]
+        for names, cosines in zip(hits.ids, hits.cosines.tolist(), strict=True)
+    ]
+
+
+def _reader(query: str, originals: Originals, index: Index | OnDisk, where: str) -> Callable[[], bytes]:
+    """What reads a query picture.
+
+    Raises:
+        ConfigError: There is no such picture.
+    """
+    if os.path.isdir(query):
+        raise ConfigError(f"{query!r} is a folder; give pictures, for example {os.path.join(query, '*.jpg')}")
+    if not originals.has(query):
+        import difflib
+
+        near = difflib.get_close_matches(query, index.names[:100_000], 1)
+        hint = f"did you mean {near[0]!r}?" if near else "check the path"
+        raise ConfigError(f"{query!r} is neither a picture that is there nor an id of {where}; {hint}")
+    return lambda: originals.read(query)
+
+
+def _encoder_for(
+    passport: Passport | None,
+    encoder: Encoder | str | os.PathLike[str] | None,
+    where: str,
+    device: str,
+    threads: int | str,
+) -> Encoder:
+    """The encoder of this space."""
+    if passport is None:
+        raise ConfigError(f"{where} does not say which encoder made it, so queries must be ids, not pictures")
+    if not isinstance(encoder, Encoder):
+        try:
+            encoder = load_encoder(
+                passport.entry if encoder is None else encoder, device=device, threads=threads
+            )
+        except EntryNotFoundError as error:
+            if encoder is not None:
+                raise
+            raise EntryNotFoundError(
+                f"{where} was made with {passport.entry}, which is needed for a query picture: {error}; or give its "
+                "folder with --encoder"
+            ) from None
+    space = encoder.space(normalized=passport.normalized)
+    if space != passport.fingerprint:
+        raise SpaceMismatchError(
+            f"{where} holds embeddings of {passport.entry} (space {passport.fingerprint[:12]}), and {encoder.name} "
+            f"at revision {encoder.revision[:12]} gives others (space {space[:12]}): a query must be embedded by the "
+            "same encoder; name it with --encoder, or embed the pictures again"
+        )
+    return encoder
+
+
+def _embed(encoder: Encoder, names: Sequence[str], readers: Sequence[Callable[[], bytes]]) -> np.ndarray:
+    """float32 (Q, D); the first query that cannot be read is named."""
+    blocks: list[np.ndarray] = []
+    first = 0
+    size = encoder.default_batch_size
+    chunks = [readers[start : start + size] for start in range(0, len(readers), size)]
+    with closing(encoder.flow(chunks)) as flow:
+        for block, faults in flow:
+            if faults:
+                row = min(faults)
+                fault = faults[row]
+                kind = fault.__class__ if isinstance(fault, (ImageError, SourceError)) else ImageError
+                raise kind(f"{names[first + row]}: {reason_of(fault)}")
+            blocks.append(block)
+            first += len(block)
+    return np.concatenate(blocks)
+
+
+def _is_index(source: str | os.PathLike[str]) -> bool:
+    try:
+        with open(source, "rb") as file:
+            return file.read(len(MAGIC)) == MAGIC
+    except OSError:
+        return False
+
+
+def _is_current(index: Index, rows: Rows, source: Path, path: Path) -> bool:
+    """Whether an index of the same space is of these very rows, by their names and the files' times."""
+    files = shards_of(source) if source.is_dir() else [source]
+    newest = max(file.stat().st_mtime_ns for file in files)
+    return path.stat().st_mtime_ns >= newest and index.names == rows.names()

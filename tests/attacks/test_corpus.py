@@ -1,0 +1,25 @@
+"""The corpus of the fuzzer: every file of it ends in a value or in a typed error."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+
+_spec = importlib.util.spec_from_file_location("embedkit_fuzz", Path(__file__).with_name("fuzz.py"))
+fuzz = importlib.util.module_from_spec(_spec)
+sys.modules[_spec.name] = fuzz
+_spec.loader.exec_module(fuzz)
+
+CORPUS = sorted(Path(__file__).with_name("corpus").iterdir())
+
+
+@pytest.mark.parametrize("file", CORPUS, ids=[file.name for file in CORPUS])
+def test_a_file_of_the_corpus(file):
+    fuzz.one_input(file.read_bytes())
+
+
+def test_the_corpus_reaches_every_target():
+    assert {file.read_bytes()[:1] for file in CORPUS} >= set(fuzz.TARGETS)
