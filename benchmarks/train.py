@@ -95,7 +95,9 @@ def lightly(data: str, steps: int, *, tuned: bool) -> dict[str, float]:
     from embedkit.training.backbones import create_backbone
 
     config = recipes.recipe(RECIPE)
-    pictures = split_validation(load_pictures(with_path(config, data)), config.data.validation, config.seed)[0]
+    pictures = split_validation(load_pictures(with_path(config, data)), config.data.validation, config.seed)[
+        0
+    ]
     mean, std = pictures.statistics()
     images = pictures.images[pictures.rows][:, 0].numpy()  # type: ignore[index]
     views = {"normalize": {"mean": list(mean), "std": list(std)}, "input_size": config.data.image_size}
@@ -150,7 +152,9 @@ def measure(contender: str, data: str, steps: int) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--data", required=True, help="as for `embedkit train`: a folder with Fashion-MNIST's files")
+    parser.add_argument(
+        "--data", required=True, help="as for `embedkit train`: a folder with Fashion-MNIST's files"
+    )
     parser.add_argument("--steps", type=int, default=40, help="timed steps of each contender and round")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--contender", choices=CONTENDERS, help=argparse.SUPPRESS)
@@ -162,10 +166,14 @@ def main() -> None:
     for _ in range(arguments.rounds):
         for name in CONTENDERS:
             command = [sys.executable, __file__, "--data", arguments.data, "--steps", str(arguments.steps)]
-            done = subprocess.run([*command, "--contender", name], stdout=subprocess.PIPE, text=True, check=True)
+            done = subprocess.run(
+                [*command, "--contender", name], stdout=subprocess.PIPE, text=True, check=True
+            )
             found[name].append(json.loads(done.stdout.splitlines()[-1]))
             print(f"{name}: {found[name][-1]['images_per_second']:.0f} images/s", file=sys.stderr)
-    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("torch", "lightly", "timm"))
+    versions = ", ".join(
+        f"{name} {importlib.metadata.version(name)}" for name in ("torch", "lightly", "timm")
+    )
     config = recipes.recipe(RECIPE)
     print(
         f"{datetime.date.today()}, {platform.machine()}, Python {platform.python_version()}, {versions}; "

@@ -13,6 +13,7 @@ import warnings
 
 import typer
 
+from embedkit.commands.atlas import atlas
 from embedkit.commands.calibrate import calibrate
 from embedkit.commands.cluster import cluster
 from embedkit.commands.compare import compare
@@ -22,6 +23,7 @@ from embedkit.commands.evaluate import evaluate
 from embedkit.commands.export import export
 from embedkit.commands.lint import lint
 from embedkit.commands.publish import publish
+from embedkit.commands.search import search
 from embedkit.commands.terminal import printable
 from embedkit.commands.train import train
 from embedkit.commands.verify import verify
@@ -37,12 +39,14 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.command()(embed)
+app.command()(search)
 app.command()(cluster)
 app.command()(duplicates)
 app.command()(leaks)
 app.command()(calibrate)
 app.command()(verify)
 app.command()(lint)
+app.command()(atlas)
 zoo.command()(compare)
 app.add_typer(zoo, name="zoo")
 app.command()(train)

@@ -13,15 +13,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 
-import numpy as np
 from PIL import Image, ImageDraw
 
 from embedkit.encoder import reason_of
 from embedkit.engine import available_cpus
-from embedkit.entry import Preprocess
 from embedkit.errors import ConfigError, EmbedkitError
 from embedkit.pictures.reading import Originals
-from embedkit.preprocess import read_pixels, upright
+from embedkit.preprocess import upright
 
 __all__ = ["Thumbnail", "encoded", "placeholder", "thumbnail", "thumbnails"]
 
@@ -31,8 +29,6 @@ LARGEST = 1024
 WINDOW = 4
 #: How JPEG and WebP are written. WebP at 75 is a third smaller than JPEG at 80 and looks the same at this size.
 _OPTIONS = {"webp": {"quality": 75, "method": 2}, "jpeg": {"quality": 80}}
-_JPEG = b"\xff\xd8"
-_ORIENTATION_TAG = 0x0112
 #: Gray that is told from a light and from a dark page.
 _GRAY, _MARK = (158, 158, 158), (112, 112, 112)
 
@@ -67,16 +63,7 @@ def thumbnail(data: bytes, edge: int) -> Image.Image:
     """
     if not 1 <= edge <= LARGEST:
         raise ConfigError(f"edge: expected 1 to {LARGEST} pixels, found {edge}")
-    picture: bytes | Image.Image = data
-    if data.startswith(_JPEG):
-        size = _jpeg_size(data)  # a large JPEG is decoded at a reduced scale
-    else:
-        picture = upright(data)
-        size = picture.size
-    scale = min(1.0, edge / max(size))
-    width, height = (max(1, round(side * scale)) for side in size)
-    contract = Preprocess(size=(height, width), resize="squash", crop="none", mean=(0.0,) * 3, std=(1.0,) * 3)
-    return Image.fromarray(np.ascontiguousarray(read_pixels(picture, contract).transpose(1, 2, 0)))
+    return upright(data, longest=edge)
 
 
 def thumbnails(
@@ -150,14 +137,3 @@ def _in_order(make: Callable[[str], Thumbnail], names: Iterable[str], threads: i
             yield done
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _jpeg_size(data: bytes) -> tuple[int, int]:
-    """Width and height of a JPEG when it stands upright, from its header alone; (1, 1) where that is damaged."""
-    try:
-        with Image.open(io.BytesIO(data), formats=("JPEG", "MPO")) as image:
-            width, height = image.size
-            turned = "exif" in image.info and image.getexif().get(_ORIENTATION_TAG, 1) in (5, 6, 7, 8)
-    except Exception:  # whatever a decoder throws: reading the pixels will tell what is wrong
-        return 1, 1
-    return (height, width) if turned else (width, height)
