@@ -159,8 +159,8 @@ def _title(baseline: str, facts: Mapping[str, Any]) -> str:
 
 # -- the picture -----------------------------------------------------------------------------------------------
 
-_WIDTH, _HEIGHT = 760, 440
-_LEFT, _RIGHT, _TOP, _BOTTOM = 62, 160, 34, 52
+_WIDTH, _HEIGHT = 840, 440
+_LEFT, _RIGHT, _TOP, _BOTTOM = 62, 240, 34, 40
 
 
 def plot_bytes(comparison: Comparison, figure: str) -> bytes:
