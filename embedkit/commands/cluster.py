@@ -69,8 +69,9 @@ def cluster(
 
     Pictures can be copied or linked into one folder per cluster; the originals stay as they are.
     """
-    from embedkit.analysis import clustering, dpmm, folders
+    from embedkit.analysis import clustering, dpmm
     from embedkit.embeddings import Embeddings
+    from embedkit.pictures import folders
 
     if copy_into is not None and link_into is not None:
         raise typer.BadParameter("give --copy-into or --link-into, not both")

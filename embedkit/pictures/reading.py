@@ -61,6 +61,14 @@ class Originals:
             raise SourceError("the picture is not there any more")
         return reader()
 
+    def file(self, name: str) -> str | None:
+        """The absolute path of a picture that is a file of its own; None for what is gone, or inside a container."""
+        for candidate in _names(name):
+            path = self._path(candidate)
+            if os.path.isfile(path):
+                return os.path.abspath(path)
+        return None
+
     def has(self, name: str) -> bool:
         """Whether the picture is there; a container that cannot be read has none."""
         try:
@@ -69,8 +77,7 @@ class Originals:
             return False
 
     def _find(self, name: str) -> Callable[[], bytes] | None:
-        # The whole name first: `x.parquet::#12` is an id, and `x.parquet::#12#1` a part of that picture.
-        for candidate in dict.fromkeys((name, _PART.sub("", name))):
+        for candidate in _names(name):
             path = self._path(candidate)
             if os.path.isfile(path):
                 return partial(_read_file, path)
@@ -113,6 +120,11 @@ def none_there(count: int, first: str, reason: str) -> SourceError:
         f"{several} can be read (the first is {first!r}: {reason}); run the command in the folder where they were "
         "embedded, or name the folder that their ids are relative to with --root"
     )
+
+
+def _names(name: str) -> Iterator[str]:
+    """What a row's name may mean: `x.parquet::#12` is an id, and `x.parquet::#12#1` a part of that picture."""
+    yield from dict.fromkeys((name, _PART.sub("", name)))
 
 
 def _read_file(path: str) -> bytes:

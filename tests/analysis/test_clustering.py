@@ -19,11 +19,10 @@ metrics = pytest.importorskip("sklearn.metrics")
 pytest.importorskip("scipy")
 
 from embedkit.analysis import agreement as agreement_  # noqa: E402
-from embedkit.analysis import clustering, folders, kmeans  # noqa: E402
+from embedkit.analysis import clustering, kmeans  # noqa: E402
 from embedkit.analysis.agreement import agreement  # noqa: E402
 from embedkit.analysis.clustering import Clustering, cluster  # noqa: E402
 from embedkit.analysis.dpmm import DPMMConfig  # noqa: E402
-from embedkit.analysis.folders import sort_into_folders  # noqa: E402
 from embedkit.analysis.reduction import fit_reduction  # noqa: E402
 from embedkit.commands.cluster import cluster as command  # noqa: E402
 from embedkit.embeddings import Embeddings, Passport, read_passport, schema_of, write_rows  # noqa: E402
@@ -36,6 +35,8 @@ from embedkit.errors import (  # noqa: E402
     SpaceMismatchError,
 )
 from embedkit.mixture import Mixture  # noqa: E402
+from embedkit.pictures import folders  # noqa: E402
+from embedkit.pictures.folders import sort_into_folders  # noqa: E402
 
 CENTRES = np.array([[0.0, 8, 0], [9, 0, 0], [0, 0, 9], [9, 9, 9]])
 

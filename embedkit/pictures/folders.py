@@ -11,14 +11,12 @@ import posixpath
 import shutil
 import unicodedata
 from collections import defaultdict
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import unquote_to_bytes
 
 from embedkit.analysis.clustering import Clustering
 from embedkit.errors import EmbedkitError, OutputError, SourceError
-from embedkit.sources import list_sources
+from embedkit.pictures.reading import Originals
 
 __all__ = ["Sorted", "check_free", "sort_into_folders"]
 
@@ -66,15 +64,18 @@ def sort_into_folders(
     """
     folder = Path(folder)
     check_free(folder)
-    originals = _Originals(None if root is None else os.fspath(root), link)
+    originals = Originals(root)
     wanted = dict.fromkeys(zip(clustering.labels.tolist(), clustering.ids, strict=True))
     missing: dict[str, None] = {}
     found: list[tuple[int, str]] = []
     for label, name in wanted:
-        if originals.has(name):
-            found.append((label, name))
-        else:
+        if not originals.has(name):
             missing[name] = None
+        elif link and originals.file(name) is None:
+            container = name.partition("::")[0]
+            raise SourceError(f"{name!r} lies inside {container!r}, where no link leads to; use --copy-into")
+        else:
+            found.append((label, name))
     if not found:
         raise SourceError(
             f"none of the {len(missing)} pictures is there (the first is {next(iter(missing))!r}); run the command "
@@ -90,12 +91,20 @@ def sort_into_folders(
             place = aside / (f"cluster-{label:0{digits}d}" if label >= 0 else "noise")
             if place not in taken:
                 place.mkdir()
-            try:
-                write = originals.open(name)
-            except (EmbedkitError, OSError):
-                missing[name] = None
-                continue
-            write.into(place / _free_name(write.name, taken[place]))
+            file = originals.file(name)
+            if file is not None:
+                target = place / _free_name(os.path.basename(file), taken[place])
+                if link:
+                    target.symlink_to(file)
+                else:
+                    shutil.copy2(file, target)
+            else:
+                try:
+                    data = originals.read(name)
+                except (EmbedkitError, OSError):
+                    missing[name] = None
+                    continue
+                (place / _free_name(_name_of(name, data), taken[place])).write_bytes(data)
             made += 1
         if folder.exists():
             folder.rmdir()
@@ -110,62 +119,14 @@ def sort_into_folders(
     return Sorted(folder, made, list(missing))
 
 
-@dataclass(frozen=True)
-class _Original:
-    """One picture: what it is called, and what puts it somewhere."""
-
-    name: str
-    into: Callable[[Path], object]
-
-
-class _Originals:
-    """Pictures by id; containers are listed once."""
-
-    def __init__(self, root: str | None, link: bool):
-        self._root, self._link = root, link
-        self._members: dict[str, dict[str, Callable[[], bytes]]] = {}
-
-    def has(self, name: str) -> bool:
-        """Whether the picture is there."""
-        path = self._path(name)
-        if os.path.isfile(path):
-            return True
-        container = path.partition("::")[0]
-        if container == path or not os.path.isfile(container):
-            return False
-        if self._link:
-            raise SourceError(f"{name!r} lies inside {container!r}, where no link leads to; use --copy-into")
-        if container not in self._members:
-            items = list_sources([container], root=self._root).items
-            self._members[container] = {item.id: item.read for item in items}
-        return name in self._members[container]
-
-    def open(self, name: str) -> _Original:
-        """The picture, read if it is a member of a container.
-
-        Raises:
-            EmbedkitError: It cannot be read any more.
-            OSError: The same.
-        """
-        path = self._path(name)
-        if not os.path.isfile(path):
-            container, _, inner = path.partition("::")
-            data = self._members[container][name]()
-            bare = posixpath.basename(inner.replace("\\", "/"))
-            if bare.startswith("#") or bare in ("", ".", ".."):
-                suffix = next((suffix for magic, suffix in _MAGIC.items() if data.startswith(magic)), "")
-                bare = f"row-{bare.lstrip('#.')}{suffix}"
-            return _Original(bare, lambda target: target.write_bytes(data))
-        source = os.path.abspath(path)
-        if self._link:
-            return _Original(os.path.basename(path), lambda target: target.symlink_to(source))
-        return _Original(os.path.basename(path), lambda target: shutil.copy2(source, target))
-
-    def _path(self, name: str) -> str:
-        """The path behind an id."""
-        if name.startswith("file:"):
-            name = os.fsdecode(unquote_to_bytes(name.removeprefix("file:")))
-        return name if self._root is None else os.path.join(self._root, name)
+def _name_of(name: str, data: bytes) -> str:
+    """What a member of a container is to be called as a file."""
+    inner = name.partition("::")[2]
+    bare = posixpath.basename(inner.replace("\\", "/"))
+    if bare.startswith("#") or bare in ("", ".", ".."):
+        suffix = next((suffix for magic, suffix in _MAGIC.items() if data.startswith(magic)), "")
+        bare = f"row-{bare.lstrip('#.')}{suffix}"
+    return bare
 
 
 def _free_name(name: str, taken: dict[str, int]) -> str:
