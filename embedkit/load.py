@@ -159,11 +159,13 @@ class Wanted:
         revision: What the user asked for, None for whatever the place has now.
         pin: What the lock file or the package's index says, when the user asked for no revision.
         locked: What the lock file says, whatever the user asked for.
+        folder: The entry that the package's index means by the name, empty when it knows none.
         key: The name in the lock file.
         lock: The lock file that learns the name, None when there is none.
     """
 
     key: str
+    folder: str = ""
     revision: str | None = None
     pin: Pin | None = None
     locked: Pin | None = None
@@ -176,12 +178,12 @@ class Wanted:
         if revision == "latest":
             return cls(key=key, lock=lock if relock else None)
         locked = lock.pin(key) if lock is not None and not relock else None
-        pin = None
+        pin, folder = None, None
         if revision is None:
             known = package_zoo().index()
             folder = known.folder_of(key)
             pin = locked or (index_pin(folder, known.rows[folder].manifest_sha256) if folder else None)
-        return cls(key=key, revision=revision, pin=pin, locked=locked, lock=lock)
+        return cls(key=key, folder=folder or "", revision=revision, pin=pin, locked=locked, lock=lock)
 
     def check(self, place: Place, entry: VerifiedEntry, version: str) -> VerifiedEntry:
         """Hold a found entry against the lock file, or write it into it."""
@@ -216,6 +218,11 @@ def _in_places(name: str, among: Sequence[Place], wanted: Wanted, access: Access
             continue
         if files is None:
             continue
+        if wanted.locked is None and wanted.folder and files.name != wanted.folder:
+            raise ConfigError(
+                f"{name!r} means {wanted.folder} to this version of embedkit, and {files.name} to {place.uri}: "
+                f"give the whole name, {files.name} or {wanted.folder}"
+            )
         entry = VerifiedEntry(files.name, files, pin=wanted.pin)
         if revision is None or not digest or entry.revision.startswith(revision) or files.version == revision:
             return wanted.check(place, entry, files.version)

@@ -338,7 +338,10 @@ def test_an_interrupt_says_that_the_work_is_kept():
         child.send_signal(signal.SIGINT)
         text = child.stderr.read().decode()
         assert child.wait(20) == 130
-    assert text == "embedkit: stopped; what was done is kept, and the same command goes on\n"
+    assert (
+        text == "embedkit: stopped; what was done is kept, and the same command goes on (a training run: "
+        "embedkit train --resume RUN)\n"
+    )
 
 
 @pytest.mark.parametrize("buffered", ["", "1"])

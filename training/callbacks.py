@@ -48,6 +48,12 @@ class Checkpoint(lightning.Callback):
         if trainer.strategy.broadcast(due) and method.total_steps is not None:
             self.save(trainer)
 
+    def on_load_checkpoint(self, trainer: lightning.Trainer, method: Any, checkpoint: dict[str, Any]) -> None:
+        """Open Lightning's one epoch again: after the last batch that a deadline allowed it counts as over."""
+        progress = checkpoint["loops"]["fit_loop"]["epoch_progress"]
+        for part in ("total", "current"):
+            progress[part] = {**progress[part], "ready": 1, "started": 1, "processed": 0, "completed": 0}
+
     def save(self, trainer: lightning.Trainer) -> None:
         """Save now: to another file, on disk before it takes the name."""
         partial = self.path.with_name(self.path.name + ".tmp")

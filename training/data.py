@@ -205,7 +205,8 @@ Sampler = Shuffled | IdentityBalanced | LabelledAndUnlabelled
 def _matrix(order: np.ndarray, columns: int, field_name: str) -> Tensor:
     if len(order) < columns:
         raise ConfigError(
-            f"{field_name}: {columns} pictures are asked for, and the training set has {len(order)}"
+            f"{field_name}: {columns} pictures are asked for, and the training set has {len(order)} (without those "
+            f"set aside by data.validation); --set {field_name}=N takes fewer"
         )
     return torch.from_numpy(order[: len(order) // columns * columns]).reshape(-1, columns)
 

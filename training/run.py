@@ -21,6 +21,7 @@ from typing import Any
 
 import lightning
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from safetensors.torch import save_file
@@ -97,8 +98,9 @@ def train(
         raise OutputError(
             f"{out}: there is a run in this folder; go on with --resume {out} or choose another --out"
         )
-    if max_minutes is not None and max_minutes <= 0:
-        raise ConfigError(f"max_minutes: expected more than 0, found {max_minutes}")
+    if max_minutes is not None and not 0 < max_minutes < 1e6:
+        raise ConfigError(f"max_minutes: expected more than 0 and less than a million, found {max_minutes}")
+    _check(config)
     path = absolute(config.data.path if data is None else data)
     config = dataclasses.replace(
         config,
@@ -155,6 +157,7 @@ def resume(
         raise OutputError(
             f"{run}: the run was stopped before its first checkpoint; train again into a new folder"
         )
+    _read_checkpoint(run)  # a damaged one is said to be so before Lightning meets it
     pictures, validation = _load(config)
     deadline = None if max_minutes is None else started + 60 * max_minutes
     return _run(config, facts, pictures, validation, run, deadline, checkpoint, progress)
@@ -168,14 +171,38 @@ def load_run(run: str | os.PathLike[str]) -> tuple[RunConfig, Method]:
     """
     run = Path(run)
     config, facts = _read_config(run)
-    try:
-        checkpoint = torch.load(run / CHECKPOINT, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise OutputError(f"{run / CHECKPOINT}: no checkpoint that can be read ({error})") from error
+    checkpoint = _read_checkpoint(run)
     method = _build(config, facts)
     method.on_load_checkpoint(checkpoint)  # a method whose parameters change shape resizes them here
     method.load_state_dict(checkpoint["state_dict"])
     return config, method.eval()
+
+
+def _check(config: RunConfig) -> None:
+    """Refuse numbers that would only fail in the middle of a run."""
+    numbers = {
+        "seed": (0, config.seed, 2**63 - 1),
+        "threads": (0, config.threads, 4096),
+        "log_every": (1, config.log_every, 2**63 - 1),
+        "checkpoint_seconds": (0, config.checkpoint_seconds, 1e9),
+        "optimizer.lr": (0, config.optimizer.lr, 1e6),
+        "data.workers": (0, config.data.workers, 4096),
+    }
+    for name, (least, value, most) in numbers.items():
+        if not least <= value <= most:
+            raise ConfigError(f"{name}: expected {least} to {most:g}, found {value}")
+
+
+def _read_checkpoint(run: Path) -> dict[str, Any]:
+    path = run / CHECKPOINT
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise OutputError(f"{path}: no checkpoint that can be read ({error})") from error
+    except Exception as error:  # whatever the unpickler makes of other bytes
+        raise OutputError(
+            f"{path} is damaged ({type(error).__name__}); train again into a new folder"
+        ) from error
 
 
 def _read_config(run: Path) -> tuple[RunConfig, Facts]:
@@ -246,10 +273,13 @@ def _run(
     if progress:
         callbacks.append(Progress())
     if _rank() == 0 and checkpoint is None:
-        (run / CHECKPOINT).parent.mkdir(parents=True, exist_ok=True)
-        _write_config(run, config, facts)
+        try:
+            (run / CHECKPOINT).parent.mkdir(parents=True, exist_ok=True)
+            _write_config(run, config, facts)
+        except OSError as error:
+            raise OutputError(f"{run} cannot be written ({error.strerror}); choose another --out") from None
     with _quiet():
-        trainer = lightning.Trainer(
+        trainer = _trainer(
             accelerator=config.accelerator,
             devices=config.devices,
             num_nodes=config.num_nodes,
@@ -275,7 +305,12 @@ def _run(
         )
         if _rank() == 0:
             _write(run / ENVIRONMENT, describe(config.threads, str(trainer.strategy.root_device)))
-        trainer.fit(method, train_dataloaders=loader, ckpt_path=checkpoint, weights_only=True)
+        try:
+            trainer.fit(method, train_dataloaders=loader, ckpt_path=checkpoint, weights_only=True)
+        except SystemExit:
+            if trainer.interrupted:  # Lightning's answer to an interrupt
+                raise KeyboardInterrupt from None
+            raise
         if method.total_steps is None:  # the budget ended before the pace was known: what was done is the run
             method.total_steps = method.batches_seen
             if trainer.is_global_zero:
@@ -294,6 +329,19 @@ def _run(
         metrics=last,
         cost=cost.to_json(),
     )
+
+
+def _trainer(**settings: Any) -> lightning.Trainer:
+    """Lightning's trainer.
+
+    Raises:
+        ConfigError: Devices that this machine does not have.
+    """
+    try:
+        return lightning.Trainer(**settings)
+    except (MisconfigurationException, ValueError, TypeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(f"accelerator, devices and num_nodes do not fit this machine ({reason})") from None
 
 
 def pretext_on(method: Method, pictures: Pictures) -> dict[str, float]:

@@ -72,7 +72,11 @@ def main() -> None:
         raise SystemExit(1) from None
     except SystemExit as end:
         if end.code == 130:  # Typer's own answer to an interrupt
-            print("embedkit: stopped; what was done is kept, and the same command goes on", file=sys.stderr)
+            print(
+                "embedkit: stopped; what was done is kept, and the same command goes on (a training run: "
+                "embedkit train --resume RUN)",
+                file=sys.stderr,
+            )
         raise
     except BrokenPipeError:
         # The reader of stdout has gone, as in `embedkit zoo list | head -1`; what is left has nowhere to go.

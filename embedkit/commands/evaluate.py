@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from embedkit.errors import MissingDependencyError
+from embedkit.errors import ConfigError, MissingDependencyError
 
 
 def evaluate(
@@ -31,6 +31,8 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Judge an encoder: kNN, linear probe, retrieval, clustering, verification and effective rank."""
+    if write and limit:
+        raise ConfigError("figures of part of the data do not enter an entry: give --write or --limit")
     try:
         from embedkit.training import evaluate as protocol
         from embedkit.training.figures import write_figures

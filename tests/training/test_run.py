@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ torch = pytest.importorskip("torch")
 from safetensors.torch import load_file  # noqa: E402
 
 from embedkit.errors import ConfigError, OutputError  # noqa: E402
-from embedkit.training import recipes, run  # noqa: E402
+from embedkit.training import callbacks, recipes, run  # noqa: E402
 from embedkit.training.config import RunConfig, from_json, method_name, to_json, with_overrides  # noqa: E402
 from embedkit.training.methods import method_class, names, simclr, supervised  # noqa: E402  # noqa: E402
 
@@ -269,3 +270,49 @@ def test_supervised_needs_labels(tmp_path):
         Image.new("L", (16, 16), number).save(tmp_path / "pictures" / f"{number}.png")
     with pytest.raises(ConfigError, match="expected labels of 2 or more classes"):
         run.train(config, data=str(tmp_path / "pictures"), out=tmp_path / "run")
+
+
+def test_a_run_that_met_its_deadline_goes_on_to_the_same_weights(finished, tmp_path, monkeypatch):
+    folder = tmp_path / "late"
+    ended = callbacks.Budget.on_train_batch_end
+
+    def late(budget, trainer, method, *rest):
+        ended(budget, trainer, method, *rest)
+        trainer.should_stop = trainer.should_stop or method.batches_seen == 11
+
+    with monkeypatch.context() as patch:
+        patch.setattr(callbacks.Budget, "on_train_batch_end", late)
+        config, _ = run._read_config(finished.run)
+        stopped = run.train(config, out=folder, progress=False)
+    assert (stopped.finished, stopped.steps) == (False, 11)
+    again = run.resume(folder, progress=False)
+    assert (again.finished, again.steps) == (True, 26)
+    weights = [load_file(path / "encoder.safetensors") for path in (finished.run, folder)]
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+
+
+@pytest.mark.parametrize("damage", [b"", b"junk", None])
+def test_a_damaged_checkpoint_is_said_to_be_damaged(finished, tmp_path, damage):
+    folder = tmp_path / "damaged"
+    shutil.copytree(finished.run, folder)
+    path = folder / run.CHECKPOINT
+    path.write_bytes(path.read_bytes()[:1000] if damage is None else damage)
+    for act in (run.load_run, run.resume):
+        with pytest.raises(OutputError, match="is damaged .*; train again into a new folder"):
+            act(folder)
+
+
+@pytest.mark.parametrize(
+    "setting", ["seed=-1", "threads=-1", "log_every=0", "optimizer.lr=-1", "accelerator=cuda", "devices=0"]
+)
+def test_settings_that_no_run_can_have(tmp_path, setting):
+    if setting == "accelerator=cuda" and torch.cuda.is_available():
+        pytest.skip("there is such a device here")
+    with pytest.raises(ConfigError, match=setting.partition("=")[0]):
+        run.train(small("simclr", setting), data="synthetic:60", out=tmp_path / "run", progress=False)
+
+
+def test_a_place_that_cannot_hold_a_run(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="choose another --out"):
+        run.train(small(), data="synthetic:60", out=tmp_path / "file" / "run", progress=False)
