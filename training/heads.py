@@ -76,6 +76,7 @@ class ConvDecoder(nn.Module):
         width: Channels at full resolution; twice as many at each halving, at most `max_width`.
         max_width: Upper limit of the channels.
         norm: BatchNorm after every hidden layer.
+        start_at_zero: Every output is 0 at first, whatever the code: as logits gray, of a known loss.
         groups: Independent decoders side by side: the code is `groups` codes of `code_dim` one after another,
             and so are the pictures' channels (MIXAE's K decoders in one pass).
 
@@ -92,6 +93,7 @@ class ConvDecoder(nn.Module):
         width: int = 32,
         max_width: int = 256,
         norm: bool = True,
+        start_at_zero: bool = False,
         groups: int = 1,
     ) -> None:
         super().__init__()
@@ -117,6 +119,9 @@ class ConvDecoder(nn.Module):
             ]
         self.blocks = nn.Sequential(*blocks)
         self.to_pixels = nn.Conv2d(widths[-1], groups * out_chans, 3, padding=1, groups=groups)
+        if start_at_zero:
+            for parameter in self.to_pixels.parameters():
+                nn.init.zeros_(parameter)
 
     def forward(self, code: Tensor) -> Tensor:
         """Codes (N, groups * code_dim) -> pictures (N, groups * C, H, W), unbounded: logits or values."""

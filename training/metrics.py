@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from embedkit.analysis.agreement import agreement
 from embedkit.errors import ConfigError
 
 __all__ = [
@@ -160,31 +161,8 @@ class Clustering:
 
 def cluster_agreement(clusters: Tensor, labels: Tensor) -> Clustering:
     """Compare two partitions, int64 (N,) each; the numbers of clusters and classes may differ."""
-    from scipy.optimize import linear_sum_assignment
-
-    _, rows = np.unique(clusters.numpy(), return_inverse=True)
-    _, columns = np.unique(labels.numpy(), return_inverse=True)
-    n = len(rows)
-    table = np.zeros((rows.max(initial=-1) + 1, columns.max(initial=-1) + 1))
-    np.add.at(table, (rows, columns), 1)
-    matched = table[linear_sum_assignment(table, maximize=True)].sum()
-
-    a, b = table.sum(1), table.sum(0)
-    cells, expected = table[table > 0], np.outer(a, b)[table > 0]
-    mutual = (cells / n * np.log(cells * n / expected)).sum()
-    entropies = [-(side / n * np.log(side / n)).sum() for side in (a, b)]
-    mean_entropy = sum(entropies) / 2
-
-    def pairs(counts: np.ndarray) -> float:
-        return float((counts * (counts - 1) / 2).sum())
-
-    together, chance = pairs(table), pairs(a) * pairs(b) / max(1.0, n * (n - 1) / 2)
-    most = (pairs(a) + pairs(b)) / 2
-    return Clustering(
-        acc=float(matched / n),
-        nmi=float(mutual / mean_entropy) if mean_entropy > 0 else 1.0,  # both are one single cluster
-        ari=float((together - chance) / (most - chance)) if most != chance else 1.0,
-    )
+    found = agreement(clusters.numpy(), labels.numpy())
+    return Clustering(acc=found.acc, nmi=found.nmi, ari=found.ari)
 
 
 @dataclass(frozen=True)

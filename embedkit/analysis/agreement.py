@@ -1,7 +1,7 @@
 """How well clusters and known classes agree: ACC, NMI and ARI.
 
 Source: accuracy: Unsupervised Deep Embedding for Clustering Analysis (Xie, Girshick and Farhadi, ICML 2016, arXiv
-1511.06335, equation 10). `embedkit.training.metrics` has the same figures for tensors.
+1511.06335, equation 10).
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from embedkit.analysis.pairs import identity_codes
 from embedkit.errors import ConfigError, MissingDependencyError
 
 __all__ = ["Scores", "agreement"]
@@ -54,27 +55,20 @@ def agreement(clusters: np.ndarray, labels: Sequence[Hashable] | np.ndarray) -> 
         from scipy.optimize import linear_sum_assignment
     except ImportError:
         raise MissingDependencyError("scores need scipy: pip install 'embedkit[analysis]'") from None
-    names = labels.tolist() if isinstance(labels, np.ndarray) else list(labels)
-    if len(names) != len(clusters):
-        raise ConfigError(f"labels: expected one for each of {len(clusters)} rows, found {len(names)}")
-    codes: dict[Hashable, int] = {}
-    classes = np.array(
-        [
-            -1 if name is None or name == "" or name != name else codes.setdefault(name, len(codes))
-            for name in names
-        ],
-        np.int64,
-    )
+    if len(labels) != len(clusters):
+        raise ConfigError(f"labels: expected one for each of {len(clusters)} rows, found {len(labels)}")
+    classes = identity_codes(labels)
     known = classes >= 0
     n = int(known.sum())
     if not n:
         raise ConfigError("labels: every one is empty; name another column")
+    count = int(classes.max()) + 1
     used, rows = np.unique(clusters[known], return_inverse=True)
-    if len(used) * len(codes) > _MOST_CELLS:
+    if len(used) * count > _MOST_CELLS:
         raise ConfigError(
-            f"labels: {len(codes)} different ones among {n} rows are names rather than classes; name another column"
+            f"labels: {count} different ones among {n} rows are names rather than classes; name another column"
         )
-    shape = (len(used), len(codes))
+    shape = (len(used), count)
     table = np.bincount(rows * shape[1] + classes[known], minlength=shape[0] * shape[1]).reshape(shape)
     table = table.astype(np.float64)
     real = table[used >= 0]  # noise is matched to no class
@@ -94,5 +88,5 @@ def agreement(clusters: np.ndarray, labels: Sequence[Hashable] | np.ndarray) -> 
         nmi=float(mutual / entropy) if entropy > 0 else 1.0,  # both are one single cluster
         ari=float((together - chance) / (most - chance)) if most != chance else 1.0,
         rows=n,
-        classes=len(codes),
+        classes=count,
     )

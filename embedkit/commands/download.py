@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import sys
-from types import TracebackType
 
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TransferSpeedColumn
+from rich.progress import BarColumn, DownloadColumn, TextColumn, TransferSpeedColumn
 
+from embedkit.commands.progress import Drawn
 from embedkit.commands.terminal import printable
 from embedkit.hub.cache import Arrival, commercial_only
 
 
-class Download:
-    """Shows each entry's licence and draws bytes; on a stderr that is no terminal it draws nothing."""
+class Download(Drawn):
+    """Shows each entry's licence and draws bytes."""
 
     def __init__(self, *, accept_licence: bool = False):
         """Prepare.
@@ -21,27 +20,10 @@ class Download:
         Args:
             accept_licence: Let entries pass that may not be used commercially.
         """
-        console = Console(stderr=True)
-        self._accept = accept_licence
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            DownloadColumn(),
-            TransferSpeedColumn(),
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
+        super().__init__(
+            TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn()
         )
-        self._task: TaskID | None = None
-
-    def __enter__(self) -> Download:
-        self._progress.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._progress.stop()
+        self._accept = accept_licence
 
     def gate(self, arrival: Arrival) -> None:
         """Say what comes and under which licence, and refuse what was not accepted."""

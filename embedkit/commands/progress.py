@@ -1,36 +1,34 @@
-"""The progress bar of a long command, on stderr."""
+"""The progress bars of long commands, on stderr."""
 
 from __future__ import annotations
 
 from types import TracebackType
+from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
 
 from embedkit import job
 
 
-class Bar(job.Progress):
-    """Draws images/s and the time left; on a stderr that is no terminal it stays silent."""
+class Drawn:
+    """A bar that is drawn on stderr while its block runs; on a stderr that is no terminal it stays silent."""
 
-    def __init__(self, what: str):
-        """Prepare a bar that says `what` it does."""
+    def __init__(self, *columns: ProgressColumn):
+        """Prepare a bar of these columns."""
         console = Console(stderr=True)
-        self._progress = Progress(
-            TextColumn(what),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}"),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[failures]}"),
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
-        )
+        self._progress = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
         self._task: TaskID | None = None
-        self._failed = 0
 
-    def __enter__(self) -> Bar:
+    def __enter__(self) -> Self:
         self._progress.start()
         return self
 
@@ -38,6 +36,22 @@ class Bar(job.Progress):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._progress.stop()
+
+
+class Bar(Drawn, job.Progress):
+    """Draws images/s and the time left."""
+
+    def __init__(self, what: str):
+        """Prepare a bar that says `what` it does."""
+        super().__init__(
+            TextColumn(what),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[failures]}"),
+        )
+        self._failed = 0
 
     def start(self, total: int) -> None:
         """`total` pictures are about to be embedded."""

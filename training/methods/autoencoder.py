@@ -93,12 +93,14 @@ class Autoencoder(Method):
                 f"picture, found {config.code_dim}; without a bottleneck nothing is learnt"
             )
         self.code = nn.Linear(backbone.dim, config.code_dim)
-        decoder = ConvDecoder(
-            config.code_dim, out_chans=channels, image_size=height, width=config.decoder_width
-        )
         # logits of zero: every pixel starts at one half, and the first loss is ln 2 a pixel
-        for parameter in decoder.to_pixels.parameters():
-            nn.init.zeros_(parameter)
+        decoder = ConvDecoder(
+            config.code_dim,
+            out_chans=channels,
+            image_size=height,
+            width=config.decoder_width,
+            start_at_zero=True,
+        )
         self.decoder = decoder.to(memory_format=torch.channels_last)
 
     def loss(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:

@@ -30,7 +30,7 @@ from embedkit.training.data import Batch
 from embedkit.training.distributed import gather, rank
 from embedkit.training.heads import mlp
 from embedkit.training.method import Method, float32_loss
-from embedkit.training.views import ColorJitter, Compose, RandomHorizontalFlip, RandomResizedCrop, View
+from embedkit.training.views import TWO_VIEWS, View
 
 __all__ = ["Config", "SimCLR", "nt_xent"]
 
@@ -49,13 +49,7 @@ class Config:
     temperature: float = 0.2
     hidden_dim: int = 512
     projection_dim: int = 128
-    views: View = Compose(
-        views=(
-            RandomResizedCrop(scale=(0.2, 1.0)),
-            RandomHorizontalFlip(),
-            ColorJitter(brightness=0.4, contrast=0.4, saturation=0.0, hue=0.0, p=0.8),
-        )
-    )
+    views: View = TWO_VIEWS
 
 
 @float32_loss

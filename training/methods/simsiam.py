@@ -32,7 +32,7 @@ from embedkit.training.data import Batch
 from embedkit.training.distributed import gather
 from embedkit.training.heads import l2_normalize, mlp
 from embedkit.training.method import Method, float32_loss
-from embedkit.training.views import ColorJitter, Compose, RandomHorizontalFlip, RandomResizedCrop, View
+from embedkit.training.views import TWO_VIEWS, View
 
 __all__ = ["Config", "SimSiam", "negative_cosine", "relative_std", "simsiam_loss"]
 
@@ -54,13 +54,7 @@ class Config:
     projection_dim: int = 2048
     prediction_dim: int = 512
     constant_predictor_lr: bool = True
-    views: View = Compose(
-        views=(
-            RandomResizedCrop(scale=(0.2, 1.0)),
-            RandomHorizontalFlip(),
-            ColorJitter(brightness=0.4, contrast=0.4, saturation=0.0, hue=0.0, p=0.8),
-        )
-    )
+    views: View = TWO_VIEWS
 
 
 @float32_loss

@@ -130,12 +130,14 @@ class VAE(Method):
         channels, height, _ = facts.image_shape
         self.mu = nn.Linear(backbone.dim, config.latent_dim)
         self.log_var = nn.Linear(backbone.dim, config.latent_dim)
-        decoder = ConvDecoder(
-            config.latent_dim, out_chans=channels, image_size=height, width=config.decoder_width
-        )
         # the first picture is gray whatever z is: the first loss is known, and no draw is punished at random
-        for parameter in decoder.to_pixels.parameters():
-            nn.init.zeros_(parameter)
+        decoder = ConvDecoder(
+            config.latent_dim,
+            out_chans=channels,
+            image_size=height,
+            width=config.decoder_width,
+            start_at_zero=True,
+        )
         self.decoder = decoder.to(memory_format=torch.channels_last)
 
     @property

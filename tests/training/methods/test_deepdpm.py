@@ -119,6 +119,17 @@ def test_a_run_has_its_stages_and_its_clusters_say_more_than_one_gaussian(finish
     assert torch.equal(method.labels[method.known], method.clusters.assign(method.codes[method.known]))
 
 
+def test_overfits_one_batch(tmp_path):
+    settings = ["steps=160", "method.rounds=1", "optimizer.lr=0.005", "data.validation=0"]
+    result = train(
+        tmp_path / "run", *settings, data="synthetic:16"
+    )  # an epoch is one batch, so all but 41 steps train
+    errors = [float(row["reconstruction"]) for row in rows(result.run) if row.get("reconstruction")]
+    assert len(errors) > 100 and errors[118] < 0.1 * errors[0]
+    _, method = run.load_run(result.run)
+    assert method.known.all() and len(method.mixture()["weights"]) >= 1
+
+
 def test_the_cost_of_each_kind_of_step_is_its_own(finished):
     cost = json.loads((finished.run / "cost.json").read_text())
     state = torch.load(finished.run / run.CHECKPOINT, weights_only=True)
