@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import importlib
-import json
 import math
 import typing
 from collections.abc import Iterable
@@ -214,8 +213,3 @@ def _parse(text: str, hint: Any, where: str) -> Any:
         pass
     kinds = {int: "a whole number", float: "a number", bool: "true or false"}
     raise ConfigError(f"{where}: expected {kinds.get(hint, str(hint))}, found {text!r}")
-
-
-def dump(value: Any) -> str:
-    """A configuration as the text of a JSON file."""
-    return json.dumps(to_json(value), indent=1) + "\n"
