@@ -9,6 +9,7 @@ stats = pytest.importorskip("scipy.stats")
 import torchvision.transforms.v2.functional as TF  # noqa: E402
 
 from embedkit.errors import ConfigError  # noqa: E402
+from embedkit.training import operations as O  # noqa: E402, E741
 from embedkit.training import views as V  # noqa: E402
 
 BILINEAR = tv.InterpolationMode.BILINEAR
@@ -234,10 +235,10 @@ def test_affine_is_torchvisions():
     shift_x, shift_y = torch.randint(-5, 6, (2, 6), generator=draw).float()
     scale = torch.rand(6, generator=draw) + 0.5
     shear = torch.rand(6, generator=draw) * 60 - 30
-    matrix = V.affine_matrix(
+    matrix = O.affine_matrix(
         angle=angle.deg2rad(), shift_x=shift_x, shift_y=shift_y, scale=scale, shear=shear.deg2rad()
     )
-    ours = V._warp(x, matrix, 0.0)
+    ours = O.warp(x, matrix, 0.0)
     for i in range(6):
         translate, skew = [float(shift_x[i]), float(shift_y[i])], [float(shear[i]), 0.0]
         theirs = TF.affine(x[i], float(angle[i]), translate, float(scale[i]), skew, BILINEAR, fill=None)
@@ -291,10 +292,10 @@ def test_erased_boxes_have_torchvisions_distribution():
 @pytest.mark.parametrize(
     ("ours", "theirs"),
     [
-        (V.adjust_brightness, TF.adjust_brightness),
-        (V.adjust_contrast, TF.adjust_contrast),
-        (V.adjust_saturation, TF.adjust_saturation),
-        (V.adjust_sharpness, TF.adjust_sharpness),
+        (O.adjust_brightness, TF.adjust_brightness),
+        (O.adjust_contrast, TF.adjust_contrast),
+        (O.adjust_saturation, TF.adjust_saturation),
+        (O.adjust_sharpness, TF.adjust_sharpness),
     ],
     ids=["brightness", "contrast", "saturation", "sharpness"],
 )
@@ -309,26 +310,26 @@ def test_adjustments_are_torchvisions(ours, theirs, channels):
 def test_hue_is_torchvisions():
     x = pictures()
     turns = torch.tensor([-0.5, -0.3, -0.1, 0.0, 0.05, 0.2, 0.4, 0.5])
-    y = V.adjust_hue(x, turns)
+    y = O.adjust_hue(x, turns)
     for i, turn in enumerate(turns.tolist()):
         torch.testing.assert_close(y[i], TF.adjust_hue(x[i], turn), atol=1e-5, rtol=0)
     # a third of a turn is an exchange of channels, half a turn twice is nothing
     red = torch.tensor([0.9, 0.1, 0.2]).reshape(1, 3, 1, 1)
-    torch.testing.assert_close(V.adjust_hue(red, torch.tensor([1 / 3])), red[:, [2, 0, 1]])
+    torch.testing.assert_close(O.adjust_hue(red, torch.tensor([1 / 3])), red[:, [2, 0, 1]])
 
 
 def test_pixel_operations_are_torchvisions():
     x = pictures()
     thresholds = torch.tensor([0.0, 0.1, 0.3, 0.5, 0.5, 0.7, 0.9, 1.0])
     bits = torch.tensor([1.0, 2, 3, 4, 5, 6, 7, 8])
-    solarized, posterized = V.solarize(x, thresholds), V.posterize(x, bits)
-    contrasted = V.autocontrast(x * 0.5 + 0.2)
+    solarized, posterized = O.solarize(x, thresholds), O.posterize(x, bits)
+    contrasted = O.autocontrast(x * 0.5 + 0.2)
     for i in range(8):
         torch.testing.assert_close(solarized[i], TF.solarize(x[i], float(thresholds[i])))
         torch.testing.assert_close(posterized[i], TF.posterize(x[i], int(bits[i])))
         torch.testing.assert_close(contrasted[i], TF.autocontrast(x[i] * 0.5 + 0.2), atol=1e-6, rtol=0)
     flat = torch.full((1, 1, 8, 8), 0.3)
-    assert torch.equal(V.autocontrast(flat), flat)
+    assert torch.equal(O.autocontrast(flat), flat)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -338,7 +339,7 @@ def test_equalize_is_torchvisions(channels):
     x[1] = (x[1] > 0.5).float()  # two levels
     x[2] = x[2] * 0.2  # narrow
     x = torch.nn.functional.interpolate(x, scale_factor=3)  # so that a level has several pixels
-    y = V.equalize(x)
+    y = O.equalize(x)
     for i in range(6):
         torch.testing.assert_close(y[i], TF.equalize(x[i]), atol=1e-6, rtol=0)
 
@@ -347,7 +348,7 @@ def test_equalize_is_torchvisions(channels):
 def test_blur_is_torchvisions(kernel_size):
     x = pictures()
     sigma = torch.linspace(0.1, 2.5, 8)
-    y = V.gaussian_blur(x, sigma, kernel_size)
+    y = O.gaussian_blur(x, sigma, kernel_size)
     for i in range(8):
         theirs = TF.gaussian_blur(x[i], [kernel_size] * 2, [float(sigma[i])] * 2)
         torch.testing.assert_close(y[i], theirs, atol=1e-5, rtol=0)
@@ -400,7 +401,7 @@ def test_jitter_takes_brightness_and_contrast_in_either_order():
         for index in order:
             u = torch.rand(1, generator=draw)
             if index < 2:
-                adjust = (V.adjust_brightness, V.adjust_contrast)[index]
+                adjust = (O.adjust_brightness, O.adjust_contrast)[index]
                 expected = adjust(expected, 0.1 + 1.8 * u)
         torch.testing.assert_close(view(x, generator(seed)), expected)
         seen.add(order.index(0) < order.index(1))
