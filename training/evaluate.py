@@ -26,11 +26,11 @@ from torch import Tensor
 from embedkit.errors import ConfigError, EntryError
 from embedkit.training import metrics
 from embedkit.training.config import RunConfig
-from embedkit.training.data import Batch, Pictures
+from embedkit.training.data import Pictures
 from embedkit.training.datasets import Source, open_source
 from embedkit.training.method import Method
 from embedkit.training.probe import choose_probe
-from embedkit.training.run import load_run
+from embedkit.training.run import load_run, pretext_on
 from embedkit.training.subjects import (
     SEED,
     Features,
@@ -61,7 +61,6 @@ PROTOCOL = (
 FAR_LEVELS = {"tar_at_far_1e-2": 1e-2, "tar_at_far_1e-3": 1e-3}
 #: Training pictures that a random network's BatchNorm is calibrated on, and test pictures of the pretext metric.
 _SAMPLE = 2048
-_BATCH = 256
 #: Training pictures that principal components are fitted on.
 _FITTED = 10_000
 
@@ -362,7 +361,6 @@ def _judge_by(
 
 
 def _pretext(config: RunConfig, method: Method, path: str, limit: int) -> dict[str, float]:
-    """Means over whole batches of 256; fewer pictures are one batch."""
     data = _open_data(path, (config.data.label,), limit)
     column = data.columns[0]
     # a run without labels cannot need any; one with labels can only be asked about the classes that it knows
@@ -375,16 +373,8 @@ def _pretext(config: RunConfig, method: Method, path: str, limit: int) -> dict[s
     pictures = Pictures(
         data.test, labels, column.train_classes, torch.from_numpy(data.test_rows[chosen]), preprocess
     )
-    method = method.to(device()).eval()
-    generator = method.generator("evaluation")
-    size = min(_BATCH, len(pictures))
-    values: dict[str, list[float]] = {}
-    with torch.inference_mode():
-        for part in torch.arange(len(pictures) // size * size).split(size):
-            batch = Batch(*(tensor.to(device()) for tensor in pictures.batch(part)))
-            for key, value in method.pretext_metric(batch, generator).items():
-                values.setdefault(key, []).append(float(value))
-    return {key: sum(many) / len(many) for key, many in values.items()}
+    method = method.to(device())
+    return pretext_on(method, pictures, method.generator("evaluation"))
 
 
 def _timed(notify: Notify, what: str, work: Callable[[], Any]) -> Any:

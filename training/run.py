@@ -344,12 +344,15 @@ def _trainer(**settings: Any) -> lightning.Trainer:
         raise ConfigError(f"accelerator, devices and num_nodes do not fit this machine ({reason})") from None
 
 
-def pretext_on(method: Method, pictures: Pictures) -> dict[str, float]:
+def pretext_on(
+    method: Method, pictures: Pictures, generator: torch.Generator | None = None
+) -> dict[str, float]:
     """The pretext metrics on up to 2,048 pictures, means over batches of up to 256; {} where there are none.
 
     Args:
         method: Left in eval mode.
         pictures: Held-out ones.
+        generator: One for all batches; when None every batch begins with the same one.
     """
     if not len(pictures):
         return {}
@@ -359,7 +362,8 @@ def pretext_on(method: Method, pictures: Pictures) -> dict[str, float]:
     with torch.no_grad():
         for rows in torch.arange(min(2048, len(pictures)) // size * size).split(size):
             batch = Batch(*(tensor.to(method.device) for tensor in pictures.batch(rows)))
-            for name, value in method.pretext_metric(batch, method.generator("validation")).items():
+            draws = generator or method.generator("validation")
+            for name, value in method.pretext_metric(batch, draws).items():
                 sums.setdefault(name, []).append(float(value))
     return {name: sum(values) / len(values) for name, values in sums.items()}
 
