@@ -42,6 +42,10 @@ class IntegrityError(EntryError):
     """The bytes of an entry are not the bytes that its manifest, or its pin, names."""
 
 
+class SignatureError(EntryError):
+    """An entry is not signed, or by another key, or what is signed is something else."""
+
+
 class EntryNotFoundError(EmbedkitError, LookupError):
     """No place that was asked has an entry of this name or revision."""
 

@@ -126,7 +126,9 @@ def find_entry(
     text = os.fspath(name) if name is not None else DEFAULT_ENCODER
     url = is_url(text) and not text.startswith("file://")
     if zoo is None and not url and _is_path(text):
-        return _entry_at(text, revision)
+        entry = _entry_at(text, revision)
+        access.admit(entry)
+        return entry
     address = parse_entry(text) if url else None
     if address is not None:
         bare, given = f"{address.place}/{address.name}", address.revision
@@ -225,13 +227,16 @@ def _in_places(name: str, among: Sequence[Place], wanted: Wanted, access: Access
             )
         entry = VerifiedEntry(files.name, files, pin=wanted.pin)
         if revision is None or not digest or entry.revision.startswith(revision) or files.version == revision:
+            access.admit(entry)
             return wanted.check(place, entry, files.version)
         elsewhere.append(f"{place.uri} has {entry.revision[:12]}")
     if elsewhere:
         raise EntryNotFoundError(f"{name!r} has no revision {revision}: {'; '.join(elsewhere)}")
     known = wanted.pin and access.cache.get(wanted.pin.sha256)
     if known:  # pulled once from a place that nobody names now: the digest is all that counts
-        return wanted.check(package_zoo(), VerifiedEntry(known.name, known, pin=wanted.pin), "")
+        entry = VerifiedEntry(known.name, known, pin=wanted.pin)
+        access.admit(entry)
+        return wanted.check(package_zoo(), entry, "")
     if down is not None:
         raise down
     return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -23,6 +24,15 @@ def publish(
         bool, typer.Option("--private", help="Make the Hub's repository a private one, when it is made.")
     ] = False,
     tag: Annotated[str | None, typer.Option(help="A tag on the Hub, such as v1.0.")] = None,
+    sign: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="KEY.pem", help="Sign the entry where it lies with this elliptic-curve key, first."
+        ),
+    ] = None,
+    password: Annotated[
+        str | None, typer.Option(envvar="EMBEDKIT_KEY_PASSWORD", help="Of the key, where it has one.")
+    ] = None,
     token: Annotated[
         str | None, typer.Option(envvar="EMBEDKIT_TOKEN", help="Credential of the place, for no other one.")
     ] = None,
@@ -43,9 +53,12 @@ def publish(
             json.dumps(index["entries"]) if as_json else f"{printable(to)}: {len(index['entries'])} entries"
         )
         return
-    done = library.publish(
-        find_entry(entry, access=Access(token=token)), to, private=private, tag=tag, token=token
-    )
+    found = find_entry(entry, access=Access(token=token))
+    if sign is not None:
+        from embedkit.hub.signing import sign as sign_entry
+
+        found = sign_entry(found, sign, password)
+    done = library.publish(found, to, private=private, tag=tag, token=token)
     if as_json:
         print(json.dumps(dataclasses.asdict(done)))
         return

@@ -105,6 +105,12 @@ def pull(
     lock: Annotated[
         bool, typer.Option("--lock", help="Pin what was pulled in embedkit.lock, in place of an older pin.")
     ] = False,
+    verify_key: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PUB.pem", help="Refuse what the holder of this key's private half has not signed."
+        ),
+    ] = None,
     token: Token = None,
     as_json: AsJson = False,
 ) -> None:
@@ -118,7 +124,13 @@ def pull(
 
     with Download(accept_licence=accept_licence) as download:
         pulled = pull_entries(
-            names or [], zoo=place, gate=download.gate, watcher=download, token=token, lock=lock
+            names or [],
+            zoo=place,
+            gate=download.gate,
+            watcher=download,
+            token=token,
+            lock=lock,
+            verify_key=verify_key,
         )
     if as_json:
         print(json.dumps([dataclasses.asdict(one) for one in pulled], indent=1))

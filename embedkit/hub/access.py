@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
 from embedkit.entry import INDEX, REVISION
-from embedkit.errors import UnreachableError
+from embedkit.errors import EntryError, UnreachableError
 from embedkit.hub.address import Address, file_path, is_url, parse_place
 from embedkit.hub.cache import Cache, Gate, commercial_only
 from embedkit.hub.download import Watcher
 from embedkit.hub.folder import FolderEntry, FolderPlace
-from embedkit.hub.place import EntryFiles, Index, Pin, Place, RemotePlace
+from embedkit.hub.place import EntryFiles, Index, Pin, Place, RemotePlace, VerifiedEntry
 
 
 def default_cache_dir() -> str:
@@ -34,6 +35,8 @@ class Access:
         token: Credential for the place that is named, and for no other origin.
         gate: Decides by the licence whether an entry is pulled.
         watcher: Is told how far a download is.
+        trust: Looks at an entry before it is given out or pinned, and raises to refuse; what was refused does not
+            stay in the cache.
     """
 
     cache_dir: str | os.PathLike[str] | None = None
@@ -41,6 +44,18 @@ class Access:
     token: str | None = field(default=None, repr=False)
     gate: Gate = commercial_only
     watcher: Watcher | None = None
+    trust: Callable[[VerifiedEntry], None] | None = None
+
+    def admit(self, entry: VerifiedEntry) -> None:
+        """Let `trust` look at an entry."""
+        if self.trust is None:
+            return
+        try:
+            self.trust(entry)
+        except EntryError:
+            if self.cache.root in Path(entry.location).parents:
+                self.cache.remove(entry.revision)
+            raise
 
     @property
     def offline(self) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +16,7 @@ from embedkit.hub.cache import Gate
 from embedkit.hub.download import Watcher
 from embedkit.hub.mirror import entry_names
 from embedkit.hub.place import NAME, VerifiedEntry
+from embedkit.hub.signing import check_signature
 from embedkit.load import find_entry
 
 
@@ -44,6 +47,7 @@ def pull(
     watcher: Watcher | None = None,
     token: str | None = None,
     lock: bool = False,
+    verify_key: str | os.PathLike[str] | None = None,
 ) -> list[Pulled]:
     """Bring entries into the cache, and check every byte of those that are there.
 
@@ -54,11 +58,14 @@ def pull(
         watcher: Is told how far a download is.
         token: Credential of the place.
         lock: Pin each in the lock file, in place of an older pin.
+        verify_key: The public key whose holder must have signed each.
 
     Raises:
+        SignatureError: An entry is not signed by the holder of `verify_key`.
         EmbedkitError: As for `find_entry`; nothing that is broken stays behind.
     """
-    access = Access(token=token, gate=gate, watcher=watcher)
+    trust = None if verify_key is None else functools.partial(check_signature, public_key=verify_key)
+    access = Access(token=token, gate=gate, watcher=watcher, trust=trust)
     return [_checked(name, place, access, lock) for name, place in _asked(names, zoo, access)]
 
 
