@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from embedkit.errors import ConfigError, EntryError
-from embedkit.training import metrics
+from embedkit.training import kept, metrics
 from embedkit.training.config import RunConfig
 from embedkit.training.data import Pictures
 from embedkit.training.datasets import Source, open_source
@@ -314,13 +314,26 @@ def _judge(name: str, features: Features, data: _Data, notify: Notify) -> list[R
     train = test[:0]
     if not all(column.open_set for column in data.columns):
         train = embed("training", data.train, data.train_rows)
-    effective_rank = _timed(notify, f"{name}: RankMe", lambda: metrics.rankme(test))
-    return [_judge_by(name, column, train, test, effective_rank, notify) for column in data.columns]
+    return [_judge_by(name, column, train, test, notify) for column in data.columns]
 
 
-def _judge_by(
-    name: str, labels: _Labels, train: Tensor, test: Tensor, effective_rank: float, notify: Notify
-) -> Result:
+def _judge_by(name: str, labels: _Labels, train: Tensor, test: Tensor, notify: Notify) -> Result:
+    if name == "encoder":
+        return _measure(name, labels, train, test, notify)
+    words = (PROTOCOL, str(labels.open_set), str(len(labels.train_classes)))
+    key = kept.digest(words, (train, test, labels.train, labels.test))
+    found = kept.recall(key)
+    if found is not None:
+        notify(
+            f"{name}: the figures of these very features by {labels.column} are kept from an earlier evaluation"
+        )
+        return Result(subject=name, label=labels.column, per_picture=found[1], **found[0])
+    measured = _measure(name, labels, train, test, notify)
+    kept.keep(key, {"figures": dict(measured.figures), "l2": measured.l2}, measured.per_picture)
+    return measured
+
+
+def _measure(name: str, labels: _Labels, train: Tensor, test: Tensor, notify: Notify) -> Result:
     labelled = torch.nonzero(labels.test >= 0)[:, 0]
     x, y = test[labelled], labels.test[labelled]
     figures: dict[str, float | None] = {}
@@ -356,7 +369,7 @@ def _judge_by(
         figures |= {key: curve.tar_at_far(far) for key, far in FAR_LEVELS.items()}
     else:  # one class, or only classes of one picture
         figures |= dict.fromkeys(("auc", "eer", *FAR_LEVELS))
-    figures["rankme"] = effective_rank
+    figures["rankme"] = timed("RankMe", lambda: metrics.rankme(test))
     return Result(subject=name, label=labels.column, figures=figures, per_picture=per_picture, l2=l2)
 
 

@@ -1,4 +1,4 @@
-"""What the training tests share: one torch thread, which is faster for tensors as small as theirs."""
+"""What the training tests share: a cache of their own, and one torch thread, faster for tensors as small as theirs."""
 
 import pytest
 
@@ -10,3 +10,10 @@ def _one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EMBEDKIT_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield

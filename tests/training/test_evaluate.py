@@ -162,11 +162,37 @@ def test_features_are_the_runtimes(zoo, on_digits):
     assert np.array_equal(by(on_digits, "encoder").per_picture["knn_top1"], right)
 
 
-def test_a_second_call_is_equal(zoo, on_digits):
+def test_a_second_call_is_equal(zoo, on_digits, monkeypatch, tmp_path):
+    monkeypatch.setenv("EMBEDKIT_CACHE", str(tmp_path))  # nothing is kept there
     again = evaluate(zoo / NAME, data="sklearn:digits")
     assert again == on_digits
     for one, two in zip(again.results, on_digits.results, strict=True):
         assert all(np.array_equal(values, two.per_picture[name]) for name, values in one.per_picture.items())
+
+
+def test_baselines_are_judged_once_and_an_encoder_every_time(zoo, monkeypatch, tmp_path):
+    judged = []
+    retrieval = protocol.metrics.retrieval
+    monkeypatch.setattr(protocol.metrics, "retrieval", lambda x, y: judged.append(x) or retrieval(x, y))
+    monkeypatch.setenv("EMBEDKIT_CACHE", str(tmp_path))
+
+    def judge(**kw):
+        judged.clear()
+        return evaluate(zoo / NAME, data="sklearn:digits", **kw), len(judged)
+
+    first, times = judge()
+    assert times == 4
+    second, times = judge()
+    assert (second, times) == (first, 1)
+    for one, two in zip(first.results, second.results, strict=True):
+        assert all(np.array_equal(values, two.per_picture[name]) for name, values in one.per_picture.items())
+    assert judge(limit=40)[1] == 4, "other pictures have figures of their own"
+    kept = sorted((tmp_path / "figures").iterdir())
+    for path in kept:
+        path.write_bytes(path.read_bytes()[:100])
+    assert judge() == (first, 4), "what cannot be read is measured again"
+    monkeypatch.setattr(protocol, "PROTOCOL", "another")
+    assert judge()[1] == 4
 
 
 def test_test_labels_fit_nothing(zoo, monkeypatch, on_digits):
