@@ -127,14 +127,15 @@ def fastembed_images(job: Job) -> Iterator[Job]:
 def decode_only(job: Job) -> Iterator[Job]:
     """One core's share of the files, through embedkit's own decoding, resize and crop."""
     from embedkit.entry import EntryConfig
-    from embedkit.preprocess import read_pixels
+    from embedkit.preprocess import KeptMemory, read_pixels
 
     contract = EntryConfig.from_json(Path(job["entry"], "config.json").read_bytes()).preprocess
-    read_pixels(job["files"][0], contract, decode=job["decode"])
-    yield {}
-    for path in job["files"]:
-        read_pixels(path, contract, decode=job["decode"])
-    yield {}
+    with KeptMemory(1):
+        read_pixels(job["files"][0], contract, decode=job["decode"])
+        yield {}
+        for path in job["files"]:
+            read_pixels(path, contract, decode=job["decode"])
+        yield {}
 
 
 def inference_only(job: Job) -> Iterator[Job]:
