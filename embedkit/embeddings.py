@@ -8,11 +8,13 @@ is unique. The passport stands in the schema metadata under `embedkit`.
 from __future__ import annotations
 
 import contextlib
+import glob
 import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from embedkit.errors import OutputError, SpaceMismatchError
+from embedkit.errors import ConfigError, OutputError, SpaceMismatchError
 
 PASSPORT_KEY = b"embedkit"
 PASSPORT_VERSION = 1
@@ -142,7 +144,7 @@ def read_passport(path: str | os.PathLike[str]) -> Passport:
     try:
         schema = pq.read_schema(path)
     except (OSError, pa.ArrowInvalid) as error:
-        raise OutputError(f"{os.fspath(path)} cannot be read as Parquet ({_first_line(error)})") from None
+        raise OutputError(f"{os.fspath(path)} cannot be read as Parquet ({first_line(error)})") from None
     text = (schema.metadata or {}).get(PASSPORT_KEY)
     if text is None:
         raise OutputError(
@@ -159,6 +161,14 @@ def shard_name(part: int, parts: int, number: int) -> str:
 def done_name(part: int, parts: int) -> str:
     """The file that says that a part is complete. The underscore hides it from readers of Parquet data sets."""
     return _DONE.format(part=f"{part:05d}", parts=f"{parts:05d}")
+
+
+def is_folder_of_shards(path: Path) -> bool:
+    """Whether a folder holds embeddings, be they complete or not."""
+    return path.is_dir() and any(
+        _SHARD.fullmatch(name) or fnmatch(name, _DONE.format(part="*", parts="*"))
+        for name in os.listdir(path)
+    )
 
 
 def shards_of(folder: Path) -> list[Path]:
@@ -208,67 +218,38 @@ class Embeddings:
     def __len__(self) -> int:
         return len(self.ids)
 
-    @classmethod
-    def read(cls, path: str | os.PathLike[str]) -> Embeddings:
-        """Read a Parquet file, a folder of shards, or a `.npy` file with its ids and passport.
+    def label(self, name: str, where: str) -> list:
+        """A label column.
 
         Raises:
-            OutputError: Not embeddings of ours, a folder with a missing part, or parts of different spaces.
+            ConfigError: There is none of this name; those that there are, are named.
         """
-        path = Path(path)
-        if path.suffix == ".npy":
-            return cls._read_npy(path)
-        files = shards_of(path) if path.is_dir() else [path]
-        passport: Passport | None = None
-        for file in files:
-            found = read_passport(file)
-            if passport is not None:
-                passport.check_same_space(found, str(path))
-                for run in found.runs:
-                    passport = passport.with_run(run)
-            passport = passport or found
-        if passport is None:
-            raise OutputError(f"{path} holds no rows yet")
-        tables = [pq.read_table(file).replace_schema_metadata(None) for file in files]
-        table = pa.concat_tables(tables, promote_options="default")
-        return cls(
-            ids=table["id"].to_pylist(),
-            parts=table["part"].to_numpy(),
-            vectors=vectors_of(table, passport.dim),
-            passport=passport,
-            labels={name: table[name].to_pylist() for name in table.column_names if name not in RESERVED},
-        )
+        if name not in self.labels:
+            raise no_column(where, name, self.labels)
+        return self.labels[name]
 
     @classmethod
-    def _read_npy(cls, path: Path) -> Embeddings:
-        vectors, lines, passport = read_npy(path)
-        names = dict.fromkeys(name for line in lines for name in line if name not in RESERVED)
-        return cls(
-            ids=[line["id"] for line in lines],
-            parts=np.array([line["part"] for line in lines], np.int32),
-            vectors=vectors,
-            passport=passport,
-            labels={name: [line.get(name) for line in lines] for name in names},
-        )
+    def read(cls, source: str | os.PathLike[str]) -> Embeddings:
+        """Read a Parquet file, a folder of shards, a `.npy` file with its ids and passport, or a LanceDB table.
+
+        Raises:
+            OutputError: Not embeddings of ours, a folder with a missing part, or damaged ones.
+            SpaceMismatchError: Parts of different spaces.
+            MissingDependencyError: A table, and pylance is not installed.
+        """
+        from embedkit.stored import open_stored  # which stands on this module
+
+        stored = open_stored(source)
+        ids, parts = stored.keys()
+        labels = {name: stored.column(name) for name in stored.labels}
+        return cls(ids, parts, stored.vectors(), stored.passport, labels)
 
 
-def read_npy(path: Path) -> tuple[np.ndarray, list[dict[str, Any]], Passport]:
-    """A `.npy` file of embeddings, memory-mapped, with the other columns row by row and the passport.
-
-    Raises:
-        OutputError: One of the three files is missing, damaged, or of another length than the others.
-    """
-    try:
-        vectors = np.load(path, mmap_mode="r")
-        lines = [json.loads(line) for line in ids_path(path).read_text("utf-8").splitlines()]
-        passport = Passport.from_json(passport_path(path).read_bytes(), str(passport_path(path)))
-    except (OSError, ValueError) as error:
-        raise OutputError(f"{path} and its ids and passport cannot be read ({_first_line(error)})") from None
-    if vectors.shape != (len(lines), passport.dim):
-        raise OutputError(
-            f"{path}: expected {len(lines)} rows of {passport.dim} as its ids and passport say, found {vectors.shape}"
-        )
-    return vectors, lines, passport
+def no_column(where: str, name: str, known: Iterable[str]) -> ConfigError:
+    """The error for a label column that is not there."""
+    return ConfigError(
+        f"{where} has no column {name!r}; it has {', '.join(sorted(known)) or 'no label column'}"
+    )
 
 
 def vectors_of(table: pa.Table, dim: int) -> np.ndarray:
@@ -385,7 +366,23 @@ def replacing(path: Path) -> Iterator[Path]:
         raise
 
 
-def _first_line(error: BaseException) -> str:
+def remove_leftovers(path: Path) -> None:
+    """Remove what processes that were killed have left aside of `path`; a process that lives is writing still."""
+    if os.name != "posix":  # elsewhere a signal of 0 does not ask whether a process lives
+        return
+    for aside in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        number = aside.name.split(".")[-2]
+        if number.isdigit() and int(number) != os.getpid():
+            try:
+                os.kill(int(number), 0)
+            except ProcessLookupError:
+                aside.unlink(missing_ok=True)
+            except OSError:
+                continue  # another user's
+
+
+def first_line(error: BaseException) -> str:
+    """The begin of a library's message, for a sentence of ours."""
     return str(error).splitlines()[0][:200] if str(error) else type(error).__name__
 
 

@@ -17,7 +17,17 @@ import pyarrow as pa
 from embedkit.embeddings import PASSPORT_KEY, ROW_GROUP, Passport
 from embedkit.errors import ConfigError, MissingDependencyError, OutputError
 
-__all__ = ["PREFIX", "exists", "is_table", "open_table", "passport_of", "read", "table_path", "write"]
+__all__ = [
+    "PREFIX",
+    "exists",
+    "is_table",
+    "open_table",
+    "passport_of",
+    "read",
+    "read_range",
+    "table_path",
+    "write",
+]
 
 PREFIX = "lance://"
 #: What the library throws at a table that is missing, damaged or not to be written.
@@ -81,6 +91,18 @@ def read(table: Any, columns: list[str] | None = None) -> Iterator[pa.Table]:
     """A table's rows in bounded pieces, without their metadata."""
     for batch in table.to_batches(columns=columns, batch_size=ROW_GROUP):
         yield pa.Table.from_batches([batch]).replace_schema_metadata(None)
+
+
+def read_range(table: Any, column: str, start: int, stop: int, where: str) -> pa.Table:
+    """One column of rows `start` to `stop`.
+
+    Raises:
+        OutputError: They cannot be read; `where` names the table.
+    """
+    try:
+        return table.to_table(columns=[column], offset=start, limit=stop - start)
+    except _FAULTS as error:
+        raise OutputError(f"{where} cannot be read ({_reason(error)}); embed the pictures again") from None
 
 
 def write(tables: Iterable[pa.Table], path: Path, schema: pa.Schema) -> None:

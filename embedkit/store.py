@@ -32,13 +32,13 @@ from embedkit.embeddings import (
     ids_path,
     json_bytes,
     passport_path,
-    read_npy,
     read_passport,
     replacing,
     shard_name,
     write_table,
 )
 from embedkit.errors import ConfigError, OutputError
+from embedkit.stored import read_npy
 
 _ERRORS_KEY = b"embedkit.errors"
 

@@ -47,6 +47,7 @@ __all__ = [
     "Verification",
     "calibrate",
     "calibrate_pairs",
+    "check_support",
     "verify_vectors",
 ]
 
@@ -319,18 +320,11 @@ def calibrate(
         raise ConfigError(
             f"calibrate: expected as many labels as scores, found {same.shape} and {scores.shape}"
         )
-    if not 0 < target_fmr < 1:
-        raise ConfigError(f"target_fmr: expected a rate in (0, 1), found {target_fmr}")
     if not np.isfinite(scores).all():
         raise ConfigError("calibrate: a score is NaN or infinite; leave that pair out")
     check_both_kinds(same, "calibrate")
     pairs = SortedPairs(scores, same)
-    if pairs.impostors * target_fmr < EXPECTED:
-        raise ConfigError(
-            f"{pairs.impostors} impostor pairs cannot support a false-match rate of {target_fmr:g}: at least "
-            f"{math.ceil(EXPECTED / target_fmr - 1e-9)} are needed to expect {EXPECTED} false matches "
-            f"(the rule of thirty); ask for {EXPECTED / pairs.impostors:.2g} or more, or bring more pairs"
-        )
+    check_support(pairs.impostors, target_fmr)
     codes = _codes(identities, len(scores))
     curve = pairs.curve()
     assert curve is not None  # both kinds are there
@@ -387,6 +381,27 @@ def calibrate(
         entry=passport.entry if passport else "",
         fingerprint=passport.fingerprint if passport else "",
     )
+
+
+def check_support(impostors: int, target_fmr: float) -> None:
+    """Refuse a rate that so many pairs cannot support, by the rule of thirty; the rule of three needs scores.
+
+    Args:
+        impostors: Pairs of two identities, 1 or more.
+        target_fmr: The false-match rate that is asked for.
+
+    Raises:
+        ConfigError: Too few pairs, or a rate that is not in (0, 1).
+    """
+    if not 0 < target_fmr < 1:
+        raise ConfigError(f"target_fmr: expected a rate in (0, 1), found {target_fmr}")
+    if impostors * target_fmr < EXPECTED:
+        milder = f"ask for {EXPECTED / impostors:.2g} or more, or " if impostors > EXPECTED else ""
+        raise ConfigError(
+            f"{impostors} impostor pairs cannot support a false-match rate of {target_fmr:g}: at least "
+            f"{math.ceil(EXPECTED / target_fmr - 1e-9)} are needed to expect {EXPECTED} false matches "
+            f"(the rule of thirty); {milder}bring more pairs"
+        )
 
 
 def calibrate_pairs(

@@ -31,8 +31,9 @@ class Identification:
         nearest: The id of the nearest picture of the gallery.
         score: Its cosine.
         threshold: The least score of a match.
-        expected_fpir: At most so often somebody who is not in the gallery is taken for somebody who is: the
-            false-match rate times the gallery's pictures (a union bound); None without a calibration.
+        expected_fpir: How often somebody who is not in the gallery is to be taken for somebody who is: at most the
+            false-match rate times the gallery's pictures (a union bound), and as unsure as that rate is, see
+            `Calibration.fmr_interval` and `Calibration.predict`; None without a calibration.
     """
 
     query: str
@@ -54,7 +55,8 @@ def identify(
     """Find each query among the identities of a gallery, or say that it is none of them.
 
     A query has the identity of its nearest picture, when that reaches the threshold. With a larger gallery
-    somebody unknown has more chances to reach it: see `Identification.expected_fpir`.
+    somebody unknown has more chances to reach it: see `Identification.expected_fpir`. A gallery of one identity makes
+    this a verification: the answer is that one, or nobody.
 
     Args:
         queries: Q rows.
@@ -64,8 +66,7 @@ def identify(
         threshold: Cosine; overrides the calibration's.
 
     Raises:
-        ConfigError: A gallery of one identity, which would be a verification, a row without an identity, or
-            neither a calibration nor a threshold.
+        ConfigError: A row without an identity, or neither a calibration nor a threshold.
         SpaceMismatchError: Queries, gallery and calibration of different spaces.
     """
     asked, known = Rows.of(queries, "the queries"), Rows.of(gallery, "the gallery")
@@ -74,12 +75,7 @@ def identify(
     codes = identity_codes(identities)
     if (codes < 0).any():
         raise ConfigError(
-            f"{known.where}: {known.names()[int(np.argmin(codes))]} has no identity; leave it out"
-        )
-    if len(np.unique(codes)) < 2:
-        raise ConfigError(
-            f"{known.where}: expected a gallery of at least 2 identities, found 1; "
-            "to compare with one identity, verify"
+            f"{known.where}: {known.names()[int(np.argmin(codes))]} has no identity; give it one, or leave it out"
         )
     if calibration is not None:
         calibration.check_space(known.passport, known.where)

@@ -8,7 +8,8 @@ are built, so that the recall measured against the exact answer reaches a target
 
 The file: 8 bytes of magic, vectors (or faiss' own form), ids, a JSON footer with the sizes and CRC-32 of both and
 the passport, the footer's length, and the magic again. It is written aside and renamed, so that a killed build
-leaves nothing behind. Like every format with faiss in it: load only files that you trust.
+leaves the index as it was, and beside it what the next build removes. Like every format with faiss in it: load only
+files that you trust.
 The index and its file stand in one module, a little long, since neither is understood without the other.
 """
 
@@ -27,7 +28,7 @@ import numpy as np
 
 from embedkit.analysis.rows import BLOCK, Rows, Source, check_same_space
 from embedkit.analysis.similarity import faiss_module, top_k, without_own
-from embedkit.embeddings import Passport, replacing
+from embedkit.embeddings import Passport, remove_leftovers, replacing
 from embedkit.errors import ConfigError, OutputError
 
 __all__ = ["Hits", "Index"]
@@ -186,11 +187,7 @@ class Index:
             if asked.dim != self.dim:
                 raise ConfigError(f"the index has {self.dim} columns and the queries have {asked.dim}")
             vectors = asked.unit(0, len(asked))
-        most = len(self) - (own is not None)
-        if not 1 <= k <= most:
-            raise ConfigError(
-                f"k: expected 1 to {most}, for the index has {len(self)} row{'s' * (len(self) > 1)}, found {k}"
-            )
+        check_k(k, len(self), own is not None, "the index")
         depth = k + (own is not None)
         if self._engine is not None:
             cosines, rows = self._approximate(vectors, depth)
@@ -257,6 +254,7 @@ class Index:
         path = Path(path)
         if not path.parent.is_dir():
             raise OutputError(f"the folder {path.parent} of the index does not exist; create it first")
+        remove_leftovers(path)
         try:
             with replacing(path) as aside, open(aside, "wb") as file:
                 file.write(MAGIC)
@@ -336,6 +334,25 @@ class Index:
         index = cls(kind, names, passport, held, engine, **facts)
         index._where = where
         return index
+
+
+def check_k(k: int, rows: int, own: bool, what: str) -> None:
+    """Refuse to look for more rows than there are.
+
+    Args:
+        k: Rows that are asked for.
+        rows: Rows that there are.
+        own: Whether they are asked for with a row of theirs, which is not among what is found.
+        what: How messages name them.
+
+    Raises:
+        ConfigError: There are fewer.
+    """
+    most = rows - own
+    if not most:
+        raise ConfigError(f"{what} has one row, which has no other beside it; embed more pictures into it")
+    if not 1 <= k <= most:
+        raise ConfigError(f"k: expected 1 to {most}, for {what} has {rows} row{'s' * (rows > 1)}, found {k}")
 
 
 def _ivf(rows: Rows, seed: int) -> Any:

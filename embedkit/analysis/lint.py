@@ -13,14 +13,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
-from embedkit.embeddings import Embeddings, read_npy, read_passport, shards_of
+from embedkit.embeddings import Embeddings
 from embedkit.errors import ConfigError
+from embedkit.stored import open_stored
 
 __all__ = ["Check", "Lint", "lint"]
 
@@ -324,52 +323,31 @@ def _open(
     source: Embeddings | np.ndarray | str | os.PathLike[str],
 ) -> tuple[str, int, int, Callable[[], Iterator[tuple[int, np.ndarray]]], Callable[[int], str]]:
     """How messages name the rows, N, D, what gives all rows in blocks, and what names one row."""
-    names: list[str] | None = None
-    where = os.fspath(source) if isinstance(source, (str, os.PathLike)) else "the embeddings"
-    if isinstance(source, (str, os.PathLike)) and Path(source).suffix != ".npy":
-        return _open_parquet(Path(source))
+    where = "the embeddings"
     if isinstance(source, (str, os.PathLike)):
-        array, lines, _ = read_npy(Path(source))
-        names = [line["id"] for line in lines]
-    elif isinstance(source, Embeddings):
-        array, names = source.vectors, source.ids
+        stored = open_stored(source)
+        where, rows, dim = stored.where, len(stored), stored.passport.dim
+
+        def read(start: int, stop: int) -> np.ndarray:
+            return stored.vectors(start, stop)
+
+        def name(row: int) -> str:
+            return stored.column("id", row, row + 1)[0]
+
     else:
-        array = np.asarray(source)
-    if array.ndim != 2 or array.dtype.kind not in "fiu" or not array.shape[1]:
-        raise ConfigError(f"{where}: expected numbers (N, D), found {array.dtype} of shape {array.shape}")
+        array = source.vectors if isinstance(source, Embeddings) else np.asarray(source)
+        if array.ndim != 2 or array.dtype.kind not in "fiu" or not array.shape[1]:
+            raise ConfigError(f"{where}: expected numbers (N, D), found {array.dtype} of shape {array.shape}")
+        (rows, dim), ids = array.shape, source.ids if isinstance(source, Embeddings) else None
+
+        def read(start: int, stop: int) -> np.ndarray:
+            return array[start:stop]
+
+        def name(row: int) -> str:
+            return f"row {row}" if ids is None else ids[row]
 
     def blocks() -> Iterator[tuple[int, np.ndarray]]:
-        for start in range(0, len(array), _BLOCK):
-            yield start, np.asarray(array[start : start + _BLOCK], np.float32)
+        for start in range(0, rows, _BLOCK):
+            yield start, np.asarray(read(start, min(start + _BLOCK, rows)), np.float32)
 
-    return where, len(array), array.shape[1], blocks, lambda row: names[row] if names else f"row {row}"
-
-
-def _open_parquet(
-    path: Path,
-) -> tuple[str, int, int, Callable[[], Iterator[tuple[int, np.ndarray]]], Callable[[int], str]]:
-    """The same of a Parquet file, or of a folder of shards."""
-    files = shards_of(path) if path.is_dir() else [path]
-    passports = [read_passport(file) for file in files]
-    for other in passports[1:]:
-        passports[0].check_same_space(other, str(path))
-    counts = [pq.read_metadata(file).num_rows for file in files]
-    dim = passports[0].dim if passports else 0
-
-    def blocks() -> Iterator[tuple[int, np.ndarray]]:
-        start = 0
-        for file in files:
-            with pq.ParquetFile(file) as reader:
-                for batch in reader.iter_batches(_BLOCK, columns=["embedding"]):
-                    rows = batch.column(0).flatten().to_numpy().reshape(-1, dim)
-                    yield start, rows
-                    start += len(rows)
-
-    def name(row: int) -> str:
-        for file, count in zip(files, counts, strict=True):
-            if row < count:
-                return pq.read_table(file, columns=["id"])["id"][row].as_py()
-            row -= count
-        return f"row {row}"
-
-    return str(path), sum(counts), dim, blocks, name
+    return where, rows, dim, blocks, name

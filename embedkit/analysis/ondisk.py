@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from embedkit import lancetable
-from embedkit.analysis.index import Hits
+from embedkit.analysis.index import Hits, check_k
 from embedkit.analysis.rows import row_names
 from embedkit.embeddings import Passport
 from embedkit.errors import ConfigError
@@ -86,9 +86,7 @@ class OnDisk:
             rows = [self._row_of[name] for name in queries]
             taken = self._table.take(rows, columns=["embedding"])["embedding"]
             vectors = np.array(taken.to_pylist(), np.float32)
-        most = len(self) - any(name is not None for name in own)
-        if not 1 <= k <= most:
-            raise ConfigError(f"k: expected 1 to {most}, for the table has {len(self)} rows, found {k}")
+        check_k(k, len(self), any(name is not None for name in own), "the table")
         ids: list[list[str]] = []
         cosines = np.empty((len(vectors), k), np.float32)
         for number, (vector, name) in enumerate(zip(vectors, own, strict=True)):

@@ -8,16 +8,24 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from embedkit.analysis.similarity import Groups
-from embedkit.embeddings import Embeddings
 from embedkit.errors import ConfigError
 
-__all__ = ["Folds", "Pairs", "folder_identities", "lfw_protocol", "read_pairs", "sample_pairs"]
+__all__ = [
+    "Folds",
+    "Pairs",
+    "folder_identities",
+    "lfw_protocol",
+    "pair_names",
+    "read_pairs",
+    "sample_pairs",
+]
 
 #: Genuine and impostor pairs of which all are taken, up to as many of each kind.
 MOST = 1 << 18
@@ -43,15 +51,44 @@ class Pairs:
     def __len__(self) -> int:
         return len(self.a)
 
+    def among(self, kept: np.ndarray) -> Pairs:
+        """The pairs of which both rows are kept, over the kept rows alone.
 
-def read_pairs(path: str | os.PathLike[str], names: Sequence[str], *, identities: bool = True) -> Pairs:
+        Args:
+            kept: bool (N,), of the rows.
+        """
+        row = np.cumsum(kept) - 1
+        here = kept[self.a] & kept[self.b]
+        return Pairs(row[self.a[here]], row[self.b[here]], self.same[here], self.identities[here])
+
+
+class _Line(NamedTuple):
+    number: int
+    a: str
+    b: str
+    same: bool
+
+
+def pair_names(path: str | os.PathLike[str]) -> list[str]:
+    """What a CSV of pairs names in its columns `a` and `b`, each once, in order.
+
+    Raises:
+        ConfigError: Not such a file.
+    """
+    return list(dict.fromkeys(name for line in _lines_of(path) for name in (line.a, line.b)))
+
+
+def read_pairs(
+    path: str | os.PathLike[str], names: Sequence[str] | Mapping[str, int], *, identities: bool = True
+) -> Pairs:
     """Read a CSV with the columns `a`, `b` (ids) and `same` (1 or 0, true or false, yes or no).
 
     Identities follow from the pairs: whatever is linked by pairs of one identity is one identity.
 
     Args:
         path: The CSV; its first line names the columns, others than these three are left alone.
-        names: The embeddings' ids, one per row, as `Rows.names` gives them.
+        names: The embeddings' ids, one per row, as `Rows.names` gives them; or the row of each, where several name
+            the same one.
         identities: False takes each picture as its own identity, for a judgement like "near-duplicate" that
             does not carry over from pair to pair.
 
@@ -60,11 +97,42 @@ def read_pairs(path: str | os.PathLike[str], names: Sequence[str], *, identities
             that differs though other pairs make its two sides one identity.
     """
     where = os.fspath(path)
-    rows = {name: index for index, name in enumerate(names)}
-    found: list[tuple[int, int]] = []
-    same: list[bool] = []
-    lines: list[int] = []
-    unknown: list[tuple[int, str]] = []
+    lines = _lines_of(path)
+    rows = names if isinstance(names, Mapping) else {name: index for index, name in enumerate(names)}
+    unknown = [(line.number, name) for line in lines for name in (line.a, line.b) if name not in rows]
+    if unknown:
+        others = f", and {len(unknown) - 1} more" if len(unknown) > 1 else ""
+        raise ConfigError(
+            f"{where}, line {unknown[0][0]}: {unknown[0][1]!r} is no id of the embeddings{others}; "
+            "ids are spelt as `embedkit embed` stored them"
+        )
+    truth = np.array([line.same for line in lines], bool)
+    check_both_kinds(truth, where)
+    a, b = np.array([(rows[line.a], rows[line.b]) for line in lines], np.int64).T
+    own = np.flatnonzero(a == b)
+    if len(own):
+        line = lines[own[0]]
+        raise ConfigError(
+            f"{where}, line {line.number}: {line.a!r} is paired with itself, which says nothing"
+        )
+    group = Groups(max(rows.values()) + 1)
+    if identities:
+        group.join(a[truth], b[truth])
+    sides = np.stack([group.find(a), group.find(b)], 1)
+    wrong = np.flatnonzero((sides[:, 0] == sides[:, 1]) & ~truth)
+    if len(wrong):
+        line = lines[wrong[0]]
+        raise ConfigError(
+            f"{where}, line {line.number}: {line.a!r} and {line.b!r} are said to differ, "
+            "but other lines make them one identity; mend one of them"
+        )
+    return Pairs(a, b, truth, sides)
+
+
+def _lines_of(path: str | os.PathLike[str]) -> list[_Line]:
+    """The pairs of a CSV as they stand there."""
+    where = os.fspath(path)
+    lines: list[_Line] = []
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
@@ -80,40 +148,10 @@ def read_pairs(path: str | os.PathLike[str], names: Sequence[str], *, identities
                     raise ConfigError(
                         f"{where}, line {reader.line_num}: same: expected 1 or 0, found {answer!r}"
                     )
-                sides = [line["a"] or "", line["b"] or ""]
-                unknown += [(reader.line_num, name) for name in sides if name not in rows]
-                if not unknown:
-                    found.append((rows[sides[0]], rows[sides[1]]))
-                    same.append(answer in _TRUE)
-                    lines.append(reader.line_num)
+                lines.append(_Line(reader.line_num, line["a"] or "", line["b"] or "", answer in _TRUE))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ConfigError(f"{where} cannot be read as a CSV file ({error})") from None
-    if unknown:
-        others = f", and {len(unknown) - 1} more" if len(unknown) > 1 else ""
-        raise ConfigError(
-            f"{where}, line {unknown[0][0]}: {unknown[0][1]!r} is no id of the embeddings{others}; "
-            "ids are spelt as `embedkit embed` stored them"
-        )
-    truth = np.array(same, bool)
-    check_both_kinds(truth, where)
-    a, b = np.array(found, np.int64).T
-    own = np.flatnonzero(a == b)
-    if len(own):
-        raise ConfigError(
-            f"{where}, line {lines[own[0]]}: {names[a[own[0]]]!r} is paired with itself, which says nothing"
-        )
-    group = Groups(len(names))
-    if identities:
-        group.join(a[truth], b[truth])
-    sides_ = np.stack([group.find(a), group.find(b)], 1)
-    wrong = np.flatnonzero((sides_[:, 0] == sides_[:, 1]) & ~truth)
-    if len(wrong):
-        first = wrong[0]
-        raise ConfigError(
-            f"{where}, line {lines[first]}: {names[a[first]]!r} and {names[b[first]]!r} are said to differ, "
-            "but other lines make them one identity; mend one of them"
-        )
-    return Pairs(a, b, truth, sides_)
+    return lines
 
 
 def check_both_kinds(same: np.ndarray, where: str) -> None:
@@ -141,7 +179,7 @@ def folder_identities(ids: Sequence[str]) -> list[str]:
     if bare is not None:
         raise ConfigError(
             f"{bare!r} lies in no folder, so its identity is not known; "
-            "embed a folder that holds one folder per identity, or name a column with --identity"
+            "give a folder that holds one folder per identity, or name a column with --identity"
         )
     return folders
 
@@ -291,15 +329,3 @@ def _most_accurate(scores: np.ndarray, same: np.ndarray) -> float:
     i = int(best[len(best) // 2])
     edges = np.concatenate([[values[0] - 1], values, [values[-1] + 1]])
     return float((edges[i] + edges[i + 1]) / 2)
-
-
-def column(embeddings: Embeddings, name: str, where: str) -> list:
-    """A label column.
-
-    Raises:
-        ConfigError: There is none of this name; those that there are, are named.
-    """
-    if name not in embeddings.labels:
-        known = ", ".join(sorted(embeddings.labels)) or "none"
-        raise ConfigError(f"{where} has no label column {name!r}; its label columns: {known}")
-    return embeddings.labels[name]

@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
-from embedkit.embeddings import Embeddings, Passport, read_npy, read_passport, shards_of, vectors_of
+from embedkit.embeddings import Embeddings, Passport
 from embedkit.errors import ConfigError, SpaceMismatchError
+from embedkit.stored import Stored, open_stored
 
 __all__ = ["Rows", "Source", "check_comparable", "check_same_space", "row_names"]
 
@@ -37,18 +35,22 @@ class Rows:
         passport: What they are; None for a plain array.
     """
 
-    def __init__(self, source: Embeddings | np.ndarray | str | os.PathLike[str], where: str = "embeddings"):
+    def __init__(
+        self, source: Embeddings | np.ndarray | str | os.PathLike[str] | Stored, where: str = "embeddings"
+    ):
         """Open rows; those that fit into `HELD` bytes are read and checked at once.
 
         Args:
-            source: Embeddings, a float array (N, D), or a Parquet file, a folder of shards or a `.npy` of ours.
+            source: Embeddings, a float array (N, D), or what `embedkit.stored.open_stored` opens or has opened.
             where: How messages name what has no file name.
 
         Raises:
             ConfigError: No row, a row with NaN or infinity, or a row of zeros.
             OutputError: A file that is none of ours.
         """
-        self.where = os.fspath(source) if isinstance(source, (str, os.PathLike)) else where
+        if isinstance(source, (str, os.PathLike)):
+            source = open_stored(source)
+        self.where = source.where if isinstance(source, Stored) else where
         self.dim: int = 0
         self.passport: Passport | None = None
         self._count = 0
@@ -110,15 +112,14 @@ class Rows:
         for at in range(start, self._count, size):
             yield at, self.unit(at, min(at + size, self._count))
 
-    def _open(self, source: Embeddings | np.ndarray | str | os.PathLike[str]) -> np.ndarray | None:
+    def _open(self, source: Embeddings | np.ndarray | Stored) -> np.ndarray | None:
         """Set where rows and names come from; what lies in memory, or is mapped, is returned."""
-        if isinstance(source, (str, os.PathLike)) and not os.fspath(source).endswith(".npy"):
-            self._open_parquet(Path(source))
-            return None
-        if isinstance(source, (str, os.PathLike)):
-            array, lines, self.passport = read_npy(Path(source))
-            ids, parts = [line["id"] for line in lines], np.array([line["part"] for line in lines], np.int32)
-            self._keys = lambda: (ids, parts)
+        if isinstance(source, Stored):
+            self._count, self.dim, self.passport = len(source), source.passport.dim, source.passport
+            self._read, self._keys = source.vectors, source.keys
+            if source.mapped is None:
+                return None
+            array = source.mapped
         elif isinstance(source, Embeddings):
             array, self.passport = source.vectors, source.passport
             self._keys = lambda: (source.ids, source.parts)
@@ -132,45 +133,6 @@ class Rows:
         self._count, self.dim = array.shape
         self._read = lambda start, stop: array[start:stop]
         return array
-
-    def _open_parquet(self, path: Path) -> None:
-        files = shards_of(path) if path.is_dir() else [path]
-        for file in files:
-            found = read_passport(file)
-            if self.passport is not None:
-                check_same_space(self.passport, found, str(files[0]), str(file))
-            self.passport = self.passport or found
-        if self.passport is None:
-            raise ConfigError(f"{self.where}: expected embeddings, found no row")
-        self.dim = dim = self.passport.dim
-        facts = [pq.read_metadata(file) for file in files]
-        groups = [(index, group) for index, one in enumerate(facts) for group in range(one.num_row_groups)]
-        sizes = [facts[index].row_group(group).num_rows for index, group in groups]
-        starts = np.cumsum([0, *sizes])
-        self._count = int(starts[-1])
-
-        def read(start: int, stop: int) -> np.ndarray:
-            block = np.empty((stop - start, dim), np.float32)
-            at = int(np.searchsorted(starts, start, side="right")) - 1
-            while at < len(groups) and starts[at] < stop:
-                file, offset, wanted = groups[at][0], int(starts[at]), []
-                while at < len(groups) and starts[at] < stop and groups[at][0] == file:
-                    wanted.append(groups[at][1])
-                    at += 1
-                # With the footer that is known already: a large file's takes long to parse.
-                with pq.ParquetFile(files[file], metadata=facts[file]) as reader:
-                    rows = vectors_of(reader.read_row_groups(wanted, columns=["embedding"]), dim)
-                low, high = max(start, offset), min(stop, offset + len(rows))
-                block[low - start : high - start] = rows[low - offset : high - offset]
-            return block
-
-        def keys() -> tuple[list[str], np.ndarray]:
-            table = pa.concat_tables(
-                pq.read_table(file, columns=["id", "part"]).replace_schema_metadata(None) for file in files
-            )
-            return table["id"].to_pylist(), table["part"].to_numpy()
-
-        self._read, self._keys = read, keys
 
     def _hold(self, array: np.ndarray | None) -> np.ndarray:
         """All rows at length 1; unit vectors that lie in memory already are not copied."""
@@ -200,7 +162,7 @@ class Rows:
         return lengths
 
 
-Source: TypeAlias = Embeddings | np.ndarray | str | os.PathLike[str] | Rows
+Source: TypeAlias = Embeddings | np.ndarray | str | os.PathLike[str] | Stored | Rows
 
 
 def _scaled(block: np.ndarray, lengths: np.ndarray) -> np.ndarray:

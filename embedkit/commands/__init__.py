@@ -21,6 +21,7 @@ from embedkit.commands.duplicates import duplicates, leaks
 from embedkit.commands.embed import embed
 from embedkit.commands.evaluate import evaluate
 from embedkit.commands.export import export
+from embedkit.commands.identify import identify
 from embedkit.commands.lint import lint
 from embedkit.commands.publish import publish
 from embedkit.commands.search import search
@@ -45,6 +46,7 @@ app.command()(duplicates)
 app.command()(leaks)
 app.command()(calibrate)
 app.command()(verify)
+app.command()(identify)
 app.command()(lint)
 app.command()(atlas)
 zoo.command()(compare)

@@ -13,7 +13,9 @@ from embedkit.commands.terminal import printable
 
 
 def atlas(
-    embeddings: Annotated[str, typer.Argument(help="X.parquet, X.npy or a folder of shards.")],
+    embeddings: Annotated[
+        str, typer.Argument(help="X.parquet, X.npy, a folder of shards, or lance://FOLDER/TABLE.")
+    ],
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="ATLAS.html", help="The file to write.")
     ] = Path("atlas.html"),

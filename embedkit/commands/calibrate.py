@@ -1,4 +1,4 @@
-"""`embedkit calibrate`: a threshold for a false-match rate, from embeddings and pairs whose truth is known."""
+"""`embedkit calibrate`: a threshold for a false-match rate, from pictures or embeddings whose truth is known."""
 
 from __future__ import annotations
 
@@ -9,29 +9,55 @@ from typing import Annotated
 
 import typer
 
-from embedkit.commands.terminal import printable
+from embedkit.commands.terminal import printable, tell_left_out
 
 
 def calibrate(
-    source: Annotated[str, typer.Argument(metavar="EMB", help="A file or a folder of embeddings.")],
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="PAIRS.csv|DIR|EMB",
+            help="A CSV with columns a, b (pictures, relative to it) and same (1 or 0); a folder of pictures with a "
+            "folder for each identity; or embeddings: X.parquet, X.npy, shards, or lance://FOLDER/TABLE.",
+        ),
+    ],
     pairs: Annotated[
-        Path | None, typer.Option(metavar="PAIRS.csv", help="Columns a, b (ids) and same (1 or 0).")
+        Path | None,
+        typer.Option(metavar="PAIRS.csv", help="For embeddings: columns a, b (ids) and same (1 or 0)."),
     ] = None,
-    identity: Annotated[str | None, typer.Option(help="The label column that names identities.")] = None,
+    identity: Annotated[
+        str | None,
+        typer.Option(metavar="COLUMN", help="For embeddings: the label column that names identities."),
+    ] = None,
     identity_from_folder: Annotated[
-        bool, typer.Option("--identity-from-folder", help="A picture's folder is its identity.")
+        bool,
+        typer.Option("--identity-from-folder", help="For embeddings: a picture's folder is its identity."),
+    ] = False,
+    encoder: Annotated[
+        str | None,
+        typer.Option(
+            help="For pictures: a zoo name or an entry's folder.", show_default="face-r29.dlib with --faces"
+        ),
+    ] = None,
+    faces: Annotated[
+        bool, typer.Option("--faces", help="For pictures: find the one face in each, and compare these.")
     ] = False,
     target_fmr: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="The false-match rate that is asked for.")
     ] = 1e-3,
     group: Annotated[
-        str | None, typer.Option(help="A label column; rates are given for each group, too.")
+        str | None,
+        typer.Option(
+            metavar="COLUMN", help="For embeddings: a label column; rates are given for each group, too."
+        ),
     ] = None,
     most: Annotated[
         int, typer.Option("--most-pairs", min=1, help="Pairs of each kind that are drawn from identities.")
     ] = 1 << 18,
     replicates: Annotated[int, typer.Option(min=10, help="Bootstrap samples.")] = 500,
     seed: Annotated[int, typer.Option(help="Of the pairs that are drawn, and of the bootstrap.")] = 0,
+    device: Annotated[str, typer.Option(help="For pictures: auto, cpu, cuda or cuda:<index>.")] = "auto",
+    threads: Annotated[str, typer.Option(help="For pictures: cores to keep busy, or auto.")] = "auto",
     output: Annotated[Path, typer.Option("--output", "-o", metavar="C.json")] = Path("calibration.json"),
     as_json: Annotated[bool, typer.Option("--json", help="Print the calibration as JSON.")] = False,
 ) -> None:
@@ -39,27 +65,59 @@ def calibrate(
 
     Refused when the pairs are too few, or of too few identities, to support the rate.
     """
-    if (pairs is not None) + (identity is not None) + identity_from_folder != 1:
-        raise typer.BadParameter("give one of --pairs, --identity and --identity-from-folder")
-    from embedkit.analysis.calibration import calibrate_pairs
-    from embedkit.analysis.pairs import column, folder_identities, read_pairs, sample_pairs
-    from embedkit.analysis.rows import Rows
-    from embedkit.embeddings import Embeddings
+    from embedkit.pictures.known import calibrate_pictures, holds_pictures, identities_of
+    from embedkit.stored import open_stored
 
-    embeddings = Embeddings.read(source)
-    rows = Rows(embeddings, source)
-    if pairs is not None:
-        chosen = read_pairs(pairs, rows.names())
+    left_out: list[str] = []
+    if holds_pictures(source):
+        if pairs is not None or identity is not None or identity_from_folder or group is not None:
+            raise typer.BadParameter(
+                "--pairs, --identity, --identity-from-folder and --group go with embeddings"
+            )
+        from embedkit.commands.progress import Bar
+
+        with Bar("embedding") as bar:
+            done = calibrate_pictures(
+                source,
+                target_fmr,
+                encoder=encoder,
+                faces=faces,
+                most=most,
+                replicates=replicates,
+                seed=seed,
+                device=device,
+                threads=threads,
+                progress=bar,
+            )
+        found, left_out = done.calibration, done.left_out
     else:
-        names = column(embeddings, identity, source) if identity else folder_identities(embeddings.ids)
-        chosen = sample_pairs(names, seed=seed, most=most, where=source)
-    groups = column(embeddings, group, source) if group else None
-    found = calibrate_pairs(rows, chosen, target_fmr, groups=groups, replicates=replicates, seed=seed)
+        stored = open_stored(source)
+        if (pairs is not None) + (identity is not None) + identity_from_folder != 1:
+            raise typer.BadParameter(
+                "with embeddings give one of --pairs, --identity and --identity-from-folder"
+            )
+        if encoder is not None or faces:
+            raise typer.BadParameter("--encoder and --faces go with pictures; embeddings have their encoder")
+        from embedkit.analysis.calibration import calibrate_pairs
+        from embedkit.analysis.pairs import read_pairs, sample_pairs
+        from embedkit.analysis.rows import Rows
+
+        rows = Rows(stored)
+        ids = rows.names()  # refuses an id that stands there twice: that picture would be paired with itself
+        if pairs is not None:
+            chosen = read_pairs(pairs, ids)
+        else:
+            names = identities_of(stored, identity, identity_from_folder)
+            chosen = sample_pairs(names, seed=seed, most=most, where=source)
+        groups = stored.label(group) if group else None
+        found = calibrate_pairs(rows, chosen, target_fmr, groups=groups, replicates=replicates, seed=seed)
+    tell_left_out(left_out, f"of {source}")
     found.save(output)
     low, high = found.predict()
     print(f"embedkit: {output} is of {found.entry}, space {found.fingerprint[:12]}", file=sys.stderr)
     if as_json:
-        print(json.dumps({**found.to_json(), "predicted_fmr_interval": [low, high]}))
+        facts = {"predicted_fmr_interval": [low, high], "left_out": left_out}
+        print(json.dumps({**found.to_json(), **facts}))
         return
     table = [
         ("threshold", found.threshold, found.threshold_interval),

@@ -12,7 +12,6 @@ import typer
 
 from embedkit.commands.sheet import write_sheet
 from embedkit.commands.terminal import printable
-from embedkit.errors import ConfigError
 
 if TYPE_CHECKING:
     from embedkit.analysis.agreement import Scores
@@ -21,7 +20,9 @@ if TYPE_CHECKING:
 
 
 def cluster(
-    embeddings: Annotated[str, typer.Argument(help="X.parquet, X.npy or a folder of shards.")],
+    embeddings: Annotated[
+        str, typer.Argument(help="X.parquet, X.npy, a folder of shards, or lance://FOLDER/TABLE.")
+    ],
     method: Annotated[
         str, typer.Option(help="kmeans, spherical_kmeans, hdbscan or dpmm; the last two find K themselves.")
     ] = "kmeans",
@@ -92,9 +93,7 @@ def cluster(
         sheets.check_sheet(sheet)
         originals = Originals(root)
     rows = Embeddings.read(embeddings)
-    if labels is not None and labels not in rows.labels:
-        columns = ", ".join(sorted(rows.labels)) or "no label column"
-        raise ConfigError(f"labels: {embeddings} has no column {labels!r}; it has {columns}")
+    classes = rows.label(labels, embeddings) if labels is not None else None
     found = clustering.cluster(
         rows,
         method,
@@ -106,7 +105,7 @@ def cluster(
         seed=seed,
         where=embeddings,
     )
-    scores = found.scores(rows.labels[labels]) if labels is not None else None
+    scores = found.scores(classes) if classes is not None else None
     if output is not None:
         found.save(output)
     if as_json:

@@ -15,7 +15,10 @@ from embedkit.commands.terminal import printable
 
 
 def duplicates(
-    source: Annotated[str, typer.Argument(metavar="EMB", help="A file or a folder of embeddings.")],
+    source: Annotated[
+        str,
+        typer.Argument(metavar="EMB", help="X.parquet, X.npy, a folder of shards, or lance://FOLDER/TABLE."),
+    ],
     threshold: Annotated[
         float | None, typer.Option(help="Cosine from which on two pictures are the same; 1 finds equal rows.")
     ] = None,

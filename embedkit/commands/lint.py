@@ -12,7 +12,9 @@ from embedkit.commands.terminal import printable
 
 
 def lint(
-    embeddings: Annotated[str, typer.Argument(help="X.parquet, X.npy or a folder of shards.")],
+    embeddings: Annotated[
+        str, typer.Argument(help="X.parquet, X.npy, a folder of shards, or lance://FOLDER/TABLE.")
+    ],
     k: Annotated[int, typer.Option("-k", min=1, help="Neighbours whose occurrences are counted.")] = 10,
     near_duplicate: Annotated[
         float, typer.Option(min=-1.0, max=1.0, help="Cosine from which on rows are near-duplicates.")

@@ -264,8 +264,9 @@ def choose(faces: Sequence[Face], part: int | None = None, *, where: str = "the 
         )
     if part is None and count > 1:
         raise ImageError(
-            f"{where}: {count} faces were found where one was expected; say which, from 0 (the largest) to "
-            f"{count - 1}: part= in Python, --part-a or --part-b on the command line, where --draw shows the numbers"
+            f"{where}: {count} faces were found where one was expected; crop the photograph to one of them, or say "
+            f"which, from 0 (the largest) to {count - 1}: part= in Python, and --part-a or --part-b in `embedkit "
+            "verify`, where --draw shows the numbers"
         )
     if part is not None and not 0 <= part < count:
         raise ImageError(f"{where}: there is no face {part}; the last one is {count - 1}")

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from pathlib import Path
-
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from embedkit.analysis.clustering import Clustering
 from embedkit.analysis.rows import Rows, Source, check_same_space, row_names
-from embedkit.embeddings import RESERVED, Embeddings, shards_of
-from embedkit.errors import ConfigError, OutputError
+from embedkit.errors import ConfigError
+from embedkit.stored import open_stored
 
 __all__ = ["Groups", "groups_of_clusters", "groups_of_labels"]
 
@@ -66,37 +62,12 @@ def groups_of_labels(source: str | os.PathLike[str], column: str) -> Groups:
         ConfigError: There is no such column, or it has too many values to be told apart.
         OutputError: Not embeddings of ours.
     """
-    path = Path(source)
-    if path.suffix == ".npy":
-        held = Embeddings.read(path)  # its vectors are mapped, not read
-        columns: dict[str, list] = held.labels
-        names = row_names(held.ids, held.parts, str(path))
-    else:
-        files = shards_of(path) if path.is_dir() else [path]
-        known = {name for file in files for name in _schema_names(file)} - set(RESERVED)
-        wanted = ["id", "part"] + [column] * (column in known)
-        table = pa.concat_tables(
-            [
-                pq.read_table(file, columns=wanted).replace_schema_metadata(None)
-                for file in files
-            ],
-            promote_options="default",
-        )  # fmt: skip
-        columns = {name: table[name].to_pylist() if name == column else [] for name in known}
-        names = row_names(table["id"].to_pylist(), table["part"].to_numpy(), str(path))
-    if column not in columns:
-        there = ", ".join(sorted(columns)) or "no label column"
-        raise ConfigError(f"label: {path} has no column {column!r}; it has {there}")
+    stored = open_stored(source)
+    values = stored.label(column)
+    names = row_names(*stored.keys(), stored.where)
     of = {
         name: str(value)
-        for name, value in zip(names, columns[column], strict=True)
+        for name, value in zip(names, values, strict=True)
         if value not in (None, "") and value == value
     }
     return Groups(column, of)
-
-
-def _schema_names(file: Path) -> list[str]:
-    try:
-        return pq.read_schema(file).names
-    except (OSError, pa.ArrowInvalid):
-        raise OutputError(f"{file} cannot be read as Parquet; give a file of embeddings") from None

@@ -115,10 +115,13 @@ def none_there(count: int, first: str, reason: str) -> SourceError:
         first: The id of the first.
         reason: Why that one could not.
     """
-    several = f"none of the {count} pictures" if count > 1 else "the picture"
+    if count > 1:
+        what = f"none of the {count} pictures can be read (the first is {first!r}: {reason})"
+    else:
+        what = f"the picture {first!r} cannot be read ({reason})"
     return SourceError(
-        f"{several} can be read (the first is {first!r}: {reason}); run the command in the folder where they were "
-        "embedded, or name the folder that their ids are relative to with --root"
+        f"{what}; run the command in the folder where `embedkit embed` ran, or name the folder that ids are relative "
+        "to with --root"
     )
 
 

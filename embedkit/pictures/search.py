@@ -1,14 +1,9 @@
-"""Search by picture: queries are pictures, which the encoder of the searched file embeds, or ids of that file.
-
-A query picture is comparable with a file of embeddings only when the very encoder of the file embeds it. It is
-found by the name in the passport, and held against the space fingerprint before anything is computed.
-"""
+"""Search by picture: queries are pictures, which the encoder of the searched file embeds, or ids of that file."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
-from contextlib import closing
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,11 +12,11 @@ import numpy as np
 from embedkit.analysis.index import MAGIC, Index
 from embedkit.analysis.ondisk import OnDisk
 from embedkit.analysis.rows import Rows
-from embedkit.embeddings import Passport, shards_of
-from embedkit.encoder import Encoder, reason_of
-from embedkit.errors import ConfigError, EntryNotFoundError, ImageError, SourceError, SpaceMismatchError
+from embedkit.embeddings import shards_of
+from embedkit.encoder import Encoder
+from embedkit.errors import ConfigError, SpaceMismatchError
 from embedkit.lancetable import is_table
-from embedkit.load import load_encoder
+from embedkit.pictures.embedding import Picture, embed_pictures, encoder_of_space, find_picture
 from embedkit.pictures.reading import Originals
 
 __all__ = ["Match", "Matches", "keep_index", "open_index", "search"]
@@ -149,9 +144,12 @@ def search(
     found: dict[bool, list[list[Match]]] = {True: [], False: []}
     if pictures:
         originals = Originals()
-        readers = [_reader(query, originals, index, where) for query in pictures]
-        embeds = _encoder_for(index.passport, encoder, where, device, threads)
-        found[False] = _listed(index, _embed(embeds, pictures, readers), k)
+        asked = [_picture(query, originals, index, where) for query in pictures]
+        embeds = encoder_of_space(index.passport, encoder, where, device=device, threads=threads)
+        vectors, faults = embed_pictures(embeds, asked)
+        if faults:
+            raise faults[min(faults)]
+        found[False] = _listed(index, vectors, k)
     if rows:
         found[True] = _listed(index, rows, k)
     return [Matches(query, known, found[known].pop(0)) for query, known in zip(queries, by_row, strict=True)]
@@ -165,71 +163,19 @@ def _listed(index: Index | OnDisk, queries: np.ndarray | list[str], k: int) -> l
     ]
 
 
-def _reader(query: str, originals: Originals, index: Index | OnDisk, where: str) -> Callable[[], bytes]:
-    """What reads a query picture.
+def _picture(query: str, originals: Originals, index: Index | OnDisk, where: str) -> Picture:
+    """A query that is no row.
 
     Raises:
-        ConfigError: There is no such picture.
+        ConfigError: It is no picture either.
     """
-    if os.path.isdir(query):
-        raise ConfigError(f"{query!r} is a folder; give pictures, for example {os.path.join(query, '*.jpg')}")
-    if not originals.has(query):
+    if not os.path.isdir(query) and not originals.has(query):
         import difflib
 
         near = difflib.get_close_matches(query, index.names[:100_000], 1)
         hint = f"did you mean {near[0]!r}?" if near else "check the path"
         raise ConfigError(f"{query!r} is neither a picture that is there nor an id of {where}; {hint}")
-    return lambda: originals.read(query)
-
-
-def _encoder_for(
-    passport: Passport | None,
-    encoder: Encoder | str | os.PathLike[str] | None,
-    where: str,
-    device: str,
-    threads: int | str,
-) -> Encoder:
-    """The encoder of this space."""
-    if passport is None:
-        raise ConfigError(f"{where} does not say which encoder made it, so queries must be ids, not pictures")
-    if not isinstance(encoder, Encoder):
-        try:
-            encoder = load_encoder(
-                passport.entry if encoder is None else encoder, device=device, threads=threads
-            )
-        except EntryNotFoundError as error:
-            if encoder is not None:
-                raise
-            raise EntryNotFoundError(
-                f"{where} was made with {passport.entry}, which is needed for a query picture: {error}; or give its "
-                "folder with --encoder"
-            ) from None
-    space = encoder.space(normalized=passport.normalized)
-    if space != passport.fingerprint:
-        raise SpaceMismatchError(
-            f"{where} holds embeddings of {passport.entry} (space {passport.fingerprint[:12]}), and {encoder.name} "
-            f"at revision {encoder.revision[:12]} gives others (space {space[:12]}): a query must be embedded by the "
-            "same encoder; name it with --encoder, or embed the pictures again"
-        )
-    return encoder
-
-
-def _embed(encoder: Encoder, names: Sequence[str], readers: Sequence[Callable[[], bytes]]) -> np.ndarray:
-    """float32 (Q, D); the first query that cannot be read is named."""
-    blocks: list[np.ndarray] = []
-    first = 0
-    size = encoder.default_batch_size
-    chunks = [readers[start : start + size] for start in range(0, len(readers), size)]
-    with closing(encoder.flow(chunks)) as flow:
-        for block, faults in flow:
-            if faults:
-                row = min(faults)
-                fault = faults[row]
-                kind = fault.__class__ if isinstance(fault, (ImageError, SourceError)) else ImageError
-                raise kind(f"{names[first + row]}: {reason_of(fault)}")
-            blocks.append(block)
-            first += len(block)
-    return np.concatenate(blocks)
+    return find_picture(query, originals)
 
 
 def _is_index(source: str | os.PathLike[str]) -> bool:

@@ -11,7 +11,13 @@ from statistics import NormalDist
 import numpy as np
 import pytest
 
-from embedkit.analysis.calibration import Calibration, calibrate, calibrate_pairs, verify_vectors
+from embedkit.analysis.calibration import (
+    Calibration,
+    calibrate,
+    calibrate_pairs,
+    check_support,
+    verify_vectors,
+)
 from embedkit.analysis.identification import identify
 from embedkit.analysis.pairs import sample_pairs
 from embedkit.analysis.rates import (
@@ -295,6 +301,14 @@ def test_no_error_seen_is_not_certainty():
     assert found.fnmr == 0 and found.fnmr_interval == (0, pytest.approx(-math.log(0.025) / 40))
 
 
+def test_support_is_known_without_scores():
+    check_support(3000, 0.01)
+    with pytest.raises(ConfigError, match="2999 impostor pairs .* at least 3000 .* ask for 0.01 or more"):
+        check_support(2999, 0.01)
+    with pytest.raises(ConfigError, match="target_fmr: expected a rate"):
+        check_support(3000, 0.0)
+
+
 def test_too_few_pairs_are_refused():
     rng = np.random.default_rng(0)
     scores, same = rng.normal(0, 1, 3100), np.arange(3100) < 100
@@ -467,10 +481,20 @@ def test_identify_knows_whom_it_does_not_know(calibration):
     assert [row.identity for row in strict] == [None] * 3 and strict[0].expected_fpir is None
 
 
+def test_a_gallery_of_one_identity_is_a_verification(calibration):
+    vectors = np.eye(16, dtype=np.float32)
+    found = identify(vectors[[1, 5]], embeddings(vectors[:3]), ["ann"] * 3, calibration=calibration)
+    assert [row.identity for row in found] == ["ann", None]
+    for row, query in zip(found, vectors[[1, 5]], strict=True):
+        decided = [verify_vectors(query, one, calibration=calibration) for one in vectors[:3]]
+        assert (row.identity is not None) == any(one.is_match for one in decided)
+        assert row.score == max(one.score for one in decided)
+    assert found[0].expected_fpir == pytest.approx(3 * calibration.fmr)
+
+
 def test_identify_refuses(calibration):
     vectors = np.eye(16, dtype=np.float32)[:3]
     for identities, message in (
-        (["ann"] * 3, "a gallery of at least 2 identities, found 1"),
         (["ann", "bob"], "expected 3 identities, found 2"),
         (["ann", None, "bob"], "1.jpg has no identity"),
     ):

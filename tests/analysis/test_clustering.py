@@ -636,7 +636,7 @@ def test_an_entrys_mixture_takes_the_entrys_embeddings_alone(by_hand, tmp_path):
 def test_what_the_command_refuses(run, tmp_path):
     done = run("--labels", "knid")
     assert isinstance(done.exception, ConfigError)
-    assert str(done.exception) == "labels: e.parquet has no column 'knid'; it has kind"
+    assert str(done.exception) == "e.parquet has no column 'knid'; it has kind"
     assert run("--copy-into", "a", "--link-into", "b").exit_code == 2
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "x").touch()

@@ -368,6 +368,6 @@ def test_command_calibrate(run, tmp_path):
     assert run("calibrate", path, *common).exit_code == 2
     assert run("calibrate", path, "--identity", "who", "--identity-from-folder", *common).exit_code == 2
     error = run("calibrate", path, "--identity", "name", *common).exception
-    assert isinstance(error, ConfigError) and "its label columns: sex, who" in str(error)
+    assert isinstance(error, ConfigError) and "no column 'name'; it has sex, who" in str(error)
     error = run("calibrate", path, "--identity", "who", "-o", out).exception  # 1e-3 from 15,930 pairs
     assert isinstance(error, ConfigError) and "30000 are needed" in str(error)

@@ -199,6 +199,16 @@ def test_a_killed_build_leaves_the_old_file(tmp_path):
     done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, timeout=120)
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert path.read_bytes() == before and len(Index.load(path)) == 3
+    (left,) = set(tmp_path.iterdir()) - {path}
+    assert left.name.startswith(".x.index.")
+    # The next build takes it away, and leaves alone what a living process is writing.
+    busy = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    try:
+        (tmp_path / f".x.index.{busy.pid}.tmp").write_bytes(b"half")
+        Index.build(np.eye(3, dtype=np.float32)).save(path)
+        assert {file.name for file in tmp_path.iterdir()} == {"x.index", f".x.index.{busy.pid}.tmp"}
+    finally:
+        busy.communicate()
 
 
 # --- bad input --------------------------------------------------------------------------------------------
@@ -233,5 +243,7 @@ def test_bad_input(data, index, monkeypatch):
 def test_one_row():
     index = Index.build(np.ones((1, 3)))
     assert index.search(np.ones(3), 1).ids == [["0"]]
+    with pytest.raises(ConfigError, match="the index has one row, which has no other beside it"):
+        Index.build(np.eye(3)[:1]).search("0", 1)
     with pytest.raises(ConfigError, match="k: expected 1 to 1, for the index has 1 row, found 2"):
         index.search(np.ones(3), 2)

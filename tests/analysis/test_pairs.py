@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 from embedkit.analysis.pairs import (
+    Pairs,
     folder_identities,
     identity_codes,
     lfw_protocol,
+    pair_names,
     read_pairs,
     sample_pairs,
 )
@@ -43,6 +45,28 @@ def test_csv(tmp_path):
 def test_csv_with_a_byte_order_mark_and_windows_lines(tmp_path):
     path = csv(tmp_path, "\ufeffa,b,same\r\na/1.jpg,a/2.jpg,1\r\na/1.jpg,b/1.jpg,0\r\n")
     assert len(read_pairs(path, NAMES)) == 2
+
+
+def test_names_and_several_of_one_row(tmp_path):
+    path = csv(tmp_path, "a,b,same\nx,y,1\n./x,z,0\ny,z,0\n")
+    assert pair_names(path) == ["x", "y", "./x", "z"]
+    pairs = read_pairs(path, {"x": 0, "./x": 0, "y": 1, "z": 2})
+    assert (pairs.a.tolist(), pairs.b.tolist()) == ([0, 0, 1], [1, 2, 2])
+    assert pairs.identities.tolist() == [[0, 0], [0, 2], [0, 2]]
+    with pytest.raises(ConfigError, match=r"line 3: './x' is paired with itself"):
+        read_pairs(path, {"x": 0, "./x": 2, "y": 1, "z": 2})
+
+
+def test_pairs_among_some_of_the_rows():
+    everything = Pairs(
+        np.array([0, 1, 4]),
+        np.array([3, 4, 0]),
+        np.array([True, False, True]),
+        np.array([[0, 0], [1, 2], [2, 2]]),
+    )
+    some = everything.among(np.array([True, False, True, True, True]))  # rows 0, 2, 3, 4 are 0, 1, 2, 3 now
+    assert (some.a.tolist(), some.b.tolist()) == ([0, 3], [2, 0])
+    assert some.same.tolist() == [True, True] and some.identities.tolist() == [[0, 0], [2, 2]]
 
 
 @pytest.mark.parametrize(

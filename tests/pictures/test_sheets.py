@@ -144,6 +144,8 @@ def test_some_or_all_pictures_are_gone(folder):
     assert done.missing == ["gone.png"]
     assert "not there any more" in (folder / "s.html").read_text("utf-8")
     before = sorted(folder.iterdir())
+    with pytest.raises(SourceError, match=r"the picture 'x\.png' cannot be read \(.*\); run .*--root"):
+        write_sheet(folder / "one.html", "t", [Section("a", [Tile(name="x.png")])], Originals(folder))
     for path in ("all.html", "all.png"):
         with pytest.raises(SourceError, match=r"none of the 2 pictures .*'x\.png'.*--root") as error:
             write_sheet(

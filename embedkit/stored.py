@@ -1,0 +1,269 @@
+"""Embeddings where they are stored: a Parquet file, a folder of shards, a `.npy` file or a LanceDB table.
+
+Whatever reads embeddings opens them here, so that each kind of store is known in one place and every command takes
+all of them. A range of rows or of one column is read at a time: what is stored may be larger than memory.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from embedkit import lancetable
+from embedkit.embeddings import (
+    RESERVED,
+    Passport,
+    first_line,
+    ids_path,
+    is_folder_of_shards,
+    no_column,
+    passport_path,
+    read_passport,
+    shards_of,
+    vectors_of,
+)
+from embedkit.errors import OutputError
+
+__all__ = ["Stored", "is_stored", "open_stored", "read_npy"]
+
+#: Rows that are read at once: whole row groups, as `embedkit.embeddings` writes them.
+BLOCK = 1 << 14
+
+_T = TypeVar("_T")
+
+
+class Stored(ABC):
+    """Rows in a file, in a folder or in a table.
+
+    Attributes:
+        where: As it was named.
+        passport: What the rows are; the runs of all shards are in it.
+        labels: The label columns' names.
+        mapped: float (N, D), the rows where they are mapped into memory instead of read; None elsewhere.
+    """
+
+    def __init__(self, where: str, passport: Passport, rows: int, columns: list[str]):
+        """Take what is known without reading a row; see `open_stored`."""
+        self.where, self.passport = where, passport
+        self.labels = [name for name in columns if name not in RESERVED]
+        self.mapped: np.ndarray | None = None
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return self._rows
+
+    @abstractmethod
+    def column(self, name: str, start: int = 0, stop: int | None = None) -> list:
+        """The values of `id`, `part` or a label column, of rows `start` to `stop`.
+
+        Raises:
+            OutputError: They cannot be read.
+        """
+
+    @abstractmethod
+    def vectors(self, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """Rows `start` to `stop` as they are stored, float32 (n, D).
+
+        Raises:
+            OutputError: They cannot be read.
+        """
+
+    def keys(self, start: int = 0, stop: int | None = None) -> tuple[list[str], np.ndarray]:
+        """Ids, and int32 (n,) which part of its picture a row is."""
+        return self.column("id", start, stop), np.array(self.column("part", start, stop), np.int32)
+
+    def label(self, name: str) -> list:
+        """A label column.
+
+        Raises:
+            ConfigError: There is none of this name; those that there are, are named.
+        """
+        if name not in self.labels:
+            raise no_column(self.where, name, self.labels)
+        return self.column(name)
+
+
+def is_stored(source: str | os.PathLike[str]) -> bool:
+    """Whether `source` is to be opened as embeddings: all but a folder that holds none, which may hold pictures."""
+    text = os.fspath(source)
+    return lancetable.is_table(text) or not os.path.isdir(text) or is_folder_of_shards(Path(text))
+
+
+def open_stored(source: str | os.PathLike[str]) -> Stored:
+    """Open embeddings.
+
+    Args:
+        source: `X.parquet`, a folder of shards, `X.npy` beside its ids and passport, or `lance://FOLDER/TABLE`.
+
+    Raises:
+        OutputError: Not embeddings of ours, damaged ones, or a folder with a missing part.
+        SpaceMismatchError: A folder of two spaces.
+        MissingDependencyError: A table, and pylance is not installed.
+    """
+    text = os.fspath(source)
+    if lancetable.is_table(text):
+        return _Table(text)
+    path = Path(text)
+    if not path.exists():
+        raise OutputError(
+            f"{text} does not exist; check the path, or write embeddings with `embedkit embed ... -o {text}`"
+        )
+    if path.suffix == ".npy":
+        return _Npy(path)
+    return _Parquet(shards_of(path) if path.is_dir() else [path], text)
+
+
+def read_npy(path: Path) -> tuple[np.ndarray, list[dict[str, Any]], Passport]:
+    """A `.npy` file of embeddings, memory-mapped, with the other columns row by row and the passport.
+
+    Raises:
+        OutputError: One of the three files is missing, damaged, or of another length than the others.
+    """
+    try:
+        vectors = np.load(path, mmap_mode="r")
+        lines = [json.loads(line) for line in ids_path(path).read_text("utf-8").splitlines()]
+        if not all(isinstance(line, dict) and {"id", "part"} <= line.keys() for line in lines):
+            raise ValueError(f"a line of {ids_path(path).name} has no id or no part")
+        passport = Passport.from_json(passport_path(path).read_bytes(), str(passport_path(path)))
+    except (OSError, ValueError) as error:
+        raise OutputError(f"{path} and its ids and passport cannot be read ({first_line(error)})") from None
+    if vectors.shape != (len(lines), passport.dim):
+        raise OutputError(
+            f"{path}: expected {len(lines)} rows of {passport.dim} as its ids and passport say, found {vectors.shape}"
+        )
+    return vectors, lines, passport
+
+
+class _Columns(Stored):
+    """A store that gives tables of some columns."""
+
+    @abstractmethod
+    def _table(self, name: str, start: int, stop: int) -> pa.Table:
+        """Rows `start` to `stop` of one column."""
+
+    def column(self, name: str, start: int = 0, stop: int | None = None) -> list:
+        return self._table(name, start, len(self) if stop is None else stop)[name].to_pylist()
+
+    def vectors(self, start: int = 0, stop: int | None = None) -> np.ndarray:
+        stop = len(self) if stop is None else stop
+        block = np.empty((stop - start, self.passport.dim), np.float32)
+        for at in range(start, stop, BLOCK):
+            end = min(at + BLOCK, stop)
+            block[at - start : end - start] = vectors_of(self._table("embedding", at, end), self.passport.dim)
+        return block
+
+
+class _Parquet(_Columns):
+    """One file, or the shards of a folder one after another."""
+
+    def __init__(self, files: list[Path], where: str):
+        passport: Passport | None = None
+        for file in files:
+            found = read_passport(file)
+            if passport is not None:
+                passport.check_same_space(found, where)
+                for run in found.runs:
+                    passport = passport.with_run(run)
+            passport = passport or found
+        if passport is None:
+            raise OutputError(f"{where} holds no rows yet")
+        self._files = files
+        self._facts = [_guarded(str(file), pq.read_metadata, file) for file in files]
+        self._schemas = [facts.schema.to_arrow_schema() for facts in self._facts]
+        for file, schema in zip(files, self._schemas, strict=True):
+            _check_schema(schema, passport.dim, str(file))
+        self._groups = [
+            (index, group) for index, facts in enumerate(self._facts) for group in range(facts.num_row_groups)
+        ]
+        sizes = [self._facts[index].row_group(group).num_rows for index, group in self._groups]
+        self._starts = np.cumsum([0, *sizes])
+        columns = dict.fromkeys(name for schema in self._schemas for name in schema.names)
+        super().__init__(where, passport, int(self._starts[-1]), list(columns))
+
+    def _table(self, name: str, start: int, stop: int) -> pa.Table:
+        starts, groups = self._starts, self._groups
+        pieces = []
+        at = int(np.searchsorted(starts, start, side="right")) - 1
+        while at < len(groups) and starts[at] < stop:
+            file, offset, wanted = groups[at][0], int(starts[at]), []
+            while at < len(groups) and starts[at] < stop and groups[at][0] == file:
+                wanted.append(groups[at][1])
+                at += 1
+            piece = self._read(file, wanted, name)
+            pieces.append(piece.slice(max(0, start - offset), stop - max(start, offset)))
+        if not pieces:
+            field = next(schema.field(name) for schema in self._schemas if name in schema.names)
+            return pa.schema([field]).empty_table()
+        return pa.concat_tables(pieces, promote_options="default")
+
+    def _read(self, file: int, groups: list[int], name: str) -> pa.Table:
+        """Whole row groups of one column; nulls where this shard lacks it."""
+        if name not in self._schemas[file].names:
+            rows = sum(self._facts[file].row_group(group).num_rows for group in groups)
+            return pa.table({name: pa.nulls(rows)})
+        path = self._files[file]
+
+        def read() -> pa.Table:
+            # With the footer that is known already: a large file's takes long to parse.
+            with pq.ParquetFile(path, metadata=self._facts[file]) as reader:
+                return reader.read_row_groups(groups, columns=[name]).replace_schema_metadata(None)
+
+        return _guarded(str(path), read)
+
+
+class _Table(_Columns):
+    """A table of a LanceDB database, as its newest version was when it was opened."""
+
+    def __init__(self, uri: str):
+        path = lancetable.table_path(uri)
+        self._lance = lancetable.open_table(path)
+        passport = lancetable.passport_of(self._lance, path)
+        _check_schema(self._lance.schema, passport.dim, uri)
+        super().__init__(uri, passport, self._lance.count_rows(), self._lance.schema.names)
+
+    def _table(self, name: str, start: int, stop: int) -> pa.Table:
+        return lancetable.read_range(self._lance, name, start, stop, self.where)
+
+
+class _Npy(Stored):
+    """An array with its ids and passport beside it."""
+
+    def __init__(self, path: Path):
+        vectors, self._lines, passport = read_npy(path)
+        columns = dict.fromkeys(name for line in self._lines for name in line)
+        super().__init__(str(path), passport, len(self._lines), list(columns))
+        self.mapped = vectors
+
+    def column(self, name: str, start: int = 0, stop: int | None = None) -> list:
+        return [line.get(name) for line in self._lines[start:stop]]
+
+    def vectors(self, start: int = 0, stop: int | None = None) -> np.ndarray:
+        assert self.mapped is not None
+        return self.mapped[start:stop]
+
+
+def _check_schema(schema: pa.Schema, dim: int, where: str) -> None:
+    """Refuse a file whose columns are not those that its passport promises."""
+    for name, kind in (("id", pa.string()), ("part", pa.int32()), ("embedding", pa.list_(pa.float32(), dim))):
+        found = schema.field(name).type if name in schema.names else "nothing"
+        if found != kind:
+            raise OutputError(
+                f"{where}: the column {name!r} should be {kind}, and is {found}: another program changed the file; "
+                "embed the pictures again"
+            )
+
+
+def _guarded(where: str, read: Callable[..., _T], *arguments: Any) -> _T:
+    """What `read` gives, with its faults as one sentence."""
+    try:
+        return read(*arguments)
+    except (OSError, pa.ArrowException) as error:
+        raise OutputError(f"{where} is damaged ({first_line(error)}); embed the pictures again") from None
