@@ -25,13 +25,12 @@ from embedkit.golden import verify_entry  # noqa: E402
 from embedkit.load import find_entry, load_encoder  # noqa: E402
 from embedkit.training.export import write_entry  # noqa: E402
 from embedkit.training.golden import synthetic_pictures  # noqa: E402
-from embedkit.training.importers.face_api import (  # noqa: E402
+from embedkit.training.importers.face_api import IMPORTS, read_tensors  # noqa: E402
+from embedkit.training.importers.face_networks import (  # noqa: E402
     BLOCKS,
-    IMPORTS,
     face_detector,
     face_landmarks,
     face_resnet,
-    read_tensors,
 )
 
 ZOO = Path(__file__).parents[2] / "zoo"
