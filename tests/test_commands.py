@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+import embedkit
 from embedkit import commands, doctor, engine, load
 from embedkit.commands.terminal import printable
 from embedkit.engine import CPU, CUDA
@@ -361,3 +362,7 @@ def test_a_reader_that_goes_away_leaves_no_traceback(buffered):
         text = child.stderr.read().decode()
         assert child.wait(20) == 1
     assert text == ""
+
+
+def test_version(run):
+    assert run("--version") == (0, f"embedkit {embedkit.__version__}\n", "")

@@ -10,9 +10,11 @@ import io
 import os
 import sys
 import warnings
+from typing import Annotated
 
 import typer
 
+from embedkit import __version__
 from embedkit.commands.atlas import atlas
 from embedkit.commands.calibrate import calibrate
 from embedkit.commands.cluster import cluster
@@ -22,6 +24,7 @@ from embedkit.commands.embed import embed
 from embedkit.commands.evaluate import evaluate
 from embedkit.commands.export import export
 from embedkit.commands.identify import identify
+from embedkit.commands.importing import importing
 from embedkit.commands.lint import lint
 from embedkit.commands.publish import publish
 from embedkit.commands.search import search
@@ -33,7 +36,6 @@ from embedkit.errors import EmbedkitError
 
 app = typer.Typer(
     name="embedkit",
-    help="Image embeddings from a folder of pictures, without PyTorch.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -54,8 +56,24 @@ app.add_typer(zoo, name="zoo")
 app.command()(train)
 app.command()(evaluate)
 app.command()(export)
+app.command("import")(importing)
 app.command()(publish)
 app.command()(doctor)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"embedkit {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Image embeddings from a folder of pictures, without PyTorch."""
 
 
 def main() -> None:

@@ -1,0 +1,326 @@
+"""What every import of foreign weights shares: reading without running, filling without a gap, licence, entry."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import io
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from embedkit.entry import ENTRY_NAME, EntryConfig, Preprocess
+from embedkit.errors import ConfigError, EntryError
+from embedkit.hub.filelist import is_non_commercial
+from embedkit.training.export import Card, timm_config, update_index, write_entry
+from embedkit.training.golden import sample_pixels
+
+_SCALAR = np.float64(0).__reduce__()[0]
+#: What checkpoints hold beside tensors and plain values: the options of a run, and numbers of numpy. Each builds a
+#: value and does nothing else.
+_HARMLESS: list[Any] = [
+    argparse.Namespace,
+    np.dtype,
+    *(type(np.dtype(kind)) for kind in "?bhilqBHILQefd"),
+    (_SCALAR, "numpy.core.multiarray.scalar"),
+    (_SCALAR, "numpy._core.multiarray.scalar"),
+]
+#: BatchNorm's counter, which older versions of torch did not store and which no embedding depends on.
+_COUNTER = ".num_batches_tracked"
+_WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What is to be made of foreign weights.
+
+    Attributes:
+        name: The entry, `<method>-<arch>.<data>`.
+        zoo: The folder that holds the entries.
+        licence: SPDX identifier of the weights' licence; None takes the one that is known.
+        origin: Where the weights come from, an address or words.
+        data: What they were trained on, in words; the name's last part when None.
+        samples: 64 or more pictures to measure rounding and parity on; synthetic ones when None.
+
+    Raises:
+        ConfigError: The name cannot be an entry's.
+    """
+
+    name: str
+    zoo: Path
+    licence: str | None = None
+    origin: str | None = None
+    data: str | None = None
+    samples: str | os.PathLike[str] | None = None
+
+    def __post_init__(self) -> None:
+        if not ENTRY_NAME.fullmatch(self.name):
+            raise ConfigError(
+                f"{self.name!r}: expected <method>-<arch>.<data> in small letters, such as simsiam-r50.in1k"
+            )
+
+    @property
+    def method(self) -> str:
+        """The first part of the name."""
+        return self.name.partition("-")[0]
+
+    @property
+    def tag(self) -> str:
+        """The last part of the name."""
+        return self.name.partition(".")[2]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Imported:
+    """An entry that was written.
+
+    Attributes:
+        folder: The entry.
+        architecture: The network's name.
+        licence: SPDX identifier of the weights' licence.
+        said: What was recognised, in words.
+    """
+
+    folder: Path
+    architecture: str
+    licence: str
+    said: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Licence:
+    """The licence of an entry, and where it is from.
+
+    Attributes:
+        name: SPDX identifier.
+        stated_by: Who says so, in words.
+        published: The licence that it stands instead of, if any.
+    """
+
+    name: str
+    stated_by: str
+    published: str | None = None
+
+
+def decide_licence(request: Request, known: str | None, *, stated: bool, where: str) -> Licence:
+    """The licence of imported weights; none is made up, and none is replaced without being named.
+
+    Args:
+        request: What was asked for.
+        known: The licence that is known, if any.
+        stated: Whether these weights state it themselves; else it is the one under which the weights of this layout
+            were published, and a checkpoint of one's own may have another.
+        where: For messages.
+
+    Raises:
+        ConfigError: No licence is known and none was given, or another one was given than the weights state, or
+            than was published without saying where these come from.
+    """
+    given = (request.licence or "").strip()
+    if not given and not known:
+        raise ConfigError(
+            f"{where}: no licence is known for these weights; look it up and give it with --licence"
+        )
+    if not known:
+        return Licence(name=given, stated_by="whoever imported them")
+    if not given or given.casefold() == known.casefold():
+        return Licence(
+            name=known, stated_by="the weights' source" if stated else "those who published this layout"
+        )
+    if stated:
+        raise ConfigError(f"{where}: these weights state the licence {known}: leave --licence {given} out")
+    if not request.origin:
+        raise ConfigError(
+            f"{where}: the published weights of this layout are under {known}: leave --licence {given} out, or say "
+            "with --source where other weights come from"
+        )
+    return Licence(name=given, stated_by="whoever imported them", published=known)
+
+
+def read_checkpoint(content: bytes, where: str) -> Any:
+    """What a checkpoint holds; nothing in it is run.
+
+    Args:
+        content: The bytes of a safetensors file, or of what `torch.save` wrote.
+        where: The file's name; its suffix tells which.
+
+    Raises:
+        EntryError: Neither, or a pickle that asks for more than tensors and plain values.
+    """
+    try:
+        if where.endswith(".safetensors"):
+            return safetensors.torch.load(content)
+        with torch.serialization.safe_globals(_HARMLESS):
+            return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever the unpickler makes of other bytes
+        asked = re.search(r"GLOBAL (\S+)", str(error))
+        if asked:
+            raise EntryError(
+                f"{where}: the pickle asks for {asked[1][:100]}, and nothing in it is run; where it comes from, have "
+                "the state dict saved alone, as .safetensors"
+            ) from None
+        raise EntryError(
+            f"{where} is no checkpoint that can be read ({type(error).__name__}): is it whole, and written by "
+            "torch.save or as .safetensors?"
+        ) from None
+
+
+def fill(
+    network: nn.Module,
+    state: Mapping[str, Any],
+    *,
+    heads: tuple[str, ...],
+    where: str,
+    names: Mapping[str, str] | None = None,
+) -> list[str]:
+    """Load a network from foreign tensors: none missing, every shape equal, all numbers finite.
+
+    Args:
+        network: A timm network with `num_classes=0`.
+        state: The foreign state dict.
+        heads: What the keys begin with that may be left out.
+        where: For messages.
+        names: Foreign key -> name in the network; a key that is not in it belongs to no encoder. The same names
+            when None.
+
+    Returns:
+        Those of `heads` that were left out, sorted.
+
+    Raises:
+        EntryError: A tensor is missing, has another shape, is none or not finite, or belongs nowhere.
+    """
+    wanted = network.state_dict()
+    found: dict[str, Any] = {}
+    dropped: set[str] = set()
+    unknown: list[str] = []
+    for key, value in state.items():
+        name = key if names is None else names.get(key, "")
+        if name in wanted:
+            found[name] = value
+        elif key.startswith(heads):
+            dropped.add(next(head for head in heads if key.startswith(head)))
+        else:
+            unknown.append(key)
+    missing = [name for name in wanted if name not in found and not name.endswith(_COUNTER)]
+    if missing:
+        raise EntryError(
+            f"{where}: {len(missing)} tensors of the network are missing, {_some(missing)}; is --architecture right?"
+        )
+    if unknown:
+        raise EntryError(
+            f"{where}: {len(unknown)} tensors belong neither to the network nor to a head, {_some(unknown)}; is "
+            "--architecture right?"
+        )
+    for name, value in found.items():
+        expected = wanted[name]
+        # A weights-only pickle may also hold sparse, complex, quantised and empty "meta" tensors.
+        if (
+            not isinstance(value, Tensor)
+            or value.layout is not torch.strided
+            or value.device.type != "cpu"
+            or not (value.is_floating_point() or value.dtype in _WHOLE)
+        ):
+            raise EntryError(f"{where}: {name}: expected a plain tensor of real numbers")
+        if value.shape != expected.shape:
+            raise EntryError(
+                f"{where}: {name}: the network has {tuple(expected.shape)}, and the checkpoint "
+                f"{tuple(value.shape)}; is --architecture right?"
+            )
+        if not bool(torch.isfinite(value.float()).all()):
+            raise EntryError(f"{where}: {name} holds NaN or infinity: the checkpoint is damaged or diverged")
+    network.load_state_dict({**wanted, **found}, strict=True)
+    return sorted(dropped)
+
+
+def write_import(
+    request: Request,
+    network: nn.Module,
+    *,
+    architecture: str,
+    model_args: Mapping[str, Any],
+    preprocess: Preprocess,
+    licence: Licence,
+    provenance: Mapping[str, Any],
+    card: Card,
+    said: str,
+    in_timm: bool = True,
+) -> Imported:
+    """Write the entry, with all gates of `write_entry`, and the zoo's index.
+
+    Args:
+        request: What was asked for.
+        network: Filled; it is put into eval mode.
+        architecture: timm's name of it.
+        model_args: What timm needs to build the same.
+        preprocess: The contract.
+        licence: As decided.
+        provenance: What is known of the weights.
+        card: Words of the card; limits about the licence are added.
+        said: For `Imported`.
+        in_timm: Whether timm can build the network.
+
+    Raises:
+        EntryError: The network gives no vector, or cannot be stored as a graph over its weights.
+        ParityError: ONNX Runtime, torch and timm do not agree.
+        OutputError: The zoo cannot be written.
+    """
+    network = network.eval()
+    with torch.inference_mode():
+        features = network(torch.zeros(2, preprocess.channels, *preprocess.size))
+    if not isinstance(features, Tensor) or features.ndim != 2:
+        raise EntryError(
+            f"{architecture} does not give one vector a picture; embedkit stores such networks only"
+        )
+    limits = []
+    if is_non_commercial(licence.name):
+        limits.append(f"The weights are under {licence.name}, which forbids commercial use.")
+    if licence.published is not None:
+        limits.append(
+            f"The weights published in this layout are under {licence.published}; whoever imported these said that "
+            f"they are others, from {request.origin}, under {licence.name}."
+        )
+        provenance = {**provenance, "published_licence": licence.published}
+    config = EntryConfig(
+        architecture=architecture,
+        outputs={"embedding": (features.shape[1],)},
+        method=request.method,
+        dim=features.shape[1],
+        preprocess=preprocess,
+        data=request.data or request.tag,
+        licence=licence.name,
+        provenance={
+            **({"source": request.origin} if request.origin else {}),
+            **provenance,
+            "licence_by": licence.stated_by,
+            "compared_on": "synthetic pictures" if request.samples is None else "pictures",
+        },
+        timm=timm_config(network, preprocess, model_args=model_args, tag=request.tag, licence=licence.name)
+        if in_timm
+        else {},
+    )
+    folder = request.zoo / request.name
+    try:
+        write_entry(
+            folder,
+            network=network,
+            config=config,
+            samples=sample_pixels(preprocess, request.samples),
+            card=dataclasses.replace(card, limits=(*card.limits, *limits)),
+        )
+    except torch.onnx.OnnxExporterError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise EntryError(f"{architecture} cannot be written as ONNX ({reason})") from None
+    update_index(request.zoo)
+    return Imported(folder=folder, architecture=architecture, licence=licence.name, said=said)
+
+
+def _some(keys: list[str]) -> str:
+    return "such as " + ", ".join(repr(key[:100]) for key in keys[:3])

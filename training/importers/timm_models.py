@@ -1,0 +1,356 @@
+"""timm's networks as entries: by timm's name, from a repository of the Hugging Face Hub, or from a local folder.
+
+A repository or folder of timm's layout holds `config.json` and `model.safetensors` (or `pytorch_model.bin`). Both are
+read here and not by timm, which loads a backbone without complaint where tensors are missing, takes options such as a
+checkpoint's path from the file, and does not look at the weights' sha256. A bare name is timm's own affair: its table
+says where the weights are and how they are converted.
+
+Preprocessing, licence and the shape of the module are those of `pretrained_cfg` and `model_args`.
+
+    embedkit import hf-hub:timm/vit_small_patch16_224.dino --name dino-vit_s16.in1k
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import math
+import re
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import timm
+import yaml
+from timm.data import resolve_data_config
+from timm.models import PretrainedCfg
+from torch import nn
+
+import embedkit.training.backbones  # noqa: F401  registers embedkit's own networks with timm
+from embedkit.entry import CARD, CONFIG, WEIGHTS, FileRecord, Preprocess, parse_json, sha256_hex
+from embedkit.errors import ConfigError, EntryError, PlaceError, SourceError
+from embedkit.hub.download import download, persistent
+from embedkit.hub.filelist import CONFIG_LIMIT, MOST_BYTES, is_non_commercial
+from embedkit.hub.huggingface import HubPlace, Value, ask, hub_module
+from embedkit.training.export import Card
+from embedkit.training.importers.foreign import (
+    Imported,
+    Request,
+    decide_licence,
+    fill,
+    read_checkpoint,
+    write_import,
+)
+
+__all__ = ["import_timm", "preprocess_of"]
+
+HUB, FOLDER = "hf-hub:", "local-dir:"
+PICKLE = "pytorch_model.bin"
+
+_REPOSITORY = re.compile(r"(\w[\w.-]*)/(\w[\w.-]*)(?:@(\w[\w./-]*))?", re.ASCII)
+#: Options of `timm.create_model` that say what is loaded, not what is built; a file has no say in them.
+_NOT_FOR_FILES = {*inspect.signature(timm.create_model).parameters, "features_only", "pretrained_strict"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Source:
+    """Weights, and what timm says about them."""
+
+    where: str
+    architecture: str
+    model_args: Mapping[str, Any]
+    cfg: Mapping[str, Any]
+    state: Mapping[str, Any]
+    preprocess: Preprocess
+    licences: tuple[str, ...]
+    provenance: Mapping[str, Any]
+
+
+def import_timm(source: str, request: Request, *, token: str | None = None) -> Imported:
+    """Write a timm network with its weights as an entry of the zoo.
+
+    Args:
+        source: A name of timm's with weights, `hf-hub:org/name[@revision]`, or `local-dir:PATH`.
+        request: The entry that is wanted.
+        token: Credential for the Hub; see `HubPlace`.
+
+    Returns:
+        The entry.
+
+    Raises:
+        ConfigError: No such name, no licence known, or another one than the weights state.
+        SourceError: The folder cannot be read.
+        PlaceError: The Hub refuses, or (UnreachableError) gives no answer.
+        EntryError: The configuration or the weights are not what they promise.
+        ParityError: As for `write_entry`; nothing is written.
+    """
+    if source.startswith(HUB):
+        found = _from_hub(source.removeprefix(HUB), token)
+    elif source.startswith(FOLDER):
+        found = _from_folder(Path(source.removeprefix(FOLDER)))
+    else:
+        found = _from_name(source)
+    # Where two are stated (the MAE of one card and of its source), the stricter one counts.
+    strict = [licence for licence in found.licences if is_non_commercial(licence)]
+    known = next(iter([*strict, *found.licences]), None)
+    licence = decide_licence(request, known, stated=True, where=found.where)
+    network = _network(found)
+    classifier = found.cfg.get("classifier")
+    heads = classifier if isinstance(classifier, list | tuple) else (classifier,) if classifier else ()
+    dropped = fill(
+        network,
+        found.state,
+        heads=tuple(f"{head}.{part}" for head in heads for part in ("weight", "bias")),
+        where=found.where,
+    )
+    return write_import(
+        request,
+        network,
+        architecture=found.architecture,
+        model_args=found.model_args,
+        preprocess=found.preprocess,
+        licence=licence,
+        provenance={
+            **found.provenance,
+            **({"stated_licences": list(found.licences)} if len(set(found.licences)) > 1 else {}),
+            "removed": dropped,
+            "importer": "embedkit.training.importers.timm_models",
+            "timm": timm.__version__,
+        },
+        card=Card(
+            summary=f"timm's {found.architecture} with the weights of {found.where}, without its classifier.",
+            datasets=("imagenet-1k",) if request.tag == "in1k" else (),
+        ),
+        said=f"{found.where}, network {found.architecture}",
+    )
+
+
+def preprocess_of(cfg: Mapping[str, Any], where: str) -> Preprocess:
+    """The contract that says what timm's evaluation does; the inverse of `timm_config`.
+
+    Args:
+        cfg: A `pretrained_cfg`; what it leaves out has timm's defaults.
+        where: For messages.
+
+    Raises:
+        EntryError: A rule that the contract cannot state.
+    """
+    try:
+        data = resolve_data_config({}, pretrained_cfg={"tag": "", **cfg})
+        channels, height, width = (int(side) for side in data["input_size"])
+        edges = {math.floor(side / data["crop_pct"]) for side in (height, width)}
+        mean, std = (tuple(float(value) for value in data[key]) for key in ("mean", "std"))
+        mode, interpolation = data["crop_mode"], str(data["interpolation"])
+    except (TypeError, ValueError, ArithmeticError) as error:
+        raise EntryError(f"{where}: pretrained_cfg is not timm's ({error})") from None
+    pads = {round(255 * value) for value in mean}
+    rules: dict[str, tuple[bool, dict[str, Any]]] = {
+        "center": (len(edges) == 1, {"resize": "shortest"}),
+        "squash": (edges <= {height, width}, {"resize": "squash"}),
+        "border": (len(edges) == len(pads) == 1, {"resize": "longest", "pad": min(pads, default=0)}),
+    }
+    possible, rule = rules.get(mode, (False, {}))
+    if channels not in (1, 3) or not possible:
+        raise EntryError(
+            f"{where}: pictures of {channels}x{height}x{width}, crop_mode {mode!r} and crop_pct {data['crop_pct']}: "
+            "the preprocess contract cannot state this"
+        )
+    return Preprocess(
+        color="rgb" if channels == 3 else "gray",
+        size=(height, width),
+        resize_size=0 if mode == "squash" else min(edges),
+        interpolation=interpolation,
+        mean=mean,
+        std=std,
+        **rule,
+    )
+
+
+def _from_folder(folder: Path) -> _Source:
+    def read(name: str) -> bytes | None:
+        path = folder / name
+        try:
+            return path.read_bytes() if path.is_file() else None
+        except OSError as error:
+            raise SourceError(f"{path} cannot be read ({error.strerror})") from None
+
+    if not folder.is_dir():
+        raise SourceError(f"{folder}: no such folder; give local-dir: and the path of one with {CONFIG}")
+    name = folder.absolute().name
+    return _of_timm_layout(read, name, {"folder": name})
+
+
+def _from_hub(address: str, token: str | None) -> _Source:
+    match = _REPOSITORY.fullmatch(address)
+    if match is None or ".." in address:
+        raise ConfigError(f"{HUB}{address}: expected {HUB}org/name or {HUB}org/name@revision")
+    organisation, name, revision = match.groups()
+    where = f"{HUB}{organisation}/{name}"
+    place = HubPlace(organisation, token)
+    commit = place.commit(name, revision or "main")
+    if commit is None:
+        raise PlaceError(
+            f"{where}: the hub shows no such repository"
+            + (f" at {revision}" if revision else "")
+            + "; a private one "
+            "asks for a token"
+        )
+    listed = _ask(where, lambda: list(place.api().list_repo_tree(place.repository(name), revision=commit)))
+    files = {one.path: one for one in listed if getattr(one, "size", None) is not None}
+    storage = place.storage(name, commit)
+
+    def read(path: str) -> bytes | None:
+        if path not in files:
+            return None
+        stored = getattr(files[path], "lfs", None)
+        try:
+            if stored is None:
+                limit = MOST_BYTES if path in (WEIGHTS, PICKLE) else CONFIG_LIMIT
+                return persistent(lambda: storage.read(path, limit))
+            with tempfile.TemporaryDirectory() as scratch:
+                target = Path(scratch) / "file"
+                download(storage, path, FileRecord(size=stored.size, sha256=stored.sha256), target)
+                return target.read_bytes()
+        except FileNotFoundError:
+            raise PlaceError(f"{where}: the hub lists {path} and does not give it; try again") from None
+
+    return _of_timm_layout(read, where, {"repository": f"{organisation}/{name}", "commit": commit})
+
+
+def _of_timm_layout(
+    read: Callable[[str], bytes | None], where: str, provenance: Mapping[str, Any]
+) -> _Source:
+    """What the files of a folder or a repository say; `read` gives None for one that is not there."""
+    text = read(CONFIG)
+    if text is None:
+        raise EntryError(f"{where} has no {CONFIG}: it is not of timm's layout")
+    config = parse_json(text, f"{where}: {CONFIG}")
+    if not isinstance(config, dict) or not isinstance(config.get("architecture"), str):
+        raise EntryError(f"{where}: {CONFIG}: architecture: expected timm's name of the network")
+    cfg, model_args = config.get("pretrained_cfg", config), config.get("model_args", {})
+    if not isinstance(cfg, dict) or not isinstance(model_args, dict):
+        raise EntryError(f"{where}: {CONFIG}: expected objects as pretrained_cfg and model_args")
+    model_args = {key: value for key, value in model_args.items() if key != "num_classes"}
+    refused = sorted(_NOT_FOR_FILES & set(model_args))
+    if refused:
+        raise EntryError(
+            f"{where}: {CONFIG}: model_args: {refused[0]} says what is loaded, not what is built; it is not taken from "
+            "a file"
+        )
+    for file in (WEIGHTS, PICKLE):
+        content = read(file)
+        if content is not None:
+            break
+    else:
+        raise EntryError(f"{where} has neither {WEIGHTS} nor {PICKLE}")
+    state = read_checkpoint(content, file)
+    if not isinstance(state, dict) or not all(isinstance(key, str) for key in state):
+        raise EntryError(
+            f"{where}: {file}: expected tensors by name; a training checkpoint is given as a file"
+        )
+    ours = config.get("embedkit")
+    stated = (cfg.get("license"), _card_licence(read(CARD)))
+    return _Source(
+        where=where,
+        architecture=config["architecture"],
+        model_args=model_args,
+        cfg=cfg,
+        state=state,
+        # An entry of ours says more than timm's keys can, such as the colour of a border.
+        preprocess=Preprocess.from_json(ours.get("preprocess"), where)
+        if isinstance(ours, dict)
+        else preprocess_of(cfg, where),
+        licences=_licences(stated),
+        provenance={**provenance, "file": file, "sha256": sha256_hex(content)},
+    )
+
+
+def _from_name(name: str) -> _Source:
+    if not timm.is_model(name):
+        near = difflib.get_close_matches(name, timm.list_models(pretrained=True), n=3, cutoff=0.5)
+        nearest = f"; the nearest of timm's names are {', '.join(near)}" if near else ""
+        raise ConfigError(
+            f"{name!r} is neither a checkpoint file, nor {HUB}org/name, nor {FOLDER}PATH, nor a name of timm's{nearest}"
+        )
+    declared = timm.models.get_pretrained_cfg(name)
+    if declared is None or not declared.has_weights:
+        tagged = timm.list_models(f"{name.partition('.')[0]}*", pretrained=True)[:4]
+        raise ConfigError(
+            f"{name}: timm has no weights of this name"
+            + (f"; it has {', '.join(tagged)}" if tagged else "; name one of its networks that has")
+        )
+    # With its classifier, since timm is strict about missing tensors only then.
+    network = _ask(f"timm's {name}", lambda: timm.create_model(name, pretrained=True))
+    cfg = declared.to_dict()
+    return _Source(
+        where=f"timm's {name}",
+        architecture=name.partition(".")[0],
+        model_args={},
+        cfg=cfg,
+        state=network.state_dict(),
+        preprocess=preprocess_of(cfg, name),
+        licences=_licences((cfg.get("license"),)),
+        provenance={
+            "timm_name": name,
+            "weights": cfg.get("hf_hub_id") or cfg.get("url"),
+            **_cached(cfg.get("hf_hub_id")),
+        },
+    )
+
+
+def _ask(where: str, function: Callable[[], Value]) -> Value:
+    """`ask`, for a repository that must be there."""
+    errors = hub_module("errors")
+    try:
+        return ask(where, function)
+    except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError):
+        raise PlaceError(
+            f"{where}: the hub shows no such repository; a private one asks for a token"
+        ) from None
+
+
+def _cached(repository: str | None) -> dict[str, str]:
+    """Commit and sha256 of the weights file that timm has just taken from the Hub."""
+    for file in (WEIGHTS, PICKLE) if repository else ():
+        path = hub_module().try_to_load_from_cache(repository, file)
+        if isinstance(path, str):
+            return {
+                "commit": Path(path).parent.name,
+                "file": file,
+                "sha256": sha256_hex(Path(path).read_bytes()),
+            }
+    return {}
+
+
+def _network(source: _Source) -> nn.Module:
+    """The network without its classifier, at random initialisation."""
+    known = {field.name for field in fields(PretrainedCfg)}
+    cfg = {key: value for key, value in source.cfg.items() if key in known}
+    if not timm.is_model(source.architecture) or "." in source.architecture:
+        raise EntryError(
+            f"{source.where}: {CONFIG}: timm {timm.__version__} knows no network {source.architecture[:80]!r}"
+        )
+    try:
+        return timm.create_model(source.architecture, pretrained_cfg=cfg, num_classes=0, **source.model_args)
+    except (AssertionError, AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise EntryError(f"{source.where}: timm cannot build {source.architecture} ({reason})") from None
+
+
+def _licences(stated: tuple[Any, ...]) -> tuple[str, ...]:
+    """Those that say something."""
+    return tuple(
+        one for one in stated if isinstance(one, str) and one and one.casefold() not in ("unknown", "other")
+    )
+
+
+def _card_licence(card: bytes | None) -> Any:
+    """`license` of a model card's front matter."""
+    front, _, _ = (card or b"").removeprefix(b"---\n").partition(b"\n---\n")
+    try:
+        facts = yaml.safe_load(front.decode())
+    except (yaml.YAMLError, UnicodeDecodeError):
+        return None
+    return facts.get("license") if isinstance(facts, dict) else None
