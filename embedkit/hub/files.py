@@ -25,7 +25,7 @@ def write_file(path: Path, content: bytes) -> None:
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.partial")
     try:
-        _clear_up(path)
+        clear_up(path)
         partial.write_bytes(content)
         partial.replace(path)
     except OSError as error:
@@ -56,7 +56,7 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
     old = folder.with_name(f".{folder.name}.{os.getpid()}.old.partial")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        _clear_up(folder)
+        clear_up(folder)
         partial.mkdir()
         yield partial
         if not folder.exists():
@@ -85,7 +85,7 @@ def _exchange(left: Path, right: Path) -> bool:
     return function(_AT_FDCWD, os.fsencode(left), _AT_FDCWD, os.fsencode(right), _RENAME_EXCHANGE) == 0
 
 
-def _clear_up(path: Path) -> None:
+def clear_up(path: Path) -> None:
     """Take away what writers that were killed left beside `path`; bring a folder's old version back if it is gone."""
     for left in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
         pid = left.name.removeprefix(f".{path.name}.").partition(".")[0]

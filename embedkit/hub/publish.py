@@ -22,7 +22,7 @@ from embedkit.hub.address import file_path, is_url, parse_place
 from embedkit.hub.buckets import BucketStorage
 from embedkit.hub.download import persistent
 from embedkit.hub.filelist import INDEX_LIMIT, MANIFEST_LIMIT, check_file_list
-from embedkit.hub.files import replacing_folder
+from embedkit.hub.files import clear_up, replacing_folder
 from embedkit.hub.folder import FolderEntry
 from embedkit.hub.index import build_facts, index_bytes, make_index, update_index
 from embedkit.hub.place import REVISION_DIGITS, Index, VerifiedEntry
@@ -160,6 +160,7 @@ def _check(entry: VerifiedEntry) -> None:
 def _to_folder(entry: VerifiedEntry, zoo: Path) -> Published:
     target = zoo / entry.name
     written: list[str] = []
+    clear_up(target)  # also where nothing is left to write: the last one may have been killed while it tidied
     if not _same_folder(entry, target):
         old = _records(target)
         with replacing_folder(target) as partial:

@@ -7,6 +7,8 @@ import os
 import random
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -346,6 +348,19 @@ def kill_publishers(
     folder = Path(folder) if (Path(folder) / MANIFEST).exists() else Path(folder) / NAME
     assert readable(place, cache) == find_entry(folder).revision
     return ends
+
+
+def test_what_a_killed_publisher_left_is_taken_away_though_nothing_is_to_write(entry, tmp_path):
+    """Killed after the new version took its place: the old one still lies beside it."""
+    to = tmp_path / "published"
+    publish(entry, str(to))
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    dead, alive = (to / f".{NAME}.{pid}.partial" for pid in (gone.pid, os.getpid()))
+    for left in (dead, alive):
+        left.mkdir()
+    assert publish(entry, str(to)).files == ()
+    assert alive.exists() and not dead.exists()
 
 
 def test_publishers_that_are_killed(to, zoo, newer, python, cache):
