@@ -13,7 +13,7 @@ from pathlib import Path
 from embedkit.encoder import Encoder
 from embedkit.engine import EngineOptions, Provider, available_cpus
 from embedkit.entry import MANIFEST, REVISION
-from embedkit.errors import ConfigError, EmbedkitError, EntryNotFoundError, UnreachableError
+from embedkit.errors import ConfigError, EmbedkitError, EntryError, EntryNotFoundError, UnreachableError
 from embedkit.hub.access import Access, CachedPlace, default_cache_dir, open_place
 from embedkit.hub.address import file_path, is_url, parse_entry
 from embedkit.hub.folder import FolderEntry, package_zoo
@@ -220,6 +220,11 @@ def _in_places(name: str, among: Sequence[Place], wanted: Wanted, access: Access
             continue
         if files is None:
             continue
+        if files.name != name and not files.name.startswith(f"{name}."):
+            raise EntryError(
+                f"{place.uri} answers {name!r} with {files.name}, which is another entry: ask for that one by its "
+                "name, or tell whoever keeps the place"
+            )
         if wanted.locked is None and wanted.folder and files.name != wanted.folder:
             raise ConfigError(
                 f"{name!r} means {wanted.folder} to this version of embedkit, and {files.name} to {place.uri}: "

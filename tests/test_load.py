@@ -6,6 +6,8 @@ import json
 import os
 import shutil
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -489,3 +491,20 @@ def test_the_cache_folder(monkeypatch, tmp_path):
     monkeypatch.delenv("EMBEDKIT_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert load.default_cache_dir() == str(tmp_path / "embedkit")
+
+
+def test_in_a_checkout_whose_folder_hides_the_package():
+    """`import embedkit` there takes the source, beside which the zoo lies, whatever is installed."""
+    root = Path(__file__).parents[1]
+    if not (root / "embedkit" / "__init__.py").is_file():
+        pytest.skip("the tests run away from the checkout")
+    code = "import embedkit; print(embedkit.load_encoder().name)"
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    blocked = (
+        "import sys; sys.meta_path = [one for one in sys.meta_path if 'editable' not in repr(one).lower()];"
+        f"sys.path.insert(0, {str(root)!r});"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", blocked + code], capture_output=True, text=True, env=environment, cwd=root
+    )
+    assert done.stdout.strip() == "supervised-efficientnet_lite0.in1k", done.stderr

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from embedkit.commands.terminal import printable
+from embedkit.errors import ConfigError
 
 
 def publish(
@@ -57,6 +58,11 @@ def publish(
     if sign is not None:
         from embedkit.hub.signing import sign as sign_entry
 
+        if not Path(entry).is_dir():
+            raise ConfigError(
+                f"signing adds a file to the entry where it lies, and {entry!r} is a name: give the path, "
+                f"{found.location}, if it is to be signed there"
+            )
         found = sign_entry(found, sign, password)
     done = library.publish(found, to, private=private, tag=tag, token=token)
     if as_json:

@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 
 from embedkit.entry import INDEX, REVISION
-from embedkit.errors import EntryError, UnreachableError
+from embedkit.errors import UnreachableError
 from embedkit.hub.address import Address, file_path, is_url, parse_place
 from embedkit.hub.cache import Cache, Gate, commercial_only
 from embedkit.hub.download import Watcher
@@ -35,8 +35,7 @@ class Access:
         token: Credential for the place that is named, and for no other origin.
         gate: Decides by the licence whether an entry is pulled.
         watcher: Is told how far a download is.
-        trust: Looks at an entry before it is given out or pinned, and raises to refuse; what was refused does not
-            stay in the cache.
+        trust: Looks at an entry before it is given out, pinned or put into the cache, and raises to refuse.
     """
 
     cache_dir: str | os.PathLike[str] | None = None
@@ -48,14 +47,8 @@ class Access:
 
     def admit(self, entry: VerifiedEntry) -> None:
         """Let `trust` look at an entry."""
-        if self.trust is None:
-            return
-        try:
+        if self.trust is not None:
             self.trust(entry)
-        except EntryError:
-            if self.cache.root in Path(entry.location).parents:
-                self.cache.remove(entry.revision)
-            raise
 
     @property
     def offline(self) -> bool:
@@ -182,7 +175,10 @@ class CachedPlace:
             )
             if located is None:
                 return None
-            entry = self._cache.pull(located, pin=pin, gate=self._access.gate, watcher=self._access.watcher)
+            access = self._access
+            entry = self._cache.pull(
+                located, pin=pin, gate=access.gate, watcher=access.watcher, admit=access.admit
+            )
         except UnreachableError as error:
             last = self._cache.noted(self.uri, asked) if pin is None else None
             if last is None:

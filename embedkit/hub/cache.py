@@ -15,6 +15,7 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -26,7 +27,7 @@ from embedkit.hub.filelist import CONFIG_LIMIT, MANIFEST_LIMIT, check_file_list,
 from embedkit.hub.files import write_file
 from embedkit.hub.folder import FolderEntry
 from embedkit.hub.locks import locked
-from embedkit.hub.place import Located, Pin
+from embedkit.hub.place import Located, Pin, VerifiedEntry
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +72,7 @@ class Cache:
 
     def __init__(self, root: str | os.PathLike[str]):
         """Take the folder; it is made, for its owner alone, when something is written."""
-        self.root = Path(root).expanduser() / "zoo"
+        self.root = Path(root).expanduser().absolute() / "zoo"
         self._entries = self.root / "entries"
 
     # --- what is there ------------------------------------------------------------------------------------
@@ -170,6 +171,7 @@ class Cache:
         pin: Pin | None = None,
         gate: Gate = commercial_only,
         watcher: Watcher | None = None,
+        admit: Callable[[VerifiedEntry], None] = lambda entry: None,
     ) -> FolderEntry:
         """Bring an entry into the cache, unless it is there; an entry that is there is not looked at.
 
@@ -178,6 +180,7 @@ class Cache:
             pin: What its manifest must hash to.
             gate: Decides by the licence before the weights come.
             watcher: Is told how far the download is.
+            admit: Looks at the whole entry before anybody can find it here, and raises to refuse.
 
         Raises:
             EntryError: Its manifest or its list of files is not one of an entry.
@@ -201,6 +204,7 @@ class Cache:
         total = check_file_list(manifest, where)
         found = self.get(manifest.sha256)
         if found is not None:
+            found.name = located.name  # the same bytes may have come under another one
             return found
         try:
             for name in ("entries", "locks"):
@@ -208,7 +212,7 @@ class Cache:
             with locked(self.root / "locks" / manifest.sha256) as alone:
                 found = self.get(manifest.sha256)
                 if found is None:
-                    self._fetch(located, manifest, raw, total, gate, watcher, alone)
+                    self._fetch(located, manifest, raw, total, gate, watcher, admit, alone)
         except FileNotFoundError as error:
             raise EntryError(f"{error.filename or where} is listed in the manifest and not there") from None
         except OSError as error:
@@ -216,6 +220,7 @@ class Cache:
         found = self.get(manifest.sha256)
         if found is None:
             raise OutputError(f"{self.root}: the entry was removed while it was pulled; pull it again")
+        found.name = located.name
         return found
 
     def _fetch(
@@ -226,6 +231,7 @@ class Cache:
         total: int,
         gate: Gate,
         watcher: Watcher | None,
+        admit: Callable[[VerifiedEntry], None],
         alone: bool,
     ) -> None:
         sha256, storage = manifest.sha256, located.storage
@@ -256,6 +262,11 @@ class Cache:
         for left in aside.iterdir():  # of a pull under another name
             if left != folder:
                 shutil.rmtree(left)
+        try:
+            admit(VerifiedEntry(located.name, FolderEntry(folder)))
+        except EntryError:
+            shutil.rmtree(aside, ignore_errors=True)
+            raise
         try:
             aside.rename(self._entries / sha256)
         except OSError:

@@ -98,4 +98,8 @@ class FolderPlace:
 @functools.cache
 def package_zoo() -> FolderPlace:
     """The zoo inside the package: the whole index, and the default entry."""
-    return FolderPlace(Path(str(importlib.resources.files("embedkit.zoo"))))
+    try:
+        folder = Path(str(importlib.resources.files("embedkit.zoo")))
+    except ModuleNotFoundError:  # in a checkout its `embedkit/` hides the package that is installed
+        folder = Path(__file__).parents[2] / "zoo"
+    return FolderPlace(folder)

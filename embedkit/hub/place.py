@@ -270,7 +270,11 @@ def _mapping(data: Mapping[str, Any], key: str, where: str) -> dict[str, Any]:
 
 def index_pin(name: str, sha256: str) -> Pin:
     """The pin of an index."""
-    return Pin(sha256=sha256, by="the index", way_out=f"ask for {name}@latest to take what is there")
+    return Pin(
+        sha256=sha256,
+        by="the index",
+        way_out=f"ask for {name}@latest to take what is there",
+    )
 
 
 class VerifiedEntry:

@@ -12,13 +12,14 @@ import base64
 import contextlib
 import json
 import os
+import shutil
+import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
-from embedkit.entry import INDEX, MANIFEST, Manifest
+from embedkit.entry import ENTRY_NAME, INDEX, MANIFEST, Manifest
 from embedkit.errors import ConfigError, MissingDependencyError, SignatureError
 from embedkit.hub.access import Access
 from embedkit.hub.files import replacing_folder
@@ -50,6 +51,7 @@ def sign(
         OutputError: The folder cannot be written.
     """
     folder = _own_folder(entry)
+    _check_name(entry)
     signing = _module("signing")
     with _usable_key(private_key):
         config = signing.Config().use_elliptic_key_signer(
@@ -65,8 +67,8 @@ def sign(
         config.set_hashing_config(ignored).sign(scratch, scratch / SIGNATURE)
         files[SIGNATURE] = (scratch / SIGNATURE).read_bytes()
     with replacing_folder(folder) as partial:
-        for name, content in files.items():
-            (partial / name).write_bytes(content)
+        shutil.copytree(folder, partial, dirs_exist_ok=True, symlinks=True)  # with what is not the entry's
+        (partial / SIGNATURE).write_bytes(files[SIGNATURE])
         (partial / MANIFEST).write_bytes(Manifest.encode(files))
     if (folder.parent / INDEX).is_file():
         update_index(folder.parent)
@@ -74,7 +76,9 @@ def sign(
 
 
 def check_signature(entry: VerifiedEntry, public_key: str | os.PathLike[str]) -> None:
-    """Check that the holder of a key signed exactly this entry, under this name.
+    """Check that the holder of a key signed exactly this entry, all files of it, under this name.
+
+    An older version that the key signed passes, too: to hold on to one version, pin it (`embedkit.lock`).
 
     Args:
         entry: The entry; what is checked are its verified bytes.
@@ -93,16 +97,22 @@ def check_signature(entry: VerifiedEntry, public_key: str | os.PathLike[str]) ->
             f"{entry.location} is not signed: ask its publisher for `embedkit publish --sign`, or pull it without "
             "--verify-key"
         )
+    _check_name(entry)
     files = {name: entry.read(name) for name in entry.manifest.files}
     with _laid_out(entry.name, files) as scratch:
         try:
-            config.verify(scratch, scratch / SIGNATURE)
-            name = _signed_name(files[SIGNATURE])
+            with contextlib.redirect_stdout(sys.stderr):  # where it warns
+                config.verify(scratch, scratch / SIGNATURE)
+            name, signed = _signed(files[SIGNATURE])
         except Exception as error:  # of its JSON, of its cryptography, of a file that is missing
             reason = " ".join(str(error).split())[:200] or type(error).__name__
             raise SignatureError(
                 f"{entry.location}: {SIGNATURE} is no signature of these files by this key ({reason}); do not use it"
             ) from None
+    if signed != sorted(files.keys() - {SIGNATURE}):
+        raise SignatureError(
+            f"{entry.location}: {SIGNATURE} is good and leaves files of the entry out; ask its publisher to sign all"
+        )
     if name != entry.name:
         raise SignatureError(
             f"{entry.location}: these files were signed as {name[:80]!r}, and are offered as {entry.name!r}; do not "
@@ -110,10 +120,22 @@ def check_signature(entry: VerifiedEntry, public_key: str | os.PathLike[str]) ->
         )
 
 
-def _signed_name(signature: bytes) -> str:
-    """The name under which the files were signed; only for a signature that was checked."""
+def _signed(signature: bytes) -> tuple[str, list[str]]:
+    """Under which name which files were signed; only for a signature that was checked.
+
+    A signature names what it leaves out, and model-signing leaves that out of its check.
+    """
     statement = json.loads(base64.b64decode(json.loads(signature)["dsseEnvelope"]["payload"]))
-    return str(statement["subject"][0]["name"])
+    return str(statement["subject"][0]["name"]), sorted(
+        str(one["name"]) for one in statement["predicate"]["resources"]
+    )
+
+
+def _check_name(entry: VerifiedEntry) -> None:
+    if not ENTRY_NAME.fullmatch(entry.name):
+        raise SignatureError(
+            f"{entry.location}: {entry.name[:80]!r} is no name of an entry (<method>-<arch>.<data>) to sign"
+        )
 
 
 @contextlib.contextmanager
@@ -128,9 +150,9 @@ def _laid_out(name: str, files: dict[str, bytes]) -> Iterator[Path]:
 
 
 def _own_folder(entry: VerifiedEntry) -> Path:
-    folder = Path(entry.location)
+    folder = Path(entry.location).resolve()
     for root in (Access().cache.root, package_zoo().path):
-        if root.resolve() in folder.resolve().parents:
+        if root.resolve() in folder.parents:
             raise ConfigError(
                 f"{folder} is a copy that embedkit keeps: publish {entry.name} to a folder of your own first, and "
                 "sign that one"
@@ -144,6 +166,8 @@ def _usable_key(path: str | os.PathLike[str]) -> Iterator[None]:
         yield
     except (OSError, ValueError, TypeError, AttributeError) as error:
         reason = " ".join(str(getattr(error, "strerror", None) or error).split())[:120]
+        if isinstance(error, AttributeError):
+            reason = "a key of another kind"
         raise ConfigError(
             f"{os.fspath(path)}: expected a PEM key of the curve P-256, P-384 or P-521 ({reason}); make a pair with "
             "`openssl ecparam -name prime256v1 -genkey -noout -out KEY` and `openssl ec -in KEY -pubout -out PUB`"

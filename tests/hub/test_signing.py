@@ -142,6 +142,77 @@ def test_one_signed_entry_cannot_stand_for_another(signed, keys, zoo):
         pull(["linear-tiny.hum"], zoo=str(zoo), gate=commercial_only, verify_key=keys[1])
 
 
+def test_an_alias_cannot_turn_one_signed_entry_into_another(signed, keys, zoo, by_hand):
+    index = json.loads((zoo / "index.json").read_text())
+    index["aliases"] = {"face-secure.prod": NAME}
+    (zoo / "index.json").write_text(json.dumps(index))
+    with pytest.raises(EntryError, match="which is another entry"):
+        pull(["face-secure.prod"], zoo=str(zoo), gate=commercial_only, verify_key=keys[1], lock=True)
+
+
+def test_bytes_that_are_cached_under_their_own_name_do_not_pass_under_another(signed, keys, zoo, tmp_path):
+    pull([NAME], zoo=archive(zoo, tmp_path / "good.tar"), gate=commercial_only, verify_key=keys[1])
+    Path(signed.location).rename(zoo / "linear-tiny.hum")
+    update_index(zoo)
+    with pytest.raises(SignatureError, match="signed as"):
+        pull(
+            ["linear-tiny.hum"],
+            zoo=archive(zoo, tmp_path / "bad.tar"),
+            gate=commercial_only,
+            verify_key=keys[1],
+        )
+
+
+def archive(zoo: Path, out: Path) -> str:
+    bundle([], out, zoo=str(zoo), gate=commercial_only)
+    return str(out)
+
+
+def test_a_signature_that_leaves_a_file_out_is_refused(zoo, keys):
+    """A publisher once kept the card editable; whoever edits it now would pass model-signing's own check."""
+    from model_signing import hashing, signing
+
+    folder = zoo / NAME
+    paths = [SIGNATURE, MANIFEST, "README.md"]
+    ignored = hashing.Config().set_ignored_paths(paths=paths)
+    signer = signing.Config().use_elliptic_key_signer(private_key=keys[0])
+    signer.set_hashing_config(ignored).sign(folder, folder / SIGNATURE)
+    rewrite(folder, {"README.md": b"---\nlicense: mit\n---\nother words"})
+    with pytest.raises(SignatureError, match="leaves files of the entry out"):
+        check_signature(find_entry(folder), keys[1])
+    check_signature(sign(find_entry(folder), keys[0]), keys[1])  # and signing again mends it
+
+
+def test_what_else_lies_in_the_folder_stays(zoo, keys):
+    (zoo / NAME / "notes.txt").write_text("mine")
+    (zoo / NAME / "sub").mkdir()
+    link = zoo.parent / "link"
+    link.symlink_to(zoo / NAME)
+    sign(find_entry(zoo / NAME), keys[0])
+    assert (zoo / NAME / "notes.txt").read_text() == "mine" and (zoo / NAME / "sub").is_dir()
+
+
+def test_a_wrong_key_takes_nothing_out_of_the_cache(signed, keys, zoo, tmp_path, monkeypatch):
+    monkeypatch.setenv("EMBEDKIT_CACHE", "relative")
+    place = archive(zoo, tmp_path / "zoo.tar")
+    with pytest.raises(SignatureError):
+        pull([NAME], zoo=place, gate=commercial_only, verify_key=pair(tmp_path, "other")[1])
+    assert Cache("relative").revisions() == []
+    pull([NAME], zoo=place, gate=commercial_only, verify_key=keys[1])
+    with pytest.raises(SignatureError):
+        pull([NAME], zoo=place, gate=commercial_only, verify_key=pair(tmp_path, "other")[1])
+    assert Cache("relative").revisions() == [signed.revision]
+
+
+def test_a_name_is_not_signed_behind_the_users_back(zoo, keys, tmp_path, monkeypatch):
+    monkeypatch.setenv("EMBEDKIT_ZOO", str(zoo))
+    before = (zoo / NAME / MANIFEST).read_bytes()
+    arguments = ["publish", NAME, "--to", str(tmp_path / "out"), "--sign", str(keys[0])]
+    refused = CliRunner().invoke(app, arguments)
+    assert isinstance(refused.exception, ConfigError) and str(zoo / NAME) in str(refused.exception)
+    assert (zoo / NAME / MANIFEST).read_bytes() == before
+
+
 def test_it_travels_with_the_entry(signed, keys, tmp_path, hub):
     publish(signed, str(tmp_path / "b"))
     publish(signed, "hf://team", token="hf_writer")

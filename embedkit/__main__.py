@@ -1,0 +1,5 @@
+"""`python -m embedkit`: the command line."""
+
+from embedkit.commands import main
+
+main()
