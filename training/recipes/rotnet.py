@@ -11,9 +11,9 @@ __all__ = ["recipe"]
 
 
 def recipe() -> RunConfig:
-    """r10 on Fashion-MNIST: figures of the whole run are not measured yet.
+    """r10 on Fashion-MNIST: probe 0.861, kNN 0.832 (at random 0.751 and 0.770), turns told apart 0.989.
 
-    Data: the four IDX files of Fashion-MNIST; no label is used. Time: 20 minutes on 2 cores.
+    Data: the four IDX files of Fashion-MNIST; no label is used. Time: 2,200 steps, 17 minutes on one busy core.
 
         embedkit train rotnet --data fashion-mnist/ --max-minutes 20
     """
