@@ -68,8 +68,9 @@ def sign(
         files[SIGNATURE] = (scratch / SIGNATURE).read_bytes()
     with replacing_folder(folder) as partial:
         shutil.copytree(folder, partial, dirs_exist_ok=True, symlinks=True)  # with what is not the entry's
-        (partial / SIGNATURE).write_bytes(files[SIGNATURE])
-        (partial / MANIFEST).write_bytes(Manifest.encode(files))
+        for name, content in ((SIGNATURE, files[SIGNATURE]), (MANIFEST, Manifest.encode(files))):
+            (partial / name).unlink(missing_ok=True)  # a link, perhaps
+            (partial / name).write_bytes(content)
     if (folder.parent / INDEX).is_file():
         update_index(folder.parent)
     return VerifiedEntry(entry.name, FolderEntry(folder, entry.name))

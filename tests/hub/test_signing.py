@@ -183,12 +183,14 @@ def test_a_signature_that_leaves_a_file_out_is_refused(zoo, keys):
     check_signature(sign(find_entry(folder), keys[0]), keys[1])  # and signing again mends it
 
 
-def test_what_else_lies_in_the_folder_stays(zoo, keys):
+def test_what_else_lies_in_the_folder_stays(zoo, keys, tmp_path):
     (zoo / NAME / "notes.txt").write_text("mine")
     (zoo / NAME / "sub").mkdir()
-    link = zoo.parent / "link"
-    link.symlink_to(zoo / NAME)
+    manifest = (zoo / NAME / MANIFEST).rename(tmp_path / "elsewhere.json")
+    (zoo / NAME / MANIFEST).symlink_to(manifest)
+    before = manifest.read_bytes()
     sign(find_entry(zoo / NAME), keys[0])
+    assert manifest.read_bytes() == before, "written through a link"
     assert (zoo / NAME / "notes.txt").read_text() == "mine" and (zoo / NAME / "sub").is_dir()
 
 
