@@ -81,4 +81,10 @@ def importing(
     else:
         done = import_timm(source, request, token=token)
     print(f"embedkit: {printable(done.said)}, licence {printable(done.licence)}", file=sys.stderr)
+    if done.presumed:
+        print(
+            f"embedkit: {printable(done.licence)} is the licence of the published weights of this layout; for weights "
+            "of your own, say otherwise with --licence and --source",
+            file=sys.stderr,
+        )
     print(done.folder)

@@ -453,7 +453,7 @@ def test_a_missing_tensor(refuse, resnet):
     refuse(
         simsiam(state),
         EntryError,
-        r"1 tensors of the network are missing, such as 'layer3\.0\.conv2\.weight'",
+        r"1 tensor of the network is missing, such as 'layer3\.0\.conv2\.weight'",
     )
 
 
@@ -512,6 +512,35 @@ def test_a_stem_for_small_pictures(refuse):
         licence="MIT",
         architecture=None,
     )
+
+
+def test_two_keys_of_one_tensor(refuse, resnet):
+    state = under("backbone.", sequential(resnet.state_dict()) | {"conv1.weight": torch.zeros(32, 3, 7, 7)})
+    refuse(
+        {"state_dict": state | head("projection_head.layers.0.weight")},
+        EntryError,
+        r"'backbone\.0\.weight' and 'backbone\.conv1\.weight' are both conv1\.weight of the network",
+        name="simclr-tiny.noise",
+        licence="MIT",
+    )
+
+
+def test_values_with_a_shape_of_their_own(refuse, resnet):
+    # Before any architecture is chosen: a shape that is no shape, and a tensor that has none.
+    for value in (argparse.Namespace(shape=5), argparse.Namespace(shape=[[1]])):
+        state = simsiam(resnet.state_dict() | {"bn1.weight": value})
+        refuse(state, EntryError, r"bn1\.weight: expected a plain tensor")
+        refuse(state, EntryError, r"is --architecture right\?", architecture=None)
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
+def test_nested_tensors_are_not_plain():
+    nested = torch.nested.nested_tensor([torch.ones(2), torch.ones(3)])
+    assert not foreign.is_plain(nested) and foreign.is_plain(torch.ones(2))
+    found = checkpoints._find({"state_dict": {"module.encoder.conv1.weight": nested}}, LAYOUTS[0])
+    assert found.channels == 0
+    with pytest.raises(ConfigError, match="timm knows no network of this name"):
+        checkpoints._build(found, "none", None, "here")
 
 
 def test_an_unknown_layout(refuse, resnet):
@@ -627,6 +656,38 @@ def test_a_licence_is_asked_for_and_never_guessed(refuse, resnet):
     )
 
 
+def test_a_licence_is_one_line_of_known_characters(refuse, resnet):
+    for text in ("MIT\nlicense: x", "mit\u202e", "x" * 101, "MIT: yes", "\udce9"):
+        with pytest.raises(ConfigError, match="--licence: .* is no name of a licence") as caught:
+            Request(name="simsiam-a.b", zoo=Path(), licence=text)
+        str(caught.value).encode()
+    state = {"model_state_dict": under("_feature_blocks.", resnet.state_dict())}
+    for text in ("", "  ", "unknown", " Other ", "UNKNOWN"):
+        refuse(state, ConfigError, "no licence is known.*--licence", name="jigsaw-tiny.noise", licence=text)
+    ask = Request(name="simsiam-a.b", zoo=Path(), licence=" (MIT OR Apache-2.0+) ")
+    assert foreign.decide_licence(ask, None, stated=False, where="a").name == "(MIT OR Apache-2.0+)"
+
+
+@pytest.mark.parametrize("words", ["two\nlines", "x" * 501, "\udce9", "\x1b[2J", "   "])
+def test_words_are_one_printable_line(words):
+    for option in ("origin", "data"):
+        with pytest.raises(ConfigError, match="expected one line of at most 500 printable") as caught:
+            Request(name="simsiam-a.b", zoo=Path(), **{option: words})
+        assert "\n" not in str(caught.value)
+        str(caught.value).encode()
+    assert Request(name="simsiam-a.b", zoo=Path(), origin="https://example.org/é", data="x" * 500)
+
+
+def test_a_presumed_licence_is_told_from_a_given_one():
+    def presumed(licence=None, stated=False, known="MIT"):
+        ask = Request(name="simsiam-a.b", zoo=Path(), licence=licence, origin="mine")
+        return foreign.decide_licence(ask, known, stated=stated, where="a").presumed
+
+    assert presumed() and presumed(licence="unknown")
+    assert not presumed(licence="mit") and not presumed(licence="Apache-2.0") and not presumed(stated=True)
+    assert not presumed(licence="MIT", known=None)
+
+
 @pytest.fixture(scope="module")
 def servers():
     path = Path(__file__).parents[1] / "hub" / "servers.py"
@@ -671,7 +732,9 @@ def test_the_command_and_a_non_commercial_licence(run, servers, resnet, tmp_path
     assert run(*words, "--source", "https://example.org/a.pth") == (
         0,
         f"{Path('zoo') / 'simsiam-tiny.noise'}\n",
-        f"embedkit: layout simsiam, network embedkit_r10, licence {NON_COMMERCIAL}\n",
+        f"embedkit: layout simsiam, network embedkit_r10, licence {NON_COMMERCIAL}\n"
+        f"embedkit: {NON_COMMERCIAL} is the licence of the published weights of this layout; for weights of your "
+        "own, say otherwise with --licence and --source\n",
     )
     entry = tmp_path / "zoo" / "simsiam-tiny.noise"
     assert read_config(entry).licence == NON_COMMERCIAL
@@ -723,7 +786,7 @@ def timm_folder(folder, network, *, cfg=None, weights="model.safetensors", state
     state = {key: value for key, value in state.items() if value is not None}
     (save_file if weights.endswith(".safetensors") else torch.save)(state, folder / weights)
     if card:
-        (folder / "README.md").write_text(card)
+        (folder / "README.md").write_bytes(card.encode())
     return folder
 
 
@@ -766,8 +829,11 @@ def test_an_entry_of_our_own_is_such_a_folder(resnet, tmp_path, request):
 @pytest.mark.parametrize(
     ("changes", "match"),
     [
-        ({"state": {"layer1.0.conv1.weight": None}}, "1 tensors of the network are missing"),
-        ({"state": {"layer9.weight": torch.ones(1)}}, "belong neither to the network nor to a head"),
+        ({"state": {"layer1.0.conv1.weight": None}}, "1 tensor of the network is missing, such"),
+        (
+            {"state": {"layer9.weight": torch.ones(1)}},
+            "1 tensor belongs neither to the network nor to a head",
+        ),
         ({"state": {"bn1.bias": torch.full((32,), float("nan"))}}, "bn1.bias holds NaN"),
         (
             {"model_args": {"checkpoint_path": "/etc/passwd"}},
@@ -784,6 +850,8 @@ def test_an_entry_of_our_own_is_such_a_folder(resnet, tmp_path, request):
         ),
         ({"cfg": {"crop_mode": "squash"}}, "the preprocess contract cannot state this"),
         ({"cfg": {"crop_pct": 0}}, "crop_pct|cannot state"),
+        ({"cfg": {"crop_mode": ["center"]}}, "the preprocess contract cannot state this"),
+        ({"cfg": {"mean": 5}}, "pretrained_cfg is not timm's"),
         ({"cfg": {"mean": [0.5]}}, "preprocess.mean: expected 3 numbers"),
         ({"cfg": {"interpolation": "random"}}, "preprocess.interpolation: expected one of"),
     ],
@@ -825,6 +893,126 @@ def test_the_stricter_of_two_stated_licences(resnet, tmp_path, kept):
     with pytest.raises(ConfigError, match="no licence is known"):
         licence(cfg={"license": None})
     assert licence(given="MIT", cfg={"license": "unknown"}) == "MIT"
+
+
+@pytest.mark.parametrize(
+    "card",
+    [
+        "---\r\nlicense: cc-by-nc-4.0\r\n---\r\n# Weights\r\n",
+        "---\rlicense: cc-by-nc-4.0\r---\r",
+        "---\nlicense: [cc-by-nc-4.0]\n---\n",
+        "---\nlicense:\n- mit\n- cc-by-nc-4.0\n---\n",
+        "---\nlicense: other\nlicense_name: cc-by-nc-4.0\n---\n",
+        "---\nlicense: cc-by-nc-4.0\n---",
+        "\n\n---\nlicense: cc-by-nc-4.0\n---\n",
+        "\ufeff--- \nlicense: cc-by-nc-4.0\n--- \n---\nlicense: mit\n",
+    ],
+)
+def test_every_way_to_write_a_card_s_licence(card, resnet, tmp_path, kept):
+    folder = timm_folder(tmp_path / "there", resnet, card=card)
+    import_timm(f"local-dir:{folder}", Request(name="supervised-tiny.noise", zoo=tmp_path))
+    assert kept[0][1]["licence"].name == "cc-by-nc-4.0"
+
+
+@pytest.mark.parametrize(
+    "card", ["# Weights\n---\nlicense: gpl\n---\n", "---\n---\n", "---\ntags: [a]\n---\n"]
+)
+def test_cards_that_state_no_licence(card, resnet, tmp_path, kept):
+    folder = timm_folder(tmp_path / "there", resnet, card=card)
+    import_timm(f"local-dir:{folder}", Request(name="supervised-tiny.noise", zoo=tmp_path))
+    assert kept[0][1]["licence"].name == "apache-2.0"
+
+
+@pytest.mark.parametrize(
+    "front",
+    [
+        "license: cc-by-nc-4.0\ntags: [a\n---\n",
+        "license: cc-by-nc-4.0\nwhen: 2024-99-99\n---\n",
+        "license: cc-by-nc-4.0\nnumber: !!int x\n---\n",
+        "license: cc-by-nc-4.0\ndeep: " + "[" * 5000 + "\n---\n",
+        "- license: cc-by-nc-4.0\n---\n",
+        "license: cc-by-nc-4.0\n",
+    ],
+    ids=["syntax", "date", "number", "depth", "list", "open"],
+)
+def test_a_card_that_cannot_be_read(front, resnet, tmp_path, kept):
+    folder = timm_folder(tmp_path / "there", resnet, card=f"---\n{front}")
+    with pytest.raises(
+        EntryError, match="front matter of README.md cannot be read.*local-dir:PATH"
+    ) as caught:
+        import_timm(f"local-dir:{folder}", Request(name="supervised-tiny.noise", zoo=tmp_path))
+    assert "\n" not in str(caught.value) and not kept
+
+
+@pytest.mark.parametrize("config", [{"license": "cc-by-nc-4.0"}, {"license": ["CC-BY-NC-4.0"]}])
+def test_a_licence_beside_pretrained_cfg(config, resnet, tmp_path, kept):
+    folder = timm_folder(tmp_path / "there", resnet, **config)
+    import_timm(f"local-dir:{folder}", Request(name="supervised-tiny.noise", zoo=tmp_path))
+    assert kept[0][1]["licence"].name.casefold() == "cc-by-nc-4.0"
+
+
+def test_the_licence_of_an_entry_of_our_own(resnet, tmp_path, kept):
+    contract = dataclasses.replace(LAYOUTS[0].preprocess, size=(32, 32), resize_size=36).to_json()
+    folder = timm_folder(
+        tmp_path / "there", resnet, embedkit={"licence": NON_COMMERCIAL, "preprocess": contract}
+    )
+    import_timm(f"local-dir:{folder}", Request(name="supervised-tiny.noise", zoo=tmp_path))
+    assert kept[0][1]["licence"].name == NON_COMMERCIAL
+
+
+@pytest.mark.parametrize("licence", [5, {"name": "mit"}, "mit: no", ["mit", 5]])
+def test_a_stated_licence_that_is_none(licence, resnet, tmp_path, kept):
+    folder = timm_folder(tmp_path / "there", resnet, cfg={"license": licence})
+    with pytest.raises(ConfigError, match="that is no text|is no name of a licence"):
+        import_timm(f"local-dir:{folder}", Request(name="supervised-tiny.noise", zoo=tmp_path))
+    assert not kept
+
+
+@pytest.mark.parametrize("key", ["crop_pct", "input_size", "mean", "std"])
+@pytest.mark.parametrize("number", ["1e999", "-1e999", "1e-320"])
+def test_numbers_that_no_picture_has(key, number, resnet, tmp_path, kept):
+    value = "NUMBER" if key == "crop_pct" else ["NUMBER"] * 3
+    folder = timm_folder(tmp_path / "there", resnet, cfg={key: value})
+    text = (folder / "config.json").read_text().replace('"NUMBER"', number)
+    (folder / "config.json").write_text(text)
+    try:
+        import_timm(f"local-dir:{folder}", Request(name="supervised-tiny.noise", zoo=tmp_path))
+    except EntryError as error:
+        assert "\n" not in str(error) and not kept
+    else:  # a mean of nearly nothing is one
+        assert number == "1e-320" and key in ("mean", "std")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        '{"patch_size": 0}',
+        '{"num_heads": 0}',
+        '{"mlp_ratio": 1e999}',
+        '{"img_size": [1]}',
+        '{"img_size": 64}',
+    ],
+)
+def test_arguments_that_no_network_has(arguments, vit, tmp_path):
+    cfg = {"architecture": "embedkit_vit_t4", "pretrained_cfg": CFG, "model_args": {"img_size": 32}}
+    text = json.dumps(cfg).replace('{"img_size": 32}', arguments)
+    (tmp_path / "config.json").write_text(text)
+    save_file(vit.state_dict(), tmp_path / "model.safetensors")
+    with pytest.raises(
+        EntryError, match="timm cannot build|the network has|tensors? of the network"
+    ) as caught:
+        import_timm(f"local-dir:{tmp_path}", Request(name="supervised-tiny.noise", zoo=tmp_path / "zoo"))
+    assert "\n" not in str(caught.value) and not (tmp_path / "zoo").exists()
+
+
+def test_a_network_of_another_picture_size(vit, tmp_path):
+    cfg = {**CFG, "input_size": [3, 64, 64]}
+    config = {"architecture": "embedkit_vit_t4", "pretrained_cfg": cfg}
+    config["model_args"] = {"img_size": 32, "global_pool": "token", "fc_norm": False}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    save_file(vit.state_dict(), tmp_path / "model.safetensors")
+    with pytest.raises(EntryError, match="embedkit_vit_t4 does not take pictures of 3x64x64"):
+        import_timm(f"local-dir:{tmp_path}", Request(name="supervised-tiny.noise", zoo=tmp_path / "zoo"))
 
 
 def test_preprocessing_is_timm_s_own():

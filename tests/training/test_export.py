@@ -586,6 +586,34 @@ def test_a_failed_write_leaves_the_old_entry(tmp_path, monkeypatch, quick):
     assert [path.name for path in tmp_path.iterdir()] == [folder.name]
 
 
+@pytest.mark.parametrize("entry_first", [False, True])
+def test_what_is_not_an_entry_s_is_not_replaced(tmp_path, quick, entry_first):
+    folder = tmp_path / "supervised-tiny.synthetic"
+    folder.mkdir()
+    if entry_first:
+        write_tiny(tmp_path)  # an empty folder is nobody's
+    (folder / "thesis.txt").write_text("years of work")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    message = (
+        "holds 'thesis.txt', which is not of the entry: move" if entry_first else "is no entry, and holds"
+    )
+    with pytest.raises(ConfigError, match=message):
+        write_tiny(tmp_path, network=tiny(seed=1))
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    (folder / MANIFEST).write_text("{}")  # tells nothing of what is the entry's
+    with pytest.raises(ConfigError, match="manifest.json.*; move the folder away"):
+        write_tiny(tmp_path, network=tiny(seed=1))
+    assert (folder / "thesis.txt").read_text() == "years of work"
+
+
+def test_a_file_in_the_entry_s_place_stays(tmp_path):
+    place = tmp_path / "supervised-tiny.synthetic"
+    place.write_text("years of work")
+    with pytest.raises(ConfigError, match="what lies there cannot be read"):
+        write_tiny(tmp_path)
+    assert place.read_text() == "years of work"
+
+
 def test_the_caller_s_network_is_left_alone(tmp_path, quick):
     network = tiny().to(memory_format=torch.channels_last)
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}

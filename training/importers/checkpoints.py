@@ -29,6 +29,8 @@ from embedkit.training.importers.foreign import (
     Request,
     decide_licence,
     fill,
+    in_one_line,
+    is_plain,
     read_checkpoint,
     write_import,
 )
@@ -60,7 +62,7 @@ class _Found:
         kernels = {
             name: value.shape[1]
             for name, value in self.encoder
-            if name.startswith(tuple(STEMS)) and isinstance(value, Tensor) and value.ndim == 4
+            if name.startswith(tuple(STEMS)) and is_plain(value) and value.ndim == 4
         }
         return kernels[min(kernels)] if kernels else 0
 
@@ -218,7 +220,8 @@ def _build(
     found: _Found, architecture: str | None, image_size: int | None, where: str
 ) -> tuple[str, nn.Module, dict[str, Any]]:
     """The network whose names and shapes are nearest to the checkpoint's, and what timm needs to build it."""
-    shapes = {(name, tuple(getattr(value, "shape", ()))) for name, value in found.encoder}
+    # A value may have any attribute, and a nested tensor has no shape: `fill` refuses them by name.
+    shapes = {(name, tuple(value.shape) if is_plain(value) else ()) for name, value in found.encoder}
 
     def arguments(name: str) -> dict[str, Any]:
         token: dict[str, Any] = {"global_pool": "token"} if "cls_token" in found.names.values() else {}
@@ -258,9 +261,10 @@ def _create(name: str, model_args: Mapping[str, Any]) -> nn.Module:
         )
     try:
         return timm.create_model(name, num_classes=0, **model_args)
-    except (AssertionError, RuntimeError, TypeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ConfigError(f"--architecture {name}: timm refuses {dict(model_args)} ({reason})") from None
+    except (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"--architecture {name}: timm refuses {dict(model_args)} ({in_one_line(error)})"
+        ) from None
 
 
 def _keep_resolution(network: nn.Module) -> None:

@@ -35,6 +35,12 @@ _HARMLESS: list[Any] = [
 ]
 #: BatchNorm's counter, which older versions of torch did not store and which no embedding depends on.
 _COUNTER = ".num_batches_tracked"
+#: One line of an SPDX expression, or of the name that a hub has for a licence.
+_LICENCE = re.compile(r"[A-Za-z0-9.+() -]{1,100}")
+#: What stands in the place of a licence and names none.
+_NO_LICENCE = ("", "unknown", "other")
+#: Characters of the words that are kept with an entry.
+_MOST_WORDS = 500
 _WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool)
 
 
@@ -51,7 +57,7 @@ class Request:
         samples: 64 or more pictures to measure rounding and parity on; synthetic ones when None.
 
     Raises:
-        ConfigError: The name cannot be an entry's.
+        ConfigError: The name cannot be an entry's, or the licence or the words cannot stand in its files.
     """
 
     name: str
@@ -66,6 +72,13 @@ class Request:
             raise ConfigError(
                 f"{self.name!r}: expected <method>-<arch>.<data> in small letters, such as simsiam-r50.in1k"
             )
+        licence_in(self.licence, "--licence")
+        for option, words in (("--source", self.origin), ("--data", self.data)):
+            # A lone surrogate, which no file can hold, is not printable either.
+            if words and not (words.strip() and words.isprintable() and len(words) <= _MOST_WORDS):
+                raise ConfigError(
+                    f"{option} {words[:60]!a}: expected one line of at most {_MOST_WORDS} printable characters"
+                )
 
     @property
     def method(self) -> str:
@@ -87,12 +100,14 @@ class Imported:
         architecture: The network's name.
         licence: SPDX identifier of the weights' licence.
         said: What was recognised, in words.
+        presumed: Whether that licence is only the one under which others published weights of this layout.
     """
 
     folder: Path
     architecture: str
     licence: str
     said: str
+    presumed: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,11 +118,34 @@ class Licence:
         name: SPDX identifier.
         stated_by: Who says so, in words.
         published: The licence that it stands instead of, if any.
+        presumed: Whether nobody stated or gave it: it is that of the published weights of the layout.
     """
 
     name: str
     stated_by: str
     published: str | None = None
+    presumed: bool = False
+
+
+def licence_in(text: str | None, where: str) -> str | None:
+    """A licence as somebody wrote it, without the space around it; None where it names none.
+
+    Args:
+        text: What was written.
+        where: For messages.
+
+    Raises:
+        ConfigError: It is no name of a licence.
+    """
+    name = (text or "").strip()
+    if name.casefold() in _NO_LICENCE:
+        return None
+    if not _LICENCE.fullmatch(name):
+        raise ConfigError(
+            f"{where}: {name[:60]!a} is no name of a licence: expected at most 100 letters, digits, spaces and .+()- "
+            "in one line, such as Apache-2.0"
+        )
+    return name
 
 
 def decide_licence(request: Request, known: str | None, *, stated: bool, where: str) -> Licence:
@@ -121,10 +159,10 @@ def decide_licence(request: Request, known: str | None, *, stated: bool, where: 
         where: For messages.
 
     Raises:
-        ConfigError: No licence is known and none was given, or another one was given than the weights state, or
-            than was published without saying where these come from.
+        ConfigError: No licence is known and none was given, or what was given is none, or another than the weights
+            state, or than was published without saying where these come from.
     """
-    given = (request.licence or "").strip()
+    given = licence_in(request.licence, "--licence")
     if not given and not known:
         raise ConfigError(
             f"{where}: no licence is known for these weights; look it up and give it with --licence"
@@ -133,7 +171,9 @@ def decide_licence(request: Request, known: str | None, *, stated: bool, where: 
         return Licence(name=given, stated_by="whoever imported them")
     if not given or given.casefold() == known.casefold():
         return Licence(
-            name=known, stated_by="the weights' source" if stated else "those who published this layout"
+            name=known,
+            stated_by="the weights' source" if stated else "those who published this layout",
+            presumed=not stated and not given,
         )
     if stated:
         raise ConfigError(f"{where}: these weights state the licence {known}: leave --licence {given} out")
@@ -173,6 +213,20 @@ def read_checkpoint(content: bytes, where: str) -> Any:
         ) from None
 
 
+def is_plain(value: object) -> bool:
+    """Whether a value is a dense tensor of real numbers that are there.
+
+    A weights-only pickle may also hold sparse, nested, complex, quantised and empty "meta" tensors.
+    """
+    return (
+        isinstance(value, Tensor)
+        and value.layout is torch.strided
+        and not value.is_nested
+        and value.device.type == "cpu"
+        and (value.is_floating_point() or value.dtype in _WHOLE)
+    )
+
+
 def fill(
     network: nn.Module,
     state: Mapping[str, Any],
@@ -195,39 +249,42 @@ def fill(
         Those of `heads` that were left out, sorted.
 
     Raises:
-        EntryError: A tensor is missing, has another shape, is none or not finite, or belongs nowhere.
+        EntryError: A tensor is missing, is there twice, has another shape, is none or not finite, or belongs nowhere.
     """
     wanted = network.state_dict()
     found: dict[str, Any] = {}
+    keys: dict[str, str] = {}
     dropped: set[str] = set()
     unknown: list[str] = []
     for key, value in state.items():
         name = key if names is None else names.get(key, "")
         if name in wanted:
-            found[name] = value
+            if name in found:
+                raise EntryError(
+                    f"{where}: {keys[name][:100]!r} and {key[:100]!r} are both {name} of the network; have the state "
+                    "dict saved with one of them"
+                )
+            found[name], keys[name] = value, key
         elif key.startswith(heads):
             dropped.add(next(head for head in heads if key.startswith(head)))
         else:
             unknown.append(key)
     missing = [name for name in wanted if name not in found and not name.endswith(_COUNTER)]
     if missing:
-        raise EntryError(
-            f"{where}: {len(missing)} tensors of the network are missing, {_some(missing)}; is --architecture right?"
+        count = (
+            "1 tensor of the network is"
+            if len(missing) == 1
+            else f"{len(missing)} tensors of the network are"
         )
+        raise EntryError(f"{where}: {count} missing, {_some(missing)}; is --architecture right?")
     if unknown:
+        count = "1 tensor belongs" if len(unknown) == 1 else f"{len(unknown)} tensors belong"
         raise EntryError(
-            f"{where}: {len(unknown)} tensors belong neither to the network nor to a head, {_some(unknown)}; is "
-            "--architecture right?"
+            f"{where}: {count} neither to the network nor to a head, {_some(unknown)}; is --architecture right?"
         )
     for name, value in found.items():
         expected = wanted[name]
-        # A weights-only pickle may also hold sparse, complex, quantised and empty "meta" tensors.
-        if (
-            not isinstance(value, Tensor)
-            or value.layout is not torch.strided
-            or value.device.type != "cpu"
-            or not (value.is_floating_point() or value.dtype in _WHOLE)
-        ):
+        if not is_plain(value):
             raise EntryError(f"{where}: {name}: expected a plain tensor of real numbers")
         if value.shape != expected.shape:
             raise EntryError(
@@ -268,13 +325,18 @@ def write_import(
         in_timm: Whether timm can build the network.
 
     Raises:
-        EntryError: The network gives no vector, or cannot be stored as a graph over its weights.
+        EntryError: The network takes no such pictures, gives no vector, or cannot be stored as a graph over its
+            weights.
         ParityError: ONNX Runtime, torch and timm do not agree.
         OutputError: The zoo cannot be written.
     """
     network = network.eval()
-    with torch.inference_mode():
-        features = network(torch.zeros(2, preprocess.channels, *preprocess.size))
+    size = f"{preprocess.channels}x{preprocess.size[0]}x{preprocess.size[1]}"
+    try:
+        with torch.inference_mode():
+            features = network(torch.zeros(2, preprocess.channels, *preprocess.size))
+    except Exception as error:  # whatever a network makes of a size that is not its own
+        raise EntryError(f"{architecture} does not take pictures of {size} ({in_one_line(error)})") from None
     if not isinstance(features, Tensor) or features.ndim != 2:
         raise EntryError(
             f"{architecture} does not give one vector a picture; embedkit stores such networks only"
@@ -316,10 +378,20 @@ def write_import(
             card=dataclasses.replace(card, limits=(*card.limits, *limits)),
         )
     except torch.onnx.OnnxExporterError as error:
-        reason = " ".join(str(error).split())[:200]
-        raise EntryError(f"{architecture} cannot be written as ONNX ({reason})") from None
+        raise EntryError(f"{architecture} cannot be written as ONNX ({in_one_line(error)})") from None
     update_index(request.zoo)
-    return Imported(folder=folder, architecture=architecture, licence=licence.name, said=said)
+    return Imported(
+        folder=folder,
+        architecture=architecture,
+        licence=licence.name,
+        said=said,
+        presumed=licence.presumed,
+    )
+
+
+def in_one_line(error: Exception) -> str:
+    """What another library's error says, in one line of 200 characters; its type where it says nothing."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def _some(keys: list[str]) -> str:

@@ -12,6 +12,7 @@ Preprocessing, licence and the shape of the module are those of `pretrained_cfg`
 
 from __future__ import annotations
 
+import codecs
 import difflib
 import inspect
 import math
@@ -40,6 +41,8 @@ from embedkit.training.importers.foreign import (
     Request,
     decide_licence,
     fill,
+    in_one_line,
+    licence_in,
     read_checkpoint,
     write_import,
 )
@@ -49,6 +52,8 @@ __all__ = ["import_timm", "preprocess_of"]
 HUB, FOLDER = "hf-hub:", "local-dir:"
 PICKLE = "pytorch_model.bin"
 
+#: The front matter of a model card, its line ends being those of Unix.
+_FRONT = re.compile(rb"\s*---[ \t]*\n(.*?)(?<=\n)---[ \t]*(?:\n|\Z)", re.DOTALL)
 _REPOSITORY = re.compile(r"(\w[\w.-]*)/(\w[\w.-]*)(?:@(\w[\w./-]*))?", re.ASCII)
 #: Options of `timm.create_model` that say what is loaded, not what is built; a file has no say in them.
 _NOT_FOR_FILES = {*inspect.signature(timm.create_model).parameters, "features_only", "pretrained_strict"}
@@ -114,7 +119,7 @@ def import_timm(source: str, request: Request, *, token: str | None = None) -> I
         licence=licence,
         provenance={
             **found.provenance,
-            **({"stated_licences": list(found.licences)} if len(set(found.licences)) > 1 else {}),
+            **({"stated_licences": list(found.licences)} if len(found.licences) > 1 else {}),
             "removed": dropped,
             "importer": "embedkit.training.importers.timm_models",
             "timm": timm.__version__,
@@ -142,10 +147,12 @@ def preprocess_of(cfg: Mapping[str, Any], where: str) -> Preprocess:
         channels, height, width = (int(side) for side in data["input_size"])
         edges = {math.floor(side / data["crop_pct"]) for side in (height, width)}
         mean, std = (tuple(float(value) for value in data[key]) for key in ("mean", "std"))
-        mode, interpolation = data["crop_mode"], str(data["interpolation"])
-    except (TypeError, ValueError, ArithmeticError) as error:
-        raise EntryError(f"{where}: pretrained_cfg is not timm's ({error})") from None
-    pads = {round(255 * value) for value in mean}
+        mode, interpolation = str(data["crop_mode"]), str(data["interpolation"])
+        pads = {round(255 * value) for value in mean}
+        if not all(map(math.isfinite, std)):
+            raise ValueError("std is not finite")
+    except (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise EntryError(f"{where}: pretrained_cfg is not timm's ({in_one_line(error)})") from None
     rules: dict[str, tuple[bool, dict[str, Any]]] = {
         "center": (len(edges) == 1, {"resize": "shortest"}),
         "squash": (edges <= {height, width}, {"resize": "squash"}),
@@ -251,7 +258,12 @@ def _of_timm_layout(
             f"{where}: {file}: expected tensors by name; a training checkpoint is given as a file"
         )
     ours = config.get("embedkit")
-    stated = (cfg.get("license"), _card_licence(read(CARD)))
+    stated = (
+        cfg.get("license"),
+        *_card_licences(read(CARD), where),
+        config.get("license"),
+        ours.get("licence") if isinstance(ours, dict) else None,
+    )
     return _Source(
         where=where,
         architecture=config["architecture"],
@@ -262,7 +274,7 @@ def _of_timm_layout(
         preprocess=Preprocess.from_json(ours.get("preprocess"), where)
         if isinstance(ours, dict)
         else preprocess_of(cfg, where),
-        licences=_licences(stated),
+        licences=_licences(stated, where),
         provenance={**provenance, "file": file, "sha256": sha256_hex(content)},
     )
 
@@ -291,7 +303,7 @@ def _from_name(name: str) -> _Source:
         cfg=cfg,
         state=network.state_dict(),
         preprocess=preprocess_of(cfg, name),
-        licences=_licences((cfg.get("license"),)),
+        licences=_licences((cfg.get("license"),), name),
         provenance={
             "timm_name": name,
             "weights": cfg.get("hf_hub_id") or cfg.get("url"),
@@ -334,23 +346,53 @@ def _network(source: _Source) -> nn.Module:
         )
     try:
         return timm.create_model(source.architecture, pretrained_cfg=cfg, num_classes=0, **source.model_args)
-    except (AssertionError, AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise EntryError(f"{source.where}: timm cannot build {source.architecture} ({reason})") from None
+    except Exception as error:  # timm checks no argument, and these are from a file
+        raise EntryError(
+            f"{source.where}: timm cannot build {source.architecture} ({in_one_line(error)})"
+        ) from None
 
 
-def _licences(stated: tuple[Any, ...]) -> tuple[str, ...]:
-    """Those that say something."""
-    return tuple(
-        one for one in stated if isinstance(one, str) and one and one.casefold() not in ("unknown", "other")
-    )
+def _licences(stated: tuple[Any, ...], where: str) -> tuple[str, ...]:
+    """Those that say something, lists among them laid out, each once whatever its case.
+
+    Raises:
+        ConfigError: One is no name of a licence.
+    """
+    found: dict[str, str] = {}
+    for one in stated:
+        for text in one if isinstance(one, list | tuple) else (one,):
+            if text is not None and not isinstance(text, str):
+                raise ConfigError(
+                    f"{where}: states a licence that is no text ({type(text).__name__}): mend it in a folder of your "
+                    f"own and give that as {FOLDER}PATH"
+                )
+            name = licence_in(text, where)
+            if name is not None:
+                found.setdefault(name.casefold(), name)
+    return tuple(found.values())
 
 
-def _card_licence(card: bytes | None) -> Any:
-    """`license` of a model card's front matter."""
-    front, _, _ = (card or b"").removeprefix(b"---\n").partition(b"\n---\n")
+def _card_licences(card: bytes | None, where: str) -> tuple[Any, ...]:
+    """`license` and `license_name` of a model card's front matter; nothing where there is none.
+
+    Raises:
+        EntryError: There is one that cannot be read: what it says of the licence would be lost.
+    """
+    text = (card or b"").removeprefix(codecs.BOM_UTF8).replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+    if not re.match(rb"\s*---[ \t]*(\n|\Z)", text):
+        return ()
+    front = _FRONT.match(text)
     try:
-        facts = yaml.safe_load(front.decode())
-    except (yaml.YAMLError, UnicodeDecodeError):
-        return None
-    return facts.get("license") if isinstance(facts, dict) else None
+        if front is None:
+            raise ValueError("no second --- after the first")
+        facts = yaml.safe_load(front[1].decode())
+        if not isinstance(facts, dict | None):
+            raise ValueError("it holds no keys")
+    except Exception as error:  # YAML's own, and those of its numbers, dates, depth and bytes
+        raise EntryError(
+            f"{where}: the front matter of {CARD} cannot be read, so that the licence is not known "
+            f"({ascii(in_one_line(error))}): mend it in a folder of your own and give that as {FOLDER}PATH"
+        ) from None
+    if facts is None:
+        return ()
+    return facts.get("license"), facts.get("license_name")
