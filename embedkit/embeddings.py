@@ -14,7 +14,6 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +31,11 @@ RESERVED = ("id", "part", "embedding", "size", "mtime_ns", "sha256")
 
 #: Rows of a row group: 2.6 MB at D = 1280; several are in memory while a file is put together.
 ROW_GROUP = 512
+#: The widest embedding; entries have the same limit.
+MOST_DIM = 1 << 20
+_SHA256 = re.compile("[0-9a-f]{64}")
 _SHARD = re.compile(r"part-(\d+)-of-(\d+)-(\d+)\.parquet")
-_DONE = "_done-{part}-of-{parts}.json"
+_DONE = re.compile(r"_done-(\d+)-of-(\d+)\.json")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +57,14 @@ class Run:
     threads: int
     batch_size: int
     versions: Mapping[str, str]
+
+    def _is_sound(self) -> bool:
+        return (
+            all(isinstance(text, str) for text in (self.provider, self.precision, self.decode))
+            and all(type(number) is int for number in (self.threads, self.batch_size))
+            and isinstance(self.versions, dict)
+            and all(isinstance(version, str) for version in self.versions.values())
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,14 +120,30 @@ class Passport:
         try:
             data = json.loads(text)
             version = data.pop("version")
-            runs = tuple(Run(**run) for run in data.pop("runs"))
-            if version != PASSPORT_VERSION:
+            if type(version) is int and version != PASSPORT_VERSION:
                 raise OutputError(f"{where}: a passport of version {version}; upgrade embedkit")
-            return cls(**data, runs=runs)
-        except (ValueError, TypeError, KeyError, AttributeError):
+            found = cls(**data | {"runs": tuple(Run(**run) for run in data["runs"])})
+            if type(version) is not int or not found._is_sound():
+                raise ValueError
+            return found
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             raise OutputError(
                 f"{where}: its passport is damaged; was it written by another program?"
             ) from None
+
+    def _is_sound(self) -> bool:
+        """Whether every value is of its type and in its range: a file may say anything."""
+        return (
+            isinstance(self.entry, str)
+            and all(
+                isinstance(name, str) and _SHA256.fullmatch(name)
+                for name in (self.manifest_sha256, self.fingerprint)
+            )
+            and type(self.dim) is int
+            and 1 <= self.dim <= MOST_DIM
+            and isinstance(self.normalized, bool)
+            and all(run._is_sound() for run in self.runs)
+        )
 
 
 def schema_of(passport: Passport, labels: Mapping[str, str], *, sha256: bool) -> pa.Schema:
@@ -143,7 +169,7 @@ def read_passport(path: str | os.PathLike[str]) -> Passport:
     """
     try:
         schema = pq.read_schema(path)
-    except (OSError, pa.ArrowInvalid) as error:
+    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
         raise OutputError(f"{os.fspath(path)} cannot be read as Parquet ({first_line(error)})") from None
     text = (schema.metadata or {}).get(PASSPORT_KEY)
     if text is None:
@@ -160,15 +186,12 @@ def shard_name(part: int, parts: int, number: int) -> str:
 
 def done_name(part: int, parts: int) -> str:
     """The file that says that a part is complete. The underscore hides it from readers of Parquet data sets."""
-    return _DONE.format(part=f"{part:05d}", parts=f"{parts:05d}")
+    return f"_done-{part:05d}-of-{parts:05d}.json"
 
 
 def is_folder_of_shards(path: Path) -> bool:
     """Whether a folder holds embeddings, be they complete or not."""
-    return path.is_dir() and any(
-        _SHARD.fullmatch(name) or fnmatch(name, _DONE.format(part="*", parts="*"))
-        for name in os.listdir(path)
-    )
+    return path.is_dir() and any(_SHARD.fullmatch(name) or _DONE.fullmatch(name) for name in os.listdir(path))
 
 
 def shards_of(folder: Path) -> list[Path]:
@@ -178,9 +201,8 @@ def shards_of(folder: Path) -> list[Path]:
         OutputError: No shard, parts of different counts, or a part that is missing or not finished.
     """
     found = {path: match.groups() for path in folder.iterdir() if (match := _SHARD.fullmatch(path.name))}
-    done = sorted(path.name for path in folder.glob(_DONE.format(part="*", parts="*")))
-    counts = {int(name.rsplit("-", 1)[1].removesuffix(".json")) for name in done}
-    counts |= {int(parts) for _, parts, _ in found.values()}
+    done = {path.name: match[2] for path in folder.iterdir() if (match := _DONE.fullmatch(path.name))}
+    counts = {int(parts) for parts in (*done.values(), *(parts for _, parts, _ in found.values()))}
     if not counts:
         raise OutputError(f"{folder} holds no embeddings; write some with `embedkit embed ... -o {folder}/`")
     if len(counts) > 1:
@@ -252,10 +274,25 @@ def no_column(where: str, name: str, known: Iterable[str]) -> ConfigError:
     )
 
 
-def vectors_of(table: pa.Table, dim: int) -> np.ndarray:
-    """The `embedding` column as float32 (N, D)."""
-    blocks = [chunk.flatten().to_numpy() for chunk in table["embedding"].chunks]
-    return np.concatenate(blocks).reshape(-1, dim) if blocks else np.empty((0, dim), np.float32)
+def vectors_of(table: pa.Table, dim: int, where: str) -> np.ndarray:
+    """The `embedding` column as float32 (N, D).
+
+    Raises:
+        OutputError: A row, or a number of a row, is missing; `where` names what was read.
+    """
+    chunks = table["embedding"].chunks
+    blocks = [chunk.flatten() for chunk in chunks]  # which leaves rows of null out
+    if any(array.null_count for array in (*chunks, *blocks)):
+        raise OutputError(
+            f"{where} is damaged (an embedding, or a number of one, is missing); embed the pictures again"
+        )
+    vectors = np.concatenate([block.to_numpy() for block in blocks] or [np.empty(0, np.float32)])
+    if len(vectors) != table.num_rows * dim:
+        raise OutputError(
+            f"{where} is damaged (expected {table.num_rows} rows of {dim} numbers, found {len(vectors)} numbers); "
+            "embed the pictures again"
+        )
+    return vectors.reshape(-1, dim)
 
 
 def ids_path(npy: Path) -> Path:
@@ -316,7 +353,7 @@ def write_npy(tables: Iterable[pa.Table], path: Path, passport: Passport, rows: 
         array = np.lib.format.open_memmap(aside, "w+", np.dtype("<f4"), (rows, passport.dim))
         with open(ids, "w", encoding="utf-8") as file:
             for table in tables:
-                array[count : count + table.num_rows] = vectors_of(table, passport.dim)
+                array[count : count + table.num_rows] = vectors_of(table, passport.dim, os.fspath(path))
                 count += table.num_rows
                 for line in table.drop_columns(["embedding"]).to_pylist():
                     file.write(json.dumps(line, ensure_ascii=False) + "\n")

@@ -128,11 +128,24 @@ def read_npy(path: Path) -> tuple[np.ndarray, list[dict[str, Any]], Passport]:
         OutputError: One of the three files is missing, damaged, or of another length than the others.
     """
     try:
-        vectors = np.load(path, mmap_mode="r")
-        lines = [json.loads(line) for line in ids_path(path).read_text("utf-8").splitlines()]
-        if not all(isinstance(line, dict) and {"id", "part"} <= line.keys() for line in lines):
-            raise ValueError(f"a line of {ids_path(path).name} has no id or no part")
+        vectors = _mapped(path)
+        # Not splitlines: an id may hold U+2028 and the like, which JSON leaves as they are.
+        texts = ids_path(path).read_text("utf-8").split("\n")
+        lines = [json.loads(text) for text in texts[: -1 if texts[-1] == "" else None]]
+        for number, line in enumerate(lines, 1):
+            if (
+                not isinstance(line, dict)
+                or not isinstance(line.get("id"), str)
+                or not _is_part(line.get("part"))
+            ):
+                raise ValueError(
+                    f"line {number} of {ids_path(path).name} has no id that is a text, or no part"
+                )
         passport = Passport.from_json(passport_path(path).read_bytes(), str(passport_path(path)))
+    except RecursionError:
+        raise OutputError(
+            f"{ids_path(path)} is damaged (it is nested too deep); embed the pictures again"
+        ) from None
     except (OSError, ValueError) as error:
         raise OutputError(f"{path} and its ids and passport cannot be read ({first_line(error)})") from None
     if vectors.shape != (len(lines), passport.dim):
@@ -140,6 +153,24 @@ def read_npy(path: Path) -> tuple[np.ndarray, list[dict[str, Any]], Passport]:
             f"{path}: expected {len(lines)} rows of {passport.dim} as its ids and passport say, found {vectors.shape}"
         )
     return vectors, lines, passport
+
+
+def _mapped(path: Path) -> np.ndarray:
+    """The array of a `.npy` file, mapped into memory: floating-point numbers."""
+    try:
+        vectors = np.lib.format.open_memmap(path, "r")
+    except OSError:
+        raise
+    except Exception as error:  # a header is Python's syntax, and a bad one fails in whatever evaluates it
+        raise ValueError(f"{path.name} is no array: {first_line(error)}") from None
+    if vectors.dtype.kind != "f":
+        raise ValueError(f"{path.name} holds {vectors.dtype}, not floating-point numbers")
+    return vectors
+
+
+def _is_part(value: object) -> bool:
+    """Whether a value of JSON is the number of a part: one of int32, and no bool."""
+    return type(value) is int and -(1 << 31) <= value < 1 << 31
 
 
 class _Columns(Stored):
@@ -150,14 +181,29 @@ class _Columns(Stored):
         """Rows `start` to `stop` of one column."""
 
     def column(self, name: str, start: int = 0, stop: int | None = None) -> list:
-        return self._table(name, start, len(self) if stop is None else stop)[name].to_pylist()
+        stop = len(self) if stop is None else stop
+        values = self._rows_of(name, start, stop)[name]
+        if name in ("id", "part") and values.null_count:
+            raise OutputError(f"{self.where} is damaged (a row has no {name}); embed the pictures again")
+        return _guarded(self.where, values.to_pylist)
+
+    def _rows_of(self, name: str, start: int, stop: int) -> pa.Table:
+        """As many rows as were asked for: fewer would be taken for rows of other pictures."""
+        table = self._table(name, start, stop)
+        if table.num_rows != max(0, min(stop, len(self)) - start):
+            raise OutputError(
+                f"{self.where} is damaged (it has fewer rows than it says); embed the pictures again"
+            )
+        return table
 
     def vectors(self, start: int = 0, stop: int | None = None) -> np.ndarray:
         stop = len(self) if stop is None else stop
         block = np.empty((stop - start, self.passport.dim), np.float32)
         for at in range(start, stop, BLOCK):
             end = min(at + BLOCK, stop)
-            block[at - start : end - start] = vectors_of(self._table("embedding", at, end), self.passport.dim)
+            block[at - start : end - start] = vectors_of(
+                self._rows_of("embedding", at, end), self.passport.dim, self.where
+            )
         return block
 
 
@@ -177,7 +223,11 @@ class _Parquet(_Columns):
             raise OutputError(f"{where} holds no rows yet")
         self._files = files
         self._facts = [_guarded(str(file), pq.read_metadata, file) for file in files]
-        self._schemas = [facts.schema.to_arrow_schema() for facts in self._facts]
+        self._schemas = [
+            _guarded(str(file), lambda facts: facts.schema.to_arrow_schema(), facts)
+            for file, facts in zip(files, self._facts, strict=True)
+        ]
+        columns = dict.fromkeys(_guarded(where, lambda: [n for one in self._schemas for n in one.names]))
         for file, schema in zip(files, self._schemas, strict=True):
             _check_schema(schema, passport.dim, str(file))
         self._groups = [
@@ -185,7 +235,6 @@ class _Parquet(_Columns):
         ]
         sizes = [self._facts[index].row_group(group).num_rows for index, group in self._groups]
         self._starts = np.cumsum([0, *sizes])
-        columns = dict.fromkeys(name for schema in self._schemas for name in schema.names)
         super().__init__(where, passport, int(self._starts[-1]), list(columns))
 
     def _table(self, name: str, start: int, stop: int) -> pa.Table:
@@ -202,7 +251,14 @@ class _Parquet(_Columns):
         if not pieces:
             field = next(schema.field(name) for schema in self._schemas if name in schema.names)
             return pa.schema([field]).empty_table()
-        return pa.concat_tables(pieces, promote_options="default")
+        try:
+            return pa.concat_tables(pieces, promote_options="default")
+        except pa.ArrowException:
+            kinds = {str(piece.schema.field(name).type): None for piece in pieces}
+            raise OutputError(
+                f"{self.where}: the column {name!r} is {' in one shard and '.join(kinds)} in another; "
+                "embed the pictures again"
+            ) from None
 
     def _read(self, file: int, groups: list[int], name: str) -> pa.Table:
         """Whole row groups of one column; nulls where this shard lacks it."""
@@ -265,5 +321,5 @@ def _guarded(where: str, read: Callable[..., _T], *arguments: Any) -> _T:
     """What `read` gives, with its faults as one sentence."""
     try:
         return read(*arguments)
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
         raise OutputError(f"{where} is damaged ({first_line(error)}); embed the pictures again") from None

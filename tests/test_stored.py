@@ -209,9 +209,164 @@ def test_damaged_files_are_one_sentence(stores, tmp_path):
             open_stored(tmp_path / "x.parquet")
 
 
-@pytest.mark.parametrize("line", ['{"id": "x"}', '["x"]', "3", "{"])
+def with_vectors(embedding: pa.Array) -> pa.Table:
+    return table(0, len(embedding)).set_column(2, "embedding", embedding)
+
+
+def write_as(kind: str, changed: pa.Table, folder: Path) -> str:
+    if kind == "lance":
+        pytest.importorskip("lance", reason="pip install 'embedkit[lance]'")
+        lancetable.write([changed], folder / "x.lance", changed.schema)
+        return f"lance://{folder}/x"
+    pq.write_table(changed, folder / "x.parquet")
+    return str(folder / "x.parquet")
+
+
+@pytest.mark.parametrize("kind", ["e.parquet", "lance"])
+def test_a_missing_vector_is_damage(tmp_path, kind):
+    """Of two rows one is left, which numpy would take for both."""
+    (tmp_path / "rows").mkdir()
+    rows = [[1.0] * 8, None]
+    source = write_as(kind, with_vectors(pa.array(rows, pa.list_(pa.float32(), 8))), tmp_path / "rows")
+    with pytest.raises(OutputError, match=r"is damaged \(an embedding, or a number of one, is missing"):
+        open_stored(source).vectors()
+    # Of a slice whose own rows are whole, the null elsewhere is no matter.
+    assert open_stored(source).vectors(0, 1).tolist() == [[1.0] * 8]
+    rows[1] = [1.0] * 7 + [None]
+    (tmp_path / "numbers").mkdir()
+    source = write_as(kind, with_vectors(pa.array(rows, pa.list_(pa.float32(), 8))), tmp_path / "numbers")
+    with pytest.raises(OutputError, match="is missing"):
+        Embeddings.read(source)
+
+
+@pytest.mark.parametrize("column", ["id", "part"])
+def test_a_row_without_a_key_is_damage(tmp_path, column):
+    rows = table(0, 2)
+    at = rows.schema.get_field_index(column)
+    values = pa.array([rows[column][0].as_py(), None], rows.schema.field(column).type)
+    pq.write_table(rows.set_column(at, column, values), tmp_path / "x.parquet")
+    with pytest.raises(OutputError, match=f"a row has no {column}"):
+        open_stored(tmp_path / "x.parquet").keys()
+
+
+def test_text_that_is_no_unicode_is_damage(tmp_path):
+    pq.write_table(table(0, 2), tmp_path / "x.parquet", compression="none", use_dictionary=False)
+    data = (tmp_path / "x.parquet").read_bytes()
+    (tmp_path / "x.parquet").write_bytes(data.replace(b"n0/0.jpg", b"n0\xff0.jpg"))
+    with pytest.raises(OutputError, match=r"is damaged \(.*utf-8") as caught:
+        open_stored(tmp_path / "x.parquet").keys()
+    assert "\n" not in str(caught.value)
+
+
+def test_a_column_of_two_types_over_shards(tmp_path):
+    for number, kind in enumerate(("int32", "string")):
+        rows = table(0, 3).drop_columns(["age"])
+        rows = rows.append_column("age", pa.array([1, 2, 3], "int32").cast(kind))
+        pq.write_table(rows, tmp_path / f"part-00001-of-00001-{number:06d}.parquet")
+    (tmp_path / "_done-00001-of-00001.json").write_text("{}")
+    (tmp_path / "_done-x-of-y.json").write_text("{}")  # of somebody else
+    found = open_stored(tmp_path)
+    assert found.column("who") == ["n0"] * 6
+    with pytest.raises(OutputError, match="the column 'age' is int32 in one shard and string in another"):
+        found.column("age")
+
+
+def test_a_mark_of_no_number_is_none(tmp_path):
+    (tmp_path / "_done-x-of-y.json").write_text("{}")
+    with pytest.raises(OutputError, match="holds no embeddings"):
+        open_stored(tmp_path)
+
+
+def test_ids_with_the_separators_of_unicode(tmp_path):
+    names = ["a\u2028b", "c\u2029", "\x85\x0b\x0c\x1c\x1e", "\r\n"]
+    write_npy([table(0, 4).set_column(0, "id", pa.array(names))], tmp_path / "e.npy", PASSPORT, 4)
+    assert open_stored(tmp_path / "e.npy").keys()[0] == names
+    assert Embeddings.read(tmp_path / "e.npy").ids == names
+
+
+def header(text: str) -> bytes:
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text.encode()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"PK\x03\x04" + bytes(60),
+        header("{'descr': '<f4', 'fortran_order': False, 'shape': (1, 8"),
+        header("{'descr': '<f4', 'fortran_order': False, 'shape': (99999999999999999999, 8), }"),
+        header("(" * 5000),
+        header("{'descr': 3, 'fortran_order': False, 'shape': (1, 8), }"),
+        header("{'descr': '<i4', 'fortran_order': False, 'shape': (1, 8), }") + bytes(32),
+        header("{'descr': '|O', 'fortran_order': False, 'shape': (1, 8), }") + bytes(64),
+    ],
+)
+def test_damaged_arrays_are_one_sentence(tmp_path, content):
+    write_npy([table(0, 1)], tmp_path / "e.npy", PASSPORT, 1)
+    (tmp_path / "e.npy").write_bytes(content)
+    with pytest.raises(OutputError, match=r"e\.npy and its ids and passport cannot be read") as caught:
+        open_stored(tmp_path / "e.npy")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"dim": 0},
+        {"dim": -8},
+        {"dim": True},
+        {"dim": 8.0},
+        {"dim": "8"},
+        {"dim": (1 << 20) + 1},
+        {"entry": None},
+        {"fingerprint": 7},
+        {"fingerprint": "b"},
+        {"manifest_sha256": ["a"]},
+        {"normalized": "yes"},
+        {"version": True},
+        {"version": [1]},
+        {"runs": [{"provider": 1}]},
+        {
+            "runs": [
+                {"provider": 1, "precision": "", "decode": "", "threads": 1, "batch_size": 1, "versions": {}}
+            ]
+        },
+        {"runs": 3},
+        {"more": 1},
+    ],
+)
+def test_damaged_passports_are_one_sentence(change):
+    data = json.loads(PASSPORT.to_json())
+    assert Passport.from_json(json.dumps(data), "x") == PASSPORT
+    with pytest.raises(OutputError, match="^x: its passport is damaged; was it written by another program"):
+        Passport.from_json(json.dumps({**data, **change}), "x")
+
+
+def test_a_passport_that_is_nested_too_deep_or_of_another_version():
+    with pytest.raises(OutputError, match="its passport is damaged"):
+        Passport.from_json("[" * 100_000, "x")
+    with pytest.raises(OutputError, match="of version 2; upgrade"):
+        Passport.from_json(json.dumps({"version": 2, "else": 1}), "x")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"id": "x"}',
+        '["x"]',
+        "3",
+        "{",
+        "",
+        '{"id": 3, "part": 0}',
+        '{"id": "x", "part": "0"}',
+        '{"id": "x", "part": 0.5}',
+        '{"id": "x", "part": true}',
+        '{"id": "x", "part": 2147483648}',
+        '{"id": "x", "part": 0, "a": ' + "[" * 100_000,
+    ],
+)
 def test_damaged_ids_of_an_array(tmp_path, line):
     write_npy([table(0, 1)], tmp_path / "e.npy", PASSPORT, 1)
     (tmp_path / "e.ids.jsonl").write_text(line + "\n")
-    with pytest.raises(OutputError, match="cannot be read"):
+    with pytest.raises(OutputError, match="cannot be read|nested too deep"):
         open_stored(tmp_path / "e.npy")

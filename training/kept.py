@@ -10,7 +10,6 @@ import contextlib
 import hashlib
 import io
 import json
-import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,9 @@ from embedkit.hub.access import default_cache_dir
 from embedkit.hub.files import write_file
 
 __all__ = ["digest", "keep", "recall"]
+
+#: A larger file is not read; eight figures of a million pictures fill it.
+MOST_BYTES = 64 << 20
 
 
 def digest(words: Iterable[str], tensors: Iterable[Tensor]) -> str:
@@ -51,13 +53,31 @@ def keep(name: str, facts: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) 
 
 
 def recall(name: str) -> tuple[dict[str, Any], dict[str, np.ndarray]] | None:
-    """What was kept under a name; None when nothing was, or it cannot be read."""
+    """What was kept under a name; None when nothing was, or it is not what `keep` writes for figures."""
     try:
-        with np.load(io.BytesIO(_path(name).read_bytes()), allow_pickle=False) as found:
+        path = _path(name)
+        if path.stat().st_size > MOST_BYTES:
+            return None
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as found:
             arrays = {key[2:]: found[key] for key in found.files if key.startswith("a_")}
-            return json.loads(str(found["facts"])), arrays
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            facts = json.loads(str(found["facts"]))
+    except Exception:  # zip, the array's header, JSON: whatever fails, the figures are measured again
         return None
+    return (facts, arrays) if _is_sound(facts, arrays) else None
+
+
+def _is_sound(facts: Any, arrays: Mapping[str, np.ndarray]) -> bool:
+    """Whether these are `figures` and `l2`, numbers or None, and values of each picture."""
+    return (
+        isinstance(facts, dict)
+        and facts.keys() == {"figures", "l2"}
+        and isinstance(facts["figures"], dict)
+        and all(
+            value is None or type(value) in (int, float)
+            for value in (*facts["figures"].values(), facts["l2"])
+        )
+        and all(array.dtype == np.float64 and array.ndim == 1 for array in arrays.values())
+    )
 
 
 def _path(name: str) -> Path:

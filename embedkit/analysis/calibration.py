@@ -48,6 +48,7 @@ __all__ = [
     "calibrate",
     "calibrate_pairs",
     "check_support",
+    "check_threshold",
     "verify_vectors",
 ]
 
@@ -60,6 +61,11 @@ EFFECTIVE = 3
 REPLICATES = 500
 #: Points of the curve that are kept.
 POINTS = 600
+
+#: What sums of float64 may make more of a rate than 1.
+_ROUNDING = 1e-9
+#: Rounding of float32 and one step more than a score of 1.
+_MOST_COSINE = 1 + 1e-5
 
 Interval: TypeAlias = tuple[float, float]
 
@@ -265,19 +271,85 @@ class Calibration:
             scores, ratios = (np.array(side, np.float64) for side in data.pop("ratios"))
             spread = Spread(**data.pop("spread"))
             groups = tuple(GroupRates(**_intervals_of(group)) for group in data.pop("groups"))
-            if not len(curve.thresholds) == len(curve.fmr) == len(curve.fnmr) or len(scores) != len(ratios):
-                raise ValueError
-            if not all(math.isfinite(data[key]) for key in ("threshold", "fmr", "effective_impostors")):
-                raise ValueError
-            return cls(
+            found = cls(
                 **_intervals_of(data), curve=curve, ratios=(scores, ratios), spread=spread, groups=groups
             )
+            if not found._is_sound():
+                raise ValueError
+            return found
         except OSError as error:
             raise OutputError(f"{where} cannot be read ({error.strerror})") from None
-        except (ValueError, TypeError, KeyError, AttributeError):
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
             raise OutputError(
                 f"{where} is no calibration, or damaged; write it anew with `embedkit calibrate`"
             ) from None
+
+    def _is_sound(self) -> bool:
+        """Whether values are of their types and in their ranges: a file may say anything."""
+        rates = [self.target_fmr, self.fmr, self.fnmr, self.eer, self.auc]
+        intervals = [self.fmr_interval, self.fnmr_interval, self.eer_interval, self.auc_interval]
+        # Without one bootstrap sample none is known, and `calibrate` itself writes NaN.
+        if any(_is_interval(pair) for pair in (*intervals, self.threshold_interval)):
+            if not _is_interval(self.threshold_interval):
+                return False
+        elif all(_is_unknown(pair) for pair in (*intervals, self.threshold_interval)):
+            intervals = []
+        for group in self.groups:
+            rates += [rate for rate in (group.fmr, group.fnmr) if rate is not None]
+            intervals += [pair for pair in (group.fmr_interval, group.fnmr_interval) if pair is not None]
+            if not isinstance(group.name, str) or not isinstance(group.supported, bool):
+                return False
+        counts = [
+            self.identities,
+            *(count for group in self.groups for count in (group.genuine, group.impostors)),
+        ]
+        # Plain scores have no space and any range; those of embeddings are cosines.
+        cosines = bool(self.fingerprint)
+        spread = tuple(dataclasses.astuple(self.spread))
+        return (
+            isinstance(self.entry, str)
+            and isinstance(self.fingerprint, str)
+            and all(_is_number(rate, -_ROUNDING, 1 + _ROUNDING) for rate in rates)
+            and all(_is_interval(pair, -_ROUNDING, 1 + _ROUNDING) for pair in intervals)
+            # The mildest threshold above an impostor score of 1 is one step of float32 more.
+            and _is_number(self.threshold, *((-_MOST_COSINE, _MOST_COSINE) if cosines else ()))
+            and all(type(count) is int and count >= 0 for count in counts)
+            and all(type(count) is int and count >= 1 for count in (self.genuine, self.impostors))
+            and _is_number(self.effective_impostors, 0)
+            and self.effective_impostors > 0
+            and all(_is_number(value, 0) for value in spread)
+            and _are_columns(self.curve.thresholds, self.curve.fmr, self.curve.fnmr)
+            and all(
+                -_ROUNDING <= side.min() and side.max() <= 1 + _ROUNDING
+                for side in (self.curve.fmr, self.curve.fnmr)
+            )
+            and bool((np.diff(self.curve.thresholds) <= 0).all())
+            and _are_columns(*self.ratios)
+            and bool((np.diff(self.ratios[0]) >= 0).all())
+        )
+
+
+def _is_number(value: object, low: float = -math.inf, high: float = math.inf) -> bool:
+    """Whether a value of JSON is a finite number from `low` to `high`."""
+    return type(value) in (int, float) and math.isfinite(value) and low <= value <= high  # type: ignore[arg-type, operator]
+
+
+def _is_interval(pair: object, low: float = -math.inf, high: float = math.inf) -> bool:
+    """Whether a value is two finite numbers from `low` to `high`, as a tuple."""
+    return isinstance(pair, tuple) and len(pair) == 2 and all(_is_number(end, low, high) for end in pair)
+
+
+def _is_unknown(pair: object) -> bool:
+    """Whether an interval is two numbers, and the first NaN."""
+    return isinstance(pair, tuple) and [type(end) for end in pair] == [float, float] and math.isnan(pair[0])
+
+
+def _are_columns(*columns: np.ndarray) -> bool:
+    """Whether arrays are of one axis and one length, not empty, and finite."""
+    return all(
+        column.ndim == 1 and len(column) == len(columns[0]) > 0 and np.isfinite(column).all()
+        for column in columns
+    )
 
 
 def _intervals_of(data: dict[str, Any]) -> dict[str, Any]:
@@ -402,6 +474,16 @@ def check_support(impostors: int, target_fmr: float) -> None:
             f"{math.ceil(EXPECTED / target_fmr - 1e-9)} are needed to expect {EXPECTED} false matches "
             f"(the rule of thirty); {milder}bring more pairs"
         )
+
+
+def check_threshold(threshold: float) -> None:
+    """Refuse a threshold that no cosine can be held against.
+
+    Raises:
+        ConfigError: It is not finite, or outside [-1, 1].
+    """
+    if not -1 <= threshold <= 1:  # nor NaN
+        raise ConfigError(f"threshold: expected a cosine in [-1, 1], found {threshold}")
 
 
 def calibrate_pairs(
@@ -531,7 +613,8 @@ def verify_vectors(
         threshold: Cosine; overrides the calibration's threshold.
 
     Raises:
-        ConfigError: Neither a calibration nor a threshold, a vector with NaN or of zeros, or two widths.
+        ConfigError: Neither a calibration nor a threshold, a threshold that is no cosine, a vector with NaN or of
+            zeros, or two widths.
     """
     if threshold is None:
         if calibration is None:
@@ -539,6 +622,8 @@ def verify_vectors(
                 "a decision needs a calibration or a threshold; make a calibration with `embedkit calibrate`"
             )
         threshold = calibration.threshold
+    else:
+        check_threshold(threshold)
     left, right = (
         Rows.of(np.asarray(a)[None], "the first vector"),
         Rows.of(np.asarray(b)[None], "the second vector"),

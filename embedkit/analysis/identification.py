@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from embedkit.analysis.calibration import Calibration
+from embedkit.analysis.calibration import Calibration, check_threshold
 from embedkit.analysis.pairs import identity_codes
 from embedkit.analysis.rows import Rows, Source
 from embedkit.analysis.similarity import top_k
@@ -66,7 +66,7 @@ def identify(
         threshold: Cosine; overrides the calibration's.
 
     Raises:
-        ConfigError: A row without an identity, or neither a calibration nor a threshold.
+        ConfigError: A row without an identity, neither a calibration nor a threshold, or a threshold that is no cosine.
         SpaceMismatchError: Queries, gallery and calibration of different spaces.
     """
     asked, known = Rows.of(queries, "the queries"), Rows.of(gallery, "the gallery")
@@ -83,6 +83,8 @@ def identify(
         if calibration is None:
             raise ConfigError("identify needs a calibration or a threshold")
         threshold = calibration.threshold
+    else:
+        check_threshold(threshold)
     scores, nearest = top_k(asked, known, 1)
     fpir = None if calibration is None else min(1.0, calibration.false_match_rate(threshold) * len(known))
     names, owners = asked.names(), known.names()

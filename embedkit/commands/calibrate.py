@@ -55,7 +55,7 @@ def calibrate(
         int, typer.Option("--most-pairs", min=1, help="Pairs of each kind that are drawn from identities.")
     ] = 1 << 18,
     replicates: Annotated[int, typer.Option(min=10, help="Bootstrap samples.")] = 500,
-    seed: Annotated[int, typer.Option(help="Of the pairs that are drawn, and of the bootstrap.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the pairs that are drawn, and of the bootstrap.")] = 0,
     device: Annotated[str, typer.Option(help="For pictures: auto, cpu, cuda or cuda:<index>.")] = "auto",
     threads: Annotated[str, typer.Option(help="For pictures: cores to keep busy, or auto.")] = "auto",
     output: Annotated[Path, typer.Option("--output", "-o", metavar="C.json")] = Path("calibration.json"),

@@ -80,6 +80,8 @@ def identify(
             whom = "nobody" if one.identity is None else printable(str(one.identity))
             rate = "-" if one.expected_fpir is None else f"{one.expected_fpir:.2g}"
             print(f"{printable(one.query)}\t{whom}\t{printable(one.nearest)}\t{one.score:.4f}\t{rate}")
+    for fault in done.failed:
+        print(f"embedkit: {printable(fault)}", file=sys.stderr)
     tell_left_out(done.left_out, "of the gallery")
     whom = "1 identity" if done.identities == 1 else f"{done.identities} identities"
     among = "1 picture" if done.pictures == 1 else f"{done.pictures} pictures"
@@ -98,3 +100,5 @@ def identify(
             "for somebody of the gallery; `embedkit calibrate` finds out",
             file=sys.stderr,
         )
+    if done.failed:
+        raise typer.Exit(1)

@@ -49,11 +49,13 @@ def verify(
     """
     if not faces and (draw is not None or part_a is not None or part_b is not None):
         raise typer.BadParameter("--draw, --part-a and --part-b need --faces")
-    from embedkit.analysis.calibration import Calibration
+    from embedkit.analysis.calibration import Calibration, check_threshold
     from embedkit.load import load_encoder
     from embedkit.pictures import faces as faces_of
     from embedkit.pictures.verification import verify as decide
 
+    if threshold is not None:
+        check_threshold(threshold)  # before anything is loaded
     known = Calibration.load(calibration) if calibration is not None else None
     found: list[list[faces_of.Face]] = []
     if faces:

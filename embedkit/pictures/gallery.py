@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from embedkit.analysis.calibration import Calibration
+from embedkit.analysis.calibration import Calibration, check_threshold
 from embedkit.analysis.identification import Identification, identify
 from embedkit.analysis.rows import Rows
 from embedkit.encoder import Encoder
@@ -39,7 +39,8 @@ class Identified:
     """Whom pictures show.
 
     Attributes:
-        found: One a query, in order.
+        found: One for each query that could be embedded, in order.
+        failed: A sentence for each of the other queries: its path and the reason.
         encoder: The name of what embedded them.
         pictures: How many rows the gallery has.
         identities: How many identities.
@@ -47,6 +48,7 @@ class Identified:
     """
 
     found: list[Identification]
+    failed: list[str]
     encoder: str
     pictures: int
     identities: int
@@ -88,12 +90,14 @@ def identify_pictures(
 
     Raises:
         ConfigError: No query, one that is not there, identities that are not known, or no threshold.
-        ImageError: A query cannot be read, has no face or several; the message names it.
+        ImageError: No query can be read, or none has one face; the message names the first.
         SourceError: No picture in the gallery, or an identity none of whose pictures can be embedded.
         SpaceMismatchError: Gallery, encoder and calibration of different spaces.
     """
     if not queries:
         raise ConfigError("expected a query: a picture")
+    if threshold is not None:
+        check_threshold(threshold)
     originals = Originals()
     asked = [find_picture(query, originals) for query in queries]
     where = os.fspath(gallery)
@@ -120,8 +124,9 @@ def identify_pictures(
     elif threshold is None:
         threshold = known_threshold(embeds)
     vectors, faults = embed_pictures(people, asked)
-    if faults:
+    if len(faults) == len(asked):
         raise faults[min(faults)]
+    good = [row for row in range(len(asked)) if row not in faults]
     left_out: list[str] = []
     if known is None:
         rows = Rows(stored)
@@ -130,9 +135,10 @@ def identify_pictures(
         identities = [name for name, kept in zip(known.identities, done.kept.tolist(), strict=True) if kept]
         _check_nobody_is_lost(known, identities, done.kept.tolist(), done.left_out, where)
         rows, left_out = Rows(done.embeddings, where), known.unlisted + done.left_out
-    found = identify(vectors, rows, identities, calibration=calibration, threshold=threshold)
+    found = identify(vectors[good], rows, identities, calibration=calibration, threshold=threshold)
     return Identified(
-        found=[replace(one, query=query) for one, query in zip(found, queries, strict=True)],
+        found=[replace(one, query=queries[row]) for one, row in zip(found, good, strict=True)],
+        failed=[str(faults[row]) for row in sorted(faults)],
         encoder=embeds.name,
         pictures=len(rows),
         identities=len(set(identities)),

@@ -125,11 +125,28 @@ def picture_pairs(path: str | os.PathLike[str]) -> tuple[list[Picture], Pairs]:
             f"{where} names {missing[0]!r}, and no such picture is there{others}; paths are absolute, or relative to "
             "the folder of the CSV"
         )
-    files = {name: os.path.normpath(os.path.join(folder, name)) for name in names}
-    spelt = {file: name for name, file in files.items()}  # one picture may be spelt in several ways
+    # One picture may be spelt in several ways, and lie behind links: paired with itself it says nothing.
+    files = {name: _file_of(name, folder, originals) for name in names}
+    spelt = {file: name for name, file in files.items()}
     rows = {file: row for row, file in enumerate(spelt)}
     pairs = read_pairs(path, {name: rows[file] for name, file in files.items()})
-    return [Picture(file, partial(originals.read, name)) for file, name in spelt.items()], pairs
+    called = [os.path.normpath(os.path.join(folder, name)) for name in spelt.values()]
+    return [
+        Picture(shown, partial(originals.read, name))
+        for shown, name in zip(called, spelt.values(), strict=True)
+    ], pairs
+
+
+def _file_of(name: str, folder: str, originals: Originals) -> str:
+    """What tells one picture from others: its real path, with the member or row of a container behind it."""
+    file = originals.file(name)
+    if file is not None:
+        return os.path.realpath(file)
+    container, mark, member = name.partition("::")
+    found = originals.file(container)
+    if found is None:  # a name with `::` in its folders
+        return os.path.normpath(os.path.join(folder, name))
+    return os.path.realpath(found) + mark + member
 
 
 def calibrate_pictures(
@@ -180,12 +197,20 @@ def calibrate_pictures(
         encoder_of_pictures(encoder, faces=faces, device=device, threads=threads), ids, pictures, progress
     )
     left_out = left_out + done.left_out
-    if done.left_out:
-        pairs = pairs.among(done.kept)
-        check_both_kinds(
-            pairs.same, f"{where}, without the {len(done.left_out)} pictures that cannot be embedded"
+    rows = Rows(done.embeddings, where)
+    if not done.left_out:
+        return Calibrated(
+            calibrate_pairs(rows, pairs, target_fmr, replicates=replicates, seed=seed), left_out
         )
-    found = calibrate_pairs(Rows(done.embeddings, where), pairs, target_fmr, replicates=replicates, seed=seed)
+    pairs = pairs.among(done.kept)
+    try:
+        check_both_kinds(pairs.same, where)
+        found = calibrate_pairs(rows, pairs, target_fmr, replicates=replicates, seed=seed)
+    except ConfigError as error:
+        raise ConfigError(
+            f"{error} ({len(done.left_out)} of {len(pictures)} pictures could not be embedded; the first: "
+            f"{done.left_out[0]})"
+        ) from None
     return Calibrated(found, left_out)
 
 

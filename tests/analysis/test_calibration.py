@@ -539,6 +539,42 @@ def test_saved_and_loaded_is_the_same(calibration, scored, tmp_path):
         lambda text: text.replace(b'"fmr": [', b'"fmr": [0.5,', 1),
         lambda text: json.dumps({**json.loads(text), "threshold": "high"}).encode(),
         lambda text: json.dumps({**json.loads(text), "more": 1}).encode(),
+        lambda text: b"[" * 100_000,
+        *(
+            lambda text, part=part: json.dumps({**json.loads(text), **part}).encode()
+            for part in (
+                {"threshold": 10**400},
+                {"threshold": 1.5},
+                {"threshold": math.nan},
+                {"threshold": True},
+                {"fmr": -0.1},
+                {"fnmr": 1.1},
+                {"eer": "0"},
+                {"auc": math.inf},
+                {"target_fmr": None},
+                {"effective_impostors": 0},
+                {"impostors": 0},
+                {"identities": -1},
+                {"identities": 2.5},
+                {"fmr_interval": [0.1]},
+                {"fmr_interval": []},
+                {"auc_interval": [0.1, math.nan]},
+                {"eer_interval": [0.1, 2]},
+                {"threshold_interval": ["a", "b"]},
+                {"threshold_interval": None},
+                {"entry": 3},
+                {"fingerprint": None},
+                {"groups": [{}]},
+                {"curve": {"thresholds": [], "fmr": [], "fnmr": []}},
+                {"curve": {"thresholds": [[0.5]], "fmr": [[1]], "fnmr": [[0]]}},
+                {"curve": {"thresholds": 0.5, "fmr": 1, "fnmr": 0}},
+                {"curve": {"thresholds": [0.5], "fmr": [2], "fnmr": [0]}},
+                {"curve": {"thresholds": [math.nan], "fmr": [1], "fnmr": [0]}},
+                {"ratios": [[0.1, 0.2], [0.0, math.inf]]},
+                {"ratios": [[], []]},
+                {"spread": {"rate": 0, "pair": 0, "block": 0, "identity": 0, "unevenness": math.nan}},
+            )
+        ),
     ],
 )
 def test_damaged_files_are_one_sentence(calibration, tmp_path, change):
@@ -547,6 +583,42 @@ def test_damaged_files_are_one_sentence(calibration, tmp_path, change):
     path.write_bytes(change(path.read_bytes()))
     with pytest.raises(OutputError, match="c.json is no calibration, or damaged"):
         Calibration.load(path)
+
+
+def test_plain_scores_may_have_thresholds_of_any_size(scored, tmp_path):
+    scores, pairs = scored
+    found = calibrate(100 * scores, pairs.same, 0.01, replicates=10)
+    assert found.threshold > 1
+    found.save(tmp_path / "c.json")
+    assert Calibration.load(tmp_path / "c.json").threshold == found.threshold
+
+
+def test_without_a_bootstrap_intervals_are_not_known(scored, tmp_path):
+    scores, pairs = scored
+    found = calibrate(scores, pairs.same, 0.01, identities=pairs.identities, replicates=0)
+    found.save(tmp_path / "c.json")
+    assert math.isnan(Calibration.load(tmp_path / "c.json").threshold_interval[0])
+
+
+def test_cosines_that_rounding_took_beyond_one(tmp_path):
+    """The mildest threshold above impostors of one score of 1 is a step more than 1."""
+    same = np.arange(100) < 10
+    found = calibrate(np.ones(100), same, 0.5, passport=PASSPORT, replicates=10)
+    assert found.threshold >= 1
+    found.save(tmp_path / "c.json")
+    assert Calibration.load(tmp_path / "c.json").threshold == found.threshold
+
+
+@pytest.mark.parametrize("threshold", [math.nan, math.inf, -math.inf, 2, -2])
+def test_a_threshold_is_a_cosine(threshold):
+    vectors = np.eye(3, 16, dtype=np.float32)
+    for act in (
+        lambda: verify_vectors(vectors[0], vectors[1], threshold=threshold),
+        lambda: identify(vectors, vectors, ["a", "b", "c"], threshold=threshold),
+    ):
+        with pytest.raises(ConfigError, match=r"^threshold: expected a cosine in \[-1, 1\], found"):
+            act()
+    assert verify_vectors(vectors[0], vectors[0], threshold=1).is_match
 
 
 def test_other_files(calibration, tmp_path):

@@ -20,6 +20,7 @@ pytest.importorskip("onnxruntime")
 
 from embedkit import embed, load_encoder
 from embedkit.commands.identify import identify as command
+from embedkit.commands.verify import verify
 from embedkit.embeddings import Embeddings, schema_of, write_rows
 from embedkit.errors import (
     ConfigError,
@@ -214,6 +215,18 @@ def test_the_command(gallery, queries, calibration, stored):
     assert bare.stdout.splitlines()[1].endswith("\t-")
 
 
+def test_a_bad_query_does_not_silence_the_others(gallery, queries, tmp_path):
+    (tmp_path / "text.jpg").write_bytes(b"no picture")
+    asked = [queries[0], tmp_path / "text.jpg", queries[1]]
+    options = ("--gallery", gallery, "--encoder", "linear-tiny", "--threshold", 0.5)
+    alone = run(queries[0], queries[1], *options).stdout
+    done = run(*asked, *options)
+    assert (done.stdout, done.exit_code) == (alone, 1)
+    assert "text.jpg: not a picture" in done.stderr
+    told = json.loads(run(*asked, *options, "--json").stdout)
+    assert len(told["found"]) == 2 and len(told["failed"]) == 1
+
+
 def test_bad_pictures_of_the_gallery_are_left_out_and_named(gallery, queries, tmp_path):
     shutil.copytree(gallery, tmp_path / "g")
     (tmp_path / "g" / "p03" / "1.png").write_bytes(b"no picture")
@@ -242,7 +255,7 @@ def test_what_is_refused(gallery, zoo, queries, stored, calibration, tmp_path, m
         ([], folder, ConfigError, "expected a query"),
         (["gone.png"], folder, ConfigError, "'gone.png' is no picture that is there"),
         ([str(tmp_path)], folder, ConfigError, r"is a folder; give pictures"),
-        ([queries[0], str(tmp_path / "text.jpg")], folder, ImageError, r"text\.jpg: not a picture"),
+        ([str(tmp_path / "text.jpg")] * 2, folder, ImageError, r"text\.jpg: not a picture"),
         (queries, {**folder, "identity": "who"}, ConfigError, "whose sub-folders are the identities"),
         (queries, {**folder, "threshold": None}, ConfigError, "linear-tiny.noise has no threshold of its own"),
         (queries, {**folder, "gallery": tmp_path / "empty"}, SourceError, "no pictures in .*empty"),
@@ -260,6 +273,19 @@ def test_what_is_refused(gallery, zoo, queries, stored, calibration, tmp_path, m
     monkeypatch.setenv("EMBEDKIT_ZOO", str(tmp_path / "empty"))
     with pytest.raises(EntryNotFoundError, match=r"g\.parquet was made with linear-tiny\.noise.*--encoder"):
         identify_pictures(queries, **rows)
+
+
+@pytest.mark.parametrize("threshold", ["nan", "inf", "2", "-2"])
+def test_a_threshold_is_a_cosine(gallery, queries, threshold, monkeypatch):
+    monkeypatch.setattr(module, "identify_pictures", None)  # refused before anything is loaded
+    app = typer.Typer()
+    app.command()(verify)
+    option = f"--threshold={threshold}"
+    for error in (
+        run(*queries, "--gallery", gallery, option).exception,
+        CliRunner().invoke(app, [*queries[:2], option]).exception,
+    ):
+        assert isinstance(error, ConfigError) and "expected a cosine in [-1, 1]" in str(error)
 
 
 # --- faces ------------------------------------------------------------------------------------------------

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
+import tarfile
 
 import numpy as np
 import pytest
@@ -215,11 +217,52 @@ def test_refused_before_a_picture_is_opened(people, entry, tmp_path, monkeypatch
     assert not (tmp_path / "c.json").exists()
 
 
+def test_a_picture_is_one_however_it_is_spelt(people, tmp_path):
+    first, other = people / "p00" / "0.png", people / "p01" / "0.png"
+    (tmp_path / "link.png").symlink_to(first)
+    (tmp_path / "folder").symlink_to(people)
+    with tarfile.open(tmp_path / "t.tar", "w") as archive:
+        archive.add(first, "x.png")
+    spellings = ["people/p00/0.png", str(first), "link.png", "folder/p00/0.png", "file:people/p00/0%2epng"]
+    (tmp_path / "link.tar").symlink_to(tmp_path / "t.tar")
+    inside = ["t.tar::x.png", "link.tar::x.png"]
+    for one in (spellings, inside):
+        for a, b in itertools.permutations(one, 2):
+            (tmp_path / "p.csv").write_text(f"a,b,same\n{a},{b},1\n{a},{other},0\n")
+            with pytest.raises(ConfigError, match="paired with itself, which says nothing"):
+                picture_pairs(tmp_path / "p.csv")
+    lines = [f"{name},people/p00/1.png,1" for name in spellings]
+    (tmp_path / "p.csv").write_text("\n".join(["a,b,same", *lines, f"link.png,{other},0"]))
+    pictures, pairs = picture_pairs(tmp_path / "p.csv")
+    assert len(pictures) == 3 and pairs.a.tolist() == [pairs.a[0]] * 6
+    assert [one.read() for one in pictures] == [
+        path.read_bytes() for path in (first, people / "p00" / "1.png", other)
+    ]
+
+
+def test_too_few_pairs_are_left(people, entry, tmp_path):
+    """What is to be mended is the pictures, not how many there are."""
+    for name in names()[4:]:
+        (people / name).write_bytes(b"no picture")
+    with pytest.raises(ConfigError) as caught:
+        calibrate_pictures(people, 0.05, encoder=entry)
+    told = str(caught.value)
+    assert told.startswith("3 impostor pairs cannot support a false-match rate of 0.05") and "\n" not in told
+    assert (
+        "(38 of 42 pictures could not be embedded; the first: " in told and "p01/1.png: not a picture" in told
+    )
+
+
+def test_a_seed_below_zero(people, run):
+    done = run(people, "--seed", "-1")
+    assert done.exit_code == 2 and isinstance(done.exception, SystemExit)
+
+
 def test_pairs_of_one_kind_that_are_left(people, entry, tmp_path):
     (people / "p00" / "1.png").write_bytes(b"")
     lines = [f"people/p00/0.png,people/{name},0" for name in names()[SHOTS:]] * 20
     (tmp_path / "p.csv").write_text("\n".join(["a,b,same", "people/p00/0.png,people/p00/1.png,1", *lines]))
-    with pytest.raises(ConfigError, match="without the 1 pictures .* found 0 of one and 780 of two"):
+    with pytest.raises(ConfigError, match="found 0 of one and 780 of two .1 of 41 pictures .*p00/1.png: "):
         calibrate_pictures(tmp_path / "p.csv", 0.05, encoder=entry)
     for file in people.rglob("*.png"):
         file.write_bytes(b"")
@@ -248,8 +291,6 @@ def test_options_that_do_not_go_together(people, entry, tmp_path, run):
 
 
 def test_members_of_an_archive_are_pictures(people, tmp_path):
-    import tarfile
-
     with tarfile.open(tmp_path / "t.tar", "w") as archive:
         archive.add(people / "p00", "p00")
     (tmp_path / "p.csv").write_text(

@@ -25,7 +25,7 @@ from embedkit.errors import ConfigError, EntryError, IntegrityError, OutputError
 from embedkit.golden import verify_entry  # noqa: E402
 from embedkit.load import load_encoder  # noqa: E402
 from embedkit.training import evaluate as protocol  # noqa: E402
-from embedkit.training import recipes, run  # noqa: E402
+from embedkit.training import kept, recipes, run  # noqa: E402
 from embedkit.training.card import Card  # noqa: E402
 from embedkit.training.config import with_overrides  # noqa: E402
 from embedkit.training.datasets import ArraySource, open_source  # noqa: E402
@@ -193,6 +193,39 @@ def test_baselines_are_judged_once_and_an_encoder_every_time(zoo, monkeypatch, t
     assert judge() == (first, 4), "what cannot be read is measured again"
     monkeypatch.setattr(protocol, "PROTOCOL", "another")
     assert judge()[1] == 4
+
+
+def test_what_is_kept_is_held_against_its_form(monkeypatch, tmp_path):
+    monkeypatch.setenv("EMBEDKIT_CACHE", str(tmp_path))
+    facts, arrays = {"figures": {"auc": 0.5, "eer": None}, "l2": None}, {"p_at_1": np.array([1.0, np.nan])}
+    file = tmp_path / "figures" / "x.npz"
+    kept.keep("x", facts, arrays)
+    found = kept.recall("x")
+    assert found is not None and found[0] == facts
+    assert np.array_equal(found[1]["p_at_1"], arrays["p_at_1"], equal_nan=True)
+    for bad in (
+        3,
+        {},
+        {"figures": {}},
+        {**facts, "more": 1},
+        {**facts, "figures": []},
+        {**facts, "figures": {"auc": "0.5"}},
+        {**facts, "l2": "1"},
+    ):
+        kept.keep("x", bad, arrays)
+        assert kept.recall("x") is None, bad
+    for bad in (np.zeros((2, 2)), np.zeros(2, np.float32), np.array(["a"])):
+        kept.keep("x", facts, {"p_at_1": bad})
+        assert kept.recall("x") is None, bad
+    deep = io.BytesIO()
+    np.savez(deep, facts="[" * 100_000)
+    for content in (b"", b"PK\x03\x04", b"\x93NUMPY", deep.getvalue()):
+        file.write_bytes(content)
+        assert kept.recall("x") is None
+    kept.keep("x", facts, arrays)
+    assert kept.recall("x") is not None
+    monkeypatch.setattr(kept, "MOST_BYTES", 10)
+    assert kept.recall("x") is None
 
 
 def test_test_labels_fit_nothing(zoo, monkeypatch, on_digits):
