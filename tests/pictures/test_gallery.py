@@ -277,7 +277,7 @@ def test_what_is_refused(gallery, zoo, queries, stored, calibration, tmp_path, m
 
 @pytest.mark.parametrize("threshold", ["nan", "inf", "2", "-2"])
 def test_a_threshold_is_a_cosine(gallery, queries, threshold, monkeypatch):
-    monkeypatch.setattr(module, "identify_pictures", None)  # refused before anything is loaded
+    monkeypatch.setattr(module, "find_picture", None)  # refused before anything is looked at
     app = typer.Typer()
     app.command()(verify)
     option = f"--threshold={threshold}"
