@@ -126,9 +126,9 @@ def find_entry(
     text = os.fspath(name) if name is not None else DEFAULT_ENCODER
     url = is_url(text) and not text.startswith("file://")
     if zoo is None and not url and _is_path(text):
-        entry = _entry_at(text, revision)
-        access.admit(entry)
-        return entry
+        own = _entry_at(text, revision)
+        access.admit(own)
+        return own
     address = parse_entry(text) if url else None
     if address is not None:
         bare, given = f"{address.place}/{address.name}", address.revision

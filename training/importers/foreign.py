@@ -163,11 +163,11 @@ def decide_licence(request: Request, known: str | None, *, stated: bool, where: 
             state, or than was published without saying where these come from.
     """
     given = licence_in(request.licence, "--licence")
-    if not given and not known:
-        raise ConfigError(
-            f"{where}: no licence is known for these weights; look it up and give it with --licence"
-        )
     if not known:
+        if not given:
+            raise ConfigError(
+                f"{where}: no licence is known for these weights; look it up and give it with --licence"
+            )
         return Licence(name=given, stated_by="whoever imported them")
     if not given or given.casefold() == known.casefold():
         return Licence(
