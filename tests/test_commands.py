@@ -331,7 +331,9 @@ commands.main()
 
 
 def test_an_interrupt_says_that_the_work_is_kept():
-    command = [sys.executable, "-c", SLOW, "slow"]
+    # A child of a job in the background would ignore the interrupt, as its parent does.
+    heard = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    command = [sys.executable, "-c", heard + SLOW, "slow"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as child:
         assert child.stdout and child.stderr
         child.stdout.read(200_001)  # it has begun
