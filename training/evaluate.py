@@ -12,6 +12,7 @@ verification remain.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -314,12 +315,24 @@ def _judge(name: str, features: Features, data: _Data, notify: Notify) -> list[R
     train = test[:0]
     if not all(column.open_set for column in data.columns):
         train = embed("training", data.train, data.train_rows)
-    return [_judge_by(name, column, train, test, notify) for column in data.columns]
+
+    @functools.cache  # one for all columns, and none where every figure is kept
+    def effective_rank() -> float:
+        return _timed(notify, f"{name}: RankMe", lambda: metrics.rankme(test))
+
+    return [_judge_by(name, column, train, test, effective_rank, notify) for column in data.columns]
 
 
-def _judge_by(name: str, labels: _Labels, train: Tensor, test: Tensor, notify: Notify) -> Result:
+def _judge_by(
+    name: str,
+    labels: _Labels,
+    train: Tensor,
+    test: Tensor,
+    effective_rank: Callable[[], float],
+    notify: Notify,
+) -> Result:
     if name == "encoder":
-        return _measure(name, labels, train, test, notify)
+        return _measure(name, labels, train, test, effective_rank, notify)
     words = (PROTOCOL, str(labels.open_set), str(len(labels.train_classes)))
     key = kept.digest(words, (train, test, labels.train, labels.test))
     found = kept.recall(key)
@@ -328,12 +341,19 @@ def _judge_by(name: str, labels: _Labels, train: Tensor, test: Tensor, notify: N
             f"{name}: the figures of these very features by {labels.column} are kept from an earlier evaluation"
         )
         return Result(subject=name, label=labels.column, per_picture=found[1], **found[0])
-    measured = _measure(name, labels, train, test, notify)
+    measured = _measure(name, labels, train, test, effective_rank, notify)
     kept.keep(key, {"figures": dict(measured.figures), "l2": measured.l2}, measured.per_picture)
     return measured
 
 
-def _measure(name: str, labels: _Labels, train: Tensor, test: Tensor, notify: Notify) -> Result:
+def _measure(
+    name: str,
+    labels: _Labels,
+    train: Tensor,
+    test: Tensor,
+    effective_rank: Callable[[], float],
+    notify: Notify,
+) -> Result:
     labelled = torch.nonzero(labels.test >= 0)[:, 0]
     x, y = test[labelled], labels.test[labelled]
     figures: dict[str, float | None] = {}
@@ -369,7 +389,7 @@ def _measure(name: str, labels: _Labels, train: Tensor, test: Tensor, notify: No
         figures |= {key: curve.tar_at_far(far) for key, far in FAR_LEVELS.items()}
     else:  # one class, or only classes of one picture
         figures |= dict.fromkeys(("auc", "eer", *FAR_LEVELS))
-    figures["rankme"] = timed("RankMe", lambda: metrics.rankme(test))
+    figures["rankme"] = effective_rank()
     return Result(subject=name, label=labels.column, figures=figures, per_picture=per_picture, l2=l2)
 
 
