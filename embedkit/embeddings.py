@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from embedkit.errors import ConfigError, OutputError, SpaceMismatchError
+from embedkit.hub.files import is_alive
 
 PASSPORT_KEY = b"embedkit"
 PASSPORT_VERSION = 1
@@ -405,17 +406,10 @@ def replacing(path: Path) -> Iterator[Path]:
 
 def remove_leftovers(path: Path) -> None:
     """Remove what processes that were killed have left aside of `path`; a process that lives is writing still."""
-    if os.name != "posix":  # elsewhere a signal of 0 does not ask whether a process lives
-        return
     for aside in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
         number = aside.name.split(".")[-2]
-        if number.isdigit() and int(number) != os.getpid():
-            try:
-                os.kill(int(number), 0)
-            except ProcessLookupError:
-                aside.unlink(missing_ok=True)
-            except OSError:
-                continue  # another user's
+        if number.isdigit() and not is_alive(int(number)):
+            aside.unlink(missing_ok=True)
 
 
 def first_line(error: BaseException) -> str:

@@ -89,7 +89,7 @@ def clear_up(path: Path) -> None:
     """Take away what writers that were killed left beside `path`; bring a folder's old version back if it is gone."""
     for left in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
         pid = left.name.removeprefix(f".{path.name}.").partition(".")[0]
-        if not pid.isdigit() or _is_alive(int(pid)):
+        if not pid.isdigit() or is_alive(int(pid)):
             continue
         if left.name.endswith(".old.partial") and not path.exists():
             left.rename(path)
@@ -99,7 +99,8 @@ def clear_up(path: Path) -> None:
             left.unlink(missing_ok=True)
 
 
-def _is_alive(pid: int) -> bool:
+def is_alive(pid: int) -> bool:
+    """Whether a process runs, or may: what it writes is not to be taken away."""
     if os.name == "nt":
         return True  # there, asking would end the process
     try:
