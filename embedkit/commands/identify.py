@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from embedkit.commands.terminal import printable, tell_left_out
+from embedkit.commands.verify import CalibrationFile, Threshold
 
 
 def identify(
@@ -28,12 +28,8 @@ def identify(
     identity_from_folder: Annotated[
         bool, typer.Option("--identity-from-folder", help="A picture's folder is its identity.")
     ] = False,
-    calibration: Annotated[
-        Path | None, typer.Option(metavar="C.json", help="What `embedkit calibrate` wrote.")
-    ] = None,
-    threshold: Annotated[
-        float | None, typer.Option(help="The least cosine of a match; overrides the calibration's.")
-    ] = None,
+    calibration: CalibrationFile = None,
+    threshold: Threshold = None,
     faces: Annotated[
         bool, typer.Option("--faces", help="Find the one face in each picture, and compare these.")
     ] = False,

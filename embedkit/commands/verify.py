@@ -12,6 +12,12 @@ import typer
 
 from embedkit.commands.terminal import printable
 
+CalibrationFile = Annotated[
+    Path | None, typer.Option(metavar="C.json", help="What `embedkit calibrate` wrote.")
+]
+Threshold = Annotated[
+    float | None, typer.Option(help="The least cosine of a match; overrides the calibration's.")
+]
 Part = Annotated[
     int | None, typer.Option(min=0, help="Which face of the picture, 0 the largest; only with --faces.")
 ]
@@ -24,12 +30,8 @@ def verify(
         str | None,
         typer.Option(help="A zoo name or an entry's folder.", show_default="face-r29.dlib with --faces"),
     ] = None,
-    calibration: Annotated[
-        Path | None, typer.Option(metavar="C.json", help="What `embedkit calibrate` wrote.")
-    ] = None,
-    threshold: Annotated[
-        float | None, typer.Option(help="The least cosine of a match; overrides the calibration's.")
-    ] = None,
+    calibration: CalibrationFile = None,
+    threshold: Threshold = None,
     faces: Annotated[
         bool, typer.Option("--faces", help="Find the face in each photograph, and compare these.")
     ] = False,
