@@ -17,6 +17,8 @@ import pytest
 from hypothesis import settings
 from PIL import Image
 
+from embedkit import commands
+
 # The same examples on every run, and no limit of time for one of them on a busy machine.
 settings.register_profile("embedkit", derandomize=True, deadline=None)
 settings.load_profile("embedkit")
@@ -342,3 +344,21 @@ def tiny(tiny_entry):
     from embedkit import load_encoder
 
     return load_encoder(tiny_entry, threads=2)
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """`run(*words)` -> (exit status, stdout, stderr)."""
+
+    def run(*words: object) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.argv", ["embedkit", *map(str, words)])
+        try:
+            commands.main()
+            status = 0
+        except SystemExit as end:
+            status = int(end.code or 0)
+        out, err = capsys.readouterr()
+        assert "Traceback" not in err
+        return status, out, err
+
+    return run

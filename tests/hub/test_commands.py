@@ -8,31 +8,10 @@ import os
 import tarfile
 import warnings
 
-import pytest
-
-from embedkit import commands
 from embedkit.hub.publish import publish
 from embedkit.load import find_entry, load_encoder
 
 NAME, ALIAS = "linear-tiny.noise", "linear-tiny"
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """`run(*words)` -> (exit status, stdout, stderr)."""
-
-    def run(*words: object) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["embedkit", *map(str, words)])
-        try:
-            commands.main()
-            status = 0
-        except SystemExit as end:
-            status = int(end.code or 0)
-        out, err = capsys.readouterr()
-        assert "Traceback" not in err
-        return status, out, err
-
-    return run
 
 
 def test_pull_shows_the_licence_first(run, site):

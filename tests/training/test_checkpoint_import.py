@@ -19,7 +19,7 @@ pytest.importorskip("onnxruntime")
 
 from safetensors.torch import save, save_file  # noqa: E402
 
-from embedkit import commands, load_encoder  # noqa: E402
+from embedkit import load_encoder  # noqa: E402
 from embedkit.entry import EntryConfig  # noqa: E402
 from embedkit.errors import ConfigError, EntryError, IntegrityError, PlaceError, SourceError  # noqa: E402
 from embedkit.hub.access import Access  # noqa: E402
@@ -696,24 +696,6 @@ def servers():
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     return module
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """`run(*words)` -> (exit status, stdout, stderr)."""
-
-    def run(*words):
-        monkeypatch.setattr("sys.argv", ["embedkit", *map(str, words)])
-        try:
-            commands.main()
-            status = 0
-        except SystemExit as end:
-            status = int(end.code or 0)
-        out, err = capsys.readouterr()
-        assert "Traceback" not in err
-        return status, out, err
-
-    return run
 
 
 def test_the_command_and_a_non_commercial_licence(run, servers, resnet, tmp_path, monkeypatch):
