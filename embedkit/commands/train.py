@@ -37,6 +37,9 @@ def train(
     resume: Annotated[
         str | None, typer.Option(metavar="RUN", help="Go on from this run's last checkpoint.")
     ] = None,
+    list_: Annotated[
+        bool, typer.Option("--list", help="Print all recipes, and what each reached, and train none.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")] = False,
 ) -> None:
     """Train an encoder by a recipe.
@@ -44,8 +47,8 @@ def train(
     The run folder holds the resolved configuration, metrics.csv, TensorBoard's log, checkpoints and at the end
     encoder.safetensors. A killed run goes on with --resume, to the weights that it would have had.
     """
-    if (recipe is None) == (resume is None):
-        raise typer.BadParameter("name a recipe, or a run with --resume")
+    if not list_ and (recipe is None) == (resume is None):
+        raise typer.BadParameter("name a recipe (embedkit train --list shows all), or a run with --resume")
     if resume is not None and (data or set_ or out):
         raise ConfigError("--resume goes on with what the run was told; leave out --data, --set and --out")
     try:
@@ -57,6 +60,11 @@ def train(
         raise MissingDependencyError(
             f"training needs {error.name}, which is not installed: pip install 'embedkit[train,cpu]'"
         ) from None
+    if list_:
+        found = recipes.summaries()
+        width = max(map(len, found))
+        print(json.dumps(found) if as_json else "\n".join(f"{k:{width}}  {v}" for k, v in found.items()))
+        return
     if resume is not None:
         result = run.resume(resume, max_minutes=max_minutes)
     else:

@@ -175,10 +175,11 @@ def test_a_run_is_never_overwritten_and_resume_needs_one(finished, tmp_path):
         run.resume(tmp_path)
 
 
-@pytest.mark.parametrize("name", recipes.names())
+@pytest.mark.parametrize("name", recipes.summaries())
 def test_every_recipe_survives_json(name):
     config = recipes.recipe(name)
     assert isinstance(config, RunConfig) and config.recipe == name
+    assert recipes.summaries()[name].endswith(".")
     text = json.dumps(to_json(config))
     assert from_json(json.loads(text)) == config
     assert method_name(config) in names() and method_class(method_name(config))
@@ -232,7 +233,7 @@ def test_overrides_that_do_not_fit_are_refused(text, message):
 def test_unknown_names_give_the_nearest():
     with pytest.raises(ConfigError, match="nearest are simclr"):
         recipes.recipe("simcrl")
-    with pytest.raises(ConfigError, match="simclr has recipe"):
+    with pytest.raises(ConfigError, match="simclr has photos"):
         recipes.recipe("simclr:photo")
     with pytest.raises(ConfigError, match="nearest are supervised"):
         method_class("supervise")
@@ -255,6 +256,8 @@ def test_the_command_trains_resumes_and_refuses(tmp_path):
     assert "step 2/2" in made.stderr and "images/s" in made.stderr and "min left" in made.stderr
     again = CliRunner().invoke(app, ["--resume", folder])
     assert again.exit_code == 0 and again.stdout.strip() == folder
+    shown = CliRunner().invoke(app, ["--list", "--json"])
+    assert json.loads(shown.output) == recipes.summaries() and "simclr:photos" in recipes.summaries()
     assert CliRunner().invoke(app, []).exit_code == 2
     refused = CliRunner().invoke(app, ["--resume", folder, "--data", "synthetic:80"])
     assert isinstance(refused.exception, ConfigError)

@@ -9,16 +9,21 @@ from __future__ import annotations
 import difflib
 import importlib
 import pkgutil
+from collections.abc import Callable
 
 from embedkit.errors import ConfigError
 from embedkit.training.config import RunConfig
 
-__all__ = ["names", "recipe"]
+__all__ = ["recipe", "summaries"]
 
 
-def names() -> list[str]:
-    """The modules that hold recipes, sorted."""
-    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+def summaries() -> dict[str, str]:
+    """Every recipe, variants too, by name: the first line of what it says of itself."""
+    return {
+        module if key == "recipe" else f"{module}:{key}": (function.__doc__ or "").partition("\n")[0]
+        for module in _modules()
+        for key, function in sorted(_recipes(module).items(), key=lambda item: item[0] != "recipe")
+    }
 
 
 def recipe(name: str) -> RunConfig:
@@ -30,13 +35,22 @@ def recipe(name: str) -> RunConfig:
     Raises:
         ConfigError: No such recipe; the message names the nearest.
     """
-    module_name, _, variant = name.partition(":")
-    if module_name not in names():
-        near = difflib.get_close_matches(module_name, names(), n=3, cutoff=0.4) or names()
+    module, _, variant = name.partition(":")
+    if module not in _modules():
+        near = difflib.get_close_matches(module, _modules(), n=3, cutoff=0.4) or _modules()
         raise ConfigError(f"recipe {name!r}: there is none of this name; the nearest are {', '.join(near)}")
-    module = importlib.import_module(f"{__name__}.{module_name}")
-    public = [key for key in module.__all__ if callable(getattr(module, key))]
-    if (variant or "recipe") not in public:
-        near = difflib.get_close_matches(variant, public, n=3, cutoff=0.4) or public
-        raise ConfigError(f"recipe {name!r}: {module_name} has {', '.join(near)}")
-    return getattr(module, variant or "recipe")()
+    found = _recipes(module)
+    if (variant or "recipe") not in found:
+        near = difflib.get_close_matches(variant, found, n=3, cutoff=0.4) or sorted(found)
+        raise ConfigError(f"recipe {name!r}: {module} has {', '.join(near)}")
+    return found[variant or "recipe"]()
+
+
+def _modules() -> list[str]:
+    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+
+
+def _recipes(module: str) -> dict[str, Callable[[], RunConfig]]:
+    """The public functions of a module of recipes."""
+    found = importlib.import_module(f"{__name__}.{module}")
+    return {key: getattr(found, key) for key in found.__all__ if callable(getattr(found, key))}

@@ -36,7 +36,7 @@ def recipe() -> RunConfig:
 
 
 def baseline() -> RunConfig:
-    """The same labels, views, average and steps without a single unlabelled picture: not measured yet.
+    """Baseline of `fixmatch`, its labels, views and steps without any unlabelled picture: not measured yet.
 
     Data: as for `recipe`. Time: the steps count, not the minutes; give those of the run that it is held against.
 
