@@ -18,7 +18,7 @@ __all__ = ["photos", "recipe"]
 
 
 def recipe() -> RunConfig:
-    """r10 on Fashion-MNIST: linear probe 0.889 and kNN 0.855 on the test part after 52 epochs.
+    """r10 on Fashion-MNIST: probe 0.889, kNN 0.855 (at random 0.751 and 0.770) after 52 epochs.
 
     Data: the four IDX files of Fashion-MNIST; no label is used. Time: 40 minutes on 2 cores (75 on one).
 

