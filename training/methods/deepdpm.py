@@ -15,6 +15,8 @@ Differences from the source:
   Far from the origin a sub-clustering net at random gives a whole cluster to one half, and stays there.
 - Mixing weights are smoothed by the Dirichlet's own pseudo-counts alpha / K, and not by 0.1.
 - Larger steps and earlier moves, to fit minutes on a CPU; `ClustersConfig` has the fields to undo it.
+- Later rounds start from the labels of the round before; theirs from its centres. A half that no code belongs to
+  keeps its mean; theirs draws both halves anew.
 - The autoencoder is the backbone, a linear layer and BatchNorm (as in the authors' code, codes are standardised,
   so they cannot shrink towards their means; without its ReLU), and a convolutional decoder.
 
@@ -92,12 +94,19 @@ class Stage(NamedTuple):
     Attributes:
         kind: `autoencoder`, `encode` or `cluster`.
         round: From 0.
-        left: Steps of this stage after this one; -1 while the length of the run is not known.
+        step: From 0, within the stage.
+        length: Steps of the stage; None while that of the run is not known.
     """
 
     kind: str
     round: int
-    left: int
+    step: int
+    length: int | None
+
+    @property
+    def left(self) -> int:
+        """Steps of the stage after this one; -1 while its length is not known."""
+        return -1 if self.length is None else self.length - 1 - self.step
 
 
 def stage_at(step: int, total: int | None, steps_per_epoch: int, *, rounds: int, trained: bool) -> Stage:
@@ -111,7 +120,7 @@ def stage_at(step: int, total: int | None, steps_per_epoch: int, *, rounds: int,
         trained: Whether there is an autoencoder to train; without one, at most half encodes, and the rest clusters.
     """
     if total is None:
-        return Stage("autoencoder" if trained else "encode", 0, -1)
+        return Stage("autoencoder" if trained else "encode", 0, step, None)
     rounds = max(1, min(rounds, total // (4 * steps_per_epoch)))
     number = min(step // (total // rounds), rounds - 1)
     start = number * (total // rounds)
@@ -120,9 +129,12 @@ def stage_at(step: int, total: int | None, steps_per_epoch: int, *, rounds: int,
     train = length - encode - length // 4 if trained else 0
     # where the data begin anew, so that every picture is encoded once
     train = max((start + train) // steps_per_epoch * steps_per_epoch - start, 0) or train
-    ends = {"autoencoder": train, "encode": train + encode, "cluster": length}
-    kind = next((kind for kind, end in ends.items() if step - start < end), "cluster")
-    return Stage(kind, number, ends[kind] - 1 - (step - start))
+    place = step - start
+    for kind, steps in (("autoencoder", train), ("encode", encode)):
+        if place < steps:
+            return Stage(kind, number, place, steps)
+        place -= steps
+    return Stage("cluster", number, place, length - train - encode)
 
 
 @float32_loss
@@ -164,6 +176,10 @@ class DeepDPM(Method):
         self.entered: tuple[str, int] = ("", -1)
         channels, height, _ = facts.image_shape
         dim = backbone.dim if config.weights else config.code_dim
+        if config.reduce == "pca" and not 1 <= config.reduce_dim <= dim:
+            raise ConfigError(
+                f"method.reduce_dim: {dim} columns have 1 to {dim} principal components, found {config.reduce_dim}"
+            )
         width = dim if config.reduce == "none" else config.reduce_dim
         if config.weights:
             backbone.requires_grad_(False)
@@ -234,8 +250,11 @@ class DeepDPM(Method):
         self.clusters.resize(len(checkpoint["state_dict"]["clusters.weights"]))
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """As all methods; the schedule of the learning rate is the autoencoder's alone."""
+        """As all methods; each stage that trains the autoencoder has the schedule of its own, the clusters none."""
         super().on_train_batch_start(batch, batch_idx)
+        stage = self.stage
+        if stage.kind == "autoencoder":
+            self.facts.optimizer.set_lr(self.trainer.optimizers[0], stage.step, stage.length)
         for group in self.trainer.optimizers[-1].param_groups:
             group["lr"] = group["own_lr"]
 
@@ -268,9 +287,12 @@ class DeepDPM(Method):
         if not self.known.any():
             return {}
         weights, means, covs = self._gaussians()
-        space = self._space(self._embed(batch.images))
+        with torch.autocast(
+            self.device.type, enabled=False
+        ):  # as the codes were that the mixture was fitted to
+            space = self._space(self._embed(batch.images))
+            everyone = self._space(self.codes[self.known])
         mixture = (weights.log() + log_densities(space, means, precision_cholesky(covs))).logsumexp(1)
-        everyone = self._space(self.codes[self.known])
         _, mean, cov = self._gaussians(torch.zeros(len(everyone), dtype=torch.long, device=self.device))
         one = log_densities(space, mean, precision_cholesky(cov))[:, 0]
         return {
@@ -347,6 +369,7 @@ class DeepDPM(Method):
             self.components = axes[:, : self.config.reduce_dim].float().contiguous()
         if self.config.reduce == "umap":
             self.umap[self.known] = _umap(known, self.config.reduce_dim, self.facts.seed)
+        self.labels[~self.known] = -1  # of an older round's clusters
         before, points = self.labels[self.known], self._points()
         if (before >= 0).any():  # the clusters of the round before, on new codes
             self.clusters.start(points[before >= 0], optimizer, before[before >= 0])
@@ -384,5 +407,10 @@ def _umap(codes: Tensor, dim: int, seed: int) -> Tensor:
         from umap import UMAP
     except ImportError:
         raise MissingDependencyError("reduce=umap needs `pip install 'embedkit[train,cpu]'`") from None
+    threads = torch.get_num_threads()
     found = UMAP(n_neighbors=20, min_dist=0.0, n_components=dim, random_state=seed, n_jobs=1)
-    return torch.from_numpy(found.fit_transform(codes.cpu().numpy())).float().to(codes.device)
+    embedded = found.fit_transform(codes.cpu().numpy())
+    torch.set_num_threads(
+        threads
+    )  # numba's start of its own threads changes OpenMP's number, which is torch's too
+    return torch.from_numpy(embedded).float().to(codes.device)

@@ -119,6 +119,25 @@ def test_a_run_has_its_stages_and_its_clusters_say_more_than_one_gaussian(finish
     assert torch.equal(method.labels[method.known], method.clusters.assign(method.codes[method.known]))
 
 
+def test_the_autoencoder_ends_its_stage_at_a_small_rate(finished):
+    rates = [float(row["lr"]) for row in rows(finished.run)][:30]
+    optimizer = run.load_run(finished.run)[0].optimizer
+    assert rates == pytest.approx([optimizer.lr_at(step, 30) for step in range(30)], rel=1e-4)
+    assert rates[-1] < 0.02 * max(rates)
+
+
+def test_rounds_forget_the_labels_of_pictures_that_they_left_out(tmp_path):
+    result = train(tmp_path / "run", "steps=72", "method.rounds=3")
+    _, method = run.load_run(result.run)
+    assert method.known.sum() == 96  # of 108, and others in every round
+    assert torch.equal(method.known, method.labels >= 0)
+
+
+def test_more_components_than_columns_are_refused(tmp_path):
+    with pytest.raises(ConfigError, match="reduce_dim: 4 columns have 1 to 4 principal components, found 5"):
+        train(tmp_path / "run", "steps=54", "method.reduce=pca", "method.reduce_dim=5")
+
+
 def test_overfits_one_batch(tmp_path):
     settings = ["steps=160", "method.rounds=1", "optimizer.lr=0.005", "data.validation=0"]
     result = train(
@@ -318,11 +337,14 @@ def test_umap_is_asked_for_what_the_authors_used_and_missed_by_name(monkeypatch)
             asked.update(settings)
 
         def fit_transform(self, codes):
+            torch.set_num_threads(threads + 1)  # as numba's threads do to OpenMP's, when they are first started
             return codes[:, :2] * 2
 
+    threads = torch.get_num_threads()
     monkeypatch.setitem(sys.modules, "umap", types.SimpleNamespace(UMAP=UMAP))
     codes = torch.randn(6, 4)
     assert torch.equal(deepdpm._umap(codes, 2, 7), codes[:, :2] * 2)
+    assert torch.get_num_threads() == threads
     # a seed alone makes UMAP repeat, on one thread
     assert asked == {"n_neighbors": 20, "min_dist": 0.0, "n_components": 2, "random_state": 7, "n_jobs": 1}
     monkeypatch.setitem(sys.modules, "umap", None)
