@@ -532,16 +532,19 @@ class RandAugment(View):
 
     Attributes:
         num_ops: Operations for each picture, drawn with replacement.
+        p: Probability that a drawn operation is applied; one half, as in the authors' code.
         magnitude: Share of each operation's range, uniform in low..high for each picture and operation;
             (0, 1) is the whole range.
         ops: Names from `RANDAUGMENT_RANGES`, each equally likely. `Color` changes nothing on one channel.
         cutout: Side of the erased square as a share of each side of the picture; 0 erases nothing. Its centre
             is uniform over the picture, and what stands out is cut off.
         cutout_value: What is written into the square, 0..1.
-        fill: What stands where a turned, sheared or moved picture leaves nothing, 0..1.
+        fill: What stands where a turned, sheared or moved picture leaves nothing, 0..1; mid-gray in the authors'
+            code, here black, the ground of pictures such as Fashion-MNIST's.
     """
 
     num_ops: int = 2
+    p: float = 0.5
     magnitude: Range = (0.0, 1.0)
     ops: tuple[str, ...] = tuple(RANDAUGMENT_RANGES)
     cutout: float = 0.5
@@ -553,6 +556,7 @@ class RandAugment(View):
         self._need(bool(self.ops) and not unknown, "ops", f"names from {', '.join(RANDAUGMENT_RANGES)}")
         self._need(self.num_ops >= 0, "num_ops", "0 or more")
         self._need_range("magnitude", 0.0, 1.0)
+        self._need_chance()
         self._need_chance("cutout")
 
     def transform(self, x: Tensor, generator: Generator) -> Tensor:
@@ -560,6 +564,7 @@ class RandAugment(View):
         n, _, height, width = x.shape
         for _ in range(self.num_ops):
             which = _integers(generator, (n,), len(self.ops))
+            which = which.where(_chance(generator, which, self.p).flatten(), -1)
             magnitude = _uniform(generator, (n,), self.magnitude)
             result = x.clone()
             for index, op in enumerate(self.ops):

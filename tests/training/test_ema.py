@@ -4,7 +4,7 @@ torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402
 
 from embedkit.errors import ConfigError  # noqa: E402
-from embedkit.training.ema import EMA, rescale_decay  # noqa: E402
+from embedkit.training.ema import EMA, decay_of_a_run  # noqa: E402
 
 
 def net() -> nn.Sequential:
@@ -91,11 +91,10 @@ def test_a_decay_of_zero_copies_and_of_one_keeps():
     assert torch.equal(keeps.module[0].weight, start)
 
 
-def test_rescaled_decay_forgets_as_much_over_the_run():
-    decay = rescale_decay(0.999, reference_steps=2**20, steps=20_480)
-    assert decay == pytest.approx(0.999**51.2) and decay == pytest.approx(0.9501, abs=1e-4)
-    assert decay**20_480 == pytest.approx(0.999 ** (2**20))
-    assert rescale_decay(0.9, reference_steps=7, steps=7) == 0.9
+def test_an_average_looks_back_at_most_a_twentieth_of_the_run():
+    assert decay_of_a_run(0.999, 2**20) == decay_of_a_run(0.999, 20_000) == 0.999
+    assert 1 / (1 - decay_of_a_run(0.999, 4000)) == pytest.approx(200)
+    assert decay_of_a_run(0.9, 4000) == 0.9 and decay_of_a_run(0.999, 5) == 0.0
 
 
 def test_refusals():
@@ -105,5 +104,3 @@ def test_refusals():
         EMA(net(), 0.9, buffers="mean")
     with pytest.raises(ConfigError, match="stands in one of module and shadow"):
         EMA(net(), 0.9).update(nn.Linear(3, 4))
-    with pytest.raises(ConfigError, match="steps of 1 or more"):
-        rescale_decay(0.9, reference_steps=0, steps=5)

@@ -493,7 +493,9 @@ def test_the_pool_and_its_ranges_are_fixmatchs():
 @pytest.mark.parametrize("op", list(V.RANDAUGMENT_RANGES))
 def test_a_pool_of_one_operation_is_that_operation(op):
     x = pictures()
-    y = V.RandAugment(num_ops=1, ops=(op,), magnitude=(0.8, 0.8), cutout=0.0, fill=0.1)(x, generator(25))
+    y = V.RandAugment(num_ops=1, p=1.0, ops=(op,), magnitude=(0.8, 0.8), cutout=0.0, fill=0.1)(
+        x, generator(25)
+    )
     value = V._magnitude_of(op, torch.full((8,), 0.8))
     expected = x if op == "Identity" else V._augment(op, x, value, 0.1)
     torch.testing.assert_close(y, expected, atol=1e-6, rtol=0)
@@ -504,7 +506,7 @@ def test_a_pool_of_one_operation_is_that_operation(op):
 def test_every_picture_goes_through_the_operation_that_it_drew():
     x = pictures(n=600)
     ops = ("Solarize", "Identity", "TranslateX")
-    y = V.RandAugment(num_ops=1, ops=ops, magnitude=(0.9, 0.9), cutout=0.0)(x, generator(26))
+    y = V.RandAugment(num_ops=1, p=1.0, ops=ops, magnitude=(0.9, 0.9), cutout=0.0)(x, generator(26))
     outcomes = [
         x if op == "Identity" else V._augment(op, x, V._magnitude_of(op, torch.full((600,), 0.9)), 0.0)
         for op in ops
@@ -513,9 +515,14 @@ def test_every_picture_goes_through_the_operation_that_it_drew():
     assert torch.equal(which.sum(dim=1), torch.ones(600, dtype=torch.long))
     assert stats.chisquare(which.sum(dim=0)).pvalue > 1e-3
     # two rounds apply two operations: of Identity and Solarize, a quarter goes through neither
-    twice = V.RandAugment(num_ops=2, ops=("Solarize", "Identity"), magnitude=(0.9, 0.9), cutout=0.0)
+    twice = V.RandAugment(num_ops=2, p=1.0, ops=("Solarize", "Identity"), magnitude=(0.9, 0.9), cutout=0.0)
     untouched = (twice(x, generator(27)) == x).flatten(1).all(dim=1)
     assert 0.15 < untouched.float().mean() < 0.35
+    # a drawn operation is applied half of the time: 0.75 becomes 0.25 in the first that is, and stays so
+    for rounds in (1, 2):
+        view = V.RandAugment(num_ops=rounds, ops=("Solarize",), magnitude=(0.5, 0.5), cutout=0.0)
+        left = (view(torch.full((4000, 1, 2, 2), 0.75), generator(30)) == 0.75).flatten(1).all(dim=1)
+        assert abs(float(left.float().mean()) - 0.5**rounds) < 0.03
 
 
 def test_cutout_is_a_square_of_half_a_side_anywhere():

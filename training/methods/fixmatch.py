@@ -8,11 +8,10 @@ arXiv 2001.07685), equations 3 and 4 and algorithm 1; the 7/16 cosine and the ex
 its section 2.4 and the authors' code.
 
 Differences from the source:
-- Fewer steps: some 10^4 and not 2^20. `ratio` (mu) is 3 and not 7, which nearly doubles the steps of a given time;
-  the decay of the average is raised to the power 2^20 / steps, so that its window stays the same share of the run
-  (0.999 becomes 0.949 over 20,000 steps). r10 instead of a Wide ResNet.
-- The decay starts low, (1 + k) / (10 + k) at update k, which also holds while a time budget is still being measured;
-  whether the source's does so we could not check, and over its 2^20 steps it would not matter.
+- Fewer steps: some 10^4 and not 2^20. `ratio` (mu) is 3 and not 7, which more than doubles the steps of a given
+  time. r10 instead of a Wide ResNet.
+- The average looks back 1,000 updates as in the source, but at most a twentieth of the run. Its decay starts low,
+  (1 + k) / (10 + k) at update k, which also holds while a time budget is still being measured; the source's does not.
 - The operations of the strong view are those which a public benchmark (USB) keeps for small gray pictures, without
   brightness: `Color` does nothing to one channel, and factors from 0.05 erase what stands on black. As in public
   re-implementations, the strong view starts from a weak view of its own.
@@ -37,14 +36,11 @@ from embedkit.errors import ConfigError
 from embedkit.training.backbones import Backbone
 from embedkit.training.config import Facts
 from embedkit.training.data import Batch
-from embedkit.training.ema import EMA, rescale_decay
+from embedkit.training.ema import EMA, decay_of_a_run
 from embedkit.training.method import Method, float32_loss
 from embedkit.training.views import Compose, RandAugment, RandomHorizontalFlip, RandomShift, View
 
 __all__ = ["Config", "FixMatch", "consistency_loss", "lr_factor"]
-
-#: Steps of the source's run: what its decay is meant for.
-_SOURCE_STEPS = 2**20
 
 _WEAK = Compose(views=(RandomHorizontalFlip(), RandomShift(pixels=3, pad="reflect")))
 _GRAY_OPS = ("Equalize", "Identity", "Rotate", "Sharpness", "ShearX", "ShearY", "TranslateX", "TranslateY")
@@ -58,7 +54,7 @@ class Config:
         ratio: mu, unlabelled pictures for each labelled one in a batch; the sampler's `ratio`.
         threshold: tau, the probability from which a prediction is a pseudo-label, in [0, 1].
         unlabelled_weight: lambda_u.
-        ema_decay: Over 2^20 steps; rescaled to those of the run.
+        ema_decay: Of the average, in a run of 20,000 steps or more; see `decay_of_a_run`.
         supervised_only: The baseline; unlabelled pictures are left out, also from BatchNorm.
         weak: The view that is labelled: flips, and shifts by an eighth of the side.
         strong: The view that learns pseudo-labels.
@@ -161,7 +157,7 @@ class FixMatch(Method):
         """The decay for the run's length."""
         if not self.total_steps:
             return self.config.ema_decay
-        return rescale_decay(self.config.ema_decay, reference_steps=_SOURCE_STEPS, steps=self.total_steps)
+        return decay_of_a_run(self.config.ema_decay, self.total_steps)
 
     def encoder(self) -> nn.Module:
         """The average of the backbone."""
