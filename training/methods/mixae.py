@@ -10,7 +10,7 @@ Differences from the source:
 - The K encoders share a trunk, the backbone, and differ in the linear layer to their codes: K networks would cost K
   times as much. The trunk is exported; with `embedding="codes"` all K codes, which the assignment network sees.
 - The entropies' weights are ours, for want of a formula that we could check: `linear` begins with all clusters
-  in use and ends with sharp assignments; `balanced` is as in icannos/mixture-autoencoder.
+  in use and ends with sharp assignments; `balanced` is after icannos/mixture-autoencoder, where alpha is K times less.
 - Decoders have one hidden layer, fully connected, all K in one batched product. The squared error is meaned over
   pixels; with several ranks the mean assignment is that of the union batch.
 
@@ -52,8 +52,8 @@ class Config:
         assignment_dim: Width of the assignment network's hidden layer.
         decoder_dim: Width of each decoder's hidden layer.
         schedule: `linear`: alpha rises from 0 over the first half of the run while beta falls to `beta_end`;
-            `constant`: both stay; `balanced`: every batch anew, so that alpha times the entropy of a sample is
-            as large as the reconstruction error, and beta times the batch's entropy as large as both.
+            `constant`: both stay; `balanced`: every batch anew, in units that make the entropy of a sample as
+            large as the reconstruction error, and then the batch's entropy as large as both together.
         alpha: Weight of a sample's entropy; in units of reconstruction error / ln K, except for `balanced`.
         beta: Weight of the batch's entropy, likewise, at the start.
         beta_end: And from the middle of the run on.
@@ -75,7 +75,7 @@ class Config:
 
 def entropy(p: Tensor) -> Tensor:
     """-sum_k p_k ln p_k along the last axis, in nats; 0 ln 0 = 0."""
-    return torch.special.entr(p).sum(-1)
+    return torch.special.entr(p.clamp(min=torch.finfo(p.dtype).tiny)).sum(-1)  # at 0 its slope is infinite
 
 
 @float32_loss

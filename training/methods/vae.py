@@ -170,7 +170,7 @@ class VAE(Method):
     def _bound(self, x: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """-log p(x|z) (N,) of one draw z, KL (N,) and mu (N, D) of normalised pictures (N, C, H, W)."""
         features = self.backbone(x)
-        # out of autocast's bfloat16: a draw of 8 bits would add noise of its own
+        # the KL divergence and the draw in float32: exp and squares of 8 bits would be coarse
         mu, log_var = self.mu(features).float(), self.log_var(features).float().clamp(-10, 10)
         noise = torch.randn(mu.shape, generator=generator, device=generator.device)
         decoded = self.decoder(reparameterize(mu, log_var, noise))

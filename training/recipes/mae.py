@@ -23,7 +23,7 @@ def recipe() -> RunConfig:
         backbone="vit_t4",
         data=DataConfig(color="gray", image_size=28),
         optimizer=Optimizer(
-            name="adamw", lr=1e-3, weight_decay=0.05, betas=(0.9, 0.95), schedule="cosine", warmup_steps=1000
+            name="adamw", lr=1e-3, weight_decay=0.05, betas=(0.9, 0.95), schedule="cosine", warmup_steps=300
         ),
         batch_size=512,
         epochs=60,

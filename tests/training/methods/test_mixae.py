@@ -88,6 +88,12 @@ def test_the_batch_entropy_is_of_all_ranks_together(monkeypatch):
     assert float(mixae_terms(errors[:4], mine)[2]) == pytest.approx(float(entropy(p.mean(0))))
 
 
+def test_an_assignment_of_certainty_has_an_entropy_of_zero_and_a_finite_slope():
+    logits = torch.tensor([[0.0, 120.0]], requires_grad=True)  # in float32 the first share is 0
+    entropy(logits.softmax(1)).sum().backward()
+    assert float(entropy(logits.detach().softmax(1))) < 1e-30 and logits.grad.abs().max() < 1e-30
+
+
 def test_bfloat16_is_widened():
     errors, p = tensors(n=64)
     expected = mixae_terms(errors.bfloat16().float(), p.bfloat16().float())
