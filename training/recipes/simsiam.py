@@ -11,12 +11,13 @@ __all__ = ["recipe"]
 
 
 def recipe() -> RunConfig:
-    """r10 on Fashion-MNIST: figures of the whole run are not measured yet.
+    """r10 on Fashion-MNIST: probe 0.865, kNN 0.834 (at random 0.751 and 0.770).
 
-    Data: the four IDX files of Fashion-MNIST; no label is used. Time: 90 minutes on 2 cores. In `metrics.csv` the
-    loss falls slowly towards -1 and `z_std` stays well above 0; a loss of -1 within the first epoch is collapse.
+    Data: the four IDX files of Fashion-MNIST; no label is used. Time: 36 epochs, 53 minutes on one core. In
+    `metrics.csv` the loss falls slowly towards -1 (-0.89 at the end) and `z_std` stays near 1; a loss of -1 within the
+    first epoch is collapse.
 
-        embedkit train simsiam --data fashion-mnist/ --max-minutes 90
+        embedkit train simsiam --data fashion-mnist/
     """
     return RunConfig(
         recipe="simsiam",
@@ -27,5 +28,5 @@ def recipe() -> RunConfig:
         # probe had 0.71 at 0.2 and 0.54 at 0.03
         optimizer=Optimizer(name="sgd", lr=0.2, weight_decay=5e-4, schedule="cosine", warmup_steps=0),
         batch_size=512,
-        epochs=60,
+        epochs=36,
     )
