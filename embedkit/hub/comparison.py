@@ -1,4 +1,4 @@
-"""Encoders side by side on one data set: what each cost to train and how good it is, in words and as a picture.
+"""Encoders side by side on one data set: what each cost to train and how good it is.
 
 Every figure is one that `embedkit evaluate` wrote into its entry; nothing is measured here. Figures of two protocols,
 or on two data sets, never stand in one table.
@@ -6,13 +6,11 @@ or on two data sets, never stand in one table.
 
 from __future__ import annotations
 
-import html
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["Comparison", "Row", "compare", "plot_bytes"]
+__all__ = ["Comparison", "Row", "compare"]
 
 #: Columns of figures: name in an entry, heading.
 FIGURES = {
@@ -155,82 +153,3 @@ def _title(baseline: str, facts: Mapping[str, Any]) -> str:
     if baseline == "random":
         return f"{facts['architecture']} at random, {given}"
     return f"{baseline} ({facts['dim']}), {given}" if baseline == "pca" else f"{baseline}, {given}"
-
-
-# -- the picture -----------------------------------------------------------------------------------------------
-
-_WIDTH, _HEIGHT = 840, 440
-_LEFT, _RIGHT, _TOP, _BOTTOM = 62, 240, 34, 40
-
-
-def plot_bytes(comparison: Comparison, figure: str) -> bytes:
-    """Quality over training FLOPs as an SVG, the same bytes for the same rows; baselines are dashed lines.
-
-    Args:
-        comparison: Rows without known FLOPs are left out.
-        figure: Key of `FIGURES`.
-
-    Raises:
-        ValueError: No row to draw.
-    """
-    dots = [
-        (row.flops, row.figures[figure], row.name)
-        for row in comparison.rows
-        if row.flops and figure in row.figures
-    ]
-    lines = [
-        (row.figures[figure], row.name) for row in comparison.rows if not row.method and figure in row.figures
-    ]
-    if not dots:
-        raise ValueError(f"no encoder has {figure} and a known cost")
-    low, high = _span([math.log10(x) for x, _, _ in dots], step=1.0)
-    least, most = _span([y for _, y, _ in dots] + [y for y, _ in lines], step=0.05)
-
-    def place(x: float, y: float) -> tuple[float, float]:
-        inner_w, inner_h = _WIDTH - _LEFT - _RIGHT, _HEIGHT - _TOP - _BOTTOM
-        return _LEFT + (x - low) / (high - low) * inner_w, _TOP + (most - y) / (most - least) * inner_h
-
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" width="{_WIDTH}" height="{_HEIGHT}" '
-        'font-family="sans-serif" font-size="12">',
-        f'<rect width="{_WIDTH}" height="{_HEIGHT}" fill="#fff"/>',
-        f'<text x="{_LEFT}" y="20" font-size="14">{html.escape(FIGURES[figure])} on {html.escape(comparison.data)}, '
-        "over training FLOPs</text>",
-    ]
-    for step in range(round(low), round(high) + 1):
-        x, _ = place(step, least)
-        parts.append(f'<path d="M{x:.1f} {_TOP}V{_HEIGHT - _BOTTOM}" stroke="#e4e4e4"/>')
-        parts.append(f'<text x="{x:.1f}" y="{_HEIGHT - _BOTTOM + 18}" text-anchor="middle">1e{step}</text>')
-    for index in range(round((most - least) / 0.05) + 1):
-        y = place(low, least + index * 0.05)[1]
-        parts.append(f'<path d="M{_LEFT} {y:.1f}H{_WIDTH - _RIGHT}" stroke="#e4e4e4"/>')
-        parts.append(
-            f'<text x="{_LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{least + index * 0.05:.2f}</text>'
-        )
-    for (value, name), at in zip(lines, _apart([place(low, value)[1] for value, _ in lines]), strict=True):
-        y = place(low, value)[1]
-        parts.append(f'<path d="M{_LEFT} {y:.1f}H{_WIDTH - _RIGHT}" stroke="#777" stroke-dasharray="5 4"/>')
-        parts.append(
-            f'<text x="{_WIDTH - _RIGHT + 6}" y="{at + 4:.1f}" fill="#555">{html.escape(name)}</text>'
-        )
-    places = [place(math.log10(x), y) for x, y, _ in dots]
-    for (x, y), at, (_, _, name) in zip(places, _apart([y for _, y in places]), dots, strict=True):
-        parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4.5" fill="#1f5fbf"/>')
-        parts.append(f'<text x="{x + 8:.1f}" y="{at + 4:.1f}">{html.escape(name.partition(".")[0])}</text>')
-    return ("\n".join([*parts, "</svg>"]) + "\n").encode()
-
-
-def _span(values: Iterable[float], *, step: float) -> tuple[float, float]:
-    """The multiples of `step` around the values, two different ones."""
-    values = list(values)
-    low, high = math.floor(min(values) / step) * step, math.ceil(max(values) / step) * step
-    return low, high if high > low else low + step
-
-
-def _apart(places: Sequence[float], gap: float = 14.0) -> list[float]:
-    """Heights of labels near `places` and `gap` apart, from the top down."""
-    found = list(places)
-    last = -math.inf
-    for index in sorted(range(len(found)), key=lambda index: found[index]):
-        last = found[index] = max(found[index], last + gap)
-    return found

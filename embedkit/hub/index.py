@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from embedkit.entry import ENTRY_NAME, INDEX, SCHEMA_VERSION
-from embedkit.hub.comparison import compare, plot_bytes
+from embedkit.hub.comparison import compare
 from embedkit.hub.files import write_file
 from embedkit.hub.folder import FolderEntry, FolderPlace
 from embedkit.hub.place import VerifiedEntry
+from embedkit.hub.plot import plot_bytes
 
 TABLE = "README.md"
 

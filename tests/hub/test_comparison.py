@@ -1,13 +1,16 @@
 """Entries side by side: the table holds what the entries say, and the plot puts it where it belongs."""
 
+import itertools
 import json
+import random
 import re
 import xml.etree.ElementTree as ET
 
 import pytest
 
-from embedkit.hub.comparison import compare, plot_bytes
+from embedkit.hub.comparison import compare
 from embedkit.hub.index import TABLE, make_index, pages
+from embedkit.hub.plot import plot_bytes
 
 
 def facts(method="rotnet", *, probe=0.8, flops=1e15, data="digits", protocol="p", **more):
@@ -91,6 +94,27 @@ def test_the_plot_is_ordered_as_its_figures_are():
     assert plot_bytes(table, "probe_top1") == content
     with pytest.raises(ValueError, match="known cost"):
         plot_bytes(compare({"c-x.d": facts(cost={})})[0], "probe_top1")
+
+
+def test_no_label_covers_another_or_a_dot():
+    rng = random.Random(0)
+    crowd = {
+        f"method{n}-r10.d": facts(probe=0.84 + rng.random() / 30, flops=10 ** (14 + rng.random() / 4))
+        for n in range(12)
+    }
+    root = ET.fromstring(plot_bytes(compare(crowd)[0], "probe_top1"))
+    dots, names = [], []
+    for dot in root.iter("{http://www.w3.org/2000/svg}circle"):
+        x, y = float(dot.get("cx")), float(dot.get("cy"))
+        dots.append((x - 4.5, y - 4.5, x + 4.5, y + 4.5))
+    for text in root.iter("{http://www.w3.org/2000/svg}text"):
+        if (text.text or "").startswith("method"):
+            width, x, y = 6 * len(text.text), float(text.get("x")), float(text.get("y"))
+            left = x - width * {"start": 0, "middle": 0.5, "end": 1}[text.get("text-anchor")]
+            names.append((left, y - 9, left + width, y + 2))
+    assert len(dots) == len(names) == 12
+    for a, b in [*itertools.combinations(names, 2), *itertools.product(names, dots)]:
+        assert a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1]
 
 
 def test_pages_of_an_index():

@@ -337,7 +337,9 @@ def test_umap_is_asked_for_what_the_authors_used_and_missed_by_name(monkeypatch)
             asked.update(settings)
 
         def fit_transform(self, codes):
-            torch.set_num_threads(threads + 1)  # as numba's threads do to OpenMP's, when they are first started
+            torch.set_num_threads(
+                threads + 1
+            )  # as numba's threads do to OpenMP's, when they are first started
             return codes[:, :2] * 2
 
     threads = torch.get_num_threads()
