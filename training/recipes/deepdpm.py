@@ -35,11 +35,15 @@ def recipe() -> RunConfig:
 
 
 def umap() -> RunConfig:
-    """The published figures' way, autoencoder, then UMAP in 10 dimensions, then clusters.
+    """r10 autoencoder, UMAP in 10 dimensions, clusters from one on: K 10, NMI 0.663, ACC 0.596 on Fashion-MNIST.
 
-    Published for Fashion-MNIST (the authors' fully connected autoencoder): NMI 0.68, K 10.2 +- 0.8, as we remember
-    the paper's table. Here, on 12,000 pictures after 220 steps of the autoencoder: NMI 0.65, K 7, from init_k 1 and
-    10 alike. Data as `recipe`; UMAP itself takes minutes on one core, within one step.
+    So the published figures were made, with the authors' fully connected autoencoder: NMI 0.68, ACC 0.62 and K 10.2
+    +- 0.8 for Fashion-MNIST, as we remember the paper's table. Ours are of the 53,760 training pictures that were
+    clustered; another run, whose autoencoder stopped at a larger rate, had K 12, NMI 0.677, ACC 0.638. The exported
+    mixture, Gaussians of the encoder's own codes, gives test pictures NMI 0.645, ACC 0.581; linear probe 0.778, kNN
+    0.847 of the 10 columns (random features of 256: 0.751 and 0.770).
+
+    Data: as `recipe`. Time: 1,470 steps, 13 minutes on one core, two of them UMAP's, within one step.
 
         embedkit train deepdpm:umap --data fashion-mnist/
     """
@@ -48,7 +52,7 @@ def umap() -> RunConfig:
     method = dataclasses.replace(
         base.method, rounds=1, reduce="umap", transform="normalize", clusters=clusters
     )
-    return dataclasses.replace(base, recipe="deepdpm:umap", method=method)
+    return dataclasses.replace(base, recipe="deepdpm:umap", method=method, epochs=14)
 
 
 def encoder() -> RunConfig:
