@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +36,7 @@ def export_run(
     *,
     licence: str = "other",
     data: str | None = None,
+    limits: Sequence[str] = (),
 ) -> Path:
     """Write the encoder of a training run as the entry `<zoo>/<name>`.
 
@@ -44,6 +46,7 @@ def export_run(
         zoo: The folder that holds the entries; its index is written anew.
         licence: SPDX identifier of the weights' licence.
         data: What it was trained on, in words; told from the run when None.
+        limits: Sentences about what the encoder is not good for, for its card.
 
     Returns:
         The folder of the entry.
@@ -89,7 +92,7 @@ def export_run(
         network=network,
         config=entry,
         samples=samples,
-        card=_card(method, encoder),
+        card=_card(method, encoder, limits),
         extra=method.files(),
     )
     update_index(Path(zoo))
@@ -133,7 +136,7 @@ def _provenance(run: Path, config: RunConfig, pretext: dict[str, float]) -> dict
     return {**provenance, "cost": json.loads((run / COST).read_text("utf-8"))}
 
 
-def _card(method: Method, encoder: nn.Module) -> Card:
+def _card(method: Method, encoder: nn.Module, limits: Sequence[str]) -> Card:
     idea = (sys.modules[type(method).__module__].__doc__ or "").strip().split("\n\n")[0]
     needs = (
         ()
@@ -150,5 +153,6 @@ def _card(method: Method, encoder: nn.Module) -> Card:
             f"It was trained on pictures of {height} x {width} pixels, and sees no more of any picture.",
             "It is good for pictures like those that it was trained on; try it on yours before relying on it.",
             *needs,
+            *(" ".join(limit.split()) for limit in limits),
         ),
     )

@@ -27,6 +27,12 @@ def export(
     data: Annotated[
         str | None, typer.Option(help="What it was trained on, in words; by default as the run says.")
     ] = None,
+    limit: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="SENTENCE", help="What the encoder is not good for, for its card's limits. Repeatable."
+        ),
+    ] = None,
 ) -> None:
     """Write a training run as a zoo entry, or an entry as one ordinary ONNX file."""
     try:
@@ -45,7 +51,7 @@ def export(
         else:
             from embedkit.training.entries import export_run
 
-            print(export_run(source, name, zoo, licence=licence, data=data))
+            print(export_run(source, name, zoo, licence=licence, data=data, limits=limit or ()))
     except MissingDependencyError:
         raise
     except ImportError as error:

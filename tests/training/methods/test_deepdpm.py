@@ -18,7 +18,7 @@ stats = pytest.importorskip("scipy.stats")
 from safetensors.numpy import load  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 
-from embedkit.entry import MANIFEST, MIXTURE, Manifest, sha256_hex  # noqa: E402
+from embedkit.entry import CARD, MANIFEST, MIXTURE, Manifest, sha256_hex  # noqa: E402
 from embedkit.errors import ConfigError, MissingDependencyError  # noqa: E402
 from embedkit.training import recipes, run  # noqa: E402
 from embedkit.training.backbones import create_backbone  # noqa: E402
@@ -159,7 +159,10 @@ def test_the_cost_of_each_kind_of_step_is_its_own(finished):
 
 
 def test_an_entry_of_the_run_holds_its_mixture(finished, tmp_path):
-    folder = export_run(finished.run, "deepdpm-r10.synthetic", tmp_path)
+    folder = export_run(
+        finished.run, "deepdpm-r10.synthetic", tmp_path, limits=["It knows\nsynthetic pictures alone."]
+    )
+    assert "\n- It knows synthetic pictures alone.\n" in (folder / CARD).read_text()
     assert (folder / MIXTURE).read_bytes() == run.load_run(finished.run)[1].files()[MIXTURE]
     manifest = Manifest.from_json((folder / MANIFEST).read_bytes())
     assert manifest.files[MIXTURE].sha256 == sha256_hex((folder / MIXTURE).read_bytes())
