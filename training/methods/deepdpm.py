@@ -287,9 +287,8 @@ class DeepDPM(Method):
         if not self.known.any():
             return {}
         weights, means, covs = self._gaussians()
-        with torch.autocast(
-            self.device.type, enabled=False
-        ):  # as the codes were that the mixture was fitted to
+        # in float32, as the codes were that the mixture was fitted to
+        with torch.autocast(self.device.type, enabled=False):
             space = self._space(self._embed(batch.images))
             everyone = self._space(self.codes[self.known])
         mixture = (weights.log() + log_densities(space, means, precision_cholesky(covs))).logsumexp(1)
@@ -410,7 +409,6 @@ def _umap(codes: Tensor, dim: int, seed: int) -> Tensor:
     threads = torch.get_num_threads()
     found = UMAP(n_neighbors=20, min_dist=0.0, n_components=dim, random_state=seed, n_jobs=1)
     embedded = found.fit_transform(codes.cpu().numpy())
-    torch.set_num_threads(
-        threads
-    )  # numba's start of its own threads changes OpenMP's number, which is torch's too
+    # numba's start of its own threads changes OpenMP's number, which is torch's too
+    torch.set_num_threads(threads)
     return torch.from_numpy(embedded).float().to(codes.device)
