@@ -151,5 +151,5 @@ def _title(baseline: str, facts: Mapping[str, Any]) -> str:
     """A baseline's name: it depends on the network, on what it is given, or on both."""
     given = facts.get("input", "")
     if baseline == "random":
-        return f"{facts['architecture']} at random, {given}"
+        return f"{facts['architecture'].removeprefix('embedkit_')} at random, {given}"
     return f"{baseline} ({facts['dim']}), {given}" if baseline == "pca" else f"{baseline}, {given}"

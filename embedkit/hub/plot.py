@@ -67,11 +67,13 @@ def plot_bytes(comparison: Comparison, figure: str) -> bytes:
         parts.append(
             f'<text x="{_LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{least + index * 0.05:.2f}</text>'
         )
-    for (value, name), at in zip(lines, _apart([place(low, value)[1] for value, _ in lines]), strict=True):
-        y = place(low, value)[1]
+    heights = [place(low, value)[1] for value, _ in lines]
+    inputs = {name.rpartition(", ")[2] for _, name in lines}
+    for (_, name), y, at in zip(lines, heights, _apart(heights, _HEIGHT - _BOTTOM), strict=True):
+        title = name.rpartition(", ")[0] if len(inputs) == 1 else name
         parts.append(f'<path d="M{_LEFT} {y:.1f}H{_WIDTH - _RIGHT}" stroke="#777" stroke-dasharray="5 4"/>')
         parts.append(
-            f'<text x="{_WIDTH - _RIGHT + 6}" y="{at + 4:.1f}" fill="#555">{html.escape(name)}</text>'
+            f'<text x="{_WIDTH - _RIGHT + 6}" y="{at + 4:.1f}" fill="#555">{html.escape(title)}</text>'
         )
     places = [place(math.log10(x), y) for x, y, _ in dots]
     names = [name.partition(".")[0] for _, _, name in dots]
@@ -105,12 +107,16 @@ def _span(values: Iterable[float], *, step: float) -> tuple[float, float]:
     return low, high if high > low else low + step
 
 
-def _apart(places: Sequence[float], gap: float = 14.0) -> list[float]:
-    """Heights of labels near `places` and `gap` apart, from the top down."""
+def _apart(places: Sequence[float], bottom: float, gap: float = 14.0) -> list[float]:
+    """Heights of labels near `places` and `gap` apart, moved down, and up again where one would be below `bottom`."""
     found = list(places)
+    order = sorted(range(len(found)), key=lambda index: found[index])
     last = -math.inf
-    for index in sorted(range(len(found)), key=lambda index: found[index]):
+    for index in order:
         last = found[index] = max(found[index], last + gap)
+    last = bottom + gap
+    for index in reversed(order):
+        last = found[index] = min(found[index], last - gap)
     return found
 
 

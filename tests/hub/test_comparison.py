@@ -10,7 +10,7 @@ import pytest
 
 from embedkit.hub.comparison import compare
 from embedkit.hub.index import TABLE, make_index, pages
-from embedkit.hub.plot import plot_bytes
+from embedkit.hub.plot import _apart, plot_bytes
 
 
 def facts(method="rotnet", *, probe=0.8, flops=1e15, data="digits", protocol="p", **more):
@@ -115,6 +115,11 @@ def test_no_label_covers_another_or_a_dot():
     assert len(dots) == len(names) == 12
     for a, b in [*itertools.combinations(names, 2), *itertools.product(names, dots)]:
         assert a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1]
+
+
+def test_labels_of_lines_keep_apart_and_above_the_bottom():
+    assert _apart([50.0, 52.0, 90.0], 400.0) == [50.0, 64.0, 90.0]
+    assert _apart([399.0, 395.0, 100.0, 398.0], 400.0) == [400.0, 372.0, 100.0, 386.0]
 
 
 def test_pages_of_an_index():
