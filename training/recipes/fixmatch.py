@@ -15,6 +15,9 @@ __all__ = ["baseline", "recipe"]
 def recipe() -> RunConfig:
     """r10 on Fashion-MNIST with 40 labels a class: figures of the whole run are not measured yet.
 
+    Of 4,000 steps (seed 1), accuracy on the 6,000 held-out training pictures: 0.841 at this learning rate, 0.829 at
+    the source's 0.03, 0.840 with AdamW at 2e-3; 0.818 for the baseline at 0.03.
+
     Data: the four IDX files of Fashion-MNIST; 400 labels are drawn by the seed, the others are hidden.
 
         embedkit train fixmatch --data fashion-mnist/
@@ -28,9 +31,9 @@ def recipe() -> RunConfig:
             color="gray", image_size=28, labels_per_class=40, sampler=LabelledAndUnlabelled(ratio=ratio)
         ),
         # constant, since the method itself lets it fall along 7/16 of a cosine
-        optimizer=Optimizer(name="sgd", lr=0.03, weight_decay=5e-4, schedule="constant", warmup_steps=0),
+        optimizer=Optimizer(name="sgd", lr=0.1, weight_decay=5e-4, schedule="constant", warmup_steps=0),
         batch_size=64 * (1 + ratio),
-        steps=4_000,
+        steps=10_000,
     )
 
 

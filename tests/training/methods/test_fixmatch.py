@@ -286,5 +286,6 @@ def test_a_run_exports_the_average_and_resumes_with_it(name, tmp_path):
     assert method.ema_decay() == pytest.approx(1 - 20 / 24)
     checkpoint = torch.load(result.run / run.CHECKPOINT, weights_only=True)
     for group in checkpoint["optimizer_states"][0]["param_groups"]:
-        assert group["lr"] == pytest.approx(0.03 * lr_factor(23 / 24))  # of the last of 24 steps
+        # of the last of 24 steps
+        assert group["lr"] == pytest.approx(config.optimizer.lr * lr_factor(23 / 24))
     assert 0 <= result.metrics["validation_accuracy"] <= 1
