@@ -189,6 +189,21 @@ class _Data:
     columns: tuple[_Labels, ...]
 
 
+@dataclass(frozen=True)
+class _Embedded:
+    """One subject's features of the training part (none where no label column needs them) and of the test part."""
+
+    name: str
+    train: Tensor
+    test: Tensor
+    notify: Notify
+
+    @functools.cached_property
+    def rankme(self) -> float:
+        """One for all label columns, and not computed where every figure is kept."""
+        return _timed(self.notify, f"{self.name}: RankMe", lambda: metrics.rankme(self.test))
+
+
 def evaluate(
     source: str | os.PathLike[str],
     *,
@@ -316,44 +331,29 @@ def _judge(name: str, features: Features, data: _Data, notify: Notify) -> list[R
     if not all(column.open_set for column in data.columns):
         train = embed("training", data.train, data.train_rows)
 
-    @functools.cache  # one for all columns, and none where every figure is kept
-    def effective_rank() -> float:
-        return _timed(notify, f"{name}: RankMe", lambda: metrics.rankme(test))
-
-    return [_judge_by(name, column, train, test, effective_rank, notify) for column in data.columns]
+    embedded = _Embedded(name, train, test, notify)
+    return [_judge_by(embedded, column) for column in data.columns]
 
 
-def _judge_by(
-    name: str,
-    labels: _Labels,
-    train: Tensor,
-    test: Tensor,
-    effective_rank: Callable[[], float],
-    notify: Notify,
-) -> Result:
+def _judge_by(embedded: _Embedded, labels: _Labels) -> Result:
+    name = embedded.name
     if name == "encoder":
-        return _measure(name, labels, train, test, effective_rank, notify)
+        return _measure(embedded, labels)
     words = (PROTOCOL, str(labels.open_set), str(len(labels.train_classes)))
-    key = kept.digest(words, (train, test, labels.train, labels.test))
+    key = kept.digest(words, (embedded.train, embedded.test, labels.train, labels.test))
     found = kept.recall(key)
     if found is not None:
-        notify(
+        embedded.notify(
             f"{name}: the figures of these very features by {labels.column} are kept from an earlier evaluation"
         )
         return Result(subject=name, label=labels.column, per_picture=found[1], **found[0])
-    measured = _measure(name, labels, train, test, effective_rank, notify)
+    measured = _measure(embedded, labels)
     kept.keep(key, {"figures": dict(measured.figures), "l2": measured.l2}, measured.per_picture)
     return measured
 
 
-def _measure(
-    name: str,
-    labels: _Labels,
-    train: Tensor,
-    test: Tensor,
-    effective_rank: Callable[[], float],
-    notify: Notify,
-) -> Result:
+def _measure(embedded: _Embedded, labels: _Labels) -> Result:
+    name, train, test = embedded.name, embedded.train, embedded.test
     labelled = torch.nonzero(labels.test >= 0)[:, 0]
     x, y = test[labelled], labels.test[labelled]
     figures: dict[str, float | None] = {}
@@ -366,7 +366,7 @@ def _measure(
         figures[figure] = float(values.double().mean()) if len(values) else None
 
     def timed(what: str, work: Callable[[], Any]) -> Any:
-        return _timed(notify, f"{name}: {what} by {labels.column}", work)
+        return _timed(embedded.notify, f"{name}: {what} by {labels.column}", work)
 
     if not labels.open_set:
         known = labels.train >= 0
@@ -389,7 +389,7 @@ def _measure(
         figures |= {key: curve.tar_at_far(far) for key, far in FAR_LEVELS.items()}
     else:  # one class, or only classes of one picture
         figures |= dict.fromkeys(("auc", "eer", *FAR_LEVELS))
-    figures["rankme"] = effective_rank()
+    figures["rankme"] = embedded.rankme
     return Result(subject=name, label=labels.column, figures=figures, per_picture=per_picture, l2=l2)
 
 
