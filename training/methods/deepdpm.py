@@ -23,7 +23,8 @@ Differences from the source:
 A run is made of rounds of three stages: batches train the autoencoder, batches are encoded, and then each step
 is an epoch of the clusters over all codes, which takes about as long as a batch of pictures. With `weights` the
 encoder is given and stays, and there is one round of the last two. One device: parameters change shape. Longer
-than 200 lines for these stages, which no other method has; the clusters themselves are `embedkit.training.clusters`.
+than 300 lines for these stages, which no other method has; the clusters themselves are `embedkit.training.clusters`,
+the space that they live in `embedkit.training.reduction`.
 
 Recipes, expected figures, data, time and commands: `embedkit.training.recipes.deepdpm`.
 """
@@ -41,14 +42,15 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from embedkit.entry import MIXTURE
-from embedkit.errors import ConfigError, MissingDependencyError
+from embedkit.errors import ConfigError
 from embedkit.training.backbones import Backbone
 from embedkit.training.clusters import Clusters, ClustersConfig
 from embedkit.training.config import Facts
 from embedkit.training.data import Batch
-from embedkit.training.heads import ConvDecoder, l2_normalize
+from embedkit.training.heads import ConvDecoder
 from embedkit.training.method import Method, float32_loss
 from embedkit.training.niw import hard_moments, log_densities, precision_cholesky
+from embedkit.training.reduction import Reduction
 from embedkit.training.views import Compose, View
 
 __all__ = ["Config", "DeepDPM", "Stage", "alternation_loss", "stage_at"]
@@ -166,9 +168,6 @@ class DeepDPM(Method):
     codes: Tensor
     known: Tensor
     labels: Tensor
-    center: Tensor
-    components: Tensor
-    umap: Tensor
 
     def __init__(self, backbone: Backbone, config: Config, facts: Facts) -> None:
         super().__init__(backbone, config, facts)
@@ -176,24 +175,17 @@ class DeepDPM(Method):
         self.entered: tuple[str, int] = ("", -1)
         channels, height, _ = facts.image_shape
         dim = backbone.dim if config.weights else config.code_dim
-        if config.reduce == "pca" and not 1 <= config.reduce_dim <= dim:
-            raise ConfigError(
-                f"method.reduce_dim: {dim} columns have 1 to {dim} principal components, found {config.reduce_dim}"
-            )
-        width = dim if config.reduce == "none" else config.reduce_dim
+        self.reduction = Reduction(config.reduce, dim, config.reduce_dim, config.transform)
         if config.weights:
             backbone.requires_grad_(False)
         else:
             self.code = nn.Sequential(nn.Linear(backbone.dim, dim), nn.BatchNorm1d(dim, affine=False))
             self.decoder = ConvDecoder(dim, out_chans=channels, image_size=height, width=16)
-        self.clusters = Clusters(width, config.clusters)
+        self.clusters = Clusters(self.reduction.width, config.clusters)
         pictures = facts.num_pictures
         self.register_buffer("codes", torch.zeros(pictures, dim))
         self.register_buffer("known", torch.zeros(pictures, dtype=torch.bool))
         self.register_buffer("labels", torch.full((pictures,), -1))
-        self.register_buffer("center", torch.zeros(dim))
-        self.register_buffer("components", torch.eye(dim, dim if config.reduce == "umap" else width))
-        self.register_buffer("umap", torch.zeros(pictures if config.reduce == "umap" else 0, width))
 
     @property
     def stage(self) -> Stage:
@@ -246,8 +238,9 @@ class DeepDPM(Method):
                 ) from error
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Make room for as many clusters as the checkpoint has, before weights and optimizers are loaded."""
+        """Make room for what the checkpoint has, before weights and optimizers are loaded."""
         self.clusters.resize(len(checkpoint["state_dict"]["clusters.weights"]))
+        self.reduction.resize(len(checkpoint["state_dict"]["reduction.embedded"]))
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """As all methods; each stage that trains the autoencoder has the schedule of its own, the clusters none."""
@@ -276,7 +269,7 @@ class DeepDPM(Method):
                 optimizer = self.trainer.optimizers[-1]
                 if entering:
                     self._begin_clusters(optimizer)
-                points = self._points()
+                points = self.reduction.points(self.codes[self.known])
                 moves = stage.left >= self.config.clusters.move_every
                 logs = self.clusters.learn(points, optimizer, moves=moves)
                 self.labels[self.known] = self.clusters.assign(points)
@@ -289,8 +282,8 @@ class DeepDPM(Method):
         weights, means, covs = self._gaussians()
         # in float32, as the codes were that the mixture was fitted to
         with torch.autocast(self.device.type, enabled=False):
-            space = self._space(self._embed(batch.images))
-            everyone = self._space(self.codes[self.known])
+            space = self.reduction.space(self._embed(batch.images))
+            everyone = self.reduction.space(self.codes[self.known])
         mixture = (weights.log() + log_densities(space, means, precision_cholesky(covs))).logsumexp(1)
         _, mean, cov = self._gaussians(torch.zeros(len(everyone), dtype=torch.long, device=self.device))
         one = log_densities(space, mean, precision_cholesky(cov))[:, 0]
@@ -311,7 +304,7 @@ class DeepDPM(Method):
             cluster is empty.
         """
         weights, means, covs = self._gaussians()
-        center = self.center, self.components
+        center = self.reduction.center, self.reduction.components
         values = (weights, means, precision_cholesky(covs), *(value.double() for value in center))
         names = ("weights", "means", "precision_cholesky", "center", "components")
         return {name: value.cpu().numpy() for name, value in zip(names, values, strict=True)}
@@ -320,8 +313,8 @@ class DeepDPM(Method):
         """`mixture.safetensors`: `mixture` with `transform` in its metadata; {} before there are clusters."""
         if not (self.labels >= 0).any():
             return {}
-        transform = "none" if self.config.reduce == "umap" else self.config.transform
-        return {MIXTURE: save(self.mixture(), {"transform": transform})}  # one key: several have no order
+        # one key: several have no order
+        return {MIXTURE: save(self.mixture(), {"transform": self.reduction.space_transform})}
 
     def get_extra_state(self) -> dict[str, Any]:
         """The batch counter and the stage, for the checkpoint."""
@@ -340,7 +333,7 @@ class DeepDPM(Method):
         # in the first round there are no clusters yet
         means = self.clusters.means if number else codes.detach()[:1]
         weights = (self.config.reconstruction_weight, self.config.cluster_weight if number else 0.0)
-        loss = alternation_loss(decoded, x, self._space(codes.float()), means, weights)
+        loss = alternation_loss(decoded, x, self.reduction.space(codes.float()), means, weights)
         optimizer = self.optimizers()[0]  # type: ignore[index]
         optimizer.zero_grad()
         self.manual_backward(loss)
@@ -356,59 +349,25 @@ class DeepDPM(Method):
         encoder.train(training)
         return codes
 
-    def _transformed(self, codes: Tensor) -> Tensor:
-        return l2_normalize(codes) if self.config.transform == "normalize" else codes
-
     def _begin_clusters(self, optimizer: torch.optim.Optimizer) -> None:
-        known = self.codes[self.known]
-        if self.config.reduce == "pca":
-            self.center = known.mean(0)
-            centred = known.double() - self.center
-            axes = torch.linalg.eigh(centred.T @ centred)[1].flip(1)  # the widest first
-            self.components = axes[:, : self.config.reduce_dim].float().contiguous()
-        if self.config.reduce == "umap":
-            self.umap[self.known] = _umap(known, self.config.reduce_dim, self.facts.seed)
+        codes = self.codes[self.known]
+        self.reduction.fit(codes, self.facts.seed)
         self.labels[~self.known] = -1  # of an older round's clusters
-        before, points = self.labels[self.known], self._points()
+        before, points = self.labels[self.known], self.reduction.points(codes)
         if (before >= 0).any():  # the clusters of the round before, on new codes
             self.clusters.start(points[before >= 0], optimizer, before[before >= 0])
         else:
             self.clusters.start(points, optimizer)
 
-    def _space(self, codes: Tensor) -> Tensor:
-        """Where the exported mixture lives: (N, D) -> (N, d)."""
-        space = (codes - self.center) @ self.components
-        return space if self.config.reduce == "umap" else self._transformed(space)
-
-    def _points(self) -> Tensor:
-        """What is clustered: (N of known, d)."""
-        if self.config.reduce == "umap":
-            return self._transformed(self.umap[self.known])
-        return self._space(self.codes[self.known])
-
     @torch.no_grad()
     def _gaussians(self, labels: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """Weights, means and covariances over `_space` of all clusters that are in use, or of given labels."""
+        """Weights, means and covariances over `reduction.space`, of the clusters in use or of given labels."""
         if labels is None:
             used = self.labels[self.known].unique()
-            if self.config.reduce != "umap":
+            if self.reduction.linear:
                 weights = self.clusters.weights[used]
                 return weights / weights.sum(), self.clusters.means[used], self.clusters.covs[used]
             labels = torch.searchsorted(used, self.labels[self.known])
-        space = self._space(self.codes[self.known])
+        space = self.reduction.space(self.codes[self.known])
         found = hard_moments(space, labels, int(labels.max()) + 1)
         return found.count / len(space), *self.config.clusters.prior(space).mode(found)
-
-
-def _umap(codes: Tensor, dim: int, seed: int) -> Tensor:
-    """UMAP with 20 neighbours and no minimal distance, as in the authors' code; one thread, so that it repeats."""
-    try:
-        from umap import UMAP
-    except ImportError:
-        raise MissingDependencyError("reduce=umap needs `pip install 'embedkit[train,cpu]'`") from None
-    threads = torch.get_num_threads()
-    found = UMAP(n_neighbors=20, min_dist=0.0, n_components=dim, random_state=seed, n_jobs=1)
-    embedded = found.fit_transform(codes.cpu().numpy())
-    # numba's start of its own threads changes OpenMP's number, which is torch's too
-    torch.set_num_threads(threads)
-    return torch.from_numpy(embedded).float().to(codes.device)

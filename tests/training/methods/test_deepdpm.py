@@ -7,7 +7,6 @@ import math
 import signal
 import subprocess
 import sys
-import types
 
 import numpy as np
 import pytest
@@ -19,8 +18,8 @@ from safetensors.numpy import load  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 
 from embedkit.entry import CARD, MANIFEST, MIXTURE, Manifest, sha256_hex  # noqa: E402
-from embedkit.errors import ConfigError, MissingDependencyError  # noqa: E402
-from embedkit.training import recipes, run  # noqa: E402
+from embedkit.errors import ConfigError  # noqa: E402
+from embedkit.training import recipes, reduction, run  # noqa: E402
 from embedkit.training.backbones import create_backbone  # noqa: E402
 from embedkit.training.config import with_overrides  # noqa: E402
 from embedkit.training.entries import export_run  # noqa: E402
@@ -295,8 +294,9 @@ def test_a_given_encoder_stays_and_its_features_are_reduced(tmp_path):
     assert result.finished
     same(load_file(result.run / "encoder.safetensors"), load_file(weights))
     _, method = run.load_run(result.run)
-    torch.testing.assert_close(method._points().norm(dim=1), torch.ones(int(method.known.sum())))
-    space = (method.codes[method.known] - method.center) @ method.components
+    codes = method.codes[method.known]
+    torch.testing.assert_close(method.reduction.points(codes).norm(dim=1), torch.ones(len(codes)))
+    space = (codes - method.reduction.center) @ method.reduction.components
     covariance = torch.cov(space.T)  # principal components: centred, uncorrelated, the widest first
     torch.testing.assert_close(space.mean(0), torch.zeros(3), atol=1e-5, rtol=0)
     torch.testing.assert_close(covariance, torch.diag(covariance.diagonal()), atol=1e-6, rtol=0)
@@ -316,13 +316,15 @@ def test_umap_codes_are_clustered_and_exported_as_gaussians_of_the_codes(tmp_pat
         asked.append((codes.shape, dim, seed))
         return torch.tanh(codes @ torch.linspace(-1, 1, codes.shape[1] * dim).reshape(-1, dim))
 
-    monkeypatch.setattr(deepdpm, "_umap", squeezed)
+    monkeypatch.setattr(reduction, "_umap", squeezed)
     settings = ("steps=54", "method.reduce=umap", "method.reduce_dim=2", "method.transform=normalize")
     result = train(tmp_path / "run", *settings)
     assert asked == [((96, 4), 2, 0)]
     _, method = run.load_run(result.run)
     assert method.clusters.dim == 2 and method.encoder()[1][0].out_features == 4
-    torch.testing.assert_close(method._points().norm(dim=1), torch.ones(96))
+    torch.testing.assert_close(
+        method.reduction.points(method.codes[method.known]).norm(dim=1), torch.ones(96)
+    )
     assert b'"transform":"none"' in method.files()[MIXTURE][:2000]  # of the codes, which are as they are
     arrays = method.mixture()
     labels, codes = method.labels[method.known].numpy(), method.codes[method.known].double().numpy()
@@ -330,31 +332,6 @@ def test_umap_codes_are_clustered_and_exported_as_gaussians_of_the_codes(tmp_pat
     for row, number in enumerate(np.unique(labels)):
         np.testing.assert_allclose(arrays["means"][row], codes[labels == number].mean(0), atol=1e-3)
         assert arrays["weights"][row] == pytest.approx((labels == number).mean())
-
-
-def test_umap_is_asked_for_what_the_authors_used_and_missed_by_name(monkeypatch):
-    asked = {}
-
-    class UMAP:
-        def __init__(self, **settings):
-            asked.update(settings)
-
-        def fit_transform(self, codes):
-            torch.set_num_threads(
-                threads + 1
-            )  # as numba's threads do to OpenMP's, when they are first started
-            return codes[:, :2] * 2
-
-    threads = torch.get_num_threads()
-    monkeypatch.setitem(sys.modules, "umap", types.SimpleNamespace(UMAP=UMAP))
-    codes = torch.randn(6, 4)
-    assert torch.equal(deepdpm._umap(codes, 2, 7), codes[:, :2] * 2)
-    assert torch.get_num_threads() == threads
-    # a seed alone makes UMAP repeat, on one thread
-    assert asked == {"n_neighbors": 20, "min_dist": 0.0, "n_components": 2, "random_state": 7, "n_jobs": 1}
-    monkeypatch.setitem(sys.modules, "umap", None)
-    with pytest.raises(MissingDependencyError, match="pip install"):
-        deepdpm._umap(codes, 2, 7)
 
 
 def test_a_time_budget_too_short_for_a_whole_stage_still_ends_with_clusters(tmp_path):
