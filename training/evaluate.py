@@ -47,16 +47,16 @@ __all__ = ["PROTOCOL", "Evaluation", "Result", "evaluate", "pretext_metric"]
 
 #: Stands in entries and cards; figures of two protocols are not compared. Change it with any change of a figure.
 PROTOCOL = (
-    "Protocol 2 of `embedkit evaluate`: fitted on the training part of the data and reported on its test part; "
+    "Protocol 3 of `embedkit evaluate`: fitted on the training part of the data and reported on its test part; "
     "features as the encoder gives them, neither centred nor whitened. knn_top1: vote of the 20 nearest training "
     "pictures, weights exp(cosine / 0.1). probe_top1: multinomial logistic regression on standardised features, L2 "
     "chosen on a tenth of the training part. map_at_r, p_at_1: each test picture queries all others by cosine. "
     "kmeans_acc, kmeans_nmi, kmeans_ari: k-means on L2-normalised features, as many clusters as classes, best of 10 "
     "starts. auc, eer, tar_at_far: cosines of pairs of test pictures. rankme: effective rank of the features. "
-    "Baselines: the same network at random initialisation with BatchNorm calibrated on training pictures; the pixels "
-    "that the network is given, averaged down to 32 a side where they are more; and their principal components, as "
-    "many as the embedding has columns, fitted on up to 10,000 training pictures. Intervals: 95 %, bootstrap over test "
-    "pictures."
+    "Baselines: the same network at random initialisation with BatchNorm calibrated on training pictures, its "
+    "residual branches as they are created or all switched on, whichever has the higher map_at_r; the pixels that the "
+    "network is given, averaged down to 32 a side where they are more; and their principal components, as many as the "
+    "embedding has columns, fitted on up to 10,000 training pictures. Intervals: 95 %, bootstrap over test pictures."
 )
 
 FAR_LEVELS = {"tar_at_far_1e-2": 1e-2, "tar_at_far_1e-3": 1e-3}
@@ -309,10 +309,22 @@ def _baselines(subject: Subject, data: _Data, notify: Notify) -> list[tuple[str,
     rows = data.train_rows[_spread(len(data.train_rows), _SAMPLE)]
     calibration = data.train.decode(rows, subject.preprocess)
     try:
-        return [("random", random_features(subject, calibration)), *pixels]
+        return [("random", _harder_to_beat(random_features(subject, calibration), data)), *pixels]
     except ConfigError as error:
         notify(f"no random baseline: {error}")
         return pixels
+
+
+def _harder_to_beat(networks: tuple[Features, ...], data: _Data) -> Features:
+    """Of random networks the one with the higher MAP@R, over the queries of all label columns."""
+
+    def map_at_r(features: Features) -> float:
+        x = features(data.test, data.test_rows)
+        known = [(column.test, column.test >= 0) for column in data.columns]
+        found = torch.cat([metrics.retrieval(x[rows], labels[rows]).map_at_r for labels, rows in known])
+        return float(found.mean()) if len(found) else 0.0
+
+    return max(networks, key=map_at_r) if len(networks) > 1 else networks[0]
 
 
 def _judge(name: str, features: Features, data: _Data, notify: Notify) -> list[Result]:

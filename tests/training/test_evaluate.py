@@ -25,7 +25,7 @@ from embedkit.errors import ConfigError, EntryError, IntegrityError, OutputError
 from embedkit.golden import verify_entry  # noqa: E402
 from embedkit.load import load_encoder  # noqa: E402
 from embedkit.training import evaluate as protocol  # noqa: E402
-from embedkit.training import kept, recipes, run  # noqa: E402
+from embedkit.training import kept, recipes, run, subjects  # noqa: E402
 from embedkit.training.card import Card  # noqa: E402
 from embedkit.training.config import with_overrides  # noqa: E402
 from embedkit.training.datasets import ArraySource, open_source  # noqa: E402
@@ -172,8 +172,8 @@ def test_a_second_call_is_equal(zoo, on_digits, monkeypatch, tmp_path):
 
 def test_baselines_are_judged_once_and_an_encoder_every_time(zoo, monkeypatch, tmp_path):
     judged = []
-    retrieval = protocol.metrics.retrieval
-    monkeypatch.setattr(protocol.metrics, "retrieval", lambda x, y: judged.append(x) or retrieval(x, y))
+    measure = protocol._measure
+    monkeypatch.setattr(protocol, "_measure", lambda x, labels: judged.append(x) or measure(x, labels))
     monkeypatch.setenv("EMBEDKIT_CACHE", str(tmp_path))
 
     def judge(**kw):
@@ -370,7 +370,7 @@ def test_a_random_network_passes_its_input_on():
     pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (300, 1, 8, 8), dtype=np.uint8))
     pixels = torch.cat([pixels, pixels // 4])  # two batches of different statistics
     state = torch.random.get_rng_state()
-    network = random_network("resnet18", ARGS, pixels, CONTRACT)
+    network = random_network("resnet18", ARGS, pixels, CONTRACT, open_branches=True)
     assert torch.equal(torch.random.get_rng_state(), state)
     norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
     assert len(norms) == 13 and all((norm.weight == 1).all() for norm in norms)
@@ -384,18 +384,46 @@ def test_a_random_network_passes_its_input_on():
         variance = torch.stack([part.movedim(1, 0).flatten(1).var(1) for part in batches]).mean(0)
         torch.testing.assert_close(norms[0].running_var, variance, atol=1e-5, rtol=1e-4)
 
-    again = random_network("resnet18", ARGS, pixels, CONTRACT).state_dict()
+    again = random_network("resnet18", ARGS, pixels, CONTRACT, open_branches=True).state_dict()
     assert all(torch.equal(value, again[name]) for name, value in network.state_dict().items())
-    other = random_network("resnet18", ARGS, pixels, CONTRACT, seed=1)
+    other = random_network("resnet18", ARGS, pixels, CONTRACT, open_branches=True, seed=1)
     assert not torch.equal(other.conv1.weight, network.conv1.weight)
+
+
+class Sees(nn.Module):
+    """In the place of a network: its pixels as they are, or nothing at all."""
+
+    def __init__(self, network, pixels):
+        super().__init__()
+        self.network, self.pixels = network, pixels
+
+    def forward(self, x):
+        return x.flatten(1) if self.pixels else torch.ones(len(x), 2)
+
+
+@pytest.mark.parametrize("better", [True, False])
+def test_the_random_baseline_is_the_start_that_is_harder_to_beat(better, trained, monkeypatch):
+    built, closed = subjects.random_network, {}
+
+    def network(*args, open_branches, **more):
+        found = built(*args, open_branches=open_branches, **more)
+        closed[open_branches] = len(subjects._closed(found))
+        return Sees(found, open_branches is better)
+
+    monkeypatch.setattr(subjects, "random_network", network)
+    found = by(evaluate(trained, data="sklearn:digits"), "random").figures
+    assert closed == {True: 0, False: 4}  # r10 has four residual branches
+    assert found["knn_top1"] > 0.9
 
 
 def test_random_networks_of_entries_that_timm_cannot_build():
     pixels = torch.zeros(4, 1, 8, 8, dtype=torch.uint8)
-    assert random_network("r10", None, pixels, CONTRACT)(torch.zeros(2, 1, 8, 8)).shape == (2, 256)
+    assert random_network("r10", None, pixels, CONTRACT, open_branches=True)(
+        torch.zeros(2, 1, 8, 8)
+    ).shape == (2, 256)
     for args in (None, {"in_chans": 1}):
         with pytest.raises(ConfigError, match="no network"):
-            random_network("resnet_of_nobody", args, pixels, CONTRACT)
+            random_network("resnet_of_nobody", args, pixels, CONTRACT, open_branches=True)
 
 
 def test_pixels_are_the_contracts():
