@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from pathlib import Path
 
+import fuzz
 import pytest
-
-_spec = importlib.util.spec_from_file_location("embedkit_fuzz", Path(__file__).with_name("fuzz.py"))
-fuzz = importlib.util.module_from_spec(_spec)
-sys.modules[_spec.name] = fuzz
-_spec.loader.exec_module(fuzz)
 
 CORPUS = sorted(Path(__file__).with_name("corpus").iterdir())
 

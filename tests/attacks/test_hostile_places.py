@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import servers
 
 from embedkit.entry import Manifest
 from embedkit.errors import (
@@ -207,7 +208,7 @@ def test_redirects_that_are_not_followed(site, attacked, location):
     assert len(site.requests) <= 40 and "passwd" not in message
 
 
-def test_a_redirect_does_not_take_the_token_along(site, servers, zoo):
+def test_a_redirect_does_not_take_the_token_along(site, zoo):
     other = servers.site(zoo, "localhost")
     try:
         site.moved_to = other.url
@@ -292,7 +293,7 @@ def test_a_gated_or_disabled_hub(published, attacked):
         attacked(f"hf://team/{NAME}", kind)
 
 
-def test_a_hub_whose_api_leads_elsewhere(published, servers, zoo, attacked):
+def test_a_hub_whose_api_leads_elsewhere(published, zoo, attacked):
     for host in ("localhost", "127.0.0.1"):  # another host, and the same one at another port
         other = servers.site(zoo, host)
         try:

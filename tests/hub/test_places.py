@@ -8,6 +8,7 @@ import sys
 
 import numpy as np
 import pytest
+import servers
 
 from embedkit.entry import MANIFEST
 from embedkit.errors import (
@@ -181,7 +182,7 @@ def test_the_environments_token_stays_with_huggingface_co(zoo, hub, monkeypatch)
     assert tokens_seen(hub) == set()
 
 
-def test_a_sites_token_goes_nowhere_else(site, servers, zoo, tmp_path, monkeypatch, capsys):
+def test_a_sites_token_goes_nowhere_else(site, zoo, tmp_path, monkeypatch, capsys):
     site.token = "letmein"
     with pytest.raises(AccessError, match="access is refused \\(401\\)"):
         find_entry(f"{site.url}/{NAME}")
@@ -354,9 +355,7 @@ def test_the_lock_file_brings_an_old_version_from_a_place_that_keeps_it(
     assert find_entry(f"hf://team/{NAME}").revision == old.revision
 
 
-def test_the_packages_entry_from_everywhere(
-    default_entry, servers, hub, s3, python, expected, tmp_path, monkeypatch
-):
+def test_the_packages_entry_from_everywhere(default_entry, hub, s3, python, expected, tmp_path, monkeypatch):
     """The entry that the wheel carries, published to the four other kinds of place and read without torch."""
     rows = expected(default_entry)
     folder = str(tmp_path / "published")

@@ -33,7 +33,7 @@ from embedkit.training.importers.face_networks import (  # noqa: E402
     face_resnet,
 )
 
-ZOO = Path(__file__).parents[2] / "zoo"
+ZOO = Path(__file__).parents[3] / "zoo"
 BUILD = {item.network: item.build for item in IMPORTS}
 RECOGNITION, DETECTION, LANDMARKS = (item.network for item in IMPORTS)
 

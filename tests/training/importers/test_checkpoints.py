@@ -2,96 +2,42 @@
 
 import argparse
 import dataclasses
-import hashlib
-import importlib.util
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import servers
 
 torch = pytest.importorskip("torch")
 timm = pytest.importorskip("timm")
 pytest.importorskip("onnxruntime")
 
+from importing import (  # noqa: E402
+    NON_COMMERCIAL,
+    PICTURES,
+    Dangerous,
+    cosines,
+    embed,
+    random_network,
+    read_config,
+    sha256_of,
+    under,
+)
 from safetensors.torch import save, save_file  # noqa: E402
 
 from embedkit import load_encoder  # noqa: E402
-from embedkit.entry import EntryConfig  # noqa: E402
-from embedkit.errors import ConfigError, EntryError, IntegrityError, PlaceError, SourceError  # noqa: E402
+from embedkit.errors import ConfigError, EntryError, SourceError  # noqa: E402
 from embedkit.hub.access import Access  # noqa: E402
 from embedkit.hub.publish import refresh  # noqa: E402
 from embedkit.load import find_entry  # noqa: E402
-from embedkit.preprocess import read_pixels  # noqa: E402
-from embedkit.training.golden import synthetic_pictures  # noqa: E402
-from embedkit.training.graph import PixelEncoder  # noqa: E402
-from embedkit.training.importers import checkpoints, foreign, timm_models  # noqa: E402
+from embedkit.training.importers import checkpoints, foreign  # noqa: E402
 from embedkit.training.importers.checkpoints import import_checkpoint  # noqa: E402
 from embedkit.training.importers.foreign import Request  # noqa: E402
 from embedkit.training.importers.layouts import LAYOUTS  # noqa: E402
-from embedkit.training.importers.timm_models import import_timm, preprocess_of  # noqa: E402
 
 # torch.onnx warns of its own deprecations while it traces timm's ViTs.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:torch.*")
-
-NON_COMMERCIAL = "CC-BY-NC-4.0"
-PICTURES = list(synthetic_pictures(8, seed=5, height=40, width=52))
-
-
-def random_network(architecture, seed=0, **arguments):
-    """A timm network whose norms differ from the identity, so that every tensor matters."""
-    torch.manual_seed(seed)
-    network = timm.create_model(architecture, num_classes=0, **arguments).eval()
-    with torch.no_grad():
-        for name, tensor in network.state_dict().items():
-            if "running_var" in name or (tensor.ndim == 1 and name.endswith("weight")):
-                tensor.uniform_(0.5, 1.5)
-            elif tensor.ndim == 1 and tensor.is_floating_point():
-                tensor.normal_(0, 0.1)
-            elif "num_batches" in name:
-                tensor.fill_(7)
-    return network
-
-
-@pytest.fixture(scope="module")
-def resnet():
-    return random_network("embedkit_r10", in_chans=3)
-
-
-@pytest.fixture(scope="module")
-def vit():
-    network = random_network("embedkit_vit_t4", in_chans=3, img_size=32, global_pool="token", fc_norm=False)
-    with torch.no_grad():
-        network.pos_embed.normal_(0, 0.5)
-    return network
-
-
-@pytest.fixture(scope="module")
-def lightness():
-    """Of VISSL's colorization: one channel, and no stride in the last stage."""
-    network = random_network("embedkit_r10", in_chans=1)
-    network.layer4[0].conv1.stride = network.layer4[0].downsample[0].stride = (1, 1)
-    return network
-
-
-def embed(network, preprocess):
-    """Rows (8, D) by torch, not normalised."""
-    pixels = np.stack([read_pixels(picture, preprocess, decode="exact") for picture in PICTURES])
-    with torch.inference_mode():
-        return PixelEncoder(network, preprocess)(torch.from_numpy(pixels)).numpy()
-
-
-def cosines(left, right):
-    """Per row, around the mean row: untrained networks give nearly the same row for every picture."""
-    left, right = (rows - rows.mean(axis=0) for rows in (np.float64(left), np.float64(right)))
-    return (left * right).sum(axis=1) / np.linalg.norm(left, axis=1) / np.linalg.norm(right, axis=1)
-
-
-def under(prefix, state):
-    return {prefix + key: value for key, value in state.items()}
 
 
 def head(*names):
@@ -245,21 +191,6 @@ CASES = {
 ARCHITECTURE = {"resnet": "embedkit_r10", "vit": "embedkit_vit_t4", "lightness": "embedkit_r10"}
 
 
-def read_config(folder):
-    return EntryConfig.from_json((folder / "config.json").read_bytes())
-
-
-@pytest.fixture
-def kept(monkeypatch):
-    """The arguments of `write_import`, which writes nothing: for what only its input shows."""
-    calls = []
-    for module in (checkpoints, timm_models):
-        monkeypatch.setattr(
-            module, "write_import", lambda request, network, **more: calls.append((network, more))
-        )
-    return calls
-
-
 @pytest.mark.parametrize("case", CASES)
 def test_every_layout_gives_the_network_that_is_in_it(case, request, tmp_path):
     """The first variant of each layout is written and loaded; of the others the network is looked at before that."""
@@ -297,10 +228,6 @@ def test_every_layout_gives_the_network_that_is_in_it(case, request, tmp_path):
     expected = embed(original, preprocess)
     assert cosines(rows, expected).min() >= 0.9999
     np.testing.assert_allclose(rows, expected, atol=0.01 * np.abs(expected).max())
-
-
-def sha256_of(path):
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
 def test_every_layout_is_tried():
@@ -404,14 +331,6 @@ def refuse(tmp_path):
         assert "\n" not in str(caught.value) and not (tmp_path / "zoo").exists()
 
     return refuse
-
-
-class Dangerous:
-    def __init__(self, target):
-        self.target = target
-
-    def __reduce__(self):
-        return os.system, (f"touch {self.target}",)
 
 
 def test_nothing_of_a_pickle_is_run(refuse, resnet, tmp_path):
@@ -688,17 +607,7 @@ def test_a_presumed_licence_is_told_from_a_given_one():
     assert not presumed(licence="MIT", known=None)
 
 
-@pytest.fixture(scope="module")
-def servers():
-    path = Path(__file__).parents[1] / "hub" / "servers.py"
-    spec = importlib.util.spec_from_file_location("embedkit_import_servers", path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_the_command_and_a_non_commercial_licence(run, servers, resnet, tmp_path, monkeypatch):
+def test_the_command_and_a_non_commercial_licence(run, resnet, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.save(simsiam(resnet.state_dict()), "a.pth")
     words = (
@@ -742,403 +651,3 @@ def test_the_command_and_a_non_commercial_licence(run, servers, resnet, tmp_path
     status, _, err = run("import", "resnet18", "--name", "supervised-r18.in1k", "--layout", "mae")
     assert status == 1 and "are for a checkpoint file" in err
     assert run("import", "a.pth")[0] == 2  # no --name
-
-
-# --- timm -------------------------------------------------------------------------------------------------
-
-CFG = {
-    "tag": "noise", "custom_load": False, "input_size": [3, 32, 32], "fixed_input_size": False,
-    "interpolation": "bilinear", "crop_pct": 0.875, "crop_mode": "center", "mean": [0.5, 0.4, 0.3],
-    "std": [0.2, 0.3, 0.4], "num_classes": 10, "classifier": "fc", "first_conv": "conv1", "license": "apache-2.0",
-}  # fmt: skip
-
-
-def timm_folder(folder, network, *, cfg=None, weights="model.safetensors", state=None, card=None, **config):
-    """A folder of timm's layout, with a classifier."""
-    folder.mkdir(parents=True, exist_ok=True)
-    cfg = {key: value for key, value in {**CFG, **(cfg or {})}.items() if value is not None}
-    config = {"architecture": "embedkit_r10", "num_classes": 10, "pretrained_cfg": cfg, **config}
-    (folder / "config.json").write_text(json.dumps(config))
-    state = {
-        **network.state_dict(),
-        "fc.weight": torch.ones(10, 256),
-        "fc.bias": torch.ones(10),
-        **(state or {}),
-    }
-    state = {key: value for key, value in state.items() if value is not None}
-    (save_file if weights.endswith(".safetensors") else torch.save)(state, folder / weights)
-    if card:
-        (folder / "README.md").write_bytes(card.encode())
-    return folder
-
-
-def test_a_folder_of_timm_s_layout(resnet, tmp_path):
-    folder = timm_folder(tmp_path / "there", resnet)
-    done = import_timm(f"local-dir:{folder}", Request(name="supervised-tiny.noise", zoo=tmp_path / "zoo"))
-    config = read_config(done.folder)
-    assert config.licence == "apache-2.0" and config.architecture == "embedkit_r10"
-    assert config.preprocess.resize_size == 36 and config.preprocess.mean == (
-        0.5,
-        0.4,
-        0.3,
-    )  # floor(32 / 0.875)
-    assert config.provenance["removed"] == ["fc.bias", "fc.weight"]
-    assert config.provenance["sha256"] == sha256_of(folder / "model.safetensors")
-    rows = load_encoder(done.folder, threads=1).encode(PICTURES, normalize=False, decode="exact")
-    assert cosines(rows, embed(resnet, config.preprocess)).min() >= 0.9999
-
-
-def test_an_entry_of_our_own_is_such_a_folder(resnet, tmp_path, request):
-    torch.save({"teacher": under("backbone.", resnet.state_dict())}, tmp_path / "dino.pth")
-    done = import_checkpoint(
-        tmp_path / "dino.pth",
-        Request(name="dino-tiny.noise", zoo=tmp_path / "zoo"),
-        architecture="embedkit_r10",
-        image_size=32,
-    )
-    kept = request.getfixturevalue("kept")
-    import_timm(f"local-dir:{done.folder}", Request(name="dino-again.noise", zoo=tmp_path / "zoo"))
-    config, (network, more) = read_config(done.folder), kept[0]
-    assert more["preprocess"] == config.preprocess and more["architecture"] == config.architecture
-    assert more["licence"].name == "apache-2.0"  # as timm writes it
-    assert more["model_args"] == config.timm["model_args"] == {"global_pool": "avg", "in_chans": 3}
-    rows = load_encoder(done.folder, threads=1).encode(PICTURES, normalize=False, decode="exact")
-    np.testing.assert_allclose(
-        embed(network.eval(), more["preprocess"]), rows, atol=1e-4 * np.abs(rows).max()
-    )
-
-
-@pytest.mark.parametrize(
-    ("changes", "match"),
-    [
-        ({"state": {"layer1.0.conv1.weight": None}}, "1 tensor of the network is missing, such"),
-        (
-            {"state": {"layer9.weight": torch.ones(1)}},
-            "1 tensor belongs neither to the network nor to a head",
-        ),
-        ({"state": {"bn1.bias": torch.full((32,), float("nan"))}}, "bn1.bias holds NaN"),
-        (
-            {"model_args": {"checkpoint_path": "/etc/passwd"}},
-            "model_args: checkpoint_path says what is loaded",
-        ),
-        ({"model_args": {"pretrained": True}}, "model_args: pretrained says what is loaded"),
-        ({"model_args": {"no_such": 1}}, "timm cannot build embedkit_r10"),
-        ({"model_args": {"in_chans": 1}}, "conv1.weight: the network has .32, 1, 3, 3."),
-        ({"architecture": "resnet5O"}, "knows no network 'resnet5O'"),
-        ({"architecture": 5}, "architecture: expected timm's name"),
-        (
-            {"cfg": {"classifier": 5}},
-            "2 tensors belong neither to the network nor to a head, such as 'fc",
-        ),
-        ({"cfg": {"crop_mode": "squash"}}, "the preprocess contract cannot state this"),
-        ({"cfg": {"crop_pct": 0}}, "crop_pct|cannot state"),
-        ({"cfg": {"crop_mode": ["center"]}}, "the preprocess contract cannot state this"),
-        ({"cfg": {"mean": 5}}, "pretrained_cfg is not timm's"),
-        ({"cfg": {"mean": [0.5]}}, "preprocess.mean: expected 3 numbers"),
-        ({"cfg": {"interpolation": "random"}}, "preprocess.interpolation: expected one of"),
-    ],
-)
-def test_folders_that_are_not_what_they_say(changes, match, resnet, tmp_path, kept):
-    folder = timm_folder(tmp_path / "there", resnet, **changes)
-    if changes == {"cfg": {"crop_pct": 0}}:  # timm takes 0 for "not said"
-        import_timm(f"local-dir:{folder}", Request(name="supervised-tiny.noise", zoo=tmp_path))
-        assert kept[0][1]["preprocess"].resize_size == 36
-        return
-    with pytest.raises(EntryError, match=match) as caught:
-        import_timm(f"local-dir:{folder}", Request(name="supervised-tiny.noise", zoo=tmp_path))
-    assert "\n" not in str(caught.value) and not kept
-
-
-def test_a_pickle_in_a_folder_runs_nothing(resnet, tmp_path):
-    state = {"fc.weight": Dangerous(tmp_path / "touched")}
-    folder = timm_folder(tmp_path / "there", resnet, weights="pytorch_model.bin", state=state)
-    with pytest.raises(EntryError, match=r"asks for posix\.system"):
-        import_timm(f"local-dir:{folder}", Request(name="supervised-tiny.noise", zoo=tmp_path))
-    assert not (tmp_path / "touched").exists()
-
-
-def test_the_stricter_of_two_stated_licences(resnet, tmp_path, kept):
-    def licence(given=None, **changes):
-        folder = timm_folder(tmp_path / "there", resnet, **changes)
-        ask = Request(name="supervised-tiny.noise", zoo=tmp_path, licence=given, origin="somewhere")
-        import_timm(f"local-dir:{folder}", ask)
-        return kept[-1][1]["licence"].name
-
-    card = "---\nlicense: cc-by-nc-4.0\n---\n# Weights\n"
-    assert licence() == "apache-2.0"
-    assert licence(card=card) == "cc-by-nc-4.0"
-    assert licence(given="CC-BY-NC-4.0", card=card) == "cc-by-nc-4.0"
-    assert kept[-1][1]["provenance"]["stated_licences"] == ["apache-2.0", "cc-by-nc-4.0"]
-    with pytest.raises(ConfigError, match="state the licence cc-by-nc-4.0: leave --licence MIT out"):
-        licence(given="MIT", card=card)
-    (tmp_path / "there" / "README.md").unlink()
-    with pytest.raises(ConfigError, match="no licence is known"):
-        licence(cfg={"license": None})
-    assert licence(given="MIT", cfg={"license": "unknown"}) == "MIT"
-
-
-@pytest.mark.parametrize(
-    "card",
-    [
-        "---\r\nlicense: cc-by-nc-4.0\r\n---\r\n# Weights\r\n",
-        "---\rlicense: cc-by-nc-4.0\r---\r",
-        "---\nlicense: [cc-by-nc-4.0]\n---\n",
-        "---\nlicense:\n- mit\n- cc-by-nc-4.0\n---\n",
-        "---\nlicense: other\nlicense_name: cc-by-nc-4.0\n---\n",
-        "---\nlicense: cc-by-nc-4.0\n---",
-        "\n\n---\nlicense: cc-by-nc-4.0\n---\n",
-        "\ufeff--- \nlicense: cc-by-nc-4.0\n--- \n---\nlicense: mit\n",
-    ],
-)
-def test_every_way_to_write_a_card_s_licence(card, resnet, tmp_path, kept):
-    folder = timm_folder(tmp_path / "there", resnet, card=card)
-    import_timm(f"local-dir:{folder}", Request(name="supervised-tiny.noise", zoo=tmp_path))
-    assert kept[0][1]["licence"].name == "cc-by-nc-4.0"
-
-
-@pytest.mark.parametrize(
-    "card", ["# Weights\n---\nlicense: gpl\n---\n", "---\n---\n", "---\ntags: [a]\n---\n"]
-)
-def test_cards_that_state_no_licence(card, resnet, tmp_path, kept):
-    folder = timm_folder(tmp_path / "there", resnet, card=card)
-    import_timm(f"local-dir:{folder}", Request(name="supervised-tiny.noise", zoo=tmp_path))
-    assert kept[0][1]["licence"].name == "apache-2.0"
-
-
-@pytest.mark.parametrize(
-    "front",
-    [
-        "license: cc-by-nc-4.0\ntags: [a\n---\n",
-        "license: cc-by-nc-4.0\nwhen: 2024-99-99\n---\n",
-        "license: cc-by-nc-4.0\nnumber: !!int x\n---\n",
-        "license: cc-by-nc-4.0\ndeep: " + "[" * 5000 + "\n---\n",
-        "- license: cc-by-nc-4.0\n---\n",
-        "license: cc-by-nc-4.0\n",
-    ],
-    ids=["syntax", "date", "number", "depth", "list", "open"],
-)
-def test_a_card_that_cannot_be_read(front, resnet, tmp_path, kept):
-    folder = timm_folder(tmp_path / "there", resnet, card=f"---\n{front}")
-    with pytest.raises(
-        EntryError, match="front matter of README.md cannot be read.*local-dir:PATH"
-    ) as caught:
-        import_timm(f"local-dir:{folder}", Request(name="supervised-tiny.noise", zoo=tmp_path))
-    assert "\n" not in str(caught.value) and not kept
-
-
-@pytest.mark.parametrize("config", [{"license": "cc-by-nc-4.0"}, {"license": ["CC-BY-NC-4.0"]}])
-def test_a_licence_beside_pretrained_cfg(config, resnet, tmp_path, kept):
-    folder = timm_folder(tmp_path / "there", resnet, **config)
-    import_timm(f"local-dir:{folder}", Request(name="supervised-tiny.noise", zoo=tmp_path))
-    assert kept[0][1]["licence"].name.casefold() == "cc-by-nc-4.0"
-
-
-def test_the_licence_of_an_entry_of_our_own(resnet, tmp_path, kept):
-    contract = dataclasses.replace(LAYOUTS[0].preprocess, size=(32, 32), resize_size=36).to_json()
-    folder = timm_folder(
-        tmp_path / "there", resnet, embedkit={"licence": NON_COMMERCIAL, "preprocess": contract}
-    )
-    import_timm(f"local-dir:{folder}", Request(name="supervised-tiny.noise", zoo=tmp_path))
-    assert kept[0][1]["licence"].name == NON_COMMERCIAL
-
-
-@pytest.mark.parametrize("licence", [5, {"name": "mit"}, "mit: no", ["mit", 5]])
-def test_a_stated_licence_that_is_none(licence, resnet, tmp_path, kept):
-    folder = timm_folder(tmp_path / "there", resnet, cfg={"license": licence})
-    with pytest.raises(ConfigError, match="that is no text|is no name of a licence"):
-        import_timm(f"local-dir:{folder}", Request(name="supervised-tiny.noise", zoo=tmp_path))
-    assert not kept
-
-
-@pytest.mark.parametrize("key", ["crop_pct", "input_size", "mean", "std"])
-@pytest.mark.parametrize("number", ["1e999", "-1e999", "1e-320"])
-def test_numbers_that_no_picture_has(key, number, resnet, tmp_path, kept):
-    value = "NUMBER" if key == "crop_pct" else ["NUMBER"] * 3
-    folder = timm_folder(tmp_path / "there", resnet, cfg={key: value})
-    text = (folder / "config.json").read_text().replace('"NUMBER"', number)
-    (folder / "config.json").write_text(text)
-    try:
-        import_timm(f"local-dir:{folder}", Request(name="supervised-tiny.noise", zoo=tmp_path))
-    except EntryError as error:
-        assert "\n" not in str(error) and not kept
-    else:  # a mean of nearly nothing is one
-        assert number == "1e-320" and key in ("mean", "std")
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        '{"patch_size": 0}',
-        '{"num_heads": 0}',
-        '{"mlp_ratio": 1e999}',
-        '{"img_size": [1]}',
-        '{"img_size": 64}',
-    ],
-)
-def test_arguments_that_no_network_has(arguments, vit, tmp_path):
-    cfg = {"architecture": "embedkit_vit_t4", "pretrained_cfg": CFG, "model_args": {"img_size": 32}}
-    text = json.dumps(cfg).replace('{"img_size": 32}', arguments)
-    (tmp_path / "config.json").write_text(text)
-    save_file(vit.state_dict(), tmp_path / "model.safetensors")
-    with pytest.raises(
-        EntryError, match="timm cannot build|the network has|tensors? of the network"
-    ) as caught:
-        import_timm(f"local-dir:{tmp_path}", Request(name="supervised-tiny.noise", zoo=tmp_path / "zoo"))
-    assert "\n" not in str(caught.value) and not (tmp_path / "zoo").exists()
-
-
-def test_a_network_of_another_picture_size(vit, tmp_path):
-    cfg = {**CFG, "input_size": [3, 64, 64]}
-    config = {"architecture": "embedkit_vit_t4", "pretrained_cfg": cfg}
-    config["model_args"] = {"img_size": 32, "global_pool": "token", "fc_norm": False}
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    save_file(vit.state_dict(), tmp_path / "model.safetensors")
-    with pytest.raises(EntryError, match="embedkit_vit_t4 does not take pictures of 3x64x64"):
-        import_timm(f"local-dir:{tmp_path}", Request(name="supervised-tiny.noise", zoo=tmp_path / "zoo"))
-
-
-def test_preprocessing_is_timm_s_own():
-    """Against timm's transform, for what the table of its weights holds."""
-    from PIL import Image
-    from timm.data import create_transform, resolve_data_config
-
-    picture = synthetic_pictures(1, height=300, width=420)[0]
-    for changes in (
-        {"input_size": (3, 224, 224), "crop_pct": 0.875},
-        {"input_size": (3, 224, 224), "crop_pct": 0.95, "interpolation": "bicubic"},
-        {"input_size": (3, 96, 128), "crop_pct": 1.0, "crop_mode": "squash"},
-        {"input_size": (3, 160, 160), "crop_pct": 1.0, "crop_mode": "border", "mean": (0.5, 0.5, 0.5)},
-    ):
-        cfg = {**CFG, **changes}
-        preprocess = preprocess_of(cfg, "here")
-        transform = create_transform(**resolve_data_config({}, pretrained_cfg=cfg), is_training=False)
-        theirs = transform(Image.fromarray(picture)).numpy()
-        pixels = read_pixels(picture, preprocess, decode="exact")
-        mean, std = (np.reshape(cfg[key], (3, 1, 1)) for key in ("mean", "std"))
-        found = (pixels / 255 - mean) / std
-        assert found.shape == theirs.shape
-        # Equal but for a row or column of the crop, and the last digit of a resampled pixel.
-        assert np.quantile(np.abs(found - theirs), 0.95) < 0.05, changes
-
-
-def test_most_of_timm_s_weights_have_a_contract():
-    kept, refused = 0, []
-    for name in timm.list_models(pretrained=True):
-        try:
-            preprocess_of(timm.models.get_pretrained_cfg(name).to_dict(), name)
-            kept += 1
-        except EntryError as error:
-            refused.append(str(error))
-    assert kept > 50 * len(refused)
-    assert all("cannot state this" in reason for reason in refused), refused
-
-
-@pytest.fixture
-def hub(servers, monkeypatch, tmp_path):
-    pytest.importorskip("huggingface_hub")
-    server = servers.Hub()
-    for variable in ("HF_TOKEN", "HF_HUB_OFFLINE", "EMBEDKIT_TOKEN"):
-        monkeypatch.delenv(variable, raising=False)
-    monkeypatch.setenv("HF_ENDPOINT", server.url)
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
-    monkeypatch.setenv("HF_HUB_DISABLE_TELEMETRY", "1")
-    monkeypatch.setenv("EMBEDKIT_TIMEOUT", "5")
-    monkeypatch.setattr("embedkit.hub.download.PAUSE", 0.01)
-    yield server
-    server.close()
-
-
-def put(hub, servers, repository, folder, private=False):
-    repo = hub.repos[repository] = servers.Repo(private=private)
-    files = {path.name: path.read_bytes() for path in folder.iterdir()}
-    repo.commits.append(("a" * 40, files))
-    repo.tags["v1"] = "a" * 40
-    return repo
-
-
-@pytest.mark.parametrize("weights", ["model.safetensors", "pytorch_model.bin"])
-def test_a_repository_of_the_hub(weights, hub, servers, resnet, tmp_path, kept):
-    folder = timm_folder(tmp_path / "there", resnet, weights=weights, card="---\nlicense: apache-2.0\n---\n")
-    repo = put(hub, servers, "team/tiny", folder)
-    repo.commits.append(("b" * 40, {"README.md": b"moved away"}))
-    hub.cdn.faults = ["cut", "503"]
-    ask = Request(name="supervised-tiny.noise", zoo=tmp_path)
-    import_timm("hf-hub:team/tiny@v1", ask)
-    network, more = kept[0]
-    for key, value in resnet.state_dict().items():
-        torch.testing.assert_close(network.state_dict()[key], value)
-    assert more["provenance"]["commit"] == "a" * 40 and more["licence"].name == "apache-2.0"
-    assert more["provenance"]["sha256"] == sha256_of(folder / weights)
-    with pytest.raises(EntryError, match="has no config.json: it is not of timm's layout"):
-        import_timm("hf-hub:team/tiny", ask)
-
-
-def test_a_repository_that_does_not_give(hub, servers, resnet, tmp_path, kept):
-    ask = Request(name="supervised-tiny.noise", zoo=tmp_path)
-    with pytest.raises(PlaceError, match="no such repository; a private one asks for a token"):
-        import_timm("hf-hub:team/none", ask)
-    put(hub, servers, "team/tiny", timm_folder(tmp_path / "there", resnet), private=True)
-    with pytest.raises(PlaceError, match="no such repository"):
-        import_timm("hf-hub:team/tiny", ask)
-    import_timm("hf-hub:team/tiny", ask, token="hf_reader")
-    assert len(kept) == 1
-    hub.repos["team/tiny"].private = False
-    with pytest.raises(PlaceError, match="no such repository at v9"):
-        import_timm("hf-hub:team/tiny@v9", ask)
-    hub.cdn.faults = ["corrupt"] * 9
-    with pytest.raises(IntegrityError):
-        import_timm("hf-hub:team/tiny", ask)
-    for address in ("tiny", "a/b/c", "../a", "a/..", "a/b@", "-a/b", "a b/c"):
-        with pytest.raises(ConfigError, match="expected hf-hub:org/name"):
-            import_timm(f"hf-hub:{address}", ask)
-
-
-NAMED = """
-import sys
-import torch
-from embedkit import commands
-torch.set_num_threads(1)
-sys.argv = ["embedkit", "import", "test_resnet.r160_in1k", "--name", "supervised-test.in1k", "--zoo", sys.argv[1]]
-commands.main()
-"""
-
-
-def test_a_name_of_timm_s_with_the_genuine_client(hub, servers, tmp_path):
-    """timm takes the client's endpoint, which the client reads when it is imported: a process of its own."""
-    network = random_network("test_resnet")
-    state = {**network.state_dict(), "fc.weight": torch.zeros(1000, 96), "fc.bias": torch.zeros(1000)}
-    folder = tmp_path / "there"
-    folder.mkdir()
-    save_file(state, folder / "model.safetensors")
-    put(hub, servers, "timm/test_resnet.r160_in1k", folder)
-
-    def importing():
-        return subprocess.run(
-            [sys.executable, "-c", NAMED, str(tmp_path / "zoo")],
-            env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300,
-        )  # fmt: skip
-
-    done = importing()
-    assert done.returncode == 0, done.stderr
-    config = read_config(tmp_path / "zoo" / "supervised-test.in1k")
-    assert config.architecture == "test_resnet" and config.licence == "apache-2.0"
-    assert config.preprocess.size == (160, 160) and config.preprocess.resize_size == 168  # floor(160 / 0.95)
-    assert (
-        config.provenance["weights"] == "timm/test_resnet.r160_in1k"
-        and config.provenance["commit"] == "a" * 40
-    )
-    assert config.provenance["sha256"] == sha256_of(folder / "model.safetensors")
-    rows = load_encoder(tmp_path / "zoo" / "supervised-test.in1k", threads=1).encode(
-        PICTURES, normalize=False, decode="exact"
-    )
-    assert cosines(rows, embed(network, config.preprocess)).min() >= 0.9999
-
-
-def test_names_without_weights(tmp_path):
-    ask = Request(name="supervised-tiny.noise", zoo=tmp_path)
-    with pytest.raises(ConfigError, match="nor a name of timm's; the nearest of timm's names are resnet"):
-        import_timm("resnet5O.a1_in1k", ask)
-    with pytest.raises(ConfigError, match="timm has no weights of this name"):
-        import_timm("embedkit_r10", ask)
-    with pytest.raises(SourceError, match="no such folder"):
-        import_timm(f"local-dir:{tmp_path}/none", ask)
