@@ -9,13 +9,12 @@ from typing import Annotated
 
 import typer
 
+from embedkit.commands.options import Root, StoredEmbeddings
 from embedkit.commands.terminal import printable
 
 
 def atlas(
-    embeddings: Annotated[
-        str, typer.Argument(help="X.parquet, X.npy, a folder of shards, or lance://FOLDER/TABLE.")
-    ],
+    embeddings: StoredEmbeddings,
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="ATLAS.html", help="The file to write.")
     ] = Path("atlas.html"),
@@ -26,9 +25,7 @@ def atlas(
     label: Annotated[
         str | None, typer.Option(metavar="COLUMN", help="Colour by a label column of the embeddings.")
     ] = None,
-    root: Annotated[
-        Path | None, typer.Option(help="The folder that ids are relative to, if `embed` was given one.")
-    ] = None,
+    root: Root = None,
     most: Annotated[
         int, typer.Option(min=1, help="Pictures that are shown; of more, an even sample.")
     ] = 5000,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from embedkit.commands.options import AsJson, Root, StoredEmbeddings
 from embedkit.commands.sheet import write_sheet
 from embedkit.commands.terminal import printable
 
@@ -20,9 +21,7 @@ if TYPE_CHECKING:
 
 
 def cluster(
-    embeddings: Annotated[
-        str, typer.Argument(help="X.parquet, X.npy, a folder of shards, or lance://FOLDER/TABLE.")
-    ],
+    embeddings: StoredEmbeddings,
     method: Annotated[
         str, typer.Option(help="kmeans, spherical_kmeans, hdbscan or dpmm; the last two find K themselves.")
     ] = "kmeans",
@@ -60,11 +59,9 @@ def cluster(
         Path | None,
         typer.Option(metavar="OUT.html|OUT.png", help="Draw a contact sheet: some pictures of each cluster."),
     ] = None,
-    root: Annotated[
-        Path | None, typer.Option(help="The folder that ids are relative to, if `embed` was given one.")
-    ] = None,
+    root: Root = None,
     seed: Annotated[int, typer.Option(help="Of starts, samples and chains.")] = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Cluster embeddings, and print each cluster's size and the ids nearest to its middle.
 

@@ -9,13 +9,14 @@ from typing import Annotated
 
 import typer
 
+from embedkit.commands.options import AsJson
 from embedkit.errors import ConfigError
 
 
 def compare(
     names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Names or entries' folders.")],
     intervals: Annotated[bool, typer.Option(help="95 % intervals, a bootstrap over test pictures.")] = True,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Compare entries on the data sets that their figures were measured on, with the baselines."""
     from embedkit.hub.comparison import compare as compare_facts

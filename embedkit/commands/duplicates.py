@@ -10,15 +10,13 @@ from typing import Annotated
 
 import typer
 
+from embedkit.commands.options import AsJson, SheetRoot, StoredEmbeddings
 from embedkit.commands.sheet import write_sheet
 from embedkit.commands.terminal import printable
 
 
 def duplicates(
-    source: Annotated[
-        str,
-        typer.Argument(metavar="EMB", help="X.parquet, X.npy, a folder of shards, or lance://FOLDER/TABLE."),
-    ],
+    source: StoredEmbeddings,
     threshold: Annotated[
         float | None, typer.Option(help="Cosine from which on two pictures are the same; 1 finds equal rows.")
     ] = None,
@@ -42,11 +40,8 @@ def duplicates(
     sheet: Annotated[
         Path | None, typer.Option(metavar="OUT.html|OUT.png", help="Draw a contact sheet of the groups.")
     ] = None,
-    root: Annotated[
-        Path | None,
-        typer.Option(help="For --sheet: the folder that ids are relative to, if `embed` was given one."),
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    root: SheetRoot = None,
+    as_json: AsJson = False,
 ) -> None:
     """Print groups of pictures that are there twice, the largest first: the kept ones, and after a tab the others.
 
@@ -118,7 +113,7 @@ def leaks(
             min=0.0, max=1.0, help="Exit with status 3 when more than this share of the test set leaks."
         ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Print test pictures that the training set holds, with the training picture and the cosine."""
     from embedkit.analysis.duplicates import leaks as find_leaks

@@ -9,6 +9,8 @@ from typing import Annotated
 
 import typer
 
+from embedkit.commands.options import Device, Offline, Threads
+
 
 def embed(
     source: Annotated[
@@ -28,12 +30,12 @@ def embed(
         str | None, typer.Option(help="12 or more hex digits of the manifest's sha256.")
     ] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Pictures in one batch.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:<index>.")] = "auto",
+    device: Device = "auto",
     providers: Annotated[
         str | None, typer.Option(help="ONNX Runtime providers, separated by commas; overrides --device.")
     ] = None,
     precision: Annotated[str, typer.Option(help="fp32, tf32 (CUDA) or fp16 (TensorRT).")] = "fp32",
-    threads: Annotated[str, typer.Option(help="Cores to keep busy, or auto.")] = "auto",
+    threads: Threads = "auto",
     decode: Annotated[
         str | None,
         typer.Option(help="auto: large JPEGs at a reduced scale; exact: never.", show_default="auto"),
@@ -54,9 +56,7 @@ def embed(
     worker: Annotated[
         str | None, typer.Option(metavar="I/N", help="Embed part I of N (from 1) into a folder.")
     ] = None,
-    local_files_only: Annotated[
-        bool, typer.Option("--local-files-only", help="Never open a connection.")
-    ] = False,
+    local_files_only: Offline = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Start anew.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON on stdout.")] = False,
 ) -> None:

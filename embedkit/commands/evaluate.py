@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from embedkit.commands.options import AsJson
 from embedkit.errors import ConfigError, MissingDependencyError
 
 
@@ -28,7 +29,7 @@ def evaluate(
     ] = True,
     limit: Annotated[int, typer.Option(min=0, help="Pictures of each part; 0 for all.")] = 0,
     write: Annotated[bool, typer.Option("--write", help="Put the figures into the entry.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Judge an encoder: kNN, linear probe, retrieval, clustering, verification and effective rank."""
     if write and limit:

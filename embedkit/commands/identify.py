@@ -9,8 +9,8 @@ from typing import Annotated
 
 import typer
 
+from embedkit.commands.options import AsJson, CalibrationFile, Device, Threads, Threshold
 from embedkit.commands.terminal import printable, tell_left_out
-from embedkit.commands.verify import CalibrationFile, Threshold
 
 
 def identify(
@@ -40,9 +40,9 @@ def identify(
             show_default="the one that made the embeddings; face-r29.dlib for a folder with --faces",
         ),
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:<index>.")] = "auto",
-    threads: Annotated[str, typer.Option(help="Cores to keep busy, or auto.")] = "auto",
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    device: Device = "auto",
+    threads: Threads = "auto",
+    as_json: AsJson = False,
 ) -> None:
     """Print whom of a gallery each picture shows, or nobody when the nearest scores below the threshold.
 

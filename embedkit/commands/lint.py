@@ -8,13 +8,12 @@ from typing import Annotated
 
 import typer
 
+from embedkit.commands.options import AsJson, StoredEmbeddings
 from embedkit.commands.terminal import printable
 
 
 def lint(
-    embeddings: Annotated[
-        str, typer.Argument(help="X.parquet, X.npy, a folder of shards, or lance://FOLDER/TABLE.")
-    ],
+    embeddings: StoredEmbeddings,
     k: Annotated[int, typer.Option("-k", min=1, help="Neighbours whose occurrences are counted.")] = 10,
     near_duplicate: Annotated[
         float, typer.Option(min=-1.0, max=1.0, help="Cosine from which on rows are near-duplicates.")
@@ -23,7 +22,7 @@ def lint(
     fail_on_warning: Annotated[
         bool, typer.Option("--fail-on-warning", help="Exit with status 3 when there is a warning.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Judge embeddings without labels: effective rank, collapse, uniformity, hubs, dead dimensions, duplicates."""
     from embedkit.analysis import lint as library

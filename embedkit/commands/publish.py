@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from embedkit.commands.options import AsJson, Token
 from embedkit.commands.terminal import printable
 from embedkit.errors import ConfigError
 
@@ -34,10 +35,8 @@ def publish(
     password: Annotated[
         str | None, typer.Option(envvar="EMBEDKIT_KEY_PASSWORD", help="Of the key, where it has one.")
     ] = None,
-    token: Annotated[
-        str | None, typer.Option(envvar="EMBEDKIT_TOKEN", help="Credential of the place, for no other one.")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    token: Token = None,
+    as_json: AsJson = False,
 ) -> None:
     """Publish an entry; what is there already is not written again.
 

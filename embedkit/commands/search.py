@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from embedkit.commands.options import AsJson, Device, SheetRoot, Threads
 from embedkit.commands.sheet import write_sheet
 from embedkit.commands.terminal import printable
 
@@ -40,13 +41,10 @@ def search(
     sheet: Annotated[
         Path | None, typer.Option(metavar="OUT.html|OUT.png", help="Draw a contact sheet of what is found.")
     ] = None,
-    root: Annotated[
-        Path | None,
-        typer.Option(help="For --sheet: the folder that ids are relative to, if `embed` was given one."),
-    ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:<index>.")] = "auto",
-    threads: Annotated[str, typer.Option(help="Cores to keep busy, or auto.")] = "auto",
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    root: SheetRoot = None,
+    device: Device = "auto",
+    threads: Threads = "auto",
+    as_json: AsJson = False,
 ) -> None:
     """Print what is most similar to each query: the query, the id and the cosine, with tabs between.
 

@@ -10,14 +10,9 @@ from typing import Annotated
 
 import typer
 
+from embedkit.commands.options import CalibrationFile, Device, Threads, Threshold
 from embedkit.commands.terminal import printable
 
-CalibrationFile = Annotated[
-    Path | None, typer.Option(metavar="C.json", help="What `embedkit calibrate` wrote.")
-]
-Threshold = Annotated[
-    float | None, typer.Option(help="The least cosine of a match; overrides the calibration's.")
-]
 Part = Annotated[
     int | None, typer.Option(min=0, help="Which face of the picture, 0 the largest; only with --faces.")
 ]
@@ -41,8 +36,8 @@ def verify(
         Path | None,
         typer.Option(metavar="OUT.png", help="Draw the faces that were found; needs --faces."),
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:<index>.")] = "auto",
-    threads: Annotated[str, typer.Option(help="Cores to keep busy, or auto.")] = "auto",
+    device: Device = "auto",
+    threads: Threads = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print the decision as JSON.")] = False,
 ) -> None:
     """Decide whether two pictures show one identity.

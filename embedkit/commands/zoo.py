@@ -10,28 +10,12 @@ from typing import Annotated
 
 import typer
 
+from embedkit.commands.options import AcceptLicence, AsJson, Device, Offline, Token, Zoo
 from embedkit.commands.terminal import printable
 
 zoo = typer.Typer(
     name="zoo", help="The encoders that names reach.", no_args_is_help=True, rich_markup_mode=None
 )
-
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Zoo = Annotated[
-    str | None,
-    typer.Option(
-        "--zoo",
-        help="This place alone: a folder, a .tar, https://host/zoo, s3://bucket/zoo, hf://organisation.",
-    ),
-]
-Token = Annotated[
-    str | None,
-    typer.Option("--token", envvar="EMBEDKIT_TOKEN", help="Credential of the place, for no other one."),
-]
-Offline = Annotated[bool, typer.Option("--local-files-only", help="Never open a connection.")]
-AcceptLicence = Annotated[
-    bool, typer.Option("--accept-licence", help="Pull what may not be used commercially, too.")
-]
 
 
 @zoo.command("list")
@@ -144,7 +128,7 @@ def pull(
 def verify(
     name: Annotated[str | None, typer.Argument(help="One entry; all that are at hand when left out.")] = None,
     place: Zoo = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:<index>.")] = "auto",
+    device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Check every file of an entry against its manifest, and its golden vectors on this machine."""
