@@ -9,8 +9,9 @@ stats = pytest.importorskip("scipy.stats")
 import torchvision.transforms.v2.functional as TF  # noqa: E402
 
 from embedkit.errors import ConfigError  # noqa: E402
-from embedkit.training import operations as O  # noqa: E402, E741
 from embedkit.training import views as V  # noqa: E402
+from embedkit.training.views import operations as O  # noqa: E402, E741
+from embedkit.training.views import randaugment  # noqa: E402
 
 BILINEAR = tv.InterpolationMode.BILINEAR
 
@@ -459,7 +460,7 @@ def sampled(picture, place):
 def test_geometry_of_the_pool_is_the_sources(op, place):
     x = pictures(n=3, height=12, width=10)
     values = torch.tensor([-0.3, 0.1, 0.27])
-    y = V._augment(op, x, values, 0.0)
+    y = randaugment._augment(op, x, values, 0.0)
     for i, v in enumerate(values.tolist()):
         naive = sampled(x[i], lambda a, b, v=v: place(v, a, b, 12, 10))
         torch.testing.assert_close(y[i], naive, atol=1e-5, rtol=0)
@@ -468,14 +469,14 @@ def test_geometry_of_the_pool_is_the_sources(op, place):
 def test_rotation_of_the_pool_is_torchvisions():
     x = pictures(n=3)
     degrees = torch.tensor([-30.0, 7.0, 30.0])
-    y = V._augment("Rotate", x, degrees, 0.0)
+    y = randaugment._augment("Rotate", x, degrees, 0.0)
     for i, angle in enumerate(degrees.tolist()):
         theirs = TF.rotate(x[i], angle, BILINEAR, fill=None)
         torch.testing.assert_close(y[i], theirs, atol=2e-4, rtol=0)
 
 
 def test_the_pool_and_its_ranges_are_fixmatchs():
-    assert len(V.RANDAUGMENT_RANGES) == 14
+    assert len(randaugment.RANDAUGMENT_RANGES) == 14
     share = torch.tensor([0.0, 0.5, 1.0])
     expected = {
         "Brightness": [0.05, 0.5, 0.95],
@@ -485,19 +486,19 @@ def test_the_pool_and_its_ranges_are_fixmatchs():
         "Posterize": [4.0, 6.0, 8.0],
     }
     for op, values in expected.items():
-        torch.testing.assert_close(V._magnitude_of(op, share), torch.tensor(values))
-    bits = V._magnitude_of("Posterize", torch.rand(5000, generator=generator(24)))
+        torch.testing.assert_close(randaugment._magnitude_of(op, share), torch.tensor(values))
+    bits = randaugment._magnitude_of("Posterize", torch.rand(5000, generator=generator(24)))
     assert stats.chisquare(bits.long().bincount(minlength=9)[4:]).pvalue > 1e-3
 
 
-@pytest.mark.parametrize("op", list(V.RANDAUGMENT_RANGES))
+@pytest.mark.parametrize("op", list(randaugment.RANDAUGMENT_RANGES))
 def test_a_pool_of_one_operation_is_that_operation(op):
     x = pictures()
     y = V.RandAugment(num_ops=1, p=1.0, ops=(op,), magnitude=(0.8, 0.8), cutout=0.0, fill=0.1)(
         x, generator(25)
     )
-    value = V._magnitude_of(op, torch.full((8,), 0.8))
-    expected = x if op == "Identity" else V._augment(op, x, value, 0.1)
+    value = randaugment._magnitude_of(op, torch.full((8,), 0.8))
+    expected = x if op == "Identity" else randaugment._augment(op, x, value, 0.1)
     torch.testing.assert_close(y, expected, atol=1e-6, rtol=0)
     if op != "Identity":
         assert not torch.equal(y, x)
@@ -508,7 +509,9 @@ def test_every_picture_goes_through_the_operation_that_it_drew():
     ops = ("Solarize", "Identity", "TranslateX")
     y = V.RandAugment(num_ops=1, p=1.0, ops=ops, magnitude=(0.9, 0.9), cutout=0.0)(x, generator(26))
     outcomes = [
-        x if op == "Identity" else V._augment(op, x, V._magnitude_of(op, torch.full((600,), 0.9)), 0.0)
+        x
+        if op == "Identity"
+        else randaugment._augment(op, x, randaugment._magnitude_of(op, torch.full((600,), 0.9)), 0.0)
         for op in ops
     ]
     which = torch.stack([((y - o).abs() < 1e-6).flatten(1).all(dim=1) for o in outcomes], dim=1)

@@ -23,7 +23,8 @@ from embedkit.training.data import (  # noqa: E402
 )
 from embedkit.training.methods.fixmatch import Config, FixMatch, consistency_loss, lr_factor  # noqa: E402
 from embedkit.training.optim import Optimizer  # noqa: E402
-from embedkit.training.views import RANDAUGMENT_RANGES, Compose, RandAugment, RandomInvert  # noqa: E402
+from embedkit.training.views import Compose, RandAugment, RandomInvert  # noqa: E402
+from embedkit.training.views.randaugment import RANDAUGMENT_RANGES  # noqa: E402
 
 
 def build(total_steps=40, classes=10, **config):
