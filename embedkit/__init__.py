@@ -9,7 +9,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from embedkit.analysis.calibration import Calibration, calibrate
+    from embedkit.analysis.calibrating import calibrate
+    from embedkit.analysis.calibration import Calibration
     from embedkit.analysis.clustering import Clustering, cluster
     from embedkit.analysis.duplicates import Duplicates, find_duplicates
     from embedkit.analysis.identification import identify
@@ -103,7 +104,7 @@ _HOMES = {
     "Mixture": "mixture",
     "Passport": "embeddings",
     "Report": "job",
-    "calibrate": "analysis.calibration",
+    "calibrate": "analysis.calibrating",
     "cluster": "analysis.clustering",
     "embed": "pipeline",
     "find_duplicates": "analysis.duplicates",

@@ -98,7 +98,7 @@ def calibrate(
             )
         if encoder is not None or faces:
             raise typer.BadParameter("--encoder and --faces go with pictures; embeddings have their encoder")
-        from embedkit.analysis.calibration import calibrate_pairs
+        from embedkit.analysis.calibrating import calibrate_pairs
         from embedkit.analysis.pairs import read_pairs, sample_pairs
         from embedkit.analysis.rows import Rows
 

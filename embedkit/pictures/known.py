@@ -9,7 +9,8 @@ import os
 from dataclasses import dataclass
 from functools import partial
 
-from embedkit.analysis.calibration import REPLICATES, Calibration, calibrate_pairs, check_support
+from embedkit.analysis.calibrating import REPLICATES, calibrate_pairs, check_support
+from embedkit.analysis.calibration import Calibration
 from embedkit.analysis.pairs import (
     MOST,
     Pairs,

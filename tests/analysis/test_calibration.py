@@ -11,13 +11,8 @@ from statistics import NormalDist
 import numpy as np
 import pytest
 
-from embedkit.analysis.calibration import (
-    Calibration,
-    calibrate,
-    calibrate_pairs,
-    check_support,
-    verify_vectors,
-)
+from embedkit.analysis.calibrating import calibrate, calibrate_pairs, check_support
+from embedkit.analysis.calibration import Calibration, verify_vectors
 from embedkit.analysis.identification import identify
 from embedkit.analysis.pairs import sample_pairs
 from embedkit.analysis.rates import (

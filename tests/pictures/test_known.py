@@ -16,7 +16,8 @@ from typer.testing import CliRunner
 pytest.importorskip("onnxruntime")
 
 from embedkit import embed, load_encoder
-from embedkit.analysis.calibration import Calibration, calibrate_pairs
+from embedkit.analysis.calibrating import calibrate_pairs
+from embedkit.analysis.calibration import Calibration
 from embedkit.analysis.pairs import sample_pairs
 from embedkit.commands.calibrate import calibrate as command
 from embedkit.embeddings import Embeddings
