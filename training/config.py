@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import importlib
 import math
+import sys
 import typing
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -98,12 +99,23 @@ def method_name(config: RunConfig) -> str:
 def to_json(value: Any) -> Any:
     """A configuration as JSON values: a dataclass becomes an object whose `type` is `module.Class`."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        kind = f"{type(value).__module__}.{type(value).__name__}"
         fields = {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
-        return {"type": kind.removeprefix(_PACKAGE), **fields}
+        return {"type": _kind(type(value)), **fields}
     if isinstance(value, (tuple, list)):
         return [to_json(item) for item in value]
     return value
+
+
+def _kind(cls: type) -> str:
+    """`module.Class` below `embedkit.training`: of the package that gives the class, where one does.
+
+    Files outlive the place of a class within its package: `views.Compose`, whichever file of `views` it stands in.
+    """
+    module = cls.__module__
+    package = module.rpartition(".")[0]
+    if package.startswith(_PACKAGE) and getattr(sys.modules[package], cls.__name__, None) is cls:
+        module = package
+    return f"{module}.{cls.__name__}".removeprefix(_PACKAGE)
 
 
 def from_json(value: Any, where: str = "config") -> Any:

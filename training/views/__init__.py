@@ -27,7 +27,7 @@ from embedkit.training.views.geometry import (
     Rotate90,
 )
 from embedkit.training.views.randaugment import RandAugment
-from embedkit.training.views.view import Compose, View, views_from_json, views_to_json
+from embedkit.training.views.view import Compose, View
 
 __all__ = [
     "TWO_VIEWS",
@@ -47,8 +47,6 @@ __all__ = [
     "RandomVerticalFlip",
     "Rotate90",
     "View",
-    "views_from_json",
-    "views_to_json",
 ]
 
 #: What methods that compare two views of a small picture draw twice: crops, flips and light. On Fashion-MNIST

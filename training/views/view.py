@@ -1,12 +1,8 @@
-"""What every view is: a checked pure function of a batch and a generator, and JSON by its class name."""
+"""What every view is: a checked pure function of a batch and a generator."""
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, cast
 
 import torch
 from torch import Generator, Tensor
@@ -15,15 +11,10 @@ from embedkit.errors import ConfigError
 
 
 class View:
-    """The base of every view: checks the batch, records no gradient, and is found by its class name in JSON.
+    """The base of every view: checks the batch and records no gradient.
 
     A subclass is a frozen keyword-only dataclass with a `transform` that leaves its input as it is.
     """
-
-    registry: ClassVar[dict[str, type[View]]] = {}
-
-    def __init_subclass__(cls) -> None:
-        View.registry[cls.__name__] = cls
 
     @torch.no_grad()
     def __call__(self, x: Tensor, generator: Generator) -> Tensor:
@@ -79,39 +70,3 @@ class Compose(View):
         for view in self.views:
             x = view(x, generator)
         return x
-
-
-def views_to_json(view: View) -> dict[str, Any]:
-    """A view as JSON: its class name under `view`, and its fields."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, View):
-            return views_to_json(value)
-        return [plain(item) for item in value] if isinstance(value, tuple) else value
-
-    fields = {field.name: plain(getattr(view, field.name)) for field in dataclasses.fields(cast(Any, view))}
-    return {"view": type(view).__name__, **fields}
-
-
-def views_from_json(value: object) -> View:
-    """The view that `views_to_json` wrote.
-
-    Raises:
-        ConfigError: Not such an object, an unknown view, or a field that it does not have.
-    """
-    if not isinstance(value, Mapping) or not isinstance(value.get("view"), str):
-        raise ConfigError(f"a view: expected an object with its class name under 'view', found {value!r}")
-    name = value["view"]
-    if name not in View.registry:
-        near = difflib.get_close_matches(name, View.registry, n=3) or sorted(View.registry)
-        raise ConfigError(f"a view: no class of the name {name!r}; the nearest are {', '.join(near)}")
-
-    def rich(item: Any) -> Any:
-        if isinstance(item, Mapping):
-            return views_from_json(item)
-        return tuple(rich(part) for part in item) if isinstance(item, list) else item
-
-    try:
-        return View.registry[name](**{key: rich(item) for key, item in value.items() if key != "view"})
-    except TypeError as error:
-        raise ConfigError(f"view {name}: {error}") from None
