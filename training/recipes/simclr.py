@@ -38,7 +38,10 @@ def recipe() -> RunConfig:
 
 
 def photos() -> RunConfig:
-    """ResNet-50 on colour pictures of 64 pixels: figures of the whole run are not measured yet.
+    """ResNet-50 on colour pictures of 64 pixels: MAP@R of crops of unseen photographs 0.600 (at random 0.426).
+
+    P@1 of the same crops 0.997 (at random 0.953), kNN of groups of drawings 0.626 (0.529), after 24 epochs on 15,909
+    crops of photographs and drawings.
 
     Views are those of the source for small pictures, with a quarter of its colour jitter and a quarter of its grays,
     and no blur; crops of at least a fifth of the area, since a picture of 64 pixels has no smaller part worth naming.
@@ -46,7 +49,7 @@ def photos() -> RunConfig:
     0.555, 0.583, 0.619 and 0.650, kNN of groups of emoji 0.486, 0.496, 0.516 and 0.512 at 0.4, 0.2, 0.1 and 0.04. So
     was the temperature: 0.541 at 0.5 for 0.555, 0.566 at 0.1 for 0.583.
 
-    Data: a folder with Parquet files whose names begin with `train`, at any depth; no label is used. Time: 120
+    Data: a folder with Parquet files whose names begin with `train`, at any depth; no label is used. Time: 97
     minutes on 2 cores for 16,700 pictures.
 
         embedkit train simclr:photos --data pictures/
