@@ -20,7 +20,6 @@ from embedkit.training.config import RunConfig, method_name
 from embedkit.training.data import Pictures, load_pictures, split_validation
 from embedkit.training.export import Card, timm_config, update_index, write_entry
 from embedkit.training.method import Method
-from embedkit.training.methods import FAMILIES
 from embedkit.training.run import CONFIG as RUN_CONFIG
 from embedkit.training.run import COST, load_run, pretext_on
 
@@ -129,8 +128,7 @@ def _provenance(run: Path, config: RunConfig, pretext: dict[str, float]) -> dict
     stored = configuration.to_json(config)
     # A path of the machine that trained says nothing to a reader and something about its owner.
     stored["data"]["path"] = Path(config.data.path).name
-    family = next(family for family, methods in FAMILIES.items() if method_name(config) in methods)
-    provenance = {"trained_by": "embedkit train", "family": family, "recipe": config.recipe, "run": stored}
+    provenance = {"trained_by": "embedkit train", "recipe": config.recipe, "run": stored}
     if pretext:
         provenance["pretext"] = {name: round(value, 6) for name, value in pretext.items()}
     return {**provenance, "cost": json.loads((run / COST).read_text("utf-8"))}

@@ -44,6 +44,7 @@ from embedkit.preprocess import read_pixels
 from embedkit.training.card import Card, render_card
 from embedkit.training.golden import TOLERANCES, npz_bytes, synthetic_pictures
 from embedkit.training.graph import PixelEncoder, export_graph, holding, stored_state
+from embedkit.training.methods import family_of
 from embedkit.training.standalone import standalone
 
 __all__ = ["Card", "standalone", "timm_config", "update_index", "write_entry"]
@@ -79,7 +80,8 @@ def write_entry(
         network: The encoder alone, in eval mode: normalised float32 (N, C, H, W) -> (N, D); of another kind,
             -> the configuration's outputs by name. Its state-dict names are the names in `model.safetensors`.
         config: What it is. `timm` (see `timm_config`) must build the same module, or be empty when timm
-            cannot. `provenance` gains what float16 rounding cost, the parity and the versions.
+            cannot. `provenance` gains what the method learns from, what float16 rounding cost, the parity and the
+            versions.
         samples: uint8 (S, C, H, W), S of 32 or more (64 by custom): pixels to measure and to compare on.
         card: The words of the model card.
         pictures: uint8 (4, 48, 64, 3) for the golden vectors; synthetic ones by default.
@@ -122,9 +124,11 @@ def write_entry(
     graph = export_graph(stored, preprocess, weights, {**about, "weights_sha256": weights_sha256})
 
     difference = _check_parity(folder.name, graph, weights, stored, config, samples, golden_pixels)
+    family = family_of(config.method)
     config = dataclasses.replace(
         config,
         provenance={
+            **({"family": family} if family else {}),
             **config.provenance,
             "stored": {
                 "dtype": str(dtype).removeprefix("torch."),

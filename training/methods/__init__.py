@@ -12,7 +12,7 @@ import pkgutil
 from embedkit.errors import ConfigError
 from embedkit.training.method import Method
 
-__all__ = ["FAMILIES", "method_class", "names"]
+__all__ = ["FAMILIES", "family_of", "method_class", "names"]
 
 #: What a method learns from, and the methods.
 FAMILIES = {
@@ -30,6 +30,11 @@ FAMILIES = {
 def names() -> list[str]:
     """The methods, sorted."""
     return sorted(module.name for module in pkgutil.iter_modules(__path__))
+
+
+def family_of(name: str) -> str:
+    """What the method `name` learns from; empty for one that embedkit does not train."""
+    return next((family for family, methods in FAMILIES.items() if name in methods), "")
 
 
 def method_class(name: str) -> type[Method]:

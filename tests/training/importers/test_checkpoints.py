@@ -35,6 +35,7 @@ from embedkit.training.importers import checkpoints, foreign  # noqa: E402
 from embedkit.training.importers.checkpoints import import_checkpoint  # noqa: E402
 from embedkit.training.importers.foreign import Request  # noqa: E402
 from embedkit.training.importers.layouts import LAYOUTS  # noqa: E402
+from embedkit.training.methods import family_of  # noqa: E402
 
 # torch.onnx warns of its own deprecations while it traces timm's ViTs.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:torch.*")
@@ -214,6 +215,8 @@ def test_every_layout_gives_the_network_that_is_in_it(case, request, tmp_path):
         assert done.said.startswith(f"layout {layout},")
         assert provenance["source"] == "https://example.org/checkpoint.pth.tar"
         assert config.licence == (published or "MIT") and config.method == method
+        # What a table of the zoo says that the method learns from, where embedkit knows the method.
+        assert provenance.get("family", "") == family_of(method)
         assert bool(config.timm) is (
             kind != "lightness"
         )  # the folder loads with timm, which write_entry has tried
