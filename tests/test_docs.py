@@ -27,13 +27,17 @@ def test_the_help_page_is_what_the_commands_print(checkout):
     )
 
 
-def test_the_python_example_of_readme_runs(checkout, tmp_path, monkeypatch, capsys):
+def test_the_python_examples_of_readme_run(checkout, tmp_path, monkeypatch, capsys):
     text = (checkout / "README.md").read_text("utf-8")
-    code = re.search(r"```python\n(.*?)```", text, re.DOTALL).group(1)
+    first, second = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     (tmp_path / "samples").symlink_to(checkout / "samples")
     monkeypatch.chdir(tmp_path)
-    exec(compile(code, "README.md", "exec"), {})
+    monkeypatch.setenv("EMBEDKIT_ZOO", str(checkout / "zoo"))  # the second stands below the line that sets it
+    names = {}
+    exec(compile(first, "README.md", "exec"), names)
     assert "(3, 1280)" in capsys.readouterr().out
+    exec(compile(second, "README.md", "exec"), names)
+    assert len(names["labels"]) == 2 and all(0.1 <= p <= 1 for p in names["probabilities"])
 
 
 def test_every_command_that_readme_names_exists(checkout):

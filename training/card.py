@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from embedkit.entry import EntryConfig, Preprocess
+from embedkit.hub.comparison import BASELINES
 
 _RESIZE = {
     "shortest": "the shorter side is brought to {0} pixels, keeping the aspect ratio",
@@ -23,10 +24,16 @@ _TASK = {
     "landmarks": "keypoint-detection",
 }
 _COLOR = {
-    "rgb": "three channels, RGB",
-    "gray": "one channel, ITU-R 601 luma",
-    "lab_l": "one channel, CIE L* (D65) scaled to 0..255",
+    "rgb": "Three channels, RGB",
+    "gray": "One channel, ITU-R 601 luma",
+    "lab_l": "One channel, CIE L* (D65) scaled to 0..255",
 }
+#: What the card says of an entry with `mixture.safetensors`.
+_ASSIGN = """The entry holds a mixture of Gaussians over its embeddings, too: the clusters that training found.
+
+```python
+labels, probabilities = encoder.assign(["a.jpg", "b.jpg"])  # the likeliest cluster of each, and how likely
+```"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,16 +55,18 @@ class Card:
     limits: tuple[str, ...] = ()
 
 
-def render_card(name: str, config: EntryConfig, card: Card) -> str:
+def render_card(name: str, config: EntryConfig, card: Card, *, mixture: bool = False) -> str:
     """The text of `README.md`, the same text for the same entry.
 
     Args:
         name: The entry's folder name.
-        config: Its final configuration. Of `metrics` the card reads `protocol` (text) and `results`
-            (data set -> figure -> number); of `provenance` it reads `stored`, `parity` and `cost` (of which
-            `co2_grams` also goes to the front matter) and lists the rest.
+        config: Its final configuration. Of `metrics` the card reads what `write_figures` puts there; of `provenance`
+            it reads `stored`, `parity`, `run` and `cost` (of which `co2_grams` also goes to the front matter) and
+            lists the rest.
         card: The words.
+        mixture: Whether the entry holds a fitted mixture.
     """
+    shown = ("stored", "parity", "cost", "run")
     blocks = [
         f"---\n{yaml.safe_dump(_front_matter(name, config, card), sort_keys=False, width=110)}---",
         f"# {name}",
@@ -66,17 +75,19 @@ def render_card(name: str, config: EntryConfig, card: Card) -> str:
         f"Licence of the weights: {config.licence}.",
         "## Use",
         card.use or _use(name, config),
+        _ASSIGN if mixture else "",
         "## Preprocessing",
         _preprocessing(config.preprocess),
         "## Figures",
-        _figures(config),
+        *_figures(config.metrics),
         *_cost(config.provenance.get("cost")),
         "## Stored weights and parity",
         _stored(config.provenance),
         "## Limits",
         "\n".join(f"- {limit}" for limit in card.limits) or "- None recorded: nobody has looked yet.",
         "## Provenance",
-        _list({k: v for k, v in config.provenance.items() if k not in ("stored", "parity", "cost")}),
+        _list({key: value for key, value in config.provenance.items() if key not in shown}),
+        *_run(config.provenance.get("run")),
     ]
     return "\n\n".join(block.strip() for block in blocks if block.strip()) + "\n"
 
@@ -176,24 +187,43 @@ def _preprocessing(preprocess: Preprocess) -> str:
     )
 
 
-def _figures(config: EntryConfig) -> str:
-    results = config.metrics.get("results", {})
-    if not results:
-        return "None measured yet by `embedkit evaluate`."
-    protocol = str(config.metrics.get("protocol", "By `embedkit evaluate`."))
-    lines = [protocol, "", "| data | figure | value |", "|---|---|---|"]
-    lines += [
-        f"| {data} | {key} | {value:.4f} |"
-        for data, figures in sorted(results.items())
-        for key, value in sorted(figures.items())
-    ]
-    return "\n".join(lines)
+def _figures(metrics: Mapping[str, Any]) -> Iterator[str]:
+    """The protocol, then a table for each data set: every figure, its interval and the baselines'."""
+    if not metrics.get("results"):
+        yield "None measured yet by `embedkit evaluate`."
+        return
+    yield str(metrics.get("protocol", "By `embedkit evaluate`."))
+    for data, figures in sorted(metrics["results"].items()):
+        intervals, baselines, pictures = (
+            metrics.get(part, {}).get(data, {}) for part in ("intervals", "baselines", "pictures")
+        )
+        beside = [name for name in BASELINES if name in baselines]
+        yield f"### {data}"
+        if pictures:
+            yield f"{pictures['train']:,} training pictures, {pictures['test']:,} test pictures."
+        lines = [f"| figure | this encoder | 95 % |{''.join(f' {name} |' for name in beside)}"]
+        lines.append("|---" * (3 + len(beside)) + "|")
+        for key, value in figures.items():
+            cells = [key, _figure(value), " to ".join(map(_figure, intervals.get(key, ())))]
+            cells += [_figure(baselines[name].get(key)) for name in beside]
+            lines.append(f"| {' | '.join(cells)} |")
+        yield "\n".join(lines)
+
+
+def _figure(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
 
 
 def _cost(cost: Mapping[str, Any] | None) -> list[str]:
     if not cost:
         return []
     return ["## Cost of training", _list(cost)]
+
+
+def _run(run: Mapping[str, Any] | None) -> list[str]:
+    if not run:
+        return []
+    return [f"Every field of the training run:\n\n```json\n{json.dumps(run, indent=1)}\n```"]
 
 
 def _stored(provenance: Mapping[str, Any]) -> str:

@@ -30,6 +30,7 @@ from embedkit.entry import (
     GOLDEN,
     GRAPH,
     MANIFEST,
+    MIXTURE,
     SCHEMA_VERSION,
     WEIGHTS,
     EntryConfig,
@@ -148,7 +149,7 @@ def write_entry(
         CONFIG: (json.dumps(config.to_json(), indent=1) + "\n").encode(),
         WEIGHTS: weights,
         GRAPH: graph,
-        CARD: render_card(folder.name, config, card or Card()).encode(),
+        CARD: render_card(folder.name, config, card or Card(), mixture=MIXTURE in (extra or {})).encode(),
         GOLDEN: npz_bytes(golden),
         **(extra or {}),
     }

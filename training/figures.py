@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from embedkit.entry import CARD, CONFIG, INDEX, MANIFEST, WEIGHTS, Manifest
+from embedkit.entry import CARD, CONFIG, INDEX, MANIFEST, MIXTURE, WEIGHTS, Manifest
 from embedkit.errors import ConfigError
 from embedkit.hub.files import replacing_folder
 from embedkit.hub.index import update_index
@@ -63,9 +63,8 @@ def write_figures(evaluation: Evaluation, source: str | os.PathLike[str]) -> Man
     files = {name: entry.read(name) for name in entry.manifest.files}
     files[CONFIG] = (json.dumps(config.to_json(), indent=1) + "\n").encode()
     if CARD in files:
-        files[CARD] = render_card(
-            entry.name, config, _words_of(entry.card, entry.name, config.method)
-        ).encode()
+        words = _words_of(entry.card, entry.name, config.method)
+        files[CARD] = render_card(entry.name, config, words, mixture=MIXTURE in files).encode()
     manifest = Manifest.encode(files)
     with replacing_folder(folder) as partial:
         # with what else lies there: a load ignores it, and it is not ours to drop

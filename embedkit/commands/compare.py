@@ -20,6 +20,7 @@ def compare(
 ) -> None:
     """Compare entries on the data sets that their figures were measured on, with the baselines."""
     from embedkit.hub.comparison import compare as compare_facts
+    from embedkit.hub.comparison import with_protocols
     from embedkit.hub.index import build_facts
     from embedkit.load import find_entry
 
@@ -34,7 +35,9 @@ def compare(
     if as_json:
         print(json.dumps([dataclasses.asdict(table) for table in tables], indent=1))
         return
-    for table in tables:
+    for table, protocol in with_protocols(tables):
         print(f"{table.data}\n\n{table.markdown(intervals=intervals)}\n")
+        if protocol:
+            print(f"{protocol}\n")
     for name in silent:
         print(f"embedkit: {name} has no figures yet", file=sys.stderr)

@@ -6,11 +6,11 @@ or on two data sets, never stand in one table.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["Comparison", "Row", "compare"]
+__all__ = ["Comparison", "Row", "compare", "with_protocols"]
 
 #: Columns of figures: name in an entry, heading.
 FIGURES = {
@@ -26,6 +26,7 @@ FIGURES = {
     "rankme": "RankMe",
 }
 BASELINES = ("random", "pixels", "pca")
+OWN_TASK = "Own task: on up to 2,048 held-out training pictures, as the run was exported."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,6 +131,13 @@ def compare(entries: Mapping[str, Mapping[str, Any]]) -> list[Comparison]:
         )
         for (data, protocol), rows in sorted(tables.items())
     ]
+
+
+def with_protocols(tables: Sequence[Comparison]) -> Iterator[tuple[Comparison, str]]:
+    """Each table with what to write below it: how it was measured; under the last one alone where that is one way."""
+    several = len({table.protocol for table in tables}) > 1
+    for table in tables:
+        yield table, f"{table.protocol} {OWN_TASK}" if several or table is tables[-1] else ""
 
 
 def _row(name: str, facts: Mapping[str, Any], data: str, figures: Mapping[str, float]) -> Row:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from embedkit.entry import ENTRY_NAME, INDEX, SCHEMA_VERSION
-from embedkit.hub.comparison import compare
+from embedkit.hub.comparison import compare, with_protocols
 from embedkit.hub.files import write_file
 from embedkit.hub.folder import FolderEntry, FolderPlace
 from embedkit.hub.place import VerifiedEntry
@@ -107,14 +107,15 @@ def pages(index: dict[str, Any]) -> dict[str, bytes]:
     tables = compare(index["entries"])
     plots: dict[str, bytes] = {}
     sections: list[str] = []
-    for table in tables:
+    for table, protocol in with_protocols(tables):
         sections += [f"## {table.data}", "", table.markdown(links=True), ""]
         figure = "probe_top1" if any("probe_top1" in row.figures for row in table.rows) else "map_at_r"
         if sum(row.flops is not None and figure in row.figures for row in table.rows) > 1:
             name = f"quality-{re.sub('[^a-z0-9]+', '-', table.data.lower())}.svg"
             plots[name] = plot_bytes(table, figure)
             sections += [f"![{figure} over training FLOPs]({name})", ""]
-        sections += [f"{table.protocol} Own task: on held-out training pictures.", ""]
+        if protocol:
+            sections += [protocol, ""]
     return {TABLE: table_bytes(index) + "\n".join(["", *sections]).encode(), **plots}
 
 

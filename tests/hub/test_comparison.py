@@ -8,7 +8,7 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
-from embedkit.hub.comparison import compare
+from embedkit.hub.comparison import OWN_TASK, compare, with_protocols
 from embedkit.hub.index import TABLE, make_index, pages
 from embedkit.hub.plot import _apart, plot_bytes
 
@@ -53,6 +53,19 @@ def test_one_table_for_each_data_set_and_protocol():
         ("digits", "another", ["c-x.d"]),
         ("digits", "p", ["a-x.d", "d-x.d"]),
         ("letters", "p", ["b-x.d"]),
+    ]
+
+
+def test_the_protocol_is_said_once_where_there_is_one():
+    same = compare({"a-x.d": facts(protocol="one way"), "b-x.d": facts(data="letters", protocol="one way")})
+    assert [(table.data, said) for table, said in with_protocols(same)] == [
+        ("digits", ""),
+        ("letters", f"one way {OWN_TASK}"),
+    ]
+    two = compare({"a-x.d": facts(protocol="one"), "b-x.d": facts(data="letters", protocol="another")})
+    assert [(table.data, said) for table, said in with_protocols(two)] == [
+        ("digits", f"one {OWN_TASK}"),
+        ("letters", f"another {OWN_TASK}"),
     ]
 
 

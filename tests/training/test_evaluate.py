@@ -505,7 +505,10 @@ def test_figures_enter_the_entry(own_zoo, on_digits):
     assert set(baselines) == {"random", "pixels", "pca"}
 
     card = (folder / CARD).read_text()
-    assert f"| sklearn:digits | knn_top1 | {figures['knn_top1']:.4f} |" in card and "model-index" in card
+    low, high = config.metrics["intervals"]["sklearn:digits"]["knn_top1"]
+    pictures = f"{on_digits.train:,} training pictures, {on_digits.test:,} test pictures."
+    assert f"### sklearn:digits\n\n{pictures}" in card and "model-index" in card
+    assert f"| knn_top1 | {figures['knn_top1']:.4f} | {low:.4f} to {high:.4f} |" in card
     for words in (WORDS.summary, *(f"- {limit}" for limit in WORDS.limits), "- digits\n", "- tests\n"):
         assert words in card
     assert card.count(WORDS.summary) == card.count("None measured") + 1 == 1

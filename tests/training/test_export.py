@@ -393,7 +393,7 @@ def test_card_has_the_front_matter_and_the_figures(tmp_path, quick):
     (result,) = front["model-index"][0]["results"]
     assert result["dataset"]["name"] == "Fashion-MNIST"
     assert result["metrics"] == [{"type": "knn_top1", "value": 0.84, "name": "knn_top1"}]
-    assert "| Fashion-MNIST | knn_top1 | 0.8400 |" in body and "kNN on test." in body
+    assert "### Fashion-MNIST" in body and "| knn_top1 | 0.8400 |  |" in body and "kNN on test." in body
     assert f'load_encoder("{folder.name}")' in body and "- source: a run" in body
     assert "stored in float16" in body
 
