@@ -13,12 +13,14 @@ __all__ = ["baseline", "recipe"]
 
 
 def recipe() -> RunConfig:
-    """r10 on Fashion-MNIST with 40 labels a class: figures of the whole run are not measured yet.
+    """r10 on Fashion-MNIST with 40 labels a class: accuracy 0.851 in the mean of three draws, 0.807 without FixMatch.
 
-    Of 4,000 steps (seed 1), accuracy on the 6,000 held-out training pictures: 0.841 at this learning rate, 0.829 at
-    the source's 0.03, 0.840 with AdamW at 2e-3; 0.818 for the baseline at 0.03.
+    Draw by draw (seeds 0, 1, 2) 0.850, 0.857, 0.848 on the test pictures and 0.850, 0.857, 0.859 on the 6,000
+    held-out training pictures; without unlabelled pictures (`fixmatch:baseline`) 0.799, 0.811, 0.811 and 0.809,
+    0.810, 0.820.
 
     Data: the four IDX files of Fashion-MNIST; 400 labels are drawn by the seed, the others are hidden.
+    Time: 10,000 steps, 45 to 61 minutes on one core.
 
         embedkit train fixmatch --data fashion-mnist/
     """
@@ -38,9 +40,11 @@ def recipe() -> RunConfig:
 
 
 def baseline() -> RunConfig:
-    """Baseline of `fixmatch`, its labels, views and steps without any unlabelled picture: not measured yet.
+    """Baseline of `fixmatch`, its labels, views and steps without any unlabelled picture: accuracy 0.807.
 
-    Data: as for `recipe`.
+    The mean of three draws of the labels on the test pictures; figures draw by draw at `recipe`.
+
+    Data: as for `recipe`. Time: 10,000 steps, 16 to 27 minutes on one core.
 
         embedkit train fixmatch:baseline --data fashion-mnist/
     """
