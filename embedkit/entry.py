@@ -193,6 +193,11 @@ class EntryConfig:
     metrics: Mapping[str, Any] = field(default_factory=dict)
     timm: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def takes_aligned_faces(self) -> bool:
+        """Whether of a whole photograph it says nothing: a face is to be found and aligned first."""
+        return self.method == "face"
+
     def to_json(self) -> dict[str, Any]:
         """The whole of `config.json`."""
         return {

@@ -211,6 +211,11 @@ class Job:
         notes = [*self.listing.notes]
         if self.encoder.note:
             notes.append(self.encoder.note)
+        if self.encoder.config.takes_aligned_faces:
+            notes.append(
+                f"{self.encoder.name} takes aligned faces, and of whole photographs it says nothing; "
+                "`embedkit verify`, `identify` and `calibrate` find the faces of photographs with --faces"
+            )
         if self.resumed:
             notes.append(f"went on with an unfinished job: {len(keep_new)} pictures were done")
         return Report(

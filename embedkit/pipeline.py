@@ -113,7 +113,7 @@ def embed(
             stdin=stdin,
         )
         if not len(listing.items) and not listing.errors:
-            raise SourceError(f"no pictures in {', '.join(sources)}; check the path and the suffixes")
+            raise listing.empty(", ".join(sources))
         if listing.errors and on_error == "stop":
             raise SourceError("{0}: {2}; --on-error skip goes on past it".format(*listing.errors[0]))
         work = Job(

@@ -70,6 +70,12 @@ class Listing:
     errors: list[tuple[str, str, str]]
     notes: list[str]
 
+    def empty(self, where: str) -> SourceError:
+        """What to raise where there is no picture: with what was passed over instead."""
+        return SourceError(
+            f"no pictures in {where}; {'; '.join(self.notes) or 'check the path and the suffixes'}"
+        )
+
 
 def list_sources(
     sources: Sequence[str | os.PathLike[str]] | str | os.PathLike[str],

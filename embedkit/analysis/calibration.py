@@ -206,7 +206,8 @@ class Calibration:
         if passport is not None and self.fingerprint and passport.fingerprint != self.fingerprint:
             raise SpaceMismatchError(
                 f"the calibration is of {self.entry} (space {self.fingerprint[:12]}) and {where} holds embeddings "
-                f"of {passport.entry} (space {passport.fingerprint[:12]}); calibrate that space, too"
+                f"of {passport.entry} (space {passport.fingerprint[:12]}); name the calibrated encoder with --encoder, "
+                "or calibrate the other space, too"
             )
 
     def to_json(self) -> dict[str, Any]:

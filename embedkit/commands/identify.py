@@ -37,7 +37,7 @@ def identify(
         str | None,
         typer.Option(
             help="A zoo name or an entry's folder.",
-            show_default="the one that made the embeddings; face-r29.dlib for a folder with --faces",
+            show_default="the one that made the embeddings, or that was calibrated; face-r29.dlib with --faces",
         ),
     ] = None,
     device: Device = "auto",

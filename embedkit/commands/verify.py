@@ -23,7 +23,10 @@ def verify(
     b: Annotated[str, typer.Argument(metavar="B", help="Another picture.")],
     encoder: Annotated[
         str | None,
-        typer.Option(help="A zoo name or an entry's folder.", show_default="face-r29.dlib with --faces"),
+        typer.Option(
+            help="A zoo name or an entry's folder.",
+            show_default="the one that was calibrated; face-r29.dlib with --faces",
+        ),
     ] = None,
     calibration: CalibrationFile = None,
     threshold: Threshold = None,
@@ -47,16 +50,16 @@ def verify(
     if not faces and (draw is not None or part_a is not None or part_b is not None):
         raise typer.BadParameter("--draw, --part-a and --part-b need --faces")
     from embedkit.analysis.calibration import Calibration, check_threshold
-    from embedkit.load import load_encoder
     from embedkit.pictures import faces as faces_of
+    from embedkit.pictures.embedding import encoder_of_pictures
     from embedkit.pictures.verification import verify as decide
 
     if threshold is not None:
         check_threshold(threshold)  # before anything is loaded
     known = Calibration.load(calibration) if calibration is not None else None
     found: list[list[faces_of.Face]] = []
-    if faces:
-        people = faces_of.FaceEncoder(encoder or faces_of.ENCODER, device=device, threads=threads)
+    people = encoder_of_pictures(encoder, faces=faces, calibration=known, device=device, threads=threads)
+    if isinstance(people, faces_of.FaceEncoder):
         found = [people.finder.find(path) for path in (a, b)]
         if draw is not None:
             # Before the faces are chosen: the drawing is what shows their numbers.
@@ -69,9 +72,8 @@ def verify(
         result = decide(people, chosen[0], chosen[1], threshold, known)
         name = people.encoder.name
     else:
-        whole = load_encoder(encoder, device=device, threads=threads)
-        result = decide(whole, a, b, threshold, known)
-        name = whole.name
+        result = decide(people, a, b, threshold, known)
+        name = people.name
     if as_json:
         boxes = [[{"box": face.box, "score": face.score} for face in several] for several in found]
         print(

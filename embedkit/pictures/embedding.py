@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from embedkit.analysis.calibration import Calibration
 from embedkit.embeddings import Embeddings, Passport
 from embedkit.encoder import Encoder, reason_of
 from embedkit.errors import (
@@ -26,7 +27,7 @@ from embedkit.errors import (
     SpaceMismatchError,
 )
 from embedkit.job import Progress
-from embedkit.load import load_encoder
+from embedkit.load import find_entry, load_encoder
 from embedkit.pictures.faces import ENCODER, FaceEncoder, choose, passport_of
 from embedkit.pictures.reading import Originals
 
@@ -129,17 +130,35 @@ def encoder_of_pictures(
     encoder: str | os.PathLike[str] | None = None,
     *,
     faces: bool = False,
+    calibration: Calibration | None = None,
     device: str = "auto",
     threads: int | str = "auto",
 ) -> Encoder | FaceEncoder:
     """The encoder of pictures that belong to no space yet.
 
     Args:
-        encoder: A name or an entry's folder; the default encoder when None, or that of faces.
+        encoder: A name or an entry's folder. When None, the one whose space was calibrated; without a calibration the
+            default encoder, or that of faces.
         faces: Embed the one face of each picture.
+        calibration: With which the pictures will be judged.
         device: As for `load_encoder`.
         threads: As for `load_encoder`.
+
+    Raises:
+        ConfigError: The calibrated encoder takes faces and whole pictures are asked for, or the other way round.
+        EntryNotFoundError: No place has it.
     """
+    if encoder is None and calibration is not None and calibration.entry:
+        encoder = calibration.entry
+        if find_entry(encoder).config.takes_aligned_faces != faces:
+            what = (
+                "embeds aligned faces: add --faces"
+                if not faces
+                else "embeds whole pictures: leave out --faces"
+            )
+            raise ConfigError(
+                f"the calibration is of {encoder}, which {what}, or name an encoder with --encoder"
+            )
     if faces:
         return FaceEncoder(ENCODER if encoder is None else encoder, device=device, threads=threads)
     return load_encoder(encoder, device=device, threads=threads)

@@ -80,8 +80,8 @@ def identify_pictures(
         calibration: Gives the threshold and the expected rate.
         threshold: Cosine; overrides the calibration's. Without either, the entry's own threshold decides where it has
             one.
-        encoder: A name or an entry's folder; by default the one that made the embeddings, or for a folder the default
-            encoder, or that of faces.
+        encoder: A name or an entry's folder; by default the one that made the embeddings, or for a folder the one
+            that was calibrated, the default encoder, or that of faces.
         faces: Find the one face of each picture, and compare these; whole pictures otherwise. Rows of embeddings are
             taken as they are.
         device: As for `load_encoder`.
@@ -116,7 +116,9 @@ def identify_pictures(
                 f"{where} is a folder of pictures, whose sub-folders are the identities; leave out --identity"
             )
         known = known_pictures(gallery)
-        people = encoder_of_pictures(encoder, faces=faces, device=device, threads=threads)
+        people = encoder_of_pictures(
+            encoder, faces=faces, calibration=calibration, device=device, threads=threads
+        )
         embeds = people.encoder if isinstance(people, FaceEncoder) else people
         passport = passport_of(embeds)
     if calibration is not None:

@@ -21,7 +21,7 @@ from embedkit.analysis.pairs import (
     sample_pairs,
 )
 from embedkit.analysis.rows import Rows
-from embedkit.errors import ConfigError, SourceError
+from embedkit.errors import ConfigError
 from embedkit.job import Progress
 from embedkit.pictures.embedding import Picture, embed_readable, encoder_of_pictures
 from embedkit.pictures.reading import Originals
@@ -91,7 +91,7 @@ def known_pictures(folder: str | os.PathLike[str]) -> Known:
     where = os.fspath(folder)
     listing = list_sources([folder], root=folder)
     if not listing.items:
-        raise SourceError(f"no pictures in {where}; check the path and the suffixes")
+        raise listing.empty(where)
     ids = [item.id for item in listing.items]
     try:
         identities = folder_identities(ids)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -275,6 +276,31 @@ def test_what_is_refused(gallery, zoo, queries, stored, calibration, tmp_path, m
         identify_pictures(queries, **rows)
 
 
+def test_the_encoder_that_was_calibrated_is_taken(gallery, queries, calibration):
+    app = typer.Typer()
+    app.command()(verify)
+    plain = [*queries[:2], "--calibration", str(gallery.parent / "c.json"), "--json"]
+    done = CliRunner().invoke(app, plain)
+    assert done.exit_code == 0, done.exception
+    named = CliRunner().invoke(app, [*plain, "--encoder", "linear-tiny"])
+    assert json.loads(done.stdout) == json.loads(named.stdout)
+    assert json.loads(done.stdout)["encoder"] == "linear-tiny.noise"  # not the default encoder
+    found = identify_pictures(queries, gallery, calibration=calibration)
+    assert found.encoder == "linear-tiny.noise"
+    error = CliRunner().invoke(app, [*plain, "--encoder", "linear-far"]).exception
+    assert isinstance(error, SpaceMismatchError) and "--encoder" in str(error)
+
+
+def test_a_calibration_of_faces_decides_about_faces_alone(gallery, queries, calibration):
+    of_faces = replace(calibration, entry=ENCODER)
+    with pytest.raises(ConfigError, match=r"of face-r29\.dlib, which embeds aligned faces: add --faces"):
+        identify_pictures(queries, gallery, calibration=of_faces)
+    with pytest.raises(
+        ConfigError, match=r"of linear-tiny\.noise, which embeds whole pictures: leave out --faces"
+    ):
+        identify_pictures(queries, gallery, calibration=calibration, faces=True)
+
+
 @pytest.mark.parametrize("threshold", ["nan", "inf", "2", "-2"])
 def test_a_threshold_is_a_cosine(gallery, queries, threshold, monkeypatch):
     monkeypatch.setattr(module, "find_picture", None)  # refused before anything is looked at
@@ -313,6 +339,12 @@ def faces(portraits, tmp_path_factory):
     both.save(folder / "both.png")
     ImageOps.mirror(portraits[0]).save(folder / "mirrored.png")
     return folder
+
+
+def test_whole_photographs_for_an_encoder_of_faces_are_remarked(faces, tmp_path):
+    report = embed(faces / "mirrored.png", tmp_path / "o.parquet", encoder=ENCODER)
+    (note,) = report.notes
+    assert note.startswith("face-r29.dlib takes aligned faces") and "--faces" in note
 
 
 def test_faces_of_a_folder(faces):
