@@ -95,9 +95,10 @@ def train(
     out = Path(out)
     # Lightning's other processes run this again, in the folder that the first one has made
     if _rank() == 0 and (out / CONFIG).exists():
-        raise OutputError(
-            f"{out}: there is a run in this folder; go on with --resume {out} or choose another --out"
+        there = (
+            f"go on with --resume {out}" if (out / CHECKPOINT).exists() else "it has no checkpoint: remove it"
         )
+        raise OutputError(f"{out}: there is a run in this folder; {there} or choose another --out")
     if max_minutes is not None and not 0 < max_minutes < 1e6:
         raise ConfigError(f"max_minutes: expected more than 0 and less than a million, found {max_minutes}")
     _check(config)
@@ -130,7 +131,12 @@ def train(
         seed=config.seed,
     )
     deadline = None if max_minutes is None else started + 60 * max_minutes
-    return _run(config, facts, pictures, validation, out, deadline, None, progress)
+    try:
+        return _run(config, facts, pictures, validation, out, deadline, None, progress)
+    except ConfigError:  # what is mended may go into the same folder, unless something was trained there
+        if _rank() == 0 and not (out / CHECKPOINT).exists():
+            (out / CONFIG).unlink(missing_ok=True)
+        raise
 
 
 def resume(
@@ -339,7 +345,7 @@ def _trainer(**settings: Any) -> lightning.Trainer:
     """
     try:
         return lightning.Trainer(**settings)
-    except (MisconfigurationException, ValueError, TypeError) as error:
+    except (MisconfigurationException, ImportError, ValueError, TypeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ConfigError(f"accelerator, devices and num_nodes do not fit this machine ({reason})") from None
 

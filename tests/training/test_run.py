@@ -173,6 +173,15 @@ def test_a_run_is_never_overwritten_and_resume_needs_one(finished, tmp_path):
     (tmp_path / "config.json").write_bytes((finished.run / "config.json").read_bytes())
     with pytest.raises(OutputError, match="before its first checkpoint"):
         run.resume(tmp_path)
+    with pytest.raises(OutputError, match="it has no checkpoint: remove it or choose another"):
+        run.train(small(), data="synthetic:80", out=tmp_path)
+
+
+def test_settings_that_are_refused_leave_the_folder_free(tmp_path):
+    with pytest.raises(ConfigError, match="do not fit this machine"):
+        run.train(small("supervised", "accelerator=tpu", "steps=1"), data="synthetic:80", out=tmp_path)
+    done = run.train(small("supervised", "steps=1"), data="synthetic:80", out=tmp_path, progress=False)
+    assert done.finished and done.steps == 1
 
 
 @pytest.mark.parametrize("name", recipes.summaries())

@@ -33,15 +33,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.numpy import save
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from embedkit.entry import MIXTURE
+from embedkit.entry import MIXTURE, WEIGHTS
 from embedkit.errors import ConfigError
 from embedkit.training.backbones import Backbone
 from embedkit.training.clusters import Clusters, ClustersConfig
@@ -61,8 +63,8 @@ class Config:
     """Of `deepdpm`.
 
     Attributes:
-        weights: A safetensors file with the weights of the backbone, such as a run's `encoder.safetensors`, whose
-            features are clustered as they are; empty: an autoencoder is trained.
+        weights: A safetensors file with the weights of the backbone, or the folder of a run or an entry that holds
+            one, whose features are clustered as they are; empty: an autoencoder is trained.
         code_dim: Width of the autoencoder's code.
         reduce: What is clustered: the codes (`none`), their principal components, or their UMAP embedding, as in
             the published figures; UMAP is no encoder, so its clusters are exported as Gaussians of the codes.
@@ -157,6 +159,12 @@ def alternation_loss(
     return (weights[0] * rebuilt + weights[1] / 2 * nearest).mean()
 
 
+def _weights_in(place: Path) -> Path:
+    """The weights' file of a run's or an entry's folder; what is no such folder is taken for the file itself."""
+    inside = (place / name for name in ("encoder.safetensors", WEIGHTS))
+    return next((path for path in inside if path.is_file()), place)
+
+
 class DeepDPM(Method):
     """Backbone, a linear code with BatchNorm and a decoder (unless the encoder is given), and the clusters.
 
@@ -175,6 +183,11 @@ class DeepDPM(Method):
         self.entered: tuple[str, int] = ("", -1)
         channels, height, _ = facts.image_shape
         dim = backbone.dim if config.weights else config.code_dim
+        if config.reduce == "pca" and not config.weights and config.reduce_dim > dim:
+            raise ConfigError(
+                f"method.reduce_dim: a code of {dim} columns has no {config.reduce_dim} principal components; lower "
+                "it, or name the folder of a run or an entry by method.weights to cluster the features of its encoder"
+            )
         self.reduction = Reduction(config.reduce, dim, config.reduce_dim, config.transform)
         if config.weights:
             backbone.requires_grad_(False)
@@ -229,12 +242,12 @@ class DeepDPM(Method):
             raise ConfigError(f"deepdpm: expected one device, found {self.trainer.world_size}; set devices=1")
         if self.config.weights and not self.batches_seen:
             try:
-                self.backbone.net.load_state_dict(load_file(self.config.weights))
-            except (OSError, ValueError, RuntimeError) as error:
+                self.backbone.net.load_state_dict(load_file(_weights_in(Path(self.config.weights))))
+            except (OSError, ValueError, RuntimeError, SafetensorError) as error:
                 reason = str(error).splitlines()[0]
                 raise ConfigError(
-                    f"method.weights: {self.config.weights} does not fit the backbone ({reason}); name the "
-                    "encoder.safetensors of a run with the same backbone and pictures"
+                    f"method.weights: {self.config.weights} does not fit the backbone ({reason}); name the folder of "
+                    "a run or an entry with the same backbone and pictures"
                 ) from error
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

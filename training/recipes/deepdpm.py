@@ -61,7 +61,7 @@ def encoder() -> RunConfig:
     Data and backbone as in the encoder's own run; the time is that of encoding the pictures once, and of 200 epochs
     of the clusters.
 
-        embedkit train deepdpm:encoder --data fashion-mnist/ --set method.weights=RUN/encoder.safetensors
+        embedkit train deepdpm:encoder --data fashion-mnist/ --set method.weights=RUN
     """
     base = recipe()
     method = dataclasses.replace(

@@ -289,7 +289,7 @@ def test_a_given_encoder_stays_and_its_features_are_reduced(tmp_path):
     backbone = create_backbone("r10", in_chans=1, image_size=16)
     weights = tmp_path / "encoder.safetensors"
     save_file({name: value.contiguous() for name, value in backbone.net.state_dict().items()}, weights)
-    settings = ["steps=20", f"method.weights={weights}", "method.reduce=pca", "method.reduce_dim=3"]
+    settings = ["steps=20", f"method.weights={tmp_path}", "method.reduce=pca", "method.reduce_dim=3"]
     result = train(tmp_path / "run", *settings, "method.transform=normalize")
     assert result.finished
     same(load_file(result.run / "encoder.safetensors"), load_file(weights))
@@ -305,8 +305,13 @@ def test_a_given_encoder_stays_and_its_features_are_reduced(tmp_path):
     # the file is needed at the start alone
     weights.unlink()
     run.load_run(result.run)
-    with pytest.raises(ConfigError, match=r"encoder\.safetensors does not fit the backbone"):
+    with pytest.raises(ConfigError, match=f"{tmp_path} does not fit the backbone"):
         train(tmp_path / "other", *settings)
+
+
+def test_without_an_encoder_no_more_components_than_the_code_has_columns(tmp_path):
+    with pytest.raises(ConfigError, match=r"no 16 principal components; .*method\.weights"):
+        train(tmp_path / "run", "method.reduce=pca", "method.reduce_dim=16")
 
 
 def test_umap_codes_are_clustered_and_exported_as_gaussians_of_the_codes(tmp_path, monkeypatch):
