@@ -217,7 +217,8 @@ class Mixture:
         if self.spaces and fingerprint is not None and fingerprint not in self.spaces:
             raise SpaceMismatchError(
                 f"{self.name} belongs to space {' or '.join(space[:12] for space in self.spaces)} and {where} to "
-                f"{fingerprint[:12]}; embed the pictures with the mixture's own encoder, normalised or not as it was"
+                f"{fingerprint[:12]}; embed the pictures with the mixture's own encoder, for that of an entry with "
+                "--no-normalize"
             )
 
     def project(self, embeddings: np.ndarray) -> np.ndarray:

@@ -100,11 +100,13 @@ class Source(ABC):
         labels: int64 (N,), -1 where there is none.
         classes: Names of the labels.
         blocks: int64 (N,), rows of one block are read together; None where every row is alone.
+        columns: Names of the columns that may be asked for as labels.
     """
 
     labels: np.ndarray
     classes: tuple[str, ...]
     blocks: np.ndarray | None = None
+    columns: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -199,6 +201,11 @@ class ParquetSource(Source):
             opened = [pq.ParquetFile(file) for file in files]
             schema = opened[0].schema_arrow
             self.column = _image_column(schema, files[0])
+            self.columns = tuple(
+                field.name
+                for field in schema
+                if pa.types.is_string(field.type) or pa.types.is_integer(field.type)
+            )
             tables = [file.read([label]) for file in opened] if label in schema.names else []
         except (OSError, pa.ArrowException) as error:
             raise SourceError(f"{files[0]}: not a Parquet file that can be read ({error})") from error

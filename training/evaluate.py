@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from embedkit.errors import ConfigError, EntryError
+from embedkit.mixture import Mixture
 from embedkit.training import kept, metrics
 from embedkit.training.config import RunConfig
 from embedkit.training.data import Pictures
@@ -52,11 +53,12 @@ PROTOCOL = (
     "pictures, weights exp(cosine / 0.1). probe_top1: multinomial logistic regression on standardised features, L2 "
     "chosen on a tenth of the training part. map_at_r, p_at_1: each test picture queries all others by cosine. "
     "kmeans_acc, kmeans_nmi, kmeans_ari: k-means on L2-normalised features, as many clusters as classes, best of 10 "
-    "starts. auc, eer, tar_at_far: cosines of pairs of test pictures. rankme: effective rank of the features. "
-    "Baselines: the same network at random initialisation with BatchNorm calibrated on training pictures, its "
-    "residual branches as they are created or all switched on, whichever has the higher map_at_r; the pixels that the "
-    "network is given, averaged down to 32 a side where they are more; and their principal components, as many as the "
-    "embedding has columns, fitted on up to 10,000 training pictures. Intervals: 95 %, bootstrap over test pictures."
+    "starts. mixture_acc, mixture_nmi, mixture_ari: the likeliest cluster of the entry's own mixture. auc, eer, "
+    "tar_at_far: cosines of pairs of test pictures. rankme: effective rank of the features. Baselines: the same "
+    "network at random initialisation with BatchNorm calibrated on training pictures, its residual branches as they "
+    "are created or all switched on, whichever has the higher map_at_r; the pixels that the network is given, "
+    "averaged down to 32 a side where they are more; and their principal components, as many as the embedding has "
+    "columns, fitted on up to 10,000 training pictures. Intervals: 95 %, bootstrap over test pictures."
 )
 
 FAR_LEVELS = {"tar_at_far_1e-2": 1e-2, "tar_at_far_1e-3": 1e-3}
@@ -155,7 +157,7 @@ class Evaluation:
                 f"{'':<18}" + "".join(f"{result.subject:>10}" for result in own),
             ]
             for name in own[0].figures:
-                values = (result.figures[name] for result in own)
+                values = (result.figures.get(name) for result in own)
                 cells = ("-" if v is None else f"{v:.4g}" if v >= 10 else f"{v:.4f}" for v in values)
                 lines.append(f"{name:<18}" + "".join(f"{cell:>10}" for cell in cells))
             lines.append("")
@@ -197,6 +199,7 @@ class _Embedded:
     train: Tensor
     test: Tensor
     notify: Notify
+    mixture: Mixture | None
 
     @functools.cached_property
     def rankme(self) -> float:
@@ -234,13 +237,13 @@ def evaluate(
     opened = _open_data(data, labels, limit)
     for column in opened.columns:
         if not column.test_classes:
+            named = f"one of {', '.join(opened.test.columns)}" if opened.test.columns else "one"
             raise ConfigError(
-                f"{data}: no test picture has a label in the column {column.column!r}; name one with --label COLUMN"
+                f"{data}: no test picture has a label in the column {column.column!r}; name {named} with --label"
             )
-    judged: list[tuple[str, Features]] = [("encoder", subject.features)]
-    if baselines:
-        judged += _baselines(subject, opened, notify)
-    results = [result for name, features in judged for result in _judge(name, features, opened, notify)]
+    results = _judge("encoder", subject.features, opened, notify, subject.mixture)
+    for name, features in _baselines(subject, opened, notify) if baselines else ():
+        results += _judge(name, features, opened, notify)
     pretext: dict[str, float] = {}
     if subject.trained is not None:
         config, method = subject.trained
@@ -333,7 +336,9 @@ def _harder_to_beat(networks: tuple[Features, ...], data: _Data) -> Features:
     return lambda source, rows: test if rows is data.test_rows else chosen(source, rows)
 
 
-def _judge(name: str, features: Features, data: _Data, notify: Notify) -> list[Result]:
+def _judge(
+    name: str, features: Features, data: _Data, notify: Notify, mixture: Mixture | None = None
+) -> list[Result]:
     """One subject by every label column."""
 
     def embed(part: str, source: Source, rows: np.ndarray) -> Tensor:
@@ -349,7 +354,7 @@ def _judge(name: str, features: Features, data: _Data, notify: Notify) -> list[R
     if not all(column.open_set for column in data.columns):
         train = embed("training", data.train, data.train_rows)
 
-    embedded = _Embedded(name, train, test, notify)
+    embedded = _Embedded(name, train, test, notify, mixture)
     return [_judge_by(embedded, column) for column in data.columns]
 
 
@@ -400,6 +405,10 @@ def _measure(embedded: _Embedded, labels: _Labels) -> Result:
     clusters = timed("k-means", lambda: metrics.kmeans(x, labels.test_classes, seed=SEED))
     agreement = metrics.cluster_agreement(clusters, y)
     figures |= {f"kmeans_{key}": value for key, value in dataclasses.asdict(agreement).items()}
+    if embedded.mixture is not None:
+        assigned = torch.from_numpy(embedded.mixture.assign(x.numpy()).labels)
+        agreement = metrics.cluster_agreement(assigned, y)
+        figures |= {f"mixture_{key}": value for key, value in dataclasses.asdict(agreement).items()}
     genuine, impostor = timed("verification pairs", lambda: metrics.pair_scores(x, y, seed=SEED))
     if len(genuine) and len(impostor):
         curve = metrics.roc(genuine, impostor)

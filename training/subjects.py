@@ -21,9 +21,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from embedkit.encoder import Encoder, reason_of
-from embedkit.entry import MANIFEST, WEIGHTS, Preprocess
+from embedkit.entry import MANIFEST, MIXTURE, WEIGHTS, Preprocess
 from embedkit.errors import ConfigError, SourceError
 from embedkit.load import find_entry, load_encoder
+from embedkit.mixture import Mixture
 from embedkit.training import run
 from embedkit.training.backbones import SHORT_NAMES, create_backbone
 from embedkit.training.config import RunConfig
@@ -64,6 +65,7 @@ class Subject:
         architecture: The timm name of its network, or a short name of ours.
         model_args: With which timm builds the network; None where an entry's `config.json` does not say.
         weights_sha256: Of an entry's weights; empty for a run.
+        mixture: That an entry holds beside its encoder.
         trained: A run's configuration and method.
     """
 
@@ -74,6 +76,7 @@ class Subject:
     architecture: str
     model_args: Mapping[str, Any] | None
     weights_sha256: str = ""
+    mixture: Mixture | None = None
     trained: tuple[RunConfig, Method] | None = None
 
 
@@ -110,6 +113,7 @@ def open_subject(source: str | os.PathLike[str]) -> Subject:
         architecture=encoder.config.architecture,
         model_args=encoder.config.timm.get("model_args"),
         weights_sha256=entry.manifest.files[WEIGHTS].sha256,
+        mixture=Mixture.of_entry(entry) if MIXTURE in entry.manifest.files else None,
     )
 
 

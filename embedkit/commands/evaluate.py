@@ -52,6 +52,11 @@ def evaluate(
         notify=lambda message: print(f"embedkit: {message}", file=sys.stderr),
     )
     print(json.dumps(found.to_json(), indent=1) if as_json else found.table())
+    if limit:
+        print(
+            "embedkit: a limit thins the classes, which changes every figure: compare figures of the same limit alone",
+            file=sys.stderr,
+        )
     if write:
         manifest = write_figures(found, source)
         print(f"embedkit: the figures are in {source}, now revision {manifest.sha256[:12]}", file=sys.stderr)

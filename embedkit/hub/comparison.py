@@ -21,6 +21,7 @@ FIGURES = {
     "kmeans_acc": "ACC",
     "kmeans_nmi": "NMI",
     "kmeans_ari": "ARI",
+    "mixture_nmi": "mixture NMI",
     "auc": "AUC",
     "tar_at_far_1e-3": "TAR@FAR 1e-3",
     "rankme": "RankMe",

@@ -629,7 +629,7 @@ def test_an_entrys_mixture_takes_the_entrys_embeddings_alone(by_hand, tmp_path):
         if spaces == 2:
             cluster(embeddings(points, fingerprint=unit), "dpmm", mixture=loaded)
         else:
-            with pytest.raises(SpaceMismatchError, match="normalised or not as it was"):
+            with pytest.raises(SpaceMismatchError, match="--no-normalize"):
                 cluster(embeddings(points, fingerprint=unit), "dpmm", mixture=loaded)
 
 

@@ -20,10 +20,11 @@ from torch import nn  # noqa: E402
 from typer.testing import CliRunner  # noqa: E402
 
 from embedkit.commands.evaluate import evaluate as command  # noqa: E402
-from embedkit.entry import CARD, CONFIG, INDEX, MANIFEST, EntryConfig, Preprocess  # noqa: E402
+from embedkit.entry import CARD, CONFIG, INDEX, MANIFEST, MIXTURE, EntryConfig, Manifest, Preprocess  # noqa: E402
 from embedkit.errors import ConfigError, EntryError, IntegrityError, OutputError, SourceError  # noqa: E402
 from embedkit.golden import verify_entry  # noqa: E402
-from embedkit.load import load_encoder  # noqa: E402
+from embedkit.load import find_entry, load_encoder  # noqa: E402
+from embedkit.mixture import Mixture  # noqa: E402
 from embedkit.training import evaluate as protocol  # noqa: E402
 from embedkit.training import kept, recipes, run, subjects  # noqa: E402
 from embedkit.training.card import Card  # noqa: E402
@@ -110,6 +111,32 @@ def test_every_figure_of_an_entry_and_its_baselines(on_digits):
     assert by(on_digits, "random").figures["probe_top1"] > 0.2
     assert 1 < by(on_digits, "encoder").figures["rankme"] < 24
     assert (on_digits.train, on_digits.test, on_digits.classes) == (1437, 360, {"label": 10})
+
+
+def test_the_clusters_of_an_entrys_mixture_are_judged(own_zoo):
+    from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
+
+    folder, test = own_zoo / NAME, open_source("sklearn:digits", "test")
+    pictures = test.decode(np.arange(len(test)), CONTRACT)[:, 0].numpy()
+    rows = load_encoder(folder).encode(list(pictures), normalize=False, decode="exact")
+    means = rows[[0, 1, 2, 5]]
+    # equal weights and unit variances: the likeliest cluster is the nearest mean
+    nearest = ((rows[:, None] - means) ** 2).sum(2).argmin(1)
+    Mixture(np.full(4, 0.25), means, np.tile(np.eye(24), (4, 1, 1)), np.zeros(24), np.eye(24)).save(
+        folder / MIXTURE
+    )
+    entry = find_entry(own_zoo / NAME)
+    files = {name: (folder / name).read_bytes() for name in (*entry.manifest.files, MIXTURE)}
+    (folder / MANIFEST).write_bytes(Manifest.encode(files))
+
+    found = evaluate(folder, data="sklearn:digits")
+    figures = by(found, "encoder").figures
+    assert figures["mixture_nmi"] == pytest.approx(normalized_mutual_info_score(test.labels, nearest))
+    assert figures["mixture_ari"] == pytest.approx(adjusted_rand_score(test.labels, nearest))
+    assert 0 < figures["mixture_acc"] < 0.5  # four clusters for ten classes
+    assert "mixture_acc" not in by(found, "random").figures
+    (line,) = (line for line in found.table().splitlines() if line.startswith("mixture_nmi"))
+    assert line.split()[1:] == [f"{figures['mixture_nmi']:.4f}", "-", "-", "-"]
 
 
 def test_means_over_pictures_can_be_taken_apart(on_digits):
