@@ -149,8 +149,12 @@ encoder = embedkit.load_encoder("{name}")
 rows = encoder.encode(["a.jpg", "b.jpg"])  # float32 (2, {config.dim}), L2-normalised
 print(rows[0] @ rows[1])  # cosine
 ```"""
+    plain = (
+        "`model.onnx` holds the graph alone and takes its weights from `model.safetensors`; for one ordinary ONNX "
+        f"file:\n`embedkit export {name} --standalone encoder.onnx`."
+    )
     if not config.timm or config.preprocess.color == "lab_l":
-        return text
+        return f"{text}\n\n{plain}"
     mode = "RGB" if config.preprocess.color == "rgb" else "L"
     ours = config.architecture.startswith("embedkit_")
     register = "import embedkit.training.backbones  # registers the network with timm\n" if ours else ""
@@ -166,8 +170,7 @@ transform = timm.data.create_transform(**timm.data.resolve_model_data_config(net
 features = network(transform(Image.open("a.jpg").convert("{mode}"))[None])  # (1, {config.dim})
 ```
 
-`model.onnx` holds the graph alone and takes its weights from `model.safetensors`; for one ordinary ONNX file:
-`embedkit export {name} --standalone encoder.onnx`."""
+{plain}"""
 
 
 def _preprocessing(preprocess: Preprocess) -> str:

@@ -27,7 +27,11 @@ FIGURES = {
     "rankme": "RankMe",
 }
 BASELINES = ("random", "pixels", "pca")
-OWN_TASK = "Own task: on up to 2,048 held-out training pictures, as the run was exported."
+#: What no protocol says.
+COLUMNS = (
+    "Own task: on up to 2,048 held-out training pictures, as the run was exported. Minutes: by the clock of the "
+    "machine that trained, whatever else it did; FLOPs are what to compare."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,7 +142,7 @@ def with_protocols(tables: Sequence[Comparison]) -> Iterator[tuple[Comparison, s
     """Each table with what to write below it: how it was measured; under the last one alone where that is one way."""
     several = len({table.protocol for table in tables}) > 1
     for table in tables:
-        yield table, f"{table.protocol} {OWN_TASK}" if several or table is tables[-1] else ""
+        yield table, f"{table.protocol} {COLUMNS}" if several or table is tables[-1] else ""
 
 
 def _row(name: str, facts: Mapping[str, Any], data: str, figures: Mapping[str, float]) -> Row:

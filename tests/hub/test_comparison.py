@@ -8,7 +8,7 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
-from embedkit.hub.comparison import OWN_TASK, compare, with_protocols
+from embedkit.hub.comparison import COLUMNS, compare, with_protocols
 from embedkit.hub.index import TABLE, make_index, pages
 from embedkit.hub.plot import _apart, plot_bytes
 
@@ -60,12 +60,12 @@ def test_the_protocol_is_said_once_where_there_is_one():
     same = compare({"a-x.d": facts(protocol="one way"), "b-x.d": facts(data="letters", protocol="one way")})
     assert [(table.data, said) for table, said in with_protocols(same)] == [
         ("digits", ""),
-        ("letters", f"one way {OWN_TASK}"),
+        ("letters", f"one way {COLUMNS}"),
     ]
     two = compare({"a-x.d": facts(protocol="one"), "b-x.d": facts(data="letters", protocol="another")})
     assert [(table.data, said) for table, said in with_protocols(two)] == [
-        ("digits", f"one {OWN_TASK}"),
-        ("letters", f"another {OWN_TASK}"),
+        ("digits", f"one {COLUMNS}"),
+        ("letters", f"another {COLUMNS}"),
     ]
 
 
