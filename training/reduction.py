@@ -47,7 +47,8 @@ class Reduction(nn.Module):
         super().__init__()
         if kind == "pca" and not 1 <= reduced <= dim:
             raise ConfigError(
-                f"method.reduce_dim: {dim} columns have 1 to {dim} principal components, found {reduced}"
+                f"method.reduce_dim: {dim} columns have 1 to {dim} principal components, found {reduced}; change it, "
+                "or name the run or the entry of a wider encoder by method.weights"
             )
         self.kind, self.transform = kind, transform
         self.width = dim if kind == "none" else reduced

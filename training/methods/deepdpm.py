@@ -183,11 +183,6 @@ class DeepDPM(Method):
         self.entered: tuple[str, int] = ("", -1)
         channels, height, _ = facts.image_shape
         dim = backbone.dim if config.weights else config.code_dim
-        if config.reduce == "pca" and not config.weights and config.reduce_dim > dim:
-            raise ConfigError(
-                f"method.reduce_dim: a code of {dim} columns has no {config.reduce_dim} principal components; lower "
-                "it, or name the folder of a run or an entry by method.weights to cluster the features of its encoder"
-            )
         self.reduction = Reduction(config.reduce, dim, config.reduce_dim, config.transform)
         if config.weights:
             backbone.requires_grad_(False)
