@@ -253,6 +253,9 @@ class EntryConfig:
             raise EntryError(
                 f"{where}: embedkit.dim: expected {numbers} as embedkit.outputs says, found {dim}"
             )
+        provenance = _object(ours.get("provenance", {}), f"{where}: embedkit.provenance")
+        metrics = _object(ours.get("metrics", {}), f"{where}: embedkit.metrics")
+        _check_figures(metrics, provenance, f"{where}: embedkit")
         return cls(
             architecture=_text(data, "architecture", where),
             kind=ours["kind"],
@@ -262,8 +265,8 @@ class EntryConfig:
             preprocess=Preprocess.from_json(ours.get("preprocess"), f"{where}: embedkit.preprocess"),
             data=_text(ours, "data", where),
             licence=_text(ours, "licence", where),
-            provenance=_object(ours.get("provenance", {}), f"{where}: embedkit.provenance"),
-            metrics=_object(ours.get("metrics", {}), f"{where}: embedkit.metrics"),
+            provenance=provenance,
+            metrics=metrics,
             timm={key: value for key, value in data.items() if key not in ("architecture", "embedkit")},
         )
 
@@ -401,6 +404,34 @@ def _text(data: Mapping[str, Any], key: str, where: str) -> str:
     if not isinstance(value, str) or not value:
         raise EntryError(f"{where}: {key}: expected text, found {_short(value)}")
     return value
+
+
+def _check_figures(metrics: Mapping[str, Any], provenance: Mapping[str, Any], where: str) -> None:
+    """Refuse what no table or card could show: they are written from the figures of all entries of a zoo."""
+
+    def numbers(value: object, at: str) -> None:
+        for name, number in _object(value, at).items():
+            # JSON has room for infinity (1e999) and for whole numbers that no float holds
+            if type(number) not in (int, float) or not abs(number) < 1e300:
+                raise EntryError(f"{at}.{name}: expected a number, found {_short(number)}")
+
+    for part in ("results", "intervals", "baselines", "pictures"):
+        for data, value in _object(metrics.get(part, {}), f"{where}.metrics.{part}").items():
+            at = f"{where}.metrics.{part}.{data}"
+            if part == "baselines":
+                for subject, figures in _object(value, at).items():
+                    numbers(figures, f"{at}.{subject}")
+            elif part == "intervals":
+                for name, bounds in _object(value, at).items():
+                    if not isinstance(bounds, list) or len(bounds) != 2:
+                        raise EntryError(f"{at}.{name}: expected two bounds, found {_short(bounds)}")
+                    numbers(dict(enumerate(bounds)), f"{at}.{name}")
+            else:
+                numbers(value, at)
+    cost = _object(provenance.get("cost", {}), f"{where}.provenance.cost")
+    known = {key: cost[key] for key in ("images", "training_flops", "seconds") if key in cost}
+    numbers(known, f"{where}.provenance.cost")
+    numbers(provenance.get("pretext", {}), f"{where}.provenance.pretext")
 
 
 def _check_schema(data: Mapping[str, Any], where: str) -> None:

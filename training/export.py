@@ -38,8 +38,9 @@ from embedkit.entry import (
     Preprocess,
     sha256_hex,
 )
-from embedkit.errors import ConfigError, EntryError, ParityError
+from embedkit.errors import ConfigError, ParityError
 from embedkit.hub.files import replacing_folder
+from embedkit.hub.folder import check_entry_place
 from embedkit.hub.index import update_index
 from embedkit.preprocess import read_pixels
 from embedkit.training.card import Card, render_card
@@ -99,7 +100,7 @@ def write_entry(
         OutputError: The folder cannot be written.
     """
     _check_request(folder, network, config, samples)
-    _check_place(folder)
+    check_entry_place(folder)
     preprocess = config.preprocess
     if pictures is None:
         pictures = synthetic_pictures(4)
@@ -225,34 +226,6 @@ def _check_request(folder: Path, network: nn.Module, config: EntryConfig, sample
         raise ConfigError(
             f"{folder.name}: samples: expected uint8 (N, {', '.join(map(str, expected))}) with N of "
             f"{max(BATCH_SIZES)} or more, found {samples.dtype} {samples.shape}"
-        )
-
-
-def _check_place(folder: Path) -> None:
-    """Refuse to replace what is not an entry's: it would be gone with no way back."""
-    try:
-        if not folder.exists():
-            return
-        there = sorted(path.name for path in folder.iterdir())
-        manifest = (folder / MANIFEST).read_bytes() if MANIFEST in there else b""
-    except OSError as error:
-        raise ConfigError(
-            f"{folder}: what lies there cannot be read ({error.strerror}); move it away, or choose another name"
-        ) from None
-    if there and not manifest:
-        raise ConfigError(
-            f"{folder} is no entry, and holds {there[0][:100]!a}: move it away, or choose another name"
-        )
-    if not there:
-        return
-    try:
-        listed = Manifest.from_json(manifest, f"{folder}: {MANIFEST}").files
-    except EntryError as error:
-        raise ConfigError(f"{error}; move the folder away, or choose another name") from None
-    others = [name for name in there if name not in listed and name != MANIFEST]
-    if others:
-        raise ConfigError(
-            f"{folder} is to be replaced, and holds {others[0][:100]!a}, which is not of the entry: move it away"
         )
 
 

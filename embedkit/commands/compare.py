@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from embedkit.commands.options import AsJson
+from embedkit.commands.terminal import printable
 from embedkit.errors import ConfigError
 
 
@@ -26,18 +27,23 @@ def compare(
 
     entries = [find_entry(name) for name in names]
     facts = {entry.name: build_facts(entry) for entry in entries}
+    for entry in entries:
+        if facts[entry.name]["manifest_sha256"] != entry.revision:
+            raise ConfigError(
+                f"two entries are called {entry.name}, and a table has room for one: rename a folder"
+            )
     silent = [name for name, one in facts.items() if not one["metrics"].get("results")]
     if len(silent) == len(facts):
         raise ConfigError(
             f"{', '.join(silent)}: no figures to compare; measure some by `embedkit evaluate ENTRY --data ... --write`"
         )
+    for name in silent:
+        print(f"embedkit: {printable(name)} has no figures yet", file=sys.stderr)
     tables = compare_facts(facts)
     if as_json:
         print(json.dumps([dataclasses.asdict(table) for table in tables], indent=1))
         return
     for table, protocol in with_protocols(tables):
-        print(f"{table.data}\n\n{table.markdown(intervals=intervals)}\n")
+        print(printable(f"{table.data}\n\n{table.markdown(intervals=intervals)}\n", lines=True))
         if protocol:
-            print(f"{protocol}\n")
-    for name in silent:
-        print(f"embedkit: {name} has no figures yet", file=sys.stderr)
+            print(printable(f"{protocol}\n", lines=True))

@@ -7,7 +7,7 @@ import importlib.resources
 import os
 from pathlib import Path
 
-from embedkit.entry import INDEX, MANIFEST, REVISION
+from embedkit.entry import INDEX, MANIFEST, REVISION, Manifest
 from embedkit.errors import ConfigError, EntryError
 from embedkit.hub.place import NAME, REVISION_DIGITS, EntryFiles, Index, Pin
 
@@ -93,6 +93,38 @@ class FolderPlace:
         return self.find(name) is not None
 
     holds = offers
+
+
+def check_entry_place(folder: Path) -> None:
+    """Refuse to replace what is not an entry's: it would be gone with no way back.
+
+    Raises:
+        ConfigError: Something else lies there.
+    """
+    try:
+        if not folder.exists():
+            return
+        there = sorted(path.name for path in folder.iterdir())
+        manifest = (folder / MANIFEST).read_bytes() if MANIFEST in there else b""
+    except OSError as error:
+        raise ConfigError(
+            f"{folder}: what lies there cannot be read ({error.strerror}); move it away, or choose another name"
+        ) from None
+    if there and not manifest:
+        raise ConfigError(
+            f"{folder} is no entry, and holds {there[0][:100]!a}: move it away, or choose another name"
+        )
+    if not there:
+        return
+    try:
+        listed = Manifest.from_json(manifest, f"{folder}: {MANIFEST}").files
+    except EntryError as error:
+        raise ConfigError(f"{error}; move the folder away, or choose another name") from None
+    others = [name for name in there if name not in listed and name != MANIFEST]
+    if others:
+        raise ConfigError(
+            f"{folder} is to be replaced, and holds {others[0][:100]!a}, which is not of the entry: move it away"
+        )
 
 
 @functools.cache

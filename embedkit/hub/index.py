@@ -12,14 +12,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from embedkit.entry import ENTRY_NAME, INDEX, SCHEMA_VERSION
+from embedkit.entry import ENTRY_NAME, INDEX, MANIFEST, SCHEMA_VERSION
+from embedkit.errors import ConfigError
 from embedkit.hub.comparison import compare, with_protocols
 from embedkit.hub.files import write_file
 from embedkit.hub.folder import FolderEntry, FolderPlace
+from embedkit.hub.locks import locked
 from embedkit.hub.place import VerifiedEntry
 from embedkit.hub.plot import plot_bytes
 
 TABLE = "README.md"
+_HEAD = "# The zoo\n\nWritten by `embedkit publish` from the entries; do not edit.\n"
 
 
 def update_index(zoo: Path) -> dict[str, Any]:
@@ -37,12 +40,29 @@ def update_index(zoo: Path) -> dict[str, Any]:
         ConfigError: There is no such folder.
         OutputError: The folder cannot be written.
     """
-    index = build_index(zoo)
-    for name, content in (*pages(index).items(), (INDEX, index_bytes(index))):
-        path = zoo / name
-        if not path.is_file() or path.read_bytes() != content:
-            write_file(path, content)
+    check_zoo(zoo)
+    with locked(zoo):  # of two writers the later one sees the entries of both
+        index = build_index(zoo)
+        for name, content in (*pages(index).items(), (INDEX, index_bytes(index))):
+            path = zoo / name
+            if not path.is_file() or path.read_bytes() != content:
+                write_file(path, content)
     return index
+
+
+def check_zoo(zoo: Path) -> None:
+    """Refuse a folder whose `README.md` is somebody else's, or that is an entry itself: it would be overwritten.
+
+    Raises:
+        ConfigError: It is such a folder.
+    """
+    if (zoo / MANIFEST).is_file():
+        raise ConfigError(f"{zoo} is an entry; name the folder that holds it")
+    table = zoo / TABLE
+    if table.is_file() and not (zoo / INDEX).is_file() and not table.read_bytes().startswith(_HEAD.encode()):
+        raise ConfigError(
+            f"{table} is no table of a zoo, and would be overwritten: give the zoo a folder of its own"
+        )
 
 
 def build_index(zoo: Path) -> dict[str, Any]:
@@ -122,15 +142,13 @@ def pages(index: dict[str, Any]) -> dict[str, bytes]:
 def table_bytes(index: dict[str, Any]) -> bytes:
     """The index as a Markdown page for people."""
     lines = [
-        "# The zoo",
-        "",
-        "Written by `embedkit publish` from the entries; do not edit.",
-        "",
+        _HEAD,
         "| entry | method | network | data | dim | size | licence |",
         "|---|---|---|---|---|---|---|",
     ]
     for name, facts in sorted(index["entries"].items()):
         size = f"{facts['bytes'] / 1e6:.1f} MB"
-        cells = (f"[{name}]({name}/README.md)", facts["method"], facts["architecture"], facts["data"])
+        data = " ".join(facts["data"].replace("|", "\\|").split())
+        cells = (f"[{name}]({name}/README.md)", facts["method"], facts["architecture"], data)
         lines.append(f"| {' | '.join(cells)} | {facts['dim']} | {size} | {facts['licence']} |")
     return ("\n".join(lines) + "\n").encode()

@@ -11,21 +11,28 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[bool]:
-    """Wait for the lock on `path` and hold it for the block.
+    """Wait for the lock on `path`, a file that may be made or a folder that is there, and hold it for the block.
 
     Yields:
-        Whether there is a lock: some network file systems have none, and then nobody is kept out.
+        Whether there is a lock: some network file systems have none, Windows has none for folders, and then nobody is
+        kept out.
 
     Raises:
         OSError: The file cannot be written.
     """
-    with open(path, "a+b") as file:
-        held = _lock(file.fileno())
+    if path.is_dir() and os.name == "nt":
+        yield False
+        return
+    descriptor = os.open(path, os.O_RDONLY) if path.is_dir() else os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        held = _lock(descriptor)
         try:
             yield held
         finally:
             if held:
-                _unlock(file.fileno())
+                _unlock(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _lock(descriptor: int) -> bool:

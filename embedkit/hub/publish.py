@@ -23,8 +23,8 @@ from embedkit.hub.buckets import BucketStorage
 from embedkit.hub.download import persistent
 from embedkit.hub.filelist import INDEX_LIMIT, MANIFEST_LIMIT, check_file_list
 from embedkit.hub.files import clear_up, replacing_folder
-from embedkit.hub.folder import FolderEntry
-from embedkit.hub.index import build_facts, index_bytes, make_index, update_index
+from embedkit.hub.folder import FolderEntry, check_entry_place
+from embedkit.hub.index import build_facts, check_zoo, index_bytes, make_index, update_index
 from embedkit.hub.place import REVISION_DIGITS, Index, VerifiedEntry
 
 
@@ -65,6 +65,8 @@ def publish(
         PlaceError: The place refuses, or (UnreachableError) is down.
         OutputError: The folder cannot be written.
     """
+    if not to:
+        raise ConfigError("expected a place to publish to: a folder, s3://bucket/zoo or hf://organisation")
     _check(entry)
     hub = to.startswith("hf://")
     if not hub and (private or tag):
@@ -95,6 +97,7 @@ def refresh(zoo: str) -> dict[str, Any]:
     folder = Path(file_path(zoo))
     if not folder.is_dir():
         raise ConfigError(f"{zoo!r} is not a folder; name the one that holds the entries")
+    check_zoo(folder)
     for path in sorted(folder.iterdir()):
         if path.is_dir() and ENTRY_NAME.fullmatch(path.name):
             _check(VerifiedEntry(path.name, FolderEntry(path)))
@@ -144,6 +147,11 @@ def _check(entry: VerifiedEntry) -> None:
     """Refuse what a reader would refuse, before anything is written."""
     if not ENTRY_NAME.fullmatch(entry.name):
         raise ConfigError(f"{entry.name!r}: expected an entry named <method>-<arch>.<data> in small letters")
+    if entry.name.partition("-")[0] != entry.config.method:
+        method = entry.config.method
+        raise ConfigError(
+            f"{entry.location}: an entry of the method {method} is named {method}-<arch>.<data>"
+        )
     check_file_list(entry.manifest, entry.location)
     for name in entry.manifest.files:
         entry.read(name)
@@ -159,6 +167,8 @@ def _check(entry: VerifiedEntry) -> None:
 
 def _to_folder(entry: VerifiedEntry, zoo: Path) -> Published:
     target = zoo / entry.name
+    check_zoo(zoo)
+    check_entry_place(target)
     written: list[str] = []
     clear_up(target)  # also where nothing is left to write: the last one may have been killed while it tidied
     if not _same_folder(entry, target):

@@ -278,6 +278,7 @@ def hostile_golden() -> dict[str, bytes]:
         "text rows": npz(pictures=pictures, embedding=np.full((2, 4), "x"), tolerance_fp32=tolerance),
         "other rows": npz(pictures=pictures, embedding=rows + 1, tolerance_fp32=tolerance),
         "not numbers": npz(pictures=pictures, embedding=rows * np.nan, tolerance_fp32=tolerance),
+        "an endless tolerance": npz(pictures=pictures, embedding=rows, tolerance_fp32=np.float64(np.inf)),
         "no limit": npz(pictures=pictures, embedding=rows + 1, tolerance_fp32=np.float64(np.nan)),
     }
 
@@ -289,6 +290,45 @@ def test_golden_vectors_that_are_damaged_fail_without_a_traceback(by_hand, tmp_p
     result = verify_entry(folder)
     assert not result.ok and result.files == 5 and "\n" not in result.detail
     embedkit.load_encoder(folder)  # it runs: only its test of itself is gone
+
+
+BAD_FIGURES = {
+    "text": {"metrics": {"results": {"d": {"auc": "good"}}}},
+    "infinity": {"metrics": {"results": {"d": {"auc": float("inf")}}}},
+    "too many digits": {"metrics": {"results": {"d": {"auc": 10**400}}}},
+    "no data": {"metrics": {"results": None}},
+    "one bound": {"metrics": {"intervals": {"d": {"auc": [0.5]}}}},
+    "text for a bound": {"metrics": {"intervals": {"d": {"auc": [0.5, "x"]}}}},
+    "a flat baseline": {"metrics": {"baselines": {"d": {"pixels": 0.5}}}},
+    "no cost": {"provenance": {"cost": None}},
+    "text for seconds": {"provenance": {"cost": {"seconds": "long"}}},
+    "a list for the own task": {"provenance": {"pretext": [1]}},
+}
+
+
+@pytest.mark.parametrize("what", sorted(BAD_FIGURES))
+def test_figures_that_no_table_can_show_stop_at_their_own_entry(by_hand, tmp_path, what):
+    from embedkit.hub.publish import publish
+
+    entry = by_hand.TinyEntry()
+    config = json.loads(entry.files()["config.json"])
+    config["embedkit"] |= BAD_FIGURES[what]
+    text = json.dumps(config).replace("Infinity", "1e999").encode()
+    good = embedkit.load.find_entry(entry.write(tmp_path / "zoo" / "linear-tiny.noise"))
+    publish(good, str(tmp_path / "to"))
+    bad = entry.write(tmp_path / "linear-bad.noise", {**entry.files(), "config.json": text})
+    with pytest.raises(EntryError, match=r"config\.json: embedkit\.(metrics|provenance)") as caught:
+        publish(embedkit.load.find_entry(bad), str(tmp_path / "to"))
+    assert "\n" not in str(caught.value)
+    publish(good, str(tmp_path / "to"))  # the zoo is as it was
+    assert [path.name for path in (tmp_path / "to").iterdir() if path.is_dir()] == ["linear-tiny.noise"]
+
+
+def test_a_damaged_mixture_fails(by_hand, tmp_path):
+    entry = by_hand.TinyEntry()
+    folder = entry.write(tmp_path / "x", {**entry.files(), "mixture.safetensors": b"cut"})
+    result = verify_entry(folder)
+    assert not result.ok and "mixture.safetensors is cut" in result.detail
 
 
 def test_an_entry_without_golden_vectors_or_card(by_hand, tmp_path):
