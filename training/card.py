@@ -28,6 +28,9 @@ _COLOR = {
     "gray": "One channel, ITU-R 601 luma",
     "lab_l": "One channel, CIE L* (D65) scaled to 0..255",
 }
+NO_LIMITS = "- None recorded: nobody has looked yet."
+#: With which every card's Use begins that was not given one of its own.
+USUAL_USE = "```python\nimport embedkit\n\nencoder = embedkit.load_encoder("
 #: What the card says of an entry with `mixture.safetensors`.
 _ASSIGN = """The entry holds a mixture of Gaussians over its embeddings, too: the clusters that training found.
 
@@ -84,7 +87,7 @@ def render_card(name: str, config: EntryConfig, card: Card, *, mixture: bool = F
         "## Stored weights and parity",
         _stored(config.provenance),
         "## Limits",
-        "\n".join(f"- {limit}" for limit in card.limits) or "- None recorded: nobody has looked yet.",
+        "\n".join(f"- {limit}" for limit in card.limits) or NO_LIMITS,
         "## Provenance",
         _list({key: value for key, value in config.provenance.items() if key not in shown}),
         *_run(config.provenance.get("run")),
@@ -142,10 +145,7 @@ def _gives(config: EntryConfig) -> str:
 def _use(name: str, config: EntryConfig) -> str:
     if config.kind != "encoder":
         return "`model.onnx` takes `pixels` as said below; its weights are in `model.safetensors` beside it."
-    text = f"""```python
-import embedkit
-
-encoder = embedkit.load_encoder("{name}")
+    text = f"""{USUAL_USE}"{name}")
 rows = encoder.encode(["a.jpg", "b.jpg"])  # float32 (2, {config.dim}), L2-normalised
 print(rows[0] @ rows[1])  # cosine
 ```"""

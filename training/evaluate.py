@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -251,7 +252,7 @@ def evaluate(
     return Evaluation(
         source=subject.name,
         weights_sha256=subject.weights_sha256,
-        data=Path(data).name,
+        data=Path(data).resolve().name,
         train=len(opened.train_rows),
         test=len(opened.test_rows),
         limit=limit,
@@ -417,7 +418,11 @@ def _measure(embedded: _Embedded, labels: _Labels) -> Result:
     else:  # one class, or only classes of one picture
         figures |= dict.fromkeys(("auc", "eer", *FAR_LEVELS))
     figures["rankme"] = embedded.rankme
-    return Result(subject=name, label=labels.column, figures=figures, per_picture=per_picture, l2=l2)
+    # features that are all alike have no rank, and their figures are no numbers
+    known = {
+        key: value if value is not None and math.isfinite(value) else None for key, value in figures.items()
+    }
+    return Result(subject=name, label=labels.column, figures=known, per_picture=per_picture, l2=l2)
 
 
 def _pretext(config: RunConfig, method: Method, path: str, limit: int) -> dict[str, float]:

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,32 @@ from embedkit.entry import CARD, CONFIG, INDEX, MANIFEST, MIXTURE, WEIGHTS, Mani
 from embedkit.errors import ConfigError
 from embedkit.hub.files import replacing_folder
 from embedkit.hub.index import update_index
+from embedkit.hub.locks import locked
 from embedkit.load import find_entry
-from embedkit.training.card import Card, render_card
+from embedkit.training.card import NO_LIMITS, USUAL_USE, Card, render_card
 from embedkit.training.evaluate import PROTOCOL, Evaluation
 
-__all__ = ["write_figures"]
+__all__ = ["check_writable", "write_figures"]
 
 
-def write_figures(evaluation: Evaluation, source: str | os.PathLike[str]) -> Manifest:
+def check_writable(source: str | os.PathLike[str]) -> None:
+    """Refuse what is no entry's folder: by a name figures could go into the cache, or into the package itself.
+
+    Raises:
+        ConfigError: A name, or the folder of a run.
+    """
+    if not (Path(source) / MANIFEST).is_file():
+        raise ConfigError(
+            f"figures are written into an entry where it lies, and {os.fspath(source)} is a name or a run: give the "
+            "entry's folder (a run is exported first)"
+        )
+
+
+def write_figures(
+    evaluation: Evaluation,
+    source: str | os.PathLike[str],
+    notify: Callable[[str], None] = lambda message: None,
+) -> Manifest:
     """Put an evaluation's figures into its entry: configuration, card, manifest, and the index of a zoo that has one.
 
     `metrics` of `config.json` becomes `weights_sha256`, `protocol`, and by data set `results` (the encoder's
@@ -32,13 +51,14 @@ def write_figures(evaluation: Evaluation, source: str | os.PathLike[str]) -> Man
 
     Args:
         evaluation: Of this entry, with all pictures.
-        source: The entry, by name or folder.
+        source: The entry's folder.
+        notify: Told which older figures were dropped.
 
     Returns:
         The new manifest.
 
     Raises:
-        ConfigError: The figures are a run's, of part of the data, or of other weights.
+        ConfigError: The figures are a run's, of part of the data, or of other weights, or no folder of an entry.
         EntryError: Not an entry, or (IntegrityError) its bytes are not those of its manifest.
         OutputError: The folder cannot be written.
     """
@@ -46,8 +66,18 @@ def write_figures(evaluation: Evaluation, source: str | os.PathLike[str]) -> Man
         raise ConfigError(f"{evaluation.source} is a run: export it, and evaluate the entry")
     if evaluation.limit:
         raise ConfigError("figures of part of the data do not enter an entry: evaluate it without a limit")
-    entry = find_entry(source)
-    weights, folder = entry.manifest.files[WEIGHTS].sha256, Path(entry.location)
+    check_writable(source)
+    folder = Path(source).resolve()  # what a link names is written, and the link stays
+    with locked(folder.parent):
+        manifest = _write(evaluation, folder, notify)
+    if (folder.parent / INDEX).is_file():
+        update_index(folder.parent)
+    return manifest
+
+
+def _write(evaluation: Evaluation, folder: Path, notify: Callable[[str], None]) -> Manifest:
+    entry = find_entry(folder)
+    weights = entry.manifest.files[WEIGHTS].sha256
     if evaluation.weights_sha256 != weights:
         raise ConfigError(
             f"{folder}: the figures were measured on weights {evaluation.weights_sha256[:12]}..., and these are "
@@ -55,6 +85,10 @@ def write_figures(evaluation: Evaluation, source: str | os.PathLike[str]) -> Man
         )
     old = entry.config.metrics
     if (old.get("weights_sha256"), old.get("protocol")) != (weights, PROTOCOL):
+        if old.get("results"):
+            notify(
+                f"older figures, of other weights or another protocol, are dropped: {', '.join(old['results'])}"
+            )
         old = {}
     merged = {key: {**old.get(key, {}), **value} for key, value in _by_data(evaluation).items()}
     config = dataclasses.replace(
@@ -71,8 +105,6 @@ def write_figures(evaluation: Evaluation, source: str | os.PathLike[str]) -> Man
         shutil.copytree(folder, partial, dirs_exist_ok=True)
         for name, content in {**files, MANIFEST: manifest}.items():
             (partial / name).write_bytes(content)
-    if (folder.parent / INDEX).is_file():
-        update_index(folder.parent)
     return Manifest.from_json(manifest)
 
 
@@ -101,17 +133,16 @@ def _words_of(card: str, name: str, method: str) -> Card:
     front, _, body = card.removeprefix("---\n").partition("\n---\n")
     facts = yaml.safe_load(front)
     summary = body.partition(f"# {name}\n\n")[2].partition("Trained by `")[0].strip()
+    use = body.partition("\n\n## Use\n\n")[2].partition("\n\n## Preprocessing\n")[0]
     section = body.partition("\n## Limits\n\n")[2].partition("\n\n## ")[0]
-    none = "- None recorded"
     return Card(
         summary=summary,
+        use="" if use.startswith(USUAL_USE) else use,
         datasets=tuple(facts.get("datasets", ())),
         tags=tuple(
             tag
             for tag in facts.get("tags", ())
             if tag not in ("embedkit", "onnx", "image-embeddings", "timm", method)
         ),
-        limits=tuple(
-            line[2:] for line in section.splitlines() if line[:2] == "- " and not line.startswith(none)
-        ),
+        limits=tuple(line[2:] for line in section.splitlines() if line[:2] == "- " and line != NO_LIMITS),
     )

@@ -36,27 +36,30 @@ def evaluate(
         raise ConfigError("figures of part of the data do not enter an entry: give --write or --limit")
     try:
         from embedkit.training import evaluate as protocol
-        from embedkit.training.figures import write_figures
+        from embedkit.training.figures import check_writable, write_figures
     except ImportError as error:
         if (error.name or "").startswith("embedkit"):
             raise
         raise MissingDependencyError(
             f"evaluation needs {error.name}, which is not installed: pip install 'embedkit[train,cpu]'"
         ) from None
+    if write:
+        check_writable(source)  # before the work of minutes
+
+    def tell(message: str) -> None:
+        print(f"embedkit: {message}", file=sys.stderr)
+
     found = protocol.evaluate(
         source,
         data=data,
         labels=label or ("label",),
         baselines=baselines,
         limit=limit,
-        notify=lambda message: print(f"embedkit: {message}", file=sys.stderr),
+        notify=tell,
     )
     print(json.dumps(found.to_json(), indent=1) if as_json else found.table())
     if limit:
-        print(
-            "embedkit: a limit thins the classes, which changes every figure: compare figures of the same limit alone",
-            file=sys.stderr,
-        )
+        tell("a limit thins the classes, which changes every figure: compare figures of the same limit alone")
     if write:
-        manifest = write_figures(found, source)
-        print(f"embedkit: the figures are in {source}, now revision {manifest.sha256[:12]}", file=sys.stderr)
+        manifest = write_figures(found, source, tell)
+        tell(f"the figures are in {source}, now revision {manifest.sha256[:12]}")

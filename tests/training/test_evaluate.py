@@ -496,6 +496,38 @@ def test_a_run_is_judged_by_its_network_and_its_own_task(trained):
         write_figures(found, trained)
 
 
+@pytest.mark.filterwarnings(
+    "ignore:Number of distinct clusters"
+)  # scikit-learn's, of pictures that are all alike
+def test_figures_that_are_no_numbers_are_left_out(own_zoo, tmp_path):
+    folder = tmp_path / "black"
+    for part, count in (("train", 6), ("test", 4)):
+        for number in range(count):
+            (folder / part / "ab"[number % 2]).mkdir(parents=True, exist_ok=True)
+            Image.new("L", (8, 8)).save(folder / part / "ab"[number % 2] / f"{number}.png")
+    found = evaluate(own_zoo / NAME, data=str(folder))  # all pictures are alike: their pixels have no rank
+    assert by(found, "pixels").figures["rankme"] is None
+    write_figures(found, own_zoo / NAME)
+    assert verify_entry(own_zoo / NAME).ok and json.loads((own_zoo / INDEX).read_text())["entries"]
+
+
+def test_figures_are_written_into_a_folder_and_say_what_they_drop(own_zoo, on_digits, monkeypatch, tmp_path):
+    monkeypatch.setenv("EMBEDKIT_ZOO", str(own_zoo))
+    app = typer.Typer()
+    app.command()(command)
+    monkeypatch.setattr(protocol, "evaluate", None)  # refused before minutes of work
+    error = CliRunner().invoke(app, [NAME, "--data", "sklearn:digits", "--write"]).exception
+    assert isinstance(error, ConfigError) and "give the entry's folder" in str(error)
+    told: list[str] = []
+    write_figures(on_digits, own_zoo / NAME, told.append)
+    monkeypatch.setattr("embedkit.training.figures.PROTOCOL", "Protocol 9.")
+    (tmp_path / "link").symlink_to(own_zoo / NAME)
+    write_figures(on_digits, tmp_path / "link", told.append)
+    assert told == ["older figures, of other weights or another protocol, are dropped: sklearn:digits"]
+    assert (tmp_path / "link").is_symlink()
+    assert find_entry(own_zoo / NAME).config.metrics["protocol"] == "Protocol 9."
+
+
 def test_a_task_with_labels_is_not_asked_about_classes_that_it_does_not_know(trained, identities):
     config, method = run.load_run(trained)
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, label="identity"))
