@@ -145,6 +145,10 @@ class IdentityBalanced:
             raise ConfigError(f"pictures_per_identity: {k} does not divide the batch size {batch_size}")
         rng = np.random.default_rng([seed, epoch])
         labels = pictures.labels.numpy()
+        if not (labels >= 0).any():
+            raise ConfigError(
+                "data.label: batches of identities need labels, and no picture has one; name the column"
+            )
         order = rng.permutation(np.flatnonzero(labels >= 0))
         order = order[np.argsort(labels[order], kind="stable")]
         _, starts, counts = np.unique(labels[order], return_index=True, return_counts=True)

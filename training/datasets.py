@@ -11,6 +11,7 @@ import gzip
 import os
 import struct
 import threading
+import zlib
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -206,7 +207,12 @@ class ParquetSource(Source):
                 for field in schema
                 if pa.types.is_string(field.type) or pa.types.is_integer(field.type)
             )
-            tables = [file.read([label]) for file in opened] if label in schema.names else []
+            known = label in schema.names
+            if known and (pa.types.is_nested(schema.field(label).type) or label == self.column):
+                raise ConfigError(
+                    f"{files[0]}: the column {label!r} holds no labels; take one of {', '.join(self.columns)}"
+                )
+            tables = [file.read([label]) for file in opened] if known else []
         except (OSError, pa.ArrowException) as error:
             raise SourceError(f"{files[0]}: not a Parquet file that can be read ({error})") from error
         sizes = [
@@ -305,7 +311,7 @@ def _read_idx(file: Path, axes: int) -> np.ndarray:
     """uint8 array of `axes` axes: magic number (0, 0, type 8, axes), big-endian sizes, the values."""
     try:
         data = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise SourceError(f"{file}: cannot be read ({error}); fetch it again") from error
     header = 4 + 4 * axes
     if len(data) < header or data[:4] != bytes((0, 0, 8, axes)):

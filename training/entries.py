@@ -14,6 +14,7 @@ from torch import nn
 
 from embedkit.entry import ENTRY_NAME, MANIFEST, EntryConfig, Preprocess
 from embedkit.errors import ConfigError
+from embedkit.hub.index import check_zoo
 from embedkit.training import config as configuration
 from embedkit.training.backbones import Backbone
 from embedkit.training.config import RunConfig, method_name
@@ -68,6 +69,7 @@ def export_run(
         raise ConfigError(
             f"{name!r}: expected <method>-<arch>.<data> in small letters, such as simclr-r10.fmnist"
         )
+    check_zoo(Path(zoo))
     config, method = load_run(run)
     encoder = method.encoder().eval()
     preprocess = config.data.preprocess(method.facts.mean, method.facts.std)
@@ -81,7 +83,7 @@ def export_run(
         method=method_name(config),
         dim=_width(network, samples),
         preprocess=preprocess,
-        data=data or _data_in_words(config, method),
+        data=" ".join((data or _data_in_words(config, method)).split()),
         licence=licence,
         provenance=_provenance(run, config, pretext_on(method, held_out)),
         timm=_timm(encoder, preprocess, name, licence),
@@ -128,6 +130,8 @@ def _provenance(run: Path, config: RunConfig, pretext: dict[str, float]) -> dict
     stored = configuration.to_json(config)
     # A path of the machine that trained says nothing to a reader and something about its owner.
     stored["data"]["path"] = Path(config.data.path).name
+    if stored["method"].get("weights"):
+        stored["method"]["weights"] = Path(stored["method"]["weights"]).name
     provenance = {"trained_by": "embedkit train", "recipe": config.recipe, "run": stored}
     if pretext:
         provenance["pretext"] = {name: round(value, 6) for name, value in pretext.items()}
@@ -151,6 +155,6 @@ def _card(method: Method, encoder: nn.Module, limits: Sequence[str]) -> Card:
             f"It was trained on pictures of {height} x {width} pixels, and sees no more of any picture.",
             "It is good for pictures like those that it was trained on; try it on yours before relying on it.",
             *needs,
-            *(" ".join(limit.split()) for limit in limits),
+            *(" ".join(limit.split()) for limit in limits if limit.strip()),
         ),
     )

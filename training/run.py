@@ -14,6 +14,7 @@ import logging
 import os
 import time
 import warnings
+import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,6 +100,10 @@ def train(
             f"go on with --resume {out}" if (out / CHECKPOINT).exists() else "it has no checkpoint: remove it"
         )
         raise OutputError(f"{out}: there is a run in this folder; {there} or choose another --out")
+    if _rank() == 0:
+        for name in (CHECKPOINT, ENCODER, METRICS):
+            if (out / name).exists():
+                raise OutputError(f"{out / name} is there, and would be overwritten: choose another --out")
     if max_minutes is not None and not 0 < max_minutes < 1e6:
         raise ConfigError(f"max_minutes: expected more than 0 and less than a million, found {max_minutes}")
     _check(config)
@@ -202,6 +207,9 @@ def _check(config: RunConfig) -> None:
 def _read_checkpoint(run: Path) -> dict[str, Any]:
     path = run / CHECKPOINT
     try:
+        with zipfile.ZipFile(path) as parts:
+            if (part := parts.testzip()) is not None:  # torch does not look at the checksums
+                raise ValueError(f"checksum of {part}")
         return torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise OutputError(f"{path}: no checkpoint that can be read ({error})") from error
@@ -328,6 +336,10 @@ def _run(
     if trainer.is_global_zero:
         save_encoder(method, run / ENCODER)
         _write(run / COST, cost.to_json())
+    if not all(torch.isfinite(value).all() for value in method.encoder().state_dict().values()):
+        raise ConfigError(
+            f"{run}: the training diverged, its weights are no numbers; lower optimizer.lr, and train anew"
+        )
     return RunResult(
         run=run,
         finished=method.batches_seen >= method.total_steps,

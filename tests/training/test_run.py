@@ -177,6 +177,42 @@ def test_a_run_is_never_overwritten_and_resume_needs_one(finished, tmp_path):
         run.train(small(), data="synthetic:80", out=tmp_path)
 
 
+def test_a_checkpoint_with_one_wrong_byte_is_damaged(finished, tmp_path):
+    copy = shutil.copytree(finished.run, tmp_path / "run")
+    data = bytearray((copy / run.CHECKPOINT).read_bytes())
+    data[len(data) // 2] ^= 0xFF  # torch.load takes it for another weight
+    (copy / run.CHECKPOINT).write_bytes(data)
+    for act in (run.load_run, run.resume):
+        with pytest.raises(OutputError, match="is damaged"):
+            act(copy)
+
+
+def test_a_folder_with_another_encoder_is_not_trained_into(tmp_path):
+    (tmp_path / "encoder.safetensors").write_bytes(b"precious")
+    with pytest.raises(OutputError, match=r"encoder\.safetensors is there, and would be overwritten"):
+        run.train(small(), data="synthetic:80", out=tmp_path)
+
+
+def test_a_training_that_diverged_is_no_success(tmp_path):
+    with pytest.raises(ConfigError, match=r"diverged.*lower optimizer\.lr"):
+        run.train(
+            small("supervised", "optimizer.lr=1e6", "steps=12"),
+            data="synthetic:80",
+            out=tmp_path,
+            progress=False,
+        )
+
+
+def test_identities_need_labels(tmp_path):
+    from PIL import Image
+
+    for number in range(4):
+        Image.new("L", (16, 16), number).save(tmp_path / f"{number}.png")
+    config = small("sphereface", "data.validation=0", "batch_size=4", "steps=1")
+    with pytest.raises(ConfigError, match=r"data\.label: batches of identities need labels"):
+        run.train(config, data=str(tmp_path), out=tmp_path / "run")
+
+
 def test_settings_that_are_refused_leave_the_folder_free(tmp_path):
     with pytest.raises(ConfigError, match="do not fit this machine"):
         run.train(small("supervised", "accelerator=tpu", "steps=1"), data="synthetic:80", out=tmp_path)

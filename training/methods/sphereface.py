@@ -151,9 +151,9 @@ class SphereFace(Method):
             )
         if config.form not in ("opensphere", "cvpr17"):
             raise ConfigError(f"form: expected opensphere or cvpr17, found {config.form!r}")
-        if config.margin < 1 or (config.form == "cvpr17" and config.margin != int(config.margin)):
+        if not 1 <= config.margin <= 16 or (config.form == "cvpr17" and config.margin != int(config.margin)):
             raise ConfigError(
-                f"margin: expected 1 or more, and a whole number for cvpr17; found {config.margin:g}"
+                f"margin: expected 1 to 16, and a whole number for cvpr17; found {config.margin:g}"
             )
         self.embedding = nn.Linear(backbone.dim, config.embed_dim)
         self.identities = nn.Parameter(F.normalize(torch.randn(facts.num_classes, config.embed_dim), dim=1))

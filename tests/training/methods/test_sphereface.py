@@ -299,8 +299,9 @@ def test_unusable_settings_are_refused():
         build(classes=0)
     with pytest.raises(ConfigError, match="whole number"):
         build(form="cvpr17", margin=1.7)
-    with pytest.raises(ConfigError, match="1 or more"):
-        build(margin=0.5)
+    for margin in (0.5, 1e6):
+        with pytest.raises(ConfigError, match="1 to 16"):
+            build(margin=margin)
     with pytest.raises(ConfigError, match="opensphere or cvpr17"):
         build(form="arcface")
 
