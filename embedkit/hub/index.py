@@ -41,6 +41,7 @@ def update_index(zoo: Path) -> dict[str, Any]:
         OutputError: The folder cannot be written.
     """
     check_zoo(zoo)
+    FolderPlace(zoo)  # a lock on what is not there would make a file of this name
     with locked(zoo):  # of two writers the later one sees the entries of both
         index = build_index(zoo)
         for name, content in (*pages(index).items(), (INDEX, index_bytes(index))):

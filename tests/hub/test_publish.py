@@ -20,7 +20,7 @@ from embedkit.golden import verify_entry
 from embedkit.hub.address import is_url
 from embedkit.hub.cache import Cache
 from embedkit.hub.files import replacing_folder
-from embedkit.hub.index import TABLE, build_index, index_bytes, table_bytes
+from embedkit.hub.index import TABLE, build_index, index_bytes, table_bytes, update_index
 from embedkit.hub.mirror import mirror
 from embedkit.hub.place import Index
 from embedkit.hub.publish import publish, refresh, withdraw
@@ -160,6 +160,9 @@ def test_what_is_not_a_zoos_stays(entry, tmp_path):
     assert (project / NAME / "notes.txt").read_text() == "precious"
     with pytest.raises(ConfigError, match="expected a place"):
         publish(entry, "")
+    with pytest.raises(ConfigError, match="is not a folder"):
+        update_index(tmp_path / "gone")
+    assert not (tmp_path / "gone").exists()
 
 
 def test_an_entry_is_no_zoo(entry, newer, tmp_path):
