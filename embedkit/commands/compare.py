@@ -35,7 +35,7 @@ def compare(
     silent = [name for name, one in facts.items() if not one["metrics"].get("results")]
     if len(silent) == len(facts):
         raise ConfigError(
-            f"{', '.join(silent)}: no figures to compare; measure some by `embedkit evaluate ENTRY --data ... --write`"
+            f"{', '.join(silent)}: no figures to compare; measure some by `embedkit evaluate FOLDER --data ... --write`"
         )
     for name in silent:
         print(f"embedkit: {printable(name)} has no figures yet", file=sys.stderr)
