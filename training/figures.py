@@ -16,7 +16,7 @@ from embedkit.entry import CARD, CONFIG, INDEX, MANIFEST, MIXTURE, WEIGHTS, Mani
 from embedkit.errors import ConfigError
 from embedkit.hub.files import replacing_folder
 from embedkit.hub.index import update_index
-from embedkit.hub.locks import locked
+from embedkit.hub.locks import locked_folder
 from embedkit.load import find_entry
 from embedkit.training.card import NO_LIMITS, USUAL_USE, Card, render_card
 from embedkit.training.evaluate import PROTOCOL, Evaluation
@@ -68,7 +68,7 @@ def write_figures(
         raise ConfigError("figures of part of the data do not enter an entry: evaluate it without a limit")
     check_writable(source)
     folder = Path(source).resolve()  # what a link names is written, and the link stays
-    with locked(folder.parent):
+    with locked_folder(folder.parent):
         manifest = _write(evaluation, folder, notify)
     if (folder.parent / INDEX).is_file():
         update_index(folder.parent)

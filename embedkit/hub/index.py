@@ -17,7 +17,7 @@ from embedkit.errors import ConfigError
 from embedkit.hub.comparison import compare, with_protocols
 from embedkit.hub.files import write_file
 from embedkit.hub.folder import FolderEntry, FolderPlace
-from embedkit.hub.locks import locked
+from embedkit.hub.locks import locked_folder
 from embedkit.hub.place import VerifiedEntry
 from embedkit.hub.plot import plot_bytes
 
@@ -41,8 +41,8 @@ def update_index(zoo: Path) -> dict[str, Any]:
         OutputError: The folder cannot be written.
     """
     check_zoo(zoo)
-    FolderPlace(zoo)  # a lock on what is not there would make a file of this name
-    with locked(zoo):  # of two writers the later one sees the entries of both
+    FolderPlace(zoo)  # refused by its name, before it is locked
+    with locked_folder(zoo):  # of two writers the later one sees the entries of both
         index = build_index(zoo)
         for name, content in (*pages(index).items(), (INDEX, index_bytes(index))):
             path = zoo / name

@@ -11,28 +11,47 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[bool]:
-    """Wait for the lock on `path`, a file that may be made or a folder that is there, and hold it for the block.
+    """Wait for the lock on the file `path`, which is made where it is not there, and hold it for the block.
 
     Yields:
-        Whether there is a lock: some network file systems have none, Windows has none for folders, and then nobody is
-        kept out.
+        Whether there is a lock: some network file systems have none, and then nobody is kept out.
 
     Raises:
         OSError: The file cannot be written.
     """
-    if path.is_dir() and os.name == "nt":
+    with open(path, "a+b") as file, _held(file.fileno()) as held:
+        yield held
+
+
+@contextlib.contextmanager
+def locked_folder(path: Path) -> Iterator[bool]:
+    """Wait for the lock on the folder `path`, which must be there, and hold it for the block.
+
+    Yields:
+        Whether there is a lock: Windows has none for folders, nor have some network file systems.
+
+    Raises:
+        OSError: There is no such folder.
+    """
+    if os.name == "nt":
         yield False
         return
-    descriptor = os.open(path, os.O_RDONLY) if path.is_dir() else os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        held = _lock(descriptor)
-        try:
+        with _held(descriptor) as held:
             yield held
-        finally:
-            if held:
-                _unlock(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _held(descriptor: int) -> Iterator[bool]:
+    held = _lock(descriptor)
+    try:
+        yield held
+    finally:
+        if held:
+            _unlock(descriptor)
 
 
 def _lock(descriptor: int) -> bool:
