@@ -67,7 +67,7 @@ def render_card(name: str, config: EntryConfig, card: Card, *, mixture: bool = F
             it reads `stored`, `parity`, `run` and `cost` (of which `co2_grams` also goes to the front matter) and
             lists the rest.
         card: The words.
-        mixture: Whether the entry holds a fitted mixture.
+        mixture: Whether the entry holds a fitted mixture, which the usual words on its use then show.
     """
     shown = ("stored", "parity", "cost", "run")
     blocks = [
@@ -77,8 +77,7 @@ def render_card(name: str, config: EntryConfig, card: Card, *, mixture: bool = F
         f"Trained by `{config.method}` on {config.data}. Network `{config.architecture}`, {_gives(config)}. "
         f"Licence of the weights: {config.licence}.",
         "## Use",
-        card.use or _use(name, config),
-        _ASSIGN if mixture else "",
+        card.use or _use(name, config, mixture),
         "## Preprocessing",
         _preprocessing(config.preprocess),
         "## Figures",
@@ -142,7 +141,7 @@ def _gives(config: EntryConfig) -> str:
     return f"which gives {' and '.join(outputs)} a picture"
 
 
-def _use(name: str, config: EntryConfig) -> str:
+def _use(name: str, config: EntryConfig, mixture: bool) -> str:
     if config.kind != "encoder":
         return "`model.onnx` takes `pixels` as said below; its weights are in `model.safetensors` beside it."
     text = f"""{USUAL_USE}"{name}")
@@ -153,6 +152,8 @@ print(rows[0] @ rows[1])  # cosine
         "`model.onnx` holds the graph alone and takes its weights from `model.safetensors`; for one ordinary ONNX "
         f"file:\n`embedkit export {name} --standalone encoder.onnx`."
     )
+    if mixture:
+        plain += f"\n\n{_ASSIGN}"
     if not config.timm or config.preprocess.color == "lab_l":
         return f"{text}\n\n{plain}"
     mode = "RGB" if config.preprocess.color == "rgb" else "L"

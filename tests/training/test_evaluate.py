@@ -583,9 +583,19 @@ def test_a_card_keeps_its_words_whatever_they_are(own_zoo, zoo, on_digits):
     from embedkit.training.figures import _words_of
 
     config = EntryConfig.from_json((own_zoo / NAME / CONFIG).read_bytes())
-    for words in (WORDS, Card(), Card(tags=("a",)), Card(limits=("One.",)), Card(summary="Trained well.")):
-        text = render_card(NAME, config, words)
-        assert render_card(NAME, config, _words_of(text, NAME, config.method)) == text
+    own = (Card(use="In one's own words."), Card(limits=("None recorded at night.",)))
+    for words in (
+        WORDS,
+        Card(),
+        Card(tags=("a",)),
+        Card(limits=("One.",)),
+        Card(summary="Trained well."),
+        *own,
+    ):
+        for mixture in (False, True):
+            text = render_card(NAME, config, words, mixture=mixture)
+            kept = _words_of(text, NAME, config.method)
+            assert render_card(NAME, config, kept, mixture=mixture) == text
 
 
 def test_other_data_and_older_protocols(own_zoo, on_digits, monkeypatch):
