@@ -95,15 +95,8 @@ def train(
     started = time.monotonic()
     out = Path(out)
     # Lightning's other processes run this again, in the folder that the first one has made
-    if _rank() == 0 and (out / CONFIG).exists():
-        there = (
-            f"go on with --resume {out}" if (out / CHECKPOINT).exists() else "it has no checkpoint: remove it"
-        )
-        raise OutputError(f"{out}: there is a run in this folder; {there} or choose another --out")
     if _rank() == 0:
-        for name in (CHECKPOINT, ENCODER, METRICS):
-            if (out / name).exists():
-                raise OutputError(f"{out / name} is there, and would be overwritten: choose another --out")
+        _check_out(out)
     if max_minutes is not None and not 0 < max_minutes < 1e6:
         raise ConfigError(f"max_minutes: expected more than 0 and less than a million, found {max_minutes}")
     _check(config)
@@ -187,6 +180,18 @@ def load_run(run: str | os.PathLike[str]) -> tuple[RunConfig, Method]:
     method.on_load_checkpoint(checkpoint)  # a method whose parameters change shape resizes them here
     method.load_state_dict(checkpoint["state_dict"])
     return config, method.eval()
+
+
+def _check_out(out: Path) -> None:
+    """Refuse a folder that holds a run, or a file that a run would overwrite."""
+    if (out / CONFIG).exists():
+        there = (
+            f"go on with --resume {out}" if (out / CHECKPOINT).exists() else "it has no checkpoint: remove it"
+        )
+        raise OutputError(f"{out}: there is a run in this folder; {there} or choose another --out")
+    for name in (CHECKPOINT, ENCODER, METRICS):
+        if (out / name).exists():
+            raise OutputError(f"{out / name} is there, and would be overwritten: choose another --out")
 
 
 def _check(config: RunConfig) -> None:
