@@ -409,29 +409,27 @@ def _text(data: Mapping[str, Any], key: str, where: str) -> str:
 def _check_figures(metrics: Mapping[str, Any], provenance: Mapping[str, Any], where: str) -> None:
     """Refuse what no table or card could show: they are written from the figures of all entries of a zoo."""
 
-    def numbers(value: object, at: str) -> None:
-        for name, number in _object(value, at).items():
-            # JSON has room for infinity (1e999) and for whole numbers that no float holds
-            if type(number) not in (int, float) or not abs(number) < 1e300:
-                raise EntryError(f"{at}.{name}: expected a number, found {_short(number)}")
+    def check(value: object, at: str, keys: int) -> None:
+        """Numbers below so many levels of keys."""
+        if keys:
+            for name, inner in _object(value, at).items():
+                check(inner, f"{at}.{name}", keys - 1)
+        # JSON has room for infinity (1e999) and for whole numbers that no float holds
+        elif type(value) not in (int, float) or not abs(value) < 1e300:  # type: ignore[arg-type, operator]
+            raise EntryError(f"{at}: expected a number, found {_short(value)}")
 
-    for part in ("results", "intervals", "baselines", "pictures"):
-        for data, value in _object(metrics.get(part, {}), f"{where}.metrics.{part}").items():
-            at = f"{where}.metrics.{part}.{data}"
-            if part == "baselines":
-                for subject, figures in _object(value, at).items():
-                    numbers(figures, f"{at}.{subject}")
-            elif part == "intervals":
-                for name, bounds in _object(value, at).items():
-                    if not isinstance(bounds, list) or len(bounds) != 2:
-                        raise EntryError(f"{at}.{name}: expected two bounds, found {_short(bounds)}")
-                    numbers(dict(enumerate(bounds)), f"{at}.{name}")
-            else:
-                numbers(value, at)
-    cost = _object(provenance.get("cost", {}), f"{where}.provenance.cost")
-    known = {key: cost[key] for key in ("images", "training_flops", "seconds") if key in cost}
-    numbers(known, f"{where}.provenance.cost")
-    numbers(provenance.get("pretext", {}), f"{where}.provenance.pretext")
+    for part, keys in (("results", 2), ("baselines", 3), ("pictures", 2)):
+        check(metrics.get(part, {}), f"{where}.metrics.{part}", keys)
+    at = f"{where}.metrics.intervals"
+    for data, figures in _object(metrics.get("intervals", {}), at).items():
+        for name, bounds in _object(figures, f"{at}.{data}").items():
+            if not isinstance(bounds, list) or len(bounds) != 2:
+                raise EntryError(f"{at}.{data}.{name}: expected two bounds, found {_short(bounds)}")
+            check(dict(enumerate(bounds)), f"{at}.{data}.{name}", 1)
+    at = f"{where}.provenance.cost"
+    cost = _object(provenance.get("cost", {}), at)
+    check({key: cost[key] for key in ("images", "training_flops", "seconds") if key in cost}, at, 1)
+    check(provenance.get("pretext", {}), f"{where}.provenance.pretext", 1)
 
 
 def _check_schema(data: Mapping[str, Any], where: str) -> None:
