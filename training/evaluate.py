@@ -403,13 +403,12 @@ def _measure(embedded: _Embedded, labels: _Labels) -> Result:
     found = timed("retrieval", lambda: metrics.retrieval(x, y))
     mean_over("map_at_r", labelled[found.queries], found.map_at_r)
     mean_over("p_at_1", labelled[found.queries], found.p_at_1)
-    clusters = timed("k-means", lambda: metrics.kmeans(x, labels.test_classes, seed=SEED))
-    agreement = metrics.cluster_agreement(clusters, y)
-    figures |= {f"kmeans_{key}": value for key, value in dataclasses.asdict(agreement).items()}
+    clusters = {"kmeans": timed("k-means", lambda: metrics.kmeans(x, labels.test_classes, seed=SEED))}
     if embedded.mixture is not None:
-        assigned = torch.from_numpy(embedded.mixture.assign(x.numpy()).labels)
-        agreement = metrics.cluster_agreement(assigned, y)
-        figures |= {f"mixture_{key}": value for key, value in dataclasses.asdict(agreement).items()}
+        clusters["mixture"] = torch.from_numpy(embedded.mixture.assign(x.numpy()).labels)
+    for by, partition in clusters.items():
+        agreement = metrics.cluster_agreement(partition, y)
+        figures |= {f"{by}_{key}": value for key, value in dataclasses.asdict(agreement).items()}
     genuine, impostor = timed("verification pairs", lambda: metrics.pair_scores(x, y, seed=SEED))
     if len(genuine) and len(impostor):
         curve = metrics.roc(genuine, impostor)

@@ -151,13 +151,9 @@ def encoder_of_pictures(
     if encoder is None and calibration is not None and calibration.entry:
         encoder = calibration.entry
         if find_entry(encoder).config.takes_aligned_faces != faces:
-            what = (
-                "embeds aligned faces: add --faces"
-                if not faces
-                else "embeds whole pictures: leave out --faces"
-            )
+            what = "whole pictures: leave out --faces" if faces else "aligned faces: add --faces"
             raise ConfigError(
-                f"the calibration is of {encoder}, which {what}, or name an encoder with --encoder"
+                f"the calibration is of {encoder}, which embeds {what}, or name an encoder with --encoder"
             )
     if faces:
         return FaceEncoder(ENCODER if encoder is None else encoder, device=device, threads=threads)
