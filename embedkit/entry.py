@@ -415,7 +415,7 @@ def _check_figures(metrics: Mapping[str, Any], provenance: Mapping[str, Any], wh
             for name, inner in _object(value, at).items():
                 check(inner, f"{at}.{name}", keys - 1)
         # JSON has room for infinity (1e999) and for whole numbers that no float holds
-        elif type(value) not in (int, float) or not abs(value) < 1e300:  # type: ignore[arg-type, operator]
+        elif type(value) not in (int, float) or not abs(value) < 1e300:  # type: ignore[arg-type]
             raise EntryError(f"{at}: expected a number, found {_short(value)}")
 
     for part, keys in (("results", 2), ("baselines", 3), ("pictures", 2)):
