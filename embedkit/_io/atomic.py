@@ -1,0 +1,274 @@
+"""Whole writes: a file or a folder appears under its name complete, or not at all, whenever the writer is killed.
+
+Content is written to a scratch file or folder beside its target, `.NAME.RANDOM.partial`, and renamed. The scratch
+name is random and created exclusively, so that threads, containers that share a folder, and links planted by others
+cannot meet in it. Its writer holds a lock on it; scratch that nobody holds was left by a killed writer and is
+cleared by the next one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import glob
+import os
+import re
+import secrets
+import shutil
+import stat
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+from embedkit._io.locks import LockedError, is_same_file, try_lock
+from embedkit.errors import OutputError
+
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
+_SCRATCH = r"\.[0-9a-f]{16}(\.old)?\.partial"
+#: Where a file system has no locks, scratch of this age in seconds is taken for left over.
+_STALE = 7 * 24 * 3600
+_MAX_NAME = 255  # bytes, of Linux and macOS
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Write `content` to `path` in one step. A link is written through, not replaced.
+
+    Raises:
+        OutputError: The file cannot be written.
+    """
+    with replacing(path) as file:
+        file.write(content)
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
+    """Write a file aside, and rename it to `path` when the block ends well.
+
+    Args:
+        path: The target. Where it is a link, the file that the link names is replaced. An older file's permissions
+            are kept.
+
+    Yields:
+        A file, open for writing and reading, whose `name` is its path, for writers that open it themselves.
+
+    Raises:
+        OutputError: The target cannot be written, or is no regular file.
+    """
+    target = Path(os.path.realpath(path))
+    scratch: Path | None = None
+    try:
+        mode = _mode_of(target)
+        clear_leftovers(target)
+        scratch, descriptor = _create_file(target)
+        with os.fdopen(descriptor, "w+b") as file:
+            if mode is not None:
+                os.chmod(scratch, mode)
+            named = _Named(file, str(scratch))
+            yield named  # type: ignore[misc]
+            file.flush()
+            if os.name == "nt":
+                file.close()  # an open file cannot be renamed there, nor can anybody delete it
+            os.replace(scratch, target)  # before the lock ends, so that nobody clears it
+            scratch = None
+    except OSError as error:
+        raise _refusal(path, error) from None
+    finally:
+        if scratch is not None:
+            with contextlib.suppress(OSError):
+                scratch.unlink()
+
+
+@contextlib.contextmanager
+def replacing_folder(folder: Path, *, replace: bool = True) -> Iterator[Path]:
+    """Fill a folder aside and put it in the place of `folder` when the block ends well.
+
+    On Linux old and new change places in one step: a reader finds one of the two at any moment. Elsewhere the old
+    folder is renamed first; a writer that is killed between the two renames leaves it aside, and the next writer
+    brings it back. Whatever fails, the old folder stays or comes back.
+
+    Args:
+        folder: The target; its parents are made.
+        replace: Whether a folder that is already there is replaced; otherwise it must be empty or missing.
+
+    Yields:
+        An empty folder beside it.
+
+    Raises:
+        OutputError: The target cannot be written, or is there and may not be replaced.
+    """
+    target = Path(os.path.realpath(folder))
+    scratch: Path | None = None
+    descriptor = -1
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        clear_leftovers(target)
+        scratch, descriptor = _create_folder(target)
+        yield scratch
+        _place(scratch, target, replace)
+    except OSError as error:
+        raise _refusal(folder, error) from None
+    finally:
+        if scratch is not None:
+            shutil.rmtree(scratch, ignore_errors=True)  # after an exchange, the old folder
+        if descriptor >= 0:
+            os.close(descriptor)
+
+
+def remove_folder(folder: Path) -> None:
+    """Delete a folder that embedkit wrote: it leaves its name in one step, then its content goes.
+
+    Raises:
+        OutputError: It cannot be deleted.
+    """
+    target = Path(os.path.realpath(folder))
+    aside = _scratch_name(target)
+    try:
+        target.rename(aside)
+    except OSError as error:
+        raise _refusal(folder, error) from None
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def clear_leftovers(path: Path) -> None:
+    """Delete the scratch of killed writers beside `path`; bring a folder's old version back if it is missing.
+
+    Only names of `replacing`'s own form are touched, and only those that no process holds a lock on.
+    """
+    form = re.compile(re.escape(f".{_stem(path)}") + _SCRATCH)
+    for left in sorted(path.parent.glob(f".{glob.escape(_stem(path))}.*.partial")):
+        match = form.fullmatch(left.name)
+        if match is None or not _is_abandoned(left):
+            continue
+        with contextlib.suppress(OSError):
+            if match[1] and not path.exists():
+                left.rename(path)
+            elif left.is_dir() and not left.is_symlink():
+                shutil.rmtree(left, ignore_errors=True)
+            else:
+                left.unlink()
+
+
+def _stem(path: Path) -> str:
+    """The target's name, cut where a scratch name made of it would be too long."""
+    name = os.fsencode(path.name)
+    return os.fsdecode(name[: _MAX_NAME - 40])
+
+
+def _scratch_name(target: Path, suffix: str = "") -> Path:
+    return target.with_name(f".{_stem(target)}.{secrets.token_hex(8)}{suffix}.partial")
+
+
+def _create_file(target: Path) -> tuple[Path, int]:
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+    while True:
+        scratch = _scratch_name(target)
+        descriptor = os.open(scratch, flags, 0o666)
+        if _is_ours(descriptor, scratch):
+            return scratch, descriptor
+        os.close(descriptor)
+
+
+def _create_folder(target: Path) -> tuple[Path, int]:
+    while True:
+        scratch = _scratch_name(target)
+        os.mkdir(scratch)
+        if os.name == "nt":
+            return scratch, -1
+        try:
+            descriptor = os.open(scratch, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            continue
+        if _is_ours(descriptor, scratch):
+            return scratch, descriptor
+        os.close(descriptor)
+
+
+def _is_ours(descriptor: int, scratch: Path) -> bool:
+    """Lock fresh scratch; False where a cleaner took it between its creation and this lock."""
+    if os.name == "nt":
+        return True  # an open file cannot be deleted there
+    try:
+        try_lock(descriptor)
+    except LockedError:
+        return False
+    return is_same_file(descriptor, scratch)
+
+
+def _is_abandoned(left: Path) -> bool:
+    if os.name == "nt":
+        return not left.is_dir() or time.time() - left.stat().st_mtime > _STALE
+    try:
+        status = os.lstat(left)
+        if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
+            return False  # a link or a pipe is not ours
+        descriptor = os.open(left, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        return try_lock(descriptor) or time.time() - status.st_mtime > _STALE
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+
+
+def _mode_of(target: Path) -> int | None:
+    """The permissions of the file that is there, None where there is none."""
+    try:
+        status = os.stat(target)
+    except FileNotFoundError:
+        return None
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, "is not a regular file")
+    return stat.S_IMODE(status.st_mode)
+
+
+def _place(scratch: Path, target: Path, replace: bool) -> None:
+    if not os.path.lexists(target):
+        scratch.rename(target)
+    elif not replace:
+        target.rmdir()  # ENOTEMPTY where it holds anything
+        scratch.rename(target)
+    elif not _exchange(scratch, target):
+        old = _scratch_name(target, ".old")
+        target.rename(old)
+        try:
+            scratch.rename(target)
+        except BaseException:
+            old.rename(target)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _exchange(left: Path, right: Path) -> bool:
+    """Let two folders change places in one step; False where the system cannot."""
+    if not sys.platform.startswith("linux"):
+        return False
+    function = getattr(ctypes.CDLL(None), "renameat2", None)
+    if function is None:
+        return False
+    return function(_AT_FDCWD, os.fsencode(left), _AT_FDCWD, os.fsencode(right), _RENAME_EXCHANGE) == 0
+
+
+def _refusal(path: str | os.PathLike[str], error: OSError) -> OutputError:
+    if isinstance(error, OutputError):
+        return error
+    full = error.errno in (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", -1))
+    reason = "the disk is full" if full else error.strerror or str(error)
+    return OutputError(f"{os.fspath(path)} cannot be written ({reason}); choose another place to write to")
+
+
+class _Named:
+    """A binary file that is named by its path, which `os.fdopen` names by its descriptor."""
+
+    def __init__(self, file: IO[bytes], name: str):
+        self._file, self.name = file, name
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._file, name)
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self._file)
