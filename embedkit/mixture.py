@@ -27,6 +27,8 @@ __all__ = ["Assignment", "Gaussians", "Mixture", "blocks_of"]
 
 #: Numbers that one product makes at once: 32 MB of float64.
 _BLOCK = 1 << 22
+#: The largest embedding, float32's, and the largest number of a file: squares of their products stay finite.
+_LARGEST, _LARGEST_STORED = float(np.finfo(np.float32).max), 1e30
 
 
 class Assignment(NamedTuple):
@@ -240,8 +242,10 @@ class Mixture:
             SpaceMismatchError: Of another width.
         """
         embeddings = np.asarray(embeddings)
-        if embeddings.ndim != 2:
-            raise ConfigError(f"assign: expected embeddings (N, {self.dim}), found shape {embeddings.shape}")
+        if embeddings.ndim != 2 or embeddings.dtype.kind not in "fiu":
+            raise ConfigError(
+                f"assign: expected embeddings (N, {self.dim}), found {embeddings.dtype} of shape {embeddings.shape}"
+            )
         self.check(embeddings.shape[1], None)
         labels = np.empty(len(embeddings), np.int64)
         probabilities = np.empty(len(embeddings))
@@ -249,8 +253,11 @@ class Mixture:
         log_weights = np.log(self.weights)
         for rows in blocks_of(len(embeddings), len(self) * self.means.shape[1]):
             block = embeddings[rows]
-            if not np.isfinite(block).all():
-                raise ConfigError("assign: the embeddings hold NaN or infinity; embed those pictures again")
+            if not (block.max(initial=0) <= _LARGEST and block.min(initial=0) >= -_LARGEST):  # nor NaN
+                raise ConfigError(
+                    f"assign: the embeddings hold NaN, infinity or numbers above {_LARGEST:.3g}; "
+                    "embed those pictures again"
+                )
             joint = log_weights + gaussians.log_densities(self.project(block))  # (B, K)
             labels[rows] = joint.argmax(1)
             joint -= joint.max(1, keepdims=True)

@@ -18,7 +18,7 @@ import numpy as np
 from embedkit.analysis.calibration import EFFECTIVE, Calibration, GroupRates, Interval
 from embedkit.analysis.pairs import Pairs, check_both_kinds, identity_codes
 from embedkit.analysis.rates import SortedPairs, Spread, log_likelihood_ratios, resampled
-from embedkit.analysis.rows import Rows, Source
+from embedkit.analysis.rows import LARGEST, Rows, Source
 from embedkit.analysis.similarity import pair_similarity
 from embedkit.embeddings import Passport
 from embedkit.errors import ConfigError
@@ -61,13 +61,16 @@ def calibrate(
         ConfigError: Scores that are not finite, pairs of one kind only, or too few of them, or of too few
             identities, for this target.
     """
-    scores, same = np.asarray(scores, np.float64), np.asarray(labels).astype(bool)
+    if np.asarray(scores).dtype.kind not in "fiu":
+        raise ConfigError(f"calibrate: expected scores that are numbers, found {np.asarray(scores).dtype}")
+    with np.errstate(over="ignore"):
+        scores, same = np.asarray(scores, np.float64), np.asarray(labels).astype(bool)
     if scores.ndim != 1 or scores.shape != same.shape:
         raise ConfigError(
             f"calibrate: expected as many labels as scores, found {same.shape} and {scores.shape}"
         )
-    if not np.isfinite(scores).all():
-        raise ConfigError("calibrate: a score is NaN or infinite; leave that pair out")
+    if not (np.abs(scores) <= LARGEST).all():
+        raise ConfigError(f"calibrate: a score is NaN, infinite or above {LARGEST:.3g}; leave that pair out")
     check_both_kinds(same, "calibrate")
     pairs = SortedPairs(scores, same)
     check_support(pairs.impostors, target_fmr)

@@ -24,6 +24,7 @@ from embedkit.analysis import kmeans
 from embedkit.analysis.agreement import Scores, agreement
 from embedkit.analysis.dpmm import DPMMConfig
 from embedkit.analysis.reduction import Reduction, fit_reduction, parse_reduction
+from embedkit.analysis.rows import LARGEST_SQUARED, SMALLEST_SQUARED, as_count, as_numbers, check_rows
 from embedkit.embeddings import Embeddings, Passport, write_table
 from embedkit.errors import ConfigError, MissingDependencyError, OutputError
 from embedkit.mixture import Mixture
@@ -211,6 +212,7 @@ def cluster(
         )
     source = _Source.open(embeddings, where, directions=method == "spherical_kmeans")
     points = source.vectors
+    k = None if k is None else as_count(k, "k")
     if k is not None and not 1 <= k <= len(points):
         raise ConfigError(f"k: expected 1 to {len(points)}, the rows of {source.where}; found {k}")
     if mixture is not None:
@@ -290,32 +292,26 @@ class _Source:
             if len(set(ids)) < len(ids) and len(set(zip(ids, parts.tolist(), strict=True))) < len(ids):
                 raise ConfigError(f"{where}: an id stands there twice; embed the pictures into a new file")
         else:
-            vectors = np.asarray(source)
-            if vectors.ndim != 2 or vectors.dtype.kind not in "fiu":
-                raise ConfigError(
-                    f"{where}: expected numbers (N, D), found {vectors.dtype} of shape {vectors.shape}"
-                )
+            vectors = as_numbers(source, where)
             ids, parts = [str(row) for row in range(len(vectors))], np.zeros(len(vectors), np.int32)
-            vectors = vectors.astype(np.float32, copy=False)
         if len(vectors) < 2 or not vectors.shape[1]:
             rows = {0: "no row", 1: "one row"}.get(len(vectors), "no column")
             raise ConfigError(f"{where}: expected 2 rows or more to cluster, found {rows}")
-        different = False
+        zeros = not directions and passport is None
+        largest, different = 0.0, False
         for start in range(0, len(vectors), _BLOCK):
             block = vectors[start : start + _BLOCK]
-            bad = ~np.isfinite(block).all(1)
-            fault = "holds NaN or infinity"
-            if not bad.any() and (directions or passport is not None):
-                bad, fault = ~block.any(1), "is all zeros"
-            if bad.any():
-                row = int(bad.argmax())
-                raise ConfigError(
-                    f"{where}: row {start + row} ({ids[start + row]}) {fault}; "
-                    "embed that picture again, or leave the row out"
-                )
+            found = check_rows(block, start, ids.__getitem__, where, zeros=zeros, largest=LARGEST_SQUARED)
+            largest = max(largest, float(found.max()))
             different = different or bool((block != vectors[0]).any())
         if not different:
             raise ConfigError(f"{where}: all {len(vectors)} rows are equal, so there is nothing to cluster")
+        if largest < SMALLEST_SQUARED:  # squared distances would vanish in float32
+            raise ConfigError(
+                f"{where}: the largest number is {largest:.3g}, and {SMALLEST_SQUARED:g} is the least that can be "
+                "clustered; scale all rows up"
+            )
+        vectors = vectors.astype(np.float32, copy=False)
         return cls(ids, parts, vectors, passport, where)
 
 

@@ -26,7 +26,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from embedkit.analysis.rows import BLOCK, Rows, Source, check_same_space
+from embedkit.analysis.rows import BLOCK, Rows, Source, as_count, check_same_space
 from embedkit.analysis.similarity import faiss_module, top_k, without_own
 from embedkit.embeddings import Passport, remove_leftovers, replacing
 from embedkit.errors import ConfigError, OutputError
@@ -348,7 +348,7 @@ def check_k(k: int, rows: int, own: bool, what: str) -> None:
     Raises:
         ConfigError: There are fewer.
     """
-    most = rows - own
+    k, most = as_count(k, "k"), rows - own
     if not most:
         raise ConfigError(f"{what} has one row, which has no other beside it; embed more pictures into it")
     if not 1 <= k <= most:
