@@ -253,7 +253,7 @@ class Mixture:
         log_weights = np.log(self.weights)
         for rows in blocks_of(len(embeddings), len(self) * self.means.shape[1]):
             block = embeddings[rows]
-            if not (block.max(initial=0) <= _LARGEST and block.min(initial=0) >= -_LARGEST):  # nor NaN
+            if not (float(block.max()) <= _LARGEST and float(block.min()) >= -_LARGEST):  # nor NaN
                 raise ConfigError(
                     f"assign: the embeddings hold NaN, infinity or numbers above {_LARGEST:.3g}; "
                     "embed those pictures again"

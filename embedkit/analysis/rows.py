@@ -75,8 +75,10 @@ class Rows:
         self._keys: Callable[[], tuple[list[str], np.ndarray]]
         self._held: np.ndarray | None = None
         array = self._open(source)
-        if not self._count:
-            raise ConfigError(f"{self.where}: expected embeddings, found no row")
+        if not self._count or not self.dim:
+            raise ConfigError(
+                f"{self.where}: expected embeddings, found no {'column' if self._count else 'row'}"
+            )
         if self._count * self.dim * 4 <= HELD:
             self._held = self._hold(array)
 

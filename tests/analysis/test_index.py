@@ -9,6 +9,7 @@ import sys
 
 import numpy as np
 import pytest
+import rounding
 
 from embedkit.analysis import index as module
 from embedkit.analysis import rows as blocks
@@ -56,10 +57,10 @@ def test_search_by_vectors(index, data):
     found = index.search(queries, 5)
     share = np.mean([len(set(a) & set(b)) / 5 for a, b in zip(expected, found.rows, strict=True)])
     assert share == 1 if index.kind == "flat" else share > 0.6  # such queries are unlike all rows
-    assert (np.diff(found.cosines, axis=1) <= 1e-6).all()
+    assert (np.diff(found.cosines, axis=1) <= rounding.cosine(12)).all()
     unit = data.vectors / np.linalg.norm(data.vectors, axis=1, keepdims=True)
     asked = queries / np.linalg.norm(queries, axis=1, keepdims=True)
-    assert np.abs(np.einsum("qkd,qd->qk", unit[found.rows], asked) - found.cosines).max() < 1e-5
+    assert np.abs(np.einsum("qkd,qd->qk", unit[found.rows], asked) - found.cosines).max() <= 2 * rounding.cosine(12)
     assert found.ids[3] == [f"p/{row}.jpg" for row in found.rows[3]]
     one = index.search(queries[7], 5)
     assert one.rows.shape == (1, 5) and (one.rows[0] == found.rows[7]).all()
@@ -118,7 +119,7 @@ def test_larger_than_memory(data, tmp_path, monkeypatch):
     mapped = Index.load(tmp_path / "x.index")
     assert mapped._rows is not None and not mapped._rows.in_memory
     found = mapped.search(["p/9.jpg"], 20)
-    assert found.ids == expected.ids and np.allclose(found.cosines, expected.cosines, atol=1e-6)
+    assert found.ids == expected.ids and np.allclose(found.cosines, expected.cosines, rtol=0, atol=rounding.cosine(12))
     assert Index.build(data).kind == "flat"
     with pytest.raises(ConfigError, match="larger than memory: take kind 'flat'"):
         Index.build(data, "ivf")
