@@ -138,6 +138,14 @@ class Fields:
         """The keys, in the file's order."""
         return list(self._data)
 
+    def only(self, *keys: str) -> None:
+        """Refuse keys other than these: one that is not understood might change what the others mean."""
+        unknown = next((key for key in self._data if key not in keys), None)
+        if unknown is not None:
+            raise self._form.error(
+                f"{self._where}: {self._path}{_short(unknown)}: expected no such key; {self._form.step}"
+            )
+
     def fail(self, key: str, expected: str) -> NoReturn:
         """Refuse the value of `key`."""
         value = self._data.get(key, _MISSING)
@@ -170,15 +178,15 @@ class Fields:
         """A whole number from `low` to `high`."""
         value = self._data.get(key)
         if type(value) is not int or not low <= value <= high:
-            self.fail(key, f"a whole number of {low} to {high}")
+            self.fail(key, f"a whole number {_range(low, high)}")
         return value
 
     def number(self, key: str, low: float = -math.inf, high: float = math.inf) -> float:
-        """A finite number from `low` to `high`, as float."""
+        """A finite number from `low` to `high`."""
         value = self._data.get(key)
         if not _is_number(value, low, high):
-            self.fail(key, _range(low, high))
-        return float(value)  # type: ignore[arg-type]
+            self.fail(key, f"a number {_range(low, high)}".rstrip())
+        return value  # type: ignore[return-value]
 
     def flag(self, key: str) -> bool:
         """True or false."""
@@ -197,8 +205,22 @@ class Fields:
             or (length is not None and len(value) != length)
             or not all(_is_number(item, low, high) for item in value)
         ):
-            self.fail(key, f"a list of {'' if length is None else f'{length} times '}{_range(low, high)}")
-        return [float(item) for item in value]
+            self.fail(
+                key, f"a list of {length or ''} numbers {_range(low, high)}".replace("  ", " ").rstrip()
+            )
+        return value
+
+    def rows(self, key: str, *, count: int) -> list[list[float]]:
+        """A list of `count` lists of finite numbers, of any lengths."""
+        value = self._data.get(key)
+        if (
+            not isinstance(value, list)
+            or len(value) != count
+            or not all(isinstance(row, list) for row in value)
+            or not all(_is_number(item, -math.inf, math.inf) for row in value for item in row)
+        ):
+            self.fail(key, f"{count} lists of numbers")
+        return value
 
     def wholes(self, key: str, low: int = 0, high: int = (1 << 63) - 1) -> list[int]:
         """A list of whole numbers from `low` to `high`."""
@@ -206,7 +228,7 @@ class Fields:
         if not isinstance(value, list) or not all(
             type(item) is int and low <= item <= high for item in value
         ):
-            self.fail(key, f"a list of whole numbers of {low} to {high}")
+            self.fail(key, f"a list of whole numbers {_range(low, high)}")
         return value
 
     def items(self, key: str) -> list[Any]:
@@ -214,6 +236,13 @@ class Fields:
         value = self._data.get(key)
         if not isinstance(value, list):
             self.fail(key, "a list")
+        return value
+
+    def mapping(self, key: str) -> dict[str, Any]:
+        """An object whose content is anything."""
+        value = self._data.get(key)
+        if not isinstance(value, dict):
+            self.fail(key, "an object")
         return value
 
     def fields(self, key: str) -> Fields:
@@ -244,8 +273,8 @@ def _is_number(value: object, low: float, high: float) -> bool:
 
 
 def _range(low: float, high: float) -> str:
-    bounds = (f"from {low:g}" if low > -math.inf else "", f"to {high:g}" if high < math.inf else "")
-    return " ".join(("a number", *filter(None, bounds)))
+    bounds = (f"from {low:g}" if low > -math.inf else "", f"to {high:g}" if high < 1 << 40 else "")
+    return " ".join(filter(None, bounds))
 
 
 def _short(value: object) -> str:

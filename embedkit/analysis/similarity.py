@@ -84,7 +84,9 @@ def pair_similarity(embeddings: Source, a: np.ndarray, b: np.ndarray) -> np.ndar
     """
     rows = Rows.of(embeddings)
     a, b = np.asarray(a, np.int64), np.asarray(b, np.int64)
-    if len(a) != len(b) or (len(a) and not (0 <= min(a.min(), b.min()) and max(a.max(), b.max()) < len(rows))):
+    if len(a) != len(b) or (
+        len(a) and not (0 <= min(a.min(), b.min()) and max(a.max(), b.max()) < len(rows))
+    ):
         raise ConfigError(
             f"pairs: expected two lists of rows 0 to {len(rows) - 1} of {rows.where}, of one length"
         )

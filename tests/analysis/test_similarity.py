@@ -180,7 +180,10 @@ def test_the_order_of_rows_and_columns_and_the_tiles_change_nothing(vectors, til
     assert np.abs(top_k(mixed, None, 9)[0] - top_k(vectors, None, 9)[0][rows]).max() <= ROUNDING
 
     def found(source, tile, names):
-        pairs = [zip(*(side.tolist() for side in block), strict=True) for block in pairs_above(source, 0.5, tile=tile)]
+        pairs = [
+            zip(*(side.tolist() for side in block), strict=True)
+            for block in pairs_above(source, 0.5, tile=tile)
+        ]
         return {tuple(sorted((names[i], names[j]))): c for block in pairs for i, j, c in block}
 
     expected = found(vectors, (256, 2048), np.arange(57))

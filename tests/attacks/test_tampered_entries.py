@@ -317,7 +317,8 @@ def test_figures_that_no_table_can_show_stop_at_their_own_entry(by_hand, tmp_pat
     good = embedkit.load.find_entry(entry.write(tmp_path / "zoo" / "linear-tiny.noise"))
     publish(good, str(tmp_path / "to"))
     bad = entry.write(tmp_path / "linear-bad.noise", {**entry.files(), "config.json": text})
-    with pytest.raises(EntryError, match=r"config\.json(: embedkit\.(metrics|provenance)| is not JSON \(1e999)") as caught:
+    why = r"config\.json(: embedkit\.(metrics|provenance)| is not JSON \(1e999)"
+    with pytest.raises(EntryError, match=why) as caught:
         publish(embedkit.load.find_entry(bad), str(tmp_path / "to"))
     assert "\n" not in str(caught.value)
     publish(good, str(tmp_path / "to"))  # the zoo is as it was
