@@ -131,9 +131,11 @@ class Mixture:
         try:
             data = source if isinstance(source, bytes) else read_regular(source, _MOST_BYTES)
             arrays = load(data)
-        except (OSError, ValueError, SafetensorError, KeyError, TypeError) as error:
-            reason = getattr(error, "strerror", None) or f"{error}".partition("\n")[0][:200]
-            raise EntryError(f"{where} cannot be read ({reason}); {_HEADER.step}") from None
+        except OSError as error:
+            raise EntryError(f"{where} cannot be read ({error.strerror})") from None
+        except (SafetensorError, ValueError, KeyError, TypeError) as error:
+            reason = str(error).partition("\n")[0][:200]
+            raise EntryError(f"{where} is cut or not a mixture ({reason}); {_HEADER.step}") from None
         header = _HEADER.parse(data[8 : 8 + int.from_bytes(data[:8], "little")], f"{where}: header")
         metadata = _HEADER.fields(header.get("__metadata__", {}), f"{where}: header: __metadata__")
         transform = (
@@ -233,7 +235,10 @@ class Mixture:
             ConfigError: No array of rows, or numbers that are not finite.
             SpaceMismatchError: Of another width.
         """
-        embeddings = np.asarray(embeddings)
+        try:
+            embeddings = np.asarray(embeddings)
+        except ValueError:
+            raise ConfigError("assign: expected embeddings (N, D), found rows of unequal width") from None
         if embeddings.ndim != 2 or embeddings.dtype.kind not in "fiu":
             raise ConfigError(
                 f"assign: expected embeddings (N, {self.dim}), found {embeddings.dtype} of shape {embeddings.shape}"

@@ -15,8 +15,9 @@ import pyarrow.parquet as pq
 
 __all__ = ["read_columns"]
 
-#: What each byte of a file may become: rows, bytes before compression, bytes of text. zlib reaches a thousand at most.
-_PER_BYTE, _SLACK = 1000, 1 << 20
+#: What each byte of a file may become: bytes before compression, or of text, where zlib reaches a thousand; and rows,
+#: of which honest ones have an id each and take a byte at least.
+_PER_BYTE, _ROWS_PER_BYTE, _SLACK = 1000, 100, 1 << 20
 
 
 def read_columns(file: BinaryIO, columns: Mapping[str, pa.DataType]) -> pa.Table:
@@ -34,28 +35,28 @@ def read_columns(file: BinaryIO, columns: Mapping[str, pa.DataType]) -> pa.Table
         OSError: The file cannot be read.
         pyarrow.ArrowException: It is not Parquet, or damaged.
     """
-    most = _SLACK + _PER_BYTE * os.fstat(file.fileno()).st_size
+    size = os.fstat(file.fileno()).st_size
+    most = _SLACK + _PER_BYTE * size
     texts = [name for name, kind in columns.items() if kind == pa.string()]
+    facts = pq.read_metadata(file)
+    schema = facts.schema.to_arrow_schema()
+    for name, kind in columns.items():
+        found = schema.field(name).type if schema.names.count(name) == 1 else "nothing"
+        if found != kind:
+            raise ValueError(f"the column {name!r} should be {kind}, and is {found}")
+    plain = sum(facts.row_group(at).total_byte_size for at in range(facts.num_row_groups))
+    if plain > most or facts.num_rows > _SLACK + _ROWS_PER_BYTE * size:
+        raise ValueError(f"it claims {facts.num_rows} rows of {plain} bytes, too many for its size")
+    file.seek(0)
     # As dictionaries, texts take as much memory as in the file, until their lengths are known.
-    with pq.ParquetFile(file, read_dictionary=texts) as reader:
-        schema = reader.metadata.schema.to_arrow_schema()
-        for name, kind in columns.items():
-            found = schema.field(name).type if schema.names.count(name) == 1 else "nothing"
-            if found != kind:
-                raise ValueError(f"the column {name!r} should be {kind}, and is {found}")
-        groups = [reader.metadata.row_group(at) for at in range(reader.metadata.num_row_groups)]
-        plain = sum(group.total_byte_size for group in groups)
-        if max(reader.metadata.num_rows, plain) > most:
-            raise ValueError(
-                f"it claims {reader.metadata.num_rows} rows of {plain} bytes, too many for its size"
-            )
+    with pq.ParquetFile(file, metadata=facts, read_dictionary=texts) as reader:
         table = reader.read(columns=list(columns))
     for name in columns:
         if table[name].null_count:
             raise ValueError(f"the column {name!r} has a row without a value")
     for name in texts:
-        if (size := sum(map(_text_bytes, table[name].chunks))) > most:
-            raise ValueError(f"the column {name!r} holds {size} bytes of text, too many for its size")
+        if (length := sum(map(_text_bytes, table[name].chunks))) > most:
+            raise ValueError(f"the column {name!r} holds {length} bytes of text, too many for its size")
     return table.select(list(columns)).cast(pa.schema(list(columns.items()), table.schema.metadata))
 
 

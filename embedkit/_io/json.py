@@ -281,7 +281,9 @@ def _short(value: object) -> str:
     """A value for a message, on one line and cut."""
     shortener = Repr()
     shortener.maxlong = shortener.maxstring = 60
-    return shortener.repr(value)
+    shortener.maxlevel = 2
+    text = shortener.repr(value)
+    return text if len(text) <= 100 else text[:97] + "..."
 
 
 def _check_values(value: object, depth: int) -> None:

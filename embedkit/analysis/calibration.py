@@ -20,7 +20,7 @@ import numpy as np
 from embedkit._io.atomic import write_file
 from embedkit._io.json import Fields, JsonFormat, indented_json
 from embedkit.analysis.rates import Curve, Spread, prediction_interval
-from embedkit.analysis.rows import Rows
+from embedkit.analysis.rows import Rows, as_numbers
 from embedkit.embeddings import Passport
 from embedkit.errors import ConfigError, OutputError, SpaceMismatchError
 
@@ -254,9 +254,10 @@ def _parsed(data: Fields) -> Calibration:
     # Plain scores have no space and any range; those of embeddings are cosines.
     most = _MOST_COSINE if fingerprint else math.inf
     known = any(key in data for key in _INTERVALS)  # without one bootstrap sample none is
-    intervals = {key: _share_interval(data, key) if known else (math.nan, math.nan) for key in _INTERVALS[1:]}
-    intervals[_INTERVALS[0]] = _interval(data, _INTERVALS[0]) if known else (math.nan, math.nan)
-    shares = {key: _share(data, key) for key in ("target_fmr", "fmr", "fnmr", "eer", "auc")}
+
+    def interval(key: str) -> Interval:
+        return _share_interval(data, key) if known else (math.nan, math.nan)
+
     spread = data.fields("spread")
     spread.only(*(field.name for field in dataclasses.fields(Spread)))
     effective = data.number("effective_impostors", 0)
@@ -264,8 +265,16 @@ def _parsed(data: Fields) -> Calibration:
         data.fail("effective_impostors", "a number above 0")
     return Calibration(
         threshold=data.number("threshold", -most, most),
-        **shares,
-        **intervals,
+        target_fmr=_share(data, "target_fmr"),
+        fmr=_share(data, "fmr"),
+        fnmr=_share(data, "fnmr"),
+        eer=_share(data, "eer"),
+        auc=_share(data, "auc"),
+        threshold_interval=_interval(data, "threshold_interval") if known else (math.nan, math.nan),
+        fmr_interval=interval("fmr_interval"),
+        fnmr_interval=interval("fnmr_interval"),
+        eer_interval=interval("eer_interval"),
+        auc_interval=interval("auc_interval"),
         genuine=data.whole("genuine", 1),
         impostors=data.whole("impostors", 1),
         effective_impostors=effective,
@@ -356,8 +365,8 @@ def verify_vectors(
     else:
         check_threshold(threshold)
     left, right = (
-        Rows.of(np.asarray(a)[None], "the first vector"),
-        Rows.of(np.asarray(b)[None], "the second vector"),
+        Rows.of(as_numbers([vector], where), where)
+        for vector, where in ((a, "the first vector"), (b, "the second vector"))
     )
     if left.dim != right.dim:
         raise ConfigError(

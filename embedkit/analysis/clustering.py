@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Hashable, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -127,7 +128,7 @@ class Clustering:
             "probability": pa.array(self.probabilities.astype(np.float32), pa.float32()),
         }
         table = pa.table(columns, metadata={_KEY: canonical_json(card)})
-        with replacing(path) as file, parquet_writer(file, table.schema) as writer:
+        with replacing(path) as file, parquet_writer(Path(file.name), table.schema) as writer:
             writer.write_table(table)
 
     @classmethod

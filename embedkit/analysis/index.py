@@ -302,7 +302,7 @@ class Index:
                 kind = footer.text("kind", choices=KINDS[1:])
                 rows, dim = footer.whole("rows", 1, 1 << 40), footer.whole("dim", 1, 1 << 20)
                 recall = footer.number("recall", 0, 1)
-                effort = footer.whole("effort", 0, 1 << 40)
+                effort = footer.whole("effort", 0 if kind == "flat" else 1, rows)
                 passport = footer.optional(
                     "passport", lambda key: Passport.from_json(footer.text(key), where)
                 )

@@ -143,7 +143,7 @@ class Rows:
             array, self.passport = source.vectors, source.passport
             self._keys = lambda: (source.ids, source.parts)
         else:
-            array = source  # type: ignore[assignment]
+            array = source
             self._keys = lambda: (list(map(str, range(self._count))), np.zeros(self._count, np.int32))
         array = as_numbers(array, self.where)
         self._count, self.dim = array.shape

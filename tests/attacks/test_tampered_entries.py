@@ -262,7 +262,12 @@ def hostile_golden() -> dict[str, bytes]:
         head = b"\x93NUMPY\x01\0" + len(head).to_bytes(2, "little") + head
         for name in ("pictures", "embedding", "tolerance_fp32"):
             archive.writestr(f"{name}.npy", head)
+    bomb = io.BytesIO()
+    np.savez_compressed(
+        bomb, pictures=np.zeros((1 << 27, 1), np.uint8), embedding=rows, tolerance_fp32=tolerance
+    )
     return {
+        "a bomb": bomb.getvalue(),
         "text": b"not an archive",
         "empty": b"",
         "a zip of nothing": b"PK\x05\x06" + bytes(18),
