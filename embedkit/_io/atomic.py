@@ -140,9 +140,11 @@ def clear_leftovers(path: Path) -> None:
     form = re.compile(re.escape(f".{_stem(path)}") + _SCRATCH)
     for left in sorted(path.parent.glob(f".{glob.escape(_stem(path))}.*.partial")):
         match = form.fullmatch(left.name)
-        if match is None or not _is_abandoned(left):
+        if match is None:
             continue
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError), _abandoned(left) as abandoned:
+            if not abandoned:
+                continue
             if match[1] and not path.exists():
                 left.rename(path)
             elif left.is_dir() and not left.is_symlink():
@@ -197,20 +199,21 @@ def _is_ours(descriptor: int, scratch: Path) -> bool:
     return is_same_file(descriptor, scratch)
 
 
-def _is_abandoned(left: Path) -> bool:
+@contextlib.contextmanager
+def _abandoned(left: Path) -> Iterator[bool]:
+    """Whether nobody writes this scratch. Its lock is held for the block: a writer that has created it, and comes to
+    lock it only now, is refused and takes another name, while it could lock what is about to be deleted.
+    """
     if os.name == "nt":
-        return not left.is_dir() or time.time() - left.stat().st_mtime > _STALE
+        yield not left.is_dir() or time.time() - left.stat().st_mtime > _STALE
+        return
+    status = os.lstat(left)
+    if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
+        yield False  # a link or a pipe is not ours
+        return
+    descriptor = os.open(left, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
-        status = os.lstat(left)
-        if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
-            return False  # a link or a pipe is not ours
-        descriptor = os.open(left, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError:
-        return False
-    try:
-        return try_lock(descriptor) or time.time() - status.st_mtime > _STALE
-    except OSError:
-        return False
+        yield try_lock(descriptor) or time.time() - status.st_mtime > _STALE
     finally:
         os.close(descriptor)
 
