@@ -201,8 +201,10 @@ def _is_ours(descriptor: int, scratch: Path) -> bool:
 
 @contextlib.contextmanager
 def _abandoned(left: Path) -> Iterator[bool]:
-    """Whether nobody writes this scratch. Its lock is held for the block: a writer that has created it, and comes to
-    lock it only now, is refused and takes another name, while it could lock what is about to be deleted.
+    """Whether a killed writer left this scratch, whose lock is held for the block.
+
+    A writer that has created it, and comes to lock it only now, is refused and takes another name. Without the lock it
+    would hold a file that is about to be deleted.
     """
     if os.name == "nt":
         yield not left.is_dir() or time.time() - left.stat().st_mtime > _STALE
