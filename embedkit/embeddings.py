@@ -22,7 +22,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from embedkit.errors import ConfigError, OutputError, SpaceMismatchError
-from embedkit.hub.files import is_alive
 
 PASSPORT_KEY = b"embedkit"
 PASSPORT_VERSION = 1
@@ -408,8 +407,21 @@ def remove_leftovers(path: Path) -> None:
     """Remove what processes that were killed have left aside of `path`; a process that lives is writing still."""
     for aside in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
         number = aside.name.split(".")[-2]
-        if number.isdigit() and not is_alive(int(number)):
+        if number.isdigit() and not _is_alive(int(number)):
             aside.unlink(missing_ok=True)
+
+
+def _is_alive(pid: int) -> bool:
+    """Whether a process runs, or may."""
+    if os.name == "nt":
+        return True  # there, asking would end the process
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        return True
+    return True
 
 
 def first_line(error: BaseException) -> str:

@@ -21,6 +21,7 @@ import torch
 from safetensors.torch import save
 from torch import nn
 
+from embedkit._io.atomic import replacing_folder
 from embedkit.encoder import comparable
 from embedkit.engine import EngineOptions, OnnxEngine
 from embedkit.entry import (
@@ -39,7 +40,6 @@ from embedkit.entry import (
     sha256_hex,
 )
 from embedkit.errors import ConfigError, ParityError
-from embedkit.hub.files import replacing_folder
 from embedkit.hub.folder import check_entry_place
 from embedkit.hub.index import update_index
 from embedkit.preprocess import read_pixels

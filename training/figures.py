@@ -12,11 +12,11 @@ from typing import Any
 
 import yaml
 
+from embedkit._io.atomic import replacing_folder
+from embedkit._io.locks import locked_folder
 from embedkit.entry import CARD, CONFIG, INDEX, MANIFEST, MIXTURE, WEIGHTS, Manifest
 from embedkit.errors import ConfigError
-from embedkit.hub.files import replacing_folder
 from embedkit.hub.index import update_index
-from embedkit.hub.locks import locked_folder
 from embedkit.load import find_entry
 from embedkit.training.card import NO_LIMITS, USUAL_USE, Card, render_card
 from embedkit.training.evaluate import PROTOCOL, Evaluation

@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from embedkit._io.atomic import write_file
 from embedkit.errors import OutputError
 from embedkit.hub.access import default_cache_dir
-from embedkit.hub.files import write_file
 
 __all__ = ["digest", "keep", "recall"]
 

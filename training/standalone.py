@@ -12,9 +12,9 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
+from embedkit._io.atomic import write_file
 from embedkit.entry import GRAPH, WEIGHTS
 from embedkit.graph import check_graph
-from embedkit.hub.files import write_file
 from embedkit.hub.place import VerifiedEntry
 from embedkit.load import find_entry
 

@@ -128,7 +128,7 @@ def remove_folder(folder: Path) -> None:
     try:
         target.rename(aside)
     except OSError as error:
-        raise _refusal(folder, error) from None
+        raise OutputError(f"{folder} cannot be removed ({error.strerror or error})") from None
     shutil.rmtree(aside, ignore_errors=True)
 
 

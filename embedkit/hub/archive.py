@@ -4,18 +4,27 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import tarfile
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
+from embedkit._io.atomic import replacing
+from embedkit._io.outputs import check_ours
+from embedkit._io.reading import open_regular
 from embedkit.entry import INDEX, MANIFEST
-from embedkit.errors import EntryError, IntegrityError, OutputError, PlaceError
+from embedkit.errors import EntryError, IntegrityError, PlaceError
 from embedkit.hub.index import build_facts, index_bytes, make_index
+from embedkit.hub.messages import quoted
 from embedkit.hub.place import VerifiedEntry
 
 _CHUNK = 1 << 20
 #: Members of an archive: 64 files of each of some hundred entries.
 _MOST_MEMBERS = 20_000
+_BLOCK = 512
+#: Bytes of a header that only says a long name or a large size.
+_LONGEST_HEADER = 1 << 16
 
 
 class ArchiveStorage:
@@ -30,21 +39,14 @@ class ArchiveStorage:
         self._path = path
         self._members: dict[str, tuple[int, int]] = {}
         try:
-            with tarfile.open(path, "r:") as archive:
-                for member in archive:
-                    if not member.isreg() or member.issparse():
-                        raise EntryError(
-                            f"{path}: {member.name[:80]!r} is no plain file; this is not a zoo's archive"
-                        )
-                    if member.name in self._members or len(self._members) >= _MOST_MEMBERS:
-                        raise EntryError(
-                            f"{path}: {member.name[:80]!r} stands twice, or there are too many members"
-                        )
-                    self._members[member.name] = (member.offset_data, member.size)
+            with open_regular(path) as file:
+                for name, start, size in read_members(file):
+                    if name in self._members or len(self._members) >= _MOST_MEMBERS:
+                        raise ValueError(f"{name[:80]!r} stands twice, or there are too many members")
+                    self._members[name] = (start, size)
         except (tarfile.TarError, OSError, ValueError) as error:
-            raise EntryError(
-                f"{path} is not an archive of a zoo ({' '.join(str(error).split())[:200]})"
-            ) from None
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise EntryError(f"{path} is not an archive of a zoo ({quoted(reason)})") from None
 
     @property
     def uri(self) -> str:
@@ -73,7 +75,7 @@ class ArchiveStorage:
     def _chunks(self, path: str, start: int) -> Generator[bytes]:
         offset, size = self._find(path)
         try:
-            with open(self._path, "rb") as file:
+            with open_regular(self._path) as file:
                 file.seek(offset + start)
                 left = size - start
                 while left > 0 and (chunk := file.read(min(_CHUNK, left))):
@@ -81,6 +83,66 @@ class ArchiveStorage:
                     yield chunk
         except OSError as error:
             raise PlaceError(f"{self._path} cannot be read ({error.strerror})") from None
+
+
+def read_members(file: BinaryIO) -> Iterator[tuple[str, int, int]]:
+    """The plain files of a tar as `embedkit zoo bundle` writes them: name, first byte and size in bytes.
+
+    The standard library reads a long name or a pax header whole, whatever size it claims (1 TB of a sparse file), and
+    lets a pax header hide, move or resize members. Here a header is bounded, and may give a path and a size alone.
+
+    Args:
+        file: The tar, at its start.
+
+    Raises:
+        ValueError: Anything else than plain files, or one that reaches beyond the file's end.
+        tarfile.TarError: A damaged header.
+        OSError: It cannot be read.
+    """
+    end = os.fstat(file.fileno()).st_size
+    at, said = 0, dict[str, str]()
+    while True:
+        file.seek(at)
+        block = file.read(_BLOCK)
+        if len(block) < _BLOCK:
+            raise ValueError("it ends early")
+        if not any(block):
+            return
+        member = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")  # type: ignore[arg-type]
+        at += _BLOCK
+        if member.type in (tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME):
+            if said or not 0 < member.size <= _LONGEST_HEADER:
+                raise ValueError(f"a header of {member.size} bytes")
+            content = file.read(member.size)
+            pax = member.type == tarfile.XHDTYPE
+            said = _pax(content) if pax else {"path": content.rstrip(b"\0").decode()}
+        else:
+            name = said.get("path", member.name)
+            size = int(said.get("size", member.size))
+            if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE) or name.endswith("/"):
+                raise ValueError(f"{name[:80]!r} is no plain file")
+            if not 0 <= size <= end - at:
+                raise ValueError(f"{name[:80]!r} is cut off")
+            yield name, at, size
+            member.size, said = size, {}
+        at += -(-member.size // _BLOCK) * _BLOCK
+
+
+def _pax(content: bytes) -> dict[str, str]:
+    """The records of a pax header: `LENGTH KEY=VALUE`, a line each."""
+    said: dict[str, str] = {}
+    while content:
+        length, _, rest = content.partition(b" ")
+        if not re.fullmatch(rb"[1-9]\d{0,5}", length) or int(length) > len(content):
+            raise ValueError("a pax header that cannot be read")
+        record, content = content[len(length) + 1 : int(length)], content[int(length) :]
+        key, equal, value = record.decode().partition("=")
+        if not equal or not value.endswith("\n") or key not in ("path", "size") or key in said:
+            raise ValueError(f"a pax header with {key[:40]!r}")
+        said[key] = value[:-1]
+    if not re.fullmatch(r"\d{1,18}", said.get("size", "0"), re.ASCII):
+        raise ValueError("a pax header with a size that cannot be read")
+    return said
 
 
 def write_archive(entries: Iterable[VerifiedEntry], out: Path) -> list[str]:
@@ -95,20 +157,22 @@ def write_archive(entries: Iterable[VerifiedEntry], out: Path) -> list[str]:
     """
     chosen = sorted(entries, key=lambda entry: entry.name)
     index = make_index({entry.name: build_facts(entry) for entry in chosen}, {})
-    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
-    try:
-        with tarfile.open(partial, "w", format=tarfile.PAX_FORMAT) as archive:
-            _add(archive, INDEX, index_bytes(index))
-            for entry in chosen:
-                for name in sorted(entry.manifest.files):
-                    _add(archive, f"{entry.name}/{name}", entry.read(name))
-                _add(archive, f"{entry.name}/{MANIFEST}", entry.manifest_bytes)
-        partial.replace(out)
-    except OSError as error:
-        raise OutputError(f"{out}: {error.strerror or error}; choose another place to write to") from None
-    finally:
-        partial.unlink(missing_ok=True)
+    check_ours(out, _is_ours, "an archive of a zoo")
+    with (
+        replacing(out) as file,
+        tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as archive,
+    ):
+        _add(archive, INDEX, index_bytes(index))
+        for entry in chosen:
+            for name in sorted(entry.manifest.files):
+                _add(archive, f"{entry.name}/{name}", entry.read(name))
+            _add(archive, f"{entry.name}/{MANIFEST}", entry.manifest_bytes)
     return [entry.name for entry in chosen]
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a file is a zoo's archive, or empty."""
+    return path.stat().st_size == 0 or INDEX in ArchiveStorage(path)._members
 
 
 def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Generator
 from functools import cached_property
 from typing import Any
@@ -15,11 +16,26 @@ from embedkit.errors import (
     PlaceError,
     UnreachableError,
 )
+from embedkit.hub.messages import quoted
 
 #: One request brings so much.
 PART = 8 << 20
 
 _UNREACHABLE = ("Connect", "Timeout", "Endpoint", "Unavailable", "SlowDown", "ServerDisconnected")
+
+
+#: What S3 answers where a condition does not hold, or another write is under way, and what a store answers that knows
+#: no conditions.
+_FAILED = ("PreconditionFailed", "ConditionalRequestConflict", "412", "409", "NoSuchKey")
+_UNKNOWN = ("NotImplemented", "501")
+
+
+class _RefusedError(EmbedkitError):
+    """A conditional write was refused."""
+
+    def __init__(self, *, unknown: bool):
+        super().__init__("refused")
+        self.unknown = unknown
 
 
 class BucketStorage:
@@ -43,9 +59,11 @@ class BucketStorage:
             # Listings are not kept: what another process publishes must be seen.
             store, root = url_to_fs(self._uri, use_listings_cache=False)
         except ImportError as error:
-            raise MissingDependencyError(f"{self._uri}: {' '.join(str(error).split())}") from None
+            raise MissingDependencyError(f"{self._uri}: {quoted(error)}") from None
         except ValueError as error:
-            raise ConfigError(f"{self._uri}: no file system is known for {scheme}:// ({error})") from None
+            raise ConfigError(
+                f"{self._uri}: no file system is known for {scheme}:// ({quoted(error)})"
+            ) from None
         return store, root.rstrip("/")
 
     @property
@@ -94,9 +112,61 @@ class BucketStorage:
         """Copy a file inside the store."""
         self._ask(source, self.store.cp_file, self._path(source), self._path(target))
 
+    def version(self, path: str) -> str | None:
+        """What the store calls the content that a file has now: None where it is not there, or has no such name."""
+        if not self._conditional:
+            return None
+        try:
+            return self._ask(path, self.store.info, self._path(path), refresh=True).get("ETag")
+        except FileNotFoundError:
+            return None
+
+    def write_if(self, path: str, content: bytes, version: str | None) -> bool | None:
+        """Write a file on the condition that it still has a version, or is still missing where that is None.
+
+        Returns:
+            Whether it was written; None where the store knows no conditions, and nothing was written.
+        """
+        if not self._conditional:
+            return None
+        condition = {"IfMatch": version} if version else {"IfNoneMatch": "*"}
+        where = self._path(path)
+        try:
+            self._ask(path, self._refusable, self.store.pipe_file, where, content, **condition)
+        except _RefusedError as refused:
+            return None if refused.unknown else False
+        return True
+
+    def list(self, folder: str) -> list[str]:
+        """The files below a folder, relative to the root."""
+        root = self._path("")
+        found = self._ask(folder, self.store.find, self._path(folder))
+        return sorted(self.store._strip_protocol(path).removeprefix(root) for path in found)
+
     def remove(self, path: str) -> None:
-        """Remove a file or all below a folder."""
-        self._ask(path, self.store.rm, self._path(path), recursive=True)
+        """Remove a file; one that is not there is fine."""
+        with contextlib.suppress(FileNotFoundError):
+            self._ask(path, self.store.rm_file, self._path(path))
+
+    @property
+    def _conditional(self) -> bool:
+        """Whether the store takes `If-Match`: S3 and what speaks like it."""
+        protocol = self.store.protocol
+        return "s3" in ((protocol,) if isinstance(protocol, str) else protocol)
+
+    @staticmethod
+    def _refusable(function: Any, *arguments: Any, **options: Any) -> Any:
+        """Call a function of the S3 driver, and tell a condition that failed from other errors."""
+        try:
+            return function(*arguments, **options)
+        except OSError as error:
+            answer = getattr(error.__cause__ or error, "response", None)
+            fault = answer.get("Error", {}).get("Code") if isinstance(answer, dict) else None
+            if fault in _FAILED or isinstance(error, (FileExistsError, FileNotFoundError)):
+                raise _RefusedError(unknown=False) from None
+            if fault in _UNKNOWN:
+                raise _RefusedError(unknown=True) from None
+            raise
 
     def _path(self, path: str) -> str:
         return f"{self._opened[1]}/{path}"
@@ -127,4 +197,4 @@ class BucketStorage:
                 word in str(error)[:500] for word in _UNREACHABLE
             ):
                 what = UnreachableError
-            raise what(f"{where}: {kind}: {' '.join(str(error).split())[:200]}") from None
+            raise what(f"{where}: {kind}: {quoted(error)}") from None

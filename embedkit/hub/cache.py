@@ -15,18 +15,18 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from embedkit._io.atomic import clear_leftovers, remove_folder, replacing_folder, write_file
+from embedkit._io.locks import locked
 from embedkit.entry import CONFIG, INDEX, MANIFEST, EntryConfig, FileRecord, Manifest, sha256_hex
 from embedkit.errors import ConfigError, EntryError, IntegrityError, OutputError
 from embedkit.hub.download import Watcher, download, full_disk, persistent
 from embedkit.hub.filelist import CONFIG_LIMIT, MANIFEST_LIMIT, check_file_list, is_non_commercial
-from embedkit.hub.files import write_file
 from embedkit.hub.folder import FolderEntry
-from embedkit.hub.locks import locked
 from embedkit.hub.place import Located, Pin, VerifiedEntry
 
 
@@ -116,12 +116,7 @@ class Cache:
         Raises:
             OutputError: It cannot be removed.
         """
-        doomed = self._entries / f".{sha256}.{os.getpid()}.removed"
-        try:
-            (self._entries / sha256).rename(doomed)  # in one step: nobody finds half of it
-            shutil.rmtree(doomed)
-        except OSError as error:
-            raise OutputError(f"{self._entries / sha256} cannot be removed ({error.strerror})") from None
+        remove_folder(self._entries / sha256)
 
     # --- what places said ---------------------------------------------------------------------------------
 
@@ -212,7 +207,8 @@ class Cache:
             with locked(self.root / "locks" / manifest.sha256) as alone:
                 found = self.get(manifest.sha256)
                 if found is None:
-                    self._fetch(located, manifest, raw, total, gate, watcher, admit, alone)
+                    with self._aside(manifest.sha256, alone) as aside:
+                        self._fetch(aside, located, manifest, raw, total, gate, watcher, admit)
         except FileNotFoundError as error:
             raise EntryError(f"{error.filename or where} is listed in the manifest and not there") from None
         except OSError as error:
@@ -223,8 +219,24 @@ class Cache:
         found.name = located.name
         return found
 
+    @contextlib.contextmanager
+    def _aside(self, sha256: str, alone: bool) -> Iterator[Path]:
+        """Where an entry is put together, before it appears under its digest in one step."""
+        if not alone:
+            # Without a lock two may pull at once: each on its own, and nothing is gone on with.
+            with replacing_folder(self._entries / sha256) as aside:
+                yield aside
+            return
+        clear_leftovers(self._entries / sha256)
+        aside = self._entries / f".{sha256}.partial"  # a killed pull leaves it, and the next goes on with it
+        yield aside
+        if os.path.lexists(self._entries / sha256):  # what is there was damaged
+            self.remove(sha256)
+        aside.rename(self._entries / sha256)
+
     def _fetch(
         self,
+        aside: Path,
         located: Located,
         manifest: Manifest,
         raw: bytes,
@@ -232,11 +244,8 @@ class Cache:
         gate: Gate,
         watcher: Watcher | None,
         admit: Callable[[VerifiedEntry], None],
-        alone: bool,
     ) -> None:
-        sha256, storage = manifest.sha256, located.storage
-        # Without a lock two may pull at once: each on its own, and the first to be ready wins.
-        aside = self._entries / (f".{sha256}.partial" if alone else f".{sha256}.{os.getpid()}.partial")
+        storage = located.storage
         folder = aside / located.name
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         have = sum(item.stat().st_size for item in folder.iterdir())
@@ -267,13 +276,6 @@ class Cache:
         except EntryError:
             shutil.rmtree(aside, ignore_errors=True)
             raise
-        try:
-            aside.rename(self._entries / sha256)
-        except OSError:
-            if self.get(sha256) is None:  # what is there was damaged
-                self.remove(sha256)
-                aside.rename(self._entries / sha256)
-            shutil.rmtree(aside, ignore_errors=True)
 
     def _folder(self, name: str) -> None:
         """Make the cache, for its owner alone."""

@@ -10,6 +10,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from embedkit.entry import ENTRY_NAME
+from embedkit.hub.markdown import escape
+
 __all__ = ["Comparison", "Row", "compare", "with_protocols"]
 
 #: Columns of figures: name in an entry, heading.
@@ -95,8 +98,9 @@ class Comparison:
         ]
         lines = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
         for row in self.rows:
-            name = f"[{row.name}]({row.name}/README.md)" if links and row.method else row.name
-            cells = [name, row.method, row.family]
+            linked = links and ENTRY_NAME.fullmatch(row.name)
+            name = f"[{row.name}]({row.name}/README.md)" if linked else escape(row.name)
+            cells = [name, escape(row.method), escape(row.family)]
             cells.append(f"{row.images / 1e6:.2f} M" if row.images is not None else "")
             cells.append(f"{row.flops:.1e}" if row.flops is not None else "")
             cells.append(f"{row.minutes:.0f}" if row.minutes is not None else "")
@@ -107,7 +111,7 @@ class Comparison:
                     low, high = row.intervals[key]
                     cell += f" [{low:.3f}, {high:.3f}]"
                 cells.append(cell)
-            cells.append(", ".join(f"{key} {value:.3g}" for key, value in row.pretext.items()))
+            cells.append(", ".join(f"{escape(key)} {value:.3g}" for key, value in row.pretext.items()))
             lines.append(f"| {' | '.join(cells)} |")
         return "\n".join(lines)
 

@@ -11,7 +11,7 @@ MOST_FILES = 64
 MOST_BYTES = 64 << 30
 MANIFEST_LIMIT = 1_000_000
 CONFIG_LIMIT = 16 << 20
-INDEX_LIMIT = 64 << 20
+INDEX_LIMIT = 16 << 20  # some thousand entries; as Python objects it takes ten times as much
 
 #: Data that the runtime or a reader of the entry opens; nothing that anything executes.
 SUFFIXES = (".json", ".md", ".npz", ".onnx", ".safetensors", ".sig", ".txt")

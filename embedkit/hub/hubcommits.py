@@ -10,21 +10,26 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import random
+import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from embedkit.entry import CARD, INDEX, MANIFEST, Manifest
+from embedkit.entry import CARD, CONFIG, INDEX, MANIFEST, Manifest
 from embedkit.errors import AccessError, ConfigError, EntryError, PlaceError
 from embedkit.hub.download import persistent
-from embedkit.hub.filelist import INDEX_LIMIT, MANIFEST_LIMIT
+from embedkit.hub.filelist import CONFIG_LIMIT, INDEX_LIMIT, MANIFEST_LIMIT
 from embedkit.hub.huggingface import HUB, INDEX_REPOSITORY, HubPlace, ask, hub_module
 from embedkit.hub.index import build_facts
+from embedkit.hub.messages import quoted
 from embedkit.hub.place import REVISION_DIGITS, VerifiedEntry
 from embedkit.hub.publish import Published, merged_index
 from embedkit.hub.web import WebStorage
 
 #: Somebody else may commit to the index between our reading and writing it.
-_INDEX_TRIES = 5
+_INDEX_TRIES = 10
+#: Seconds before another try.
+_PAUSE = 0.1
 
 
 def publish_to_hub(
@@ -37,8 +42,12 @@ def publish_to_hub(
             f"publishing to {place.uri} needs a token that may write: give it with --token, or log in"
         )
     _check_card(place, entry.card)
+    row = build_facts(entry)
+    _merged(place, _index(place), lambda entries: {**entries, entry.name: row})  # what is refused ends here
     _make(place, entry.name, private)
     old = _old_manifest(place, entry.name)
+    if not old:
+        _check_repository(place, entry.name)
     files = entry.manifest.files
     changed = [name for name, record in files.items() if old.get(name) != record]
     gone = [name for name in old if name not in files]
@@ -54,7 +63,6 @@ def publish_to_hub(
             f"{place.uri}/{entry.name}: the tag {tag!r} is on another version; choose a new one"
         )
     _make(place, INDEX_REPOSITORY, private)
-    row = build_facts(entry)
     if _change_index(place, lambda entries: {**entries, entry.name: row}, f"publish {entry.name}"):
         changed.append(INDEX)
     return Published(
@@ -79,14 +87,34 @@ def _check_card(place: HubPlace, card: str) -> None:
     web = WebStorage(place.endpoint, place.token)
     status, answer = web.post_json("api/validate-yaml", {"content": card, "repoType": "model"})
     if status == 400 and isinstance(answer, dict):
-        faults = [str(one.get("message", one)) for one in answer.get("errors", []) if isinstance(one, dict)]
-        raise EntryError(f"{CARD}: {place.endpoint} refuses its YAML: {'; '.join(faults)[:300]}")
+        errors = answer.get("errors")
+        listed = [one for one in errors if isinstance(one, dict)] if isinstance(errors, list) else []
+        faults = [str(one.get("message", one)) for one in listed]
+        said = quoted("; ".join(faults), place.token, longest=300)
+        raise EntryError(f"{CARD}: {place.endpoint} refuses its YAML: {said}")
+
+
+def _check_repository(place: HubPlace, name: str) -> None:
+    """Refuse a repository that holds another model: its files of these names would be replaced.
+
+    Raises:
+        ConfigError: It is such a repository.
+    """
+    if _small(place, name, MANIFEST, MANIFEST_LIMIT) is not None:
+        return
+    for path in (CONFIG, CARD):
+        if _small(place, name, path, CONFIG_LIMIT) is not None:
+            raise ConfigError(
+                f"{place.uri}/{name} holds {path} and is no entry of embedkit: rename that repository, or publish "
+                "to another organisation"
+            )
 
 
 def _make(place: HubPlace, name: str, private: bool) -> None:
     ask(
         f"{place.uri}/{name}",
         lambda: place.api().create_repo(place.repository(name), private=private, exist_ok=True),
+        place.token,
     )
 
 
@@ -128,7 +156,7 @@ def _commit(
             )
         return str(info.oid)
 
-    return ask(f"{place.uri}/{name}", commit)
+    return ask(f"{place.uri}/{name}", commit, place.token)
 
 
 @contextlib.contextmanager
@@ -151,6 +179,7 @@ def _tag(place: HubPlace, name: str, tag: str, commit: str) -> str:
         ask(
             f"{place.uri}/{name}",
             lambda: place.api().create_tag(tagged, tag=tag, revision=commit, exist_ok=True),
+            place.token,
         )
     return there or commit
 
@@ -161,8 +190,8 @@ def _change_index(
     """Commit a changed index, on top of what was read; again when somebody else was quicker."""
     for turn in range(_INDEX_TRIES):
         parent = place.commit(INDEX_REPOSITORY, "main")
-        old = _small(place, INDEX_REPOSITORY, INDEX, INDEX_LIMIT)
-        new = merged_index(old, f"{place.uri}/{INDEX_REPOSITORY}/{INDEX}", change)
+        old = _index(place)
+        new = _merged(place, old, change)
         if new == old:
             return False
         try:
@@ -170,6 +199,17 @@ def _change_index(
         except PlaceError:
             if turn == _INDEX_TRIES - 1 or place.commit(INDEX_REPOSITORY, "main") == parent:
                 raise
+            time.sleep(_PAUSE * random.uniform(0.5, 1.5))
             continue
         return True
     return False
+
+
+def _index(place: HubPlace) -> bytes | None:
+    return _small(place, INDEX_REPOSITORY, INDEX, INDEX_LIMIT)
+
+
+def _merged(
+    place: HubPlace, old: bytes | None, change: Callable[[dict[str, Any]], Mapping[str, Any]]
+) -> bytes:
+    return merged_index(old, f"{place.uri}/{INDEX_REPOSITORY}/{INDEX}", change)

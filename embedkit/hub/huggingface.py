@@ -1,9 +1,9 @@
 """The Hugging Face Hub as a zoo: one repository per entry, and `embedkit-index` for the list.
 
-huggingface_hub says which commit a revision is and, when publishing, makes the commits. The bytes of files come
-through our own reader: its client checks their number alone, goes on with nothing in another process, and names
-files of its cache by what the server answers. Only its functions and its own errors are used, since its HTTP library
-changed between 1.x and 2.x.
+huggingface_hub finds the token and, when publishing, makes the commits. What is read comes through our own reader:
+its client has no end to an answer, checks of a file the number of bytes alone, goes on with nothing in another
+process, and names files of its cache by what the server answers. Only its functions and its own errors are used,
+since its HTTP library changed between 1.x and 2.x.
 
 The environment's `HF_ENDPOINT` and `HF_TOKEN` count, with one limit: a token that was not given as `token` goes to
 huggingface.co alone.
@@ -16,6 +16,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import quote
 
 from embedkit.entry import INDEX, MANIFEST, REVISION, sha256_hex
 from embedkit.errors import (
@@ -30,12 +31,15 @@ from embedkit.hub.address import check_web
 from embedkit.hub.download import persistent
 from embedkit.hub.filelist import INDEX_LIMIT, MANIFEST_LIMIT
 from embedkit.hub.folder import FolderEntry
+from embedkit.hub.messages import quoted
 from embedkit.hub.place import NAME, REVISION_DIGITS, EntryFiles, Index, Located
 from embedkit.hub.web import WebStorage
 
 HUB = "https://huggingface.co"
 INDEX_REPOSITORY = "embedkit-index"
 
+#: Bytes of what the hub says of a repository: mostly its list of files.
+_INFO_LIMIT = 16 << 20
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _NO_ANSWER = re.compile("Connect|Timeout|Transport|Network|Protocol|ReadError|WriteError")
 
@@ -152,21 +156,20 @@ class HubPlace:
 
     def commit(self, name: str, revision: str) -> str | None:
         """The commit of a branch, tag or commit; None where the repository or the revision is not there."""
-        errors = hub_module("errors")
         where = f"{self.uri}/{name}"
-        try:
-            info = ask(
-                where, lambda: self.api().model_info(self.repository(name), revision=revision, timeout=30)
-            )
-        except (errors.RevisionNotFoundError, errors.RepositoryNotFoundError) as error:
-            if isinstance(error, errors.GatedRepoError):
-                raise PlaceError(
-                    f"{where} is gated: accept its conditions on the Hub and give a token"
-                ) from None
+        path = f"api/models/{self.repository(name)}/revision/{quote(revision, safe='')}"
+        web = WebStorage(self.endpoint, self.token)
+        status, fault, info = persistent(lambda: web.get_json(path, _INFO_LIMIT))
+        if fault == "GatedRepo":
+            raise PlaceError(f"{where} is gated: accept its conditions on the Hub and give a token")
+        if status == 403 or (status == 401 and fault not in ("", "RepoNotFound")):
+            raise AccessError(f"{where}: access is refused ({status}); give a token that may do this")
+        if status != 200:  # a hub answers for a repository that is not there as for a private one
             return None
-        if not isinstance(info.sha, str) or not _COMMIT.fullmatch(info.sha):
+        sha = info.get("sha") if isinstance(info, dict) else None
+        if not isinstance(sha, str) or not _COMMIT.fullmatch(sha):
             raise PlaceError(f"{where}: the hub gives no usable commit for {revision}")
-        return info.sha
+        return sha
 
 
 class _HubStorage(WebStorage):
@@ -195,27 +198,25 @@ def hub_module(name: str = "") -> Any:
         raise MissingDependencyError("hf:// needs huggingface_hub: pip install 'embedkit[hub]'") from None
 
 
-def ask(where: str, function: Callable[[], Value]) -> Value:
+def ask(where: str, function: Callable[[], Value], secret: str | None = None) -> Value:
     """What a call of huggingface_hub gives; asked again where there was no answer.
 
     Raises:
-        PlaceError: It refuses, or (UnreachableError) gives no answer; its own errors about repositories and revisions
-            go through.
+        PlaceError: It refuses, or (UnreachableError) gives no answer.
     """
-    errors = hub_module("errors")
 
     def once() -> Value:
         try:
             return function()
-        except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, EmbedkitError):
+        except EmbedkitError:
             raise
         except Exception as error:  # httpx in 1.x, httpx2 in 2.x, both also as the cause of something else
-            raise _fault(where, error) from None
+            raise _fault(where, error, secret) from None
 
     return persistent(once)
 
 
-def _fault(where: str, error: BaseException) -> PlaceError:
+def _fault(where: str, error: BaseException, secret: str | None) -> PlaceError:
     """What an error of the client means: by the answer's status, or by the lack of one."""
     chain = [error]
     while chain[-1].__cause__ is not None:
@@ -227,8 +228,8 @@ def _fault(where: str, error: BaseException) -> PlaceError:
     if status is not None and (status in (408, 429) or status >= 500):
         return UnreachableError(f"{where}: the hub is overloaded or broken ({status})")
     kind = type(chain[-1]).__name__
-    reason = " ".join(str(getattr(chain[0], "server_message", None) or chain[-1]).split())[:200]
-    reason = re.sub(r"hf_\w+|(?<=\?)\S+", "...", reason)  # a token, or the signature of a link
+    said = getattr(chain[0], "server_message", None) or chain[-1]
+    reason = quoted(re.sub(r"(?<=\?)\S+", "...", str(said)), secret)  # the signature of a link
     if status is None and any(
         isinstance(one, OSError) or _NO_ANSWER.search(type(one).__name__) for one in chain
     ):

@@ -12,9 +12,10 @@ import os
 from pathlib import Path
 from typing import Any
 
+from embedkit._io.atomic import write_file
+from embedkit._io.locks import locked
 from embedkit.entry import SCHEMA_VERSION, parse_json
-from embedkit.errors import ConfigError, EntryError
-from embedkit.hub.files import write_file
+from embedkit.errors import ConfigError, EntryError, OutputError
 from embedkit.hub.place import Pin
 
 VARIABLE = "EMBEDKIT_LOCK"
@@ -60,10 +61,14 @@ class LockFile:
         Raises:
             OutputError: The file cannot be written.
         """
-        self._pins = self._read()  # somebody else may have written since
-        self._pins[key] = {"place": place, "revision": revision, "manifest_sha256": manifest_sha256}
-        text = json.dumps({"schema": SCHEMA_VERSION, "entries": self._pins}, indent=1, sort_keys=True)
-        write_file(self.path, f"{text}\n".encode())
+        try:
+            with locked(self.path.with_name(f".{self.path.name}.writing"), remove=True):
+                self._pins = self._read()  # another process may have written since
+                self._pins[key] = {"place": place, "revision": revision, "manifest_sha256": manifest_sha256}
+                text = json.dumps({"schema": SCHEMA_VERSION, "entries": self._pins}, indent=1, sort_keys=True)
+                write_file(self.path, f"{text}\n".encode())
+        except OSError as error:
+            raise OutputError(f"{self.path} cannot be written ({error.strerror or error})") from None
 
     def _read(self) -> dict[str, dict[str, Any]]:
         try:

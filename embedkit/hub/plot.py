@@ -6,11 +6,14 @@ import html
 import math
 from collections.abc import Iterable, Sequence
 
-from embedkit.hub.comparison import FIGURES, Comparison
+from embedkit.hub.comparison import FIGURES, Comparison, Row
+from embedkit.hub.messages import one_line
 
-__all__ = ["plot_bytes"]
+__all__ = ["drawable", "plot_bytes"]
 
 _WIDTH, _HEIGHT = 840, 440
+#: Far above any training, and far below where a scale has no ticks left.
+_MOST_FLOPS = 1e40
 _LEFT, _RIGHT, _TOP, _BOTTOM = 62, 240, 34, 40
 #: Where a label may stand from its dot, the best first: x, y of its base line, anchor.
 _AROUND = [(8, 4, "start"), (-8, 4, "end"), (0, -9, "middle"), (0, 18, "middle")] + [
@@ -25,19 +28,19 @@ def plot_bytes(comparison: Comparison, figure: str) -> bytes:
     """Quality over training FLOPs as an SVG, the same bytes for the same rows; baselines are dashed lines.
 
     Args:
-        comparison: Rows without known FLOPs are left out.
+        comparison: Rows that are not `drawable` are left out.
         figure: Key of `FIGURES`.
 
     Raises:
         ValueError: No row to draw.
     """
     dots = [
-        (row.flops, row.figures[figure], row.name)
-        for row in comparison.rows
-        if row.flops and figure in row.figures
+        (row.flops or 0.0, row.figures[figure], row.name) for row in comparison.rows if drawable(row, figure)
     ]
     lines = [
-        (row.figures[figure], row.name) for row in comparison.rows if not row.method and figure in row.figures
+        (row.figures[figure], row.name)
+        for row in comparison.rows
+        if not row.method and _is_share(row, figure)
     ]
     if not dots:
         raise ValueError(f"no encoder has {figure} and a known cost")
@@ -53,7 +56,7 @@ def plot_bytes(comparison: Comparison, figure: str) -> bytes:
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" width="{_WIDTH}" height="{_HEIGHT}" '
         'font-family="sans-serif" font-size="12">',
         f'<rect width="{_WIDTH}" height="{_HEIGHT}" fill="#fff"/>',
-        f'<text x="{_LEFT}" y="20" font-size="14">{html.escape(FIGURES[figure])} on {html.escape(comparison.data)}, '
+        f'<text x="{_LEFT}" y="20" font-size="14">{_text(FIGURES[figure])} on {_text(comparison.data)}, '
         "over training FLOPs</text>",
     ]
     for tick in ticks:
@@ -72,9 +75,7 @@ def plot_bytes(comparison: Comparison, figure: str) -> bytes:
     for (_, name), y, at in zip(lines, heights, _apart(heights, _HEIGHT - _BOTTOM), strict=True):
         title = name.rpartition(", ")[0] if len(inputs) == 1 else name
         parts.append(f'<path d="M{_LEFT} {y:.1f}H{_WIDTH - _RIGHT}" stroke="#777" stroke-dasharray="5 4"/>')
-        parts.append(
-            f'<text x="{_WIDTH - _RIGHT + 6}" y="{at + 4:.1f}" fill="#555">{html.escape(title)}</text>'
-        )
+        parts.append(f'<text x="{_WIDTH - _RIGHT + 6}" y="{at + 4:.1f}" fill="#555">{_text(title)}</text>')
     places = [place(math.log10(x), y) for x, y, _ in dots]
     names = [name.partition(".")[0] for _, _, name in dots]
     for (x, y), name, (dx, dy, anchor) in zip(places, names, _beside(places, names), strict=True):
@@ -83,9 +84,23 @@ def plot_bytes(comparison: Comparison, figure: str) -> bytes:
         parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4.5" fill="#1f5fbf"/>')
         parts.append(
             f'<text x="{x + dx:.1f}" y="{y + dy:.1f}" text-anchor="{anchor}" paint-order="stroke" stroke="#fff" '
-            f'stroke-width="3">{html.escape(name)}</text>'
+            f'stroke-width="3">{_text(name)}</text>'
         )
     return ("\n".join([*parts, "</svg>"]) + "\n").encode()
+
+
+def _text(text: str) -> str:
+    """Text for XML, which has no place for control characters; one line of a length that the frame has room for."""
+    return html.escape(one_line(text)[:120])
+
+
+def drawable(row: Row, figure: str) -> bool:
+    """Whether a row has a place in the plot: its FLOPs are known and above 0, its figure is a share."""
+    return row.flops is not None and 1 <= row.flops <= _MOST_FLOPS and _is_share(row, figure)
+
+
+def _is_share(row: Row, figure: str) -> bool:
+    return -1 <= row.figures.get(figure, math.inf) <= 1
 
 
 def _ticks(low: float, high: float) -> list[float]:

@@ -9,23 +9,19 @@ what it began.
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from embedkit.entry import CARD, ENTRY_NAME, INDEX, MANIFEST, Manifest
-from embedkit.errors import ConfigError, EmbedkitError, EntryError, OutputError
+from embedkit.entry import CARD, ENTRY_NAME
+from embedkit.errors import ConfigError, EntryError
 from embedkit.hub.address import file_path, is_url, parse_place
-from embedkit.hub.buckets import BucketStorage
-from embedkit.hub.download import persistent
-from embedkit.hub.filelist import INDEX_LIMIT, MANIFEST_LIMIT, check_file_list
-from embedkit.hub.files import clear_up, replacing_folder
-from embedkit.hub.folder import FolderEntry, check_entry_place
-from embedkit.hub.index import build_facts, check_zoo, index_bytes, make_index, update_index
-from embedkit.hub.place import REVISION_DIGITS, Index, VerifiedEntry
+from embedkit.hub.filelist import check_file_list
+from embedkit.hub.fitness import check_facts
+from embedkit.hub.folder import FolderEntry
+from embedkit.hub.index import build_facts, check_zoo, index_bytes, make_index, pages, update_index
+from embedkit.hub.place import Index, VerifiedEntry
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,8 +74,12 @@ def publish(
             entry, parse_place(to).place.removeprefix("hf://"), private=private, tag=tag, token=token
         )
     if not is_url(to) or to.startswith("file://"):
-        return _to_folder(entry, Path(file_path(to)))
-    return _to_bucket(entry, _bucket(to))
+        from embedkit.hub.folderstore import publish_to_folder
+
+        return publish_to_folder(entry, Path(file_path(to)))
+    from embedkit.hub.bucketstore import open_bucket, publish_to_bucket
+
+    return publish_to_bucket(entry, open_bucket(to))
 
 
 def refresh(zoo: str) -> dict[str, Any]:
@@ -105,26 +105,27 @@ def refresh(zoo: str) -> dict[str, Any]:
 
 
 def withdraw(name: str, zoo: str, *, token: str | None = None) -> None:
-    """Take an entry out of a zoo: off the index first, so that nobody finds half of it.
+    """Take an entry out of a zoo: it leaves under its name in one step, so that no reader finds half of it.
 
-    On the Hub its repository stays: it may hold what is not ours, and is removed there.
+    Only files that embedkit wrote are deleted: a folder that holds anything else is refused. On the Hub the
+    repository stays: it may hold what is not ours, and is removed there.
 
     Raises:
-        ConfigError: The place cannot be written, or has no such entry.
+        ConfigError: The place cannot be written, has no such entry, or holds other files in its folder.
+        OutputError: The folder cannot be written.
     """
     if zoo.startswith("hf://"):
         from embedkit.hub.hubcommits import unlist_on_hub
 
         unlist_on_hub(name, parse_place(zoo).place.removeprefix("hf://"), token=token)
     elif not is_url(zoo) or zoo.startswith("file://"):
-        _from_folder(name, Path(file_path(zoo)))
+        from embedkit.hub.folderstore import remove_from_folder
+
+        remove_from_folder(name, Path(file_path(zoo)))
     else:
-        storage = _bucket(zoo)
-        row = _bucket_index(storage)["entries"].get(name)
-        if row is None:
-            raise ConfigError(f"{zoo} lists no entry {name!r}")
-        _write_bucket_index(storage, lambda entries: {k: v for k, v in entries.items() if k != name})
-        storage.remove(name)
+        from embedkit.hub.bucketstore import open_bucket, remove_from_bucket
+
+        remove_from_bucket(name, open_bucket(zoo))
 
 
 def merged_index(
@@ -153,6 +154,9 @@ def _check(entry: VerifiedEntry) -> None:
             f"{entry.location}: an entry of the method {method} is named {method}-<arch>.<data>"
         )
     check_file_list(entry.manifest, entry.location)
+    facts = build_facts(entry)
+    check_facts(facts, entry.location)
+    pages({"entries": {entry.name: facts}})  # what cannot be shown ends here
     for name in entry.manifest.files:
         entry.read(name)
     front, end, _ = entry.card.removeprefix("---\n").partition("\n---\n")
@@ -160,130 +164,3 @@ def _check(entry: VerifiedEntry) -> None:
         raise EntryError(
             f"{entry.location}/{CARD}: expected a card that begins with YAML and states `license:`"
         )
-
-
-# --- folders ----------------------------------------------------------------------------------------------
-
-
-def _to_folder(entry: VerifiedEntry, zoo: Path) -> Published:
-    target = zoo / entry.name
-    check_zoo(zoo)
-    check_entry_place(target)
-    written: list[str] = []
-    clear_up(target)  # also where nothing is left to write: the last one may have been killed while it tidied
-    if not _same_folder(entry, target):
-        old = _records(target)
-        with replacing_folder(target) as partial:
-            for name in entry.manifest.files:
-                (partial / name).write_bytes(entry.read(name))
-            (partial / MANIFEST).write_bytes(entry.manifest_bytes)
-        files = entry.manifest.files
-        written = [*(name for name in files if old.get(name) != files[name]), MANIFEST]
-    before = _bytes_of(zoo / INDEX)
-    update_index(zoo)
-    if _bytes_of(zoo / INDEX) != before:
-        written.append(INDEX)
-    return Published(name=entry.name, place=str(zoo), manifest_sha256=entry.revision, files=tuple(written))
-
-
-def _same_folder(entry: VerifiedEntry, target: Path) -> bool:
-    """Whether `target` is the entry itself, or a whole copy of it."""
-    if os.path.realpath(entry.location) == os.path.realpath(target):
-        return True
-    try:
-        copy = VerifiedEntry(entry.name, FolderEntry(target), manifest_sha256=entry.revision)
-        for name in copy.manifest.files:
-            copy.read(name)
-    except EmbedkitError:
-        return False
-    return True
-
-
-def _records(folder: Path) -> Mapping[str, object]:
-    try:
-        return VerifiedEntry(folder.name, FolderEntry(folder)).manifest.files
-    except EmbedkitError:
-        return {}
-
-
-def _bytes_of(path: Path) -> bytes | None:
-    return path.read_bytes() if path.is_file() else None
-
-
-def _from_folder(name: str, zoo: Path) -> None:
-    if not ENTRY_NAME.fullmatch(name) or not (zoo / name / MANIFEST).is_file():
-        raise ConfigError(f"{zoo} holds no entry {name!r}; give the whole name of its folder")
-    doomed = zoo / f".{name}.{os.getpid()}.partial"
-    try:
-        (zoo / name).rename(doomed)
-    except OSError as error:
-        raise OutputError(f"{zoo / name} cannot be removed ({error.strerror})") from None
-    update_index(zoo)
-    shutil.rmtree(doomed, ignore_errors=True)
-
-
-# --- buckets ----------------------------------------------------------------------------------------------
-
-
-def _bucket(to: str) -> BucketStorage:
-    address = parse_place(to)
-    if address.scheme in ("http", "https"):
-        raise ConfigError(
-            f"{to}: a web site cannot be written; publish to the folder or the bucket that it serves"
-        )
-    return BucketStorage(address.place)
-
-
-def _to_bucket(entry: VerifiedEntry, storage: BucketStorage) -> Published:
-    folder = f"{entry.name}/{entry.revision[:REVISION_DIGITS]}"
-    old = _bucket_index(storage)["entries"].get(entry.name, {})
-    at, before = old.get("path") or entry.name, _bucket_records(storage, old, entry.name)
-    written: list[str] = []
-    for name, record in entry.manifest.files.items():
-        if storage.size(f"{folder}/{name}") == record.size:
-            continue  # a store writes a file whole or not at all
-        if before.get(name) == record and at != folder:
-            storage.copy(f"{at}/{name}", f"{folder}/{name}")
-            continue
-        storage.write(f"{folder}/{name}", entry.read(name))
-        written.append(name)
-    if _small(storage, f"{folder}/{MANIFEST}", MANIFEST_LIMIT) != entry.manifest_bytes:
-        storage.write(f"{folder}/{MANIFEST}", entry.manifest_bytes)
-        written.append(MANIFEST)
-    row = {**build_facts(entry), "path": folder}
-    if _write_bucket_index(storage, lambda entries: {**entries, entry.name: row}):
-        written.append(INDEX)
-    return Published(name=entry.name, place=storage.uri, manifest_sha256=entry.revision, files=tuple(written))
-
-
-def _bucket_records(storage: BucketStorage, row: Mapping[str, Any], name: str) -> Mapping[str, object]:
-    """The files of the version that the index names now."""
-    text = _small(storage, f"{row.get('path') or name}/{MANIFEST}", MANIFEST_LIMIT) if row else None
-    try:
-        return Manifest.from_json(text).files if text is not None else {}
-    except EntryError:
-        return {}
-
-
-def _bucket_index(storage: BucketStorage) -> dict[str, Any]:
-    text = _small(storage, INDEX, INDEX_LIMIT)
-    return json.loads(merged_index(text, f"{storage.uri}/{INDEX}", dict))
-
-
-def _write_bucket_index(
-    storage: BucketStorage, change: Callable[[dict[str, Any]], Mapping[str, Any]]
-) -> bool:
-    """Write the index when a change makes another one."""
-    old = _small(storage, INDEX, INDEX_LIMIT)
-    new = merged_index(old, f"{storage.uri}/{INDEX}", change)
-    if new == old:
-        return False
-    storage.write(INDEX, new)
-    return True
-
-
-def _small(storage: BucketStorage, path: str, limit: int) -> bytes | None:
-    try:
-        return persistent(lambda: storage.read(path, limit))
-    except FileNotFoundError:
-        return None

@@ -19,10 +19,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
+from embedkit._io.atomic import replacing_folder
 from embedkit.entry import ENTRY_NAME, INDEX, MANIFEST, Manifest
 from embedkit.errors import ConfigError, MissingDependencyError, SignatureError
 from embedkit.hub.access import Access
-from embedkit.hub.files import replacing_folder
 from embedkit.hub.folder import FolderEntry, package_zoo
 from embedkit.hub.index import update_index
 from embedkit.hub.place import VerifiedEntry

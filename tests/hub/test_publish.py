@@ -15,12 +15,12 @@ from pathlib import Path
 
 import pytest
 
+from embedkit._io.atomic import replacing_folder
 from embedkit.entry import INDEX, MANIFEST, Manifest
 from embedkit.errors import AccessError, ConfigError, EntryError, IntegrityError
 from embedkit.golden import verify_entry
 from embedkit.hub.address import is_url
 from embedkit.hub.cache import Cache
-from embedkit.hub.files import replacing_folder
 from embedkit.hub.index import TABLE, build_index, index_bytes, table_bytes, update_index
 from embedkit.hub.mirror import mirror
 from embedkit.hub.place import Index
@@ -184,8 +184,8 @@ def test_the_later_writer_of_an_index_sees_both_entries(by_hand, tmp_path, monke
     by_hand.TinyEntry().write(tmp_path / "linear-tiny.first")
     built, go_on = threading.Event(), threading.Event()
 
-    def slow(zoo):
-        found = build_index(zoo)
+    def slow(zoo, **options):
+        found = build_index(zoo, **options)
         if not built.is_set():  # the first writer stops between reading the entries and writing the index
             built.set()
             assert go_on.wait(20)
@@ -223,36 +223,6 @@ def test_two_publishers_of_one_folder(by_hand, tmp_path):
     assert (zoo / INDEX).read_bytes() == index_bytes(build_index(zoo))
     assert sorted(json.loads((zoo / INDEX).read_bytes())["entries"]) == names
     assert all(name in (zoo / TABLE).read_text() for name in names)
-
-
-@pytest.mark.parametrize("exchange", [True, False])
-def test_a_folder_is_replaced_whole(tmp_path, monkeypatch, exchange):
-    if not exchange:
-        monkeypatch.setattr("embedkit.hub.files._exchange", lambda *_: False)
-    folder = tmp_path / "z" / "x"
-    for text in ("old", "new"):
-        with replacing_folder(folder) as partial:
-            (partial / "file").write_text(text)
-    assert (folder / "file").read_text() == "new"
-    with pytest.raises(RuntimeError), replacing_folder(folder) as partial:
-        (partial / "file").write_text("broken")
-        raise RuntimeError
-    assert (folder / "file").read_text() == "new" and os.listdir(tmp_path / "z") == ["x"]
-
-
-def test_what_a_killed_writer_left_is_cleared_up(tmp_path):
-    dead = 2**22 + 1  # above the highest process id
-    zoo = tmp_path / "z"
-    folder = zoo / "x"
-    for left in (f".x.{dead}.partial", f".x.{os.getppid()}.partial", ".x.notapid.partial"):
-        (zoo / left).mkdir(parents=True)
-    (zoo / f".x.{dead}.5.partial").write_text("of a file")
-    (zoo / f".x.{dead}.old.partial").mkdir()
-    (zoo / f".x.{dead}.old.partial" / "file").write_text("old")
-    with pytest.raises(RuntimeError), replacing_folder(folder):
-        assert (folder / "file").read_text() == "old", "the old version came back"
-        raise RuntimeError
-    assert set(os.listdir(zoo)) == {f".x.{os.getppid()}.partial", ".x.notapid.partial", "x"}
 
 
 # --- the hub ----------------------------------------------------------------------------------------------
@@ -435,13 +405,11 @@ def test_what_a_killed_publisher_left_is_taken_away_though_nothing_is_to_write(e
     """Killed after the new version took its place: the old one still lies beside it."""
     to = tmp_path / "published"
     publish(entry, str(to))
-    gone = subprocess.Popen([sys.executable, "-c", ""])
-    gone.wait()
-    dead, alive = (to / f".{NAME}.{pid}.partial" for pid in (gone.pid, os.getpid()))
-    for left in (dead, alive):
-        left.mkdir()
-    assert publish(entry, str(to)).files == ()
-    assert alive.exists() and not dead.exists()
+    dead = to / f".{NAME}.{'0' * 16}.partial"
+    dead.mkdir()
+    with replacing_folder(to / NAME) as alive:
+        assert publish(entry, str(to)).files == ()
+        assert alive.exists() and not dead.exists()
 
 
 def test_publishers_that_are_killed(to, zoo, newer, python, cache):

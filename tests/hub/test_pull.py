@@ -342,7 +342,7 @@ def test_a_read_only_cache_serves_what_it_has(site, cache, monkeypatch):
     def refuse(*_, **__):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("embedkit.hub.files.Path.write_bytes", refuse)
+    monkeypatch.setattr("embedkit._io.atomic._create_file", refuse)
     assert load_encoder(url).dim == 4
 
 
@@ -385,7 +385,7 @@ def test_a_proxy_of_the_environment_does_not_see_loopback(site, monkeypatch):
 def test_a_proxy_of_the_environment_is_gone_through(monkeypatch):
     from urllib.parse import urlsplit
 
-    from embedkit.hub.web import _connection
+    from embedkit.hub.answer import _connection
 
     monkeypatch.setenv("https_proxy", "http://me:pass%20word@proxy.example:3128")
     monkeypatch.delenv("no_proxy", raising=False)

@@ -44,7 +44,7 @@ from embedkit.errors import (  # noqa: E402
     ParityError,
 )
 from embedkit.graph import check_graph  # noqa: E402
-from embedkit.hub import files  # noqa: E402
+from embedkit._io import atomic  # noqa: E402
 from embedkit.load import load_encoder  # noqa: E402
 from embedkit.preprocess import read_pixels  # noqa: E402
 from embedkit.training import export as exporter  # noqa: E402
@@ -575,7 +575,7 @@ def test_a_failed_write_leaves_the_old_entry(tmp_path, monkeypatch, quick):
         return rename(path, target)
 
     with monkeypatch.context() as patch:
-        patch.setattr(files, "_exchange", lambda left, right: False)  # a system that cannot
+        patch.setattr(atomic, "_exchange", lambda left, right: False)  # a system that cannot
         patch.setattr(Path, "rename", interrupted)
         with pytest.raises(KeyboardInterrupt):
             write_tiny(tmp_path, network=tiny(seed=1))
