@@ -11,6 +11,7 @@ import yaml
 
 from embedkit.entry import EntryConfig, Preprocess
 from embedkit.hub.comparison import BASELINES
+from embedkit.hub.markdown import code, escape
 
 _RESIZE = {
     "shortest": "the shorter side is brought to {0} pixels, keeping the aspect ratio",
@@ -74,8 +75,8 @@ def render_card(name: str, config: EntryConfig, card: Card, *, mixture: bool = F
         f"---\n{yaml.safe_dump(_front_matter(name, config, card), sort_keys=False, width=110)}---",
         f"# {name}",
         card.summary,
-        f"Trained by `{config.method}` on {config.data}. Network `{config.architecture}`, {_gives(config)}. "
-        f"Licence of the weights: {config.licence}.",
+        f"Trained by {code(config.method)} on {escape(config.data)}. Network {code(config.architecture)}, "
+        f"{_gives(config)}. Licence of the weights: {escape(config.licence)}.",
         "## Use",
         card.use or _use(name, config, mixture),
         "## Preprocessing",
@@ -137,7 +138,7 @@ def _front_matter(name: str, config: EntryConfig, card: Card) -> dict[str, Any]:
 def _gives(config: EntryConfig) -> str:
     if config.kind == "encoder":
         return f"D = {config.dim}"
-    outputs = (f"`{key}` {' x '.join(map(str, shape))}" for key, shape in config.outputs.items())
+    outputs = (f"{code(key)} {' x '.join(map(str, shape))}" for key, shape in config.outputs.items())
     return f"which gives {' and '.join(outputs)} a picture"
 
 
@@ -196,19 +197,19 @@ def _figures(metrics: Mapping[str, Any]) -> Iterator[str]:
     if not metrics.get("results"):
         yield "None measured yet by `embedkit evaluate`."
         return
-    yield str(metrics.get("protocol", "By `embedkit evaluate`."))
+    yield escape(metrics.get("protocol", "By `embedkit evaluate`."))
     for data, figures in sorted(metrics["results"].items()):
         intervals, baselines, pictures = (
             metrics.get(part, {}).get(data, {}) for part in ("intervals", "baselines", "pictures")
         )
         beside = [name for name in BASELINES if name in baselines]
-        yield f"### {data}"
+        yield f"### {escape(data)}"
         if pictures:
             yield f"{pictures['train']:,} training pictures, {pictures['test']:,} test pictures."
         lines = [f"| figure | this encoder | 95 % |{''.join(f' {name} |' for name in beside)}"]
         lines.append("|---" * (3 + len(beside)) + "|")
         for key, value in figures.items():
-            cells = [key, _figure(value), " to ".join(map(_figure, intervals.get(key, ())))]
+            cells = [escape(key), _figure(value), " to ".join(map(_figure, intervals.get(key, ())))]
             cells += [_figure(baselines[name].get(key)) for name in beside]
             lines.append(f"| {' | '.join(cells)} |")
         yield "\n".join(lines)
@@ -235,14 +236,14 @@ def _stored(provenance: Mapping[str, Any]) -> str:
     kept = (
         "so they are stored in float16."
         if stored["dtype"] == "float16"
-        else f"which is below {stored['threshold']}, so they are stored in float32."
+        else f"which is below {escape(stored['threshold'])}, so they are stored in float32."
         if "min_cosine" in stored
         else f"where {_differences(stored['threshold'])} is allowed, so they are stored in float32."
     )
     if "min_cosine" in stored:
         cost, compared, held = (
-            f"gives embeddings at cosine {stored['min_cosine']} (lowest) and {stored['mean_cosine']} (mean) to the "
-            "float32 original",
+            f"gives embeddings at cosine {escape(stored['min_cosine'])} (lowest) and "
+            f"{escape(stored['mean_cosine'])} (mean) to the float32 original",
             "L2-normalised rows",
             "embeddings",
         )
@@ -254,7 +255,7 @@ def _stored(provenance: Mapping[str, Any]) -> str:
             "outputs",
         )
     return (
-        f"Rounding the weights to float16 {cost} on {stored['pictures']} pictures, {kept} "
+        f"Rounding the weights to float16 {cost} on {escape(stored['pictures'])} pictures, {kept} "
         "ONNX Runtime and torch, both holding the stored weights, differ by at most "
         f"{parity['max_difference']:.1e} on {compared} (limit {parity['limit']:.0e}). `golden.npz` "
         f"holds four pictures and their {held}."
@@ -262,11 +263,11 @@ def _stored(provenance: Mapping[str, Any]) -> str:
 
 
 def _differences(by_output: Mapping[str, float]) -> str:
-    return ", ".join(f"{name} by {value:.2g}" for name, value in by_output.items())
+    return ", ".join(f"{escape(name)} by {value:.2g}" for name, value in by_output.items())
 
 
 def _list(mapping: Mapping[str, Any]) -> str:
-    return "\n".join(f"- {key}: {value}" for key, value in _flat(mapping))
+    return "\n".join(f"- {escape(key)}: {escape(value)}" for key, value in _flat(mapping))
 
 
 def _flat(mapping: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
