@@ -204,7 +204,7 @@ class _Response(http.client.HTTPResponse):
 
     def __init__(self, sock: socket.socket, *arguments: Any, **options: Any):
         super().__init__(sock, *arguments, **options)
-        self.timed = _Timed(self.fp.detach(), sock)  # type: ignore[attr-defined]
+        self.timed = _Timed(self.fp.detach(), sock)
         self.fp = io.BufferedReader(self.timed, CHUNK)
 
 

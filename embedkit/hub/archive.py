@@ -108,7 +108,7 @@ def read_members(file: BinaryIO) -> Iterator[tuple[str, int, int]]:
             raise ValueError("it ends early")
         if not any(block):
             return
-        member = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")  # type: ignore[arg-type]
+        member = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
         at += _BLOCK
         if member.type in (tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME):
             if said or not 0 < member.size <= _LONGEST_HEADER:

@@ -27,6 +27,7 @@ from embedkit.errors import ConfigError, EntryError, IntegrityError, OutputError
 from embedkit.hub.download import Watcher, download, full_disk, persistent
 from embedkit.hub.filelist import CONFIG_LIMIT, MANIFEST_LIMIT, check_file_list, is_non_commercial
 from embedkit.hub.folder import FolderEntry
+from embedkit.hub.messages import one_line
 from embedkit.hub.place import Located, Pin, VerifiedEntry
 
 
@@ -62,8 +63,8 @@ def commercial_only(arrival: Arrival) -> None:
     """
     if is_non_commercial(arrival.licence):
         raise ConfigError(
-            f"{arrival.name} of {arrival.place} is under {arrival.licence}, which forbids commercial use: if that "
-            f"suits you, pull it with `embedkit zoo pull {arrival.name} --zoo {arrival.place} --accept-licence`"
+            f"{arrival.name} of {arrival.place} is under {one_line(arrival.licence)}, which forbids commercial use: "
+            f"if that suits you, pull it with `embedkit zoo pull {arrival.name} --zoo {arrival.place} --accept-licence`"
         )
 
 

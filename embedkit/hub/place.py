@@ -260,7 +260,10 @@ class Index:
                 )
             rows[name] = IndexRow(**{key: facts[key] for key in _ROW})
         aliases = _mapping(data, "aliases", where).items()
-        return cls(rows=rows, aliases={k: v for k, v in aliases if isinstance(v, str) and v in rows})
+        return cls(
+            rows=rows,
+            aliases={k: v for k, v in aliases if NAME.fullmatch(k) and isinstance(v, str) and v in rows},
+        )
 
 
 def _mapping(data: Mapping[str, Any], key: str, where: str) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from embedkit.hub.filelist import check_file_list
 from embedkit.hub.fitness import check_facts
 from embedkit.hub.folder import FolderEntry
 from embedkit.hub.index import build_facts, check_zoo, index_bytes, make_index, pages, update_index
+from embedkit.hub.messages import quoted
 from embedkit.hub.place import Index, VerifiedEntry
 
 
@@ -149,7 +150,7 @@ def _check(entry: VerifiedEntry) -> None:
     if not ENTRY_NAME.fullmatch(entry.name):
         raise ConfigError(f"{entry.name!r}: expected an entry named <method>-<arch>.<data> in small letters")
     if entry.name.partition("-")[0] != entry.config.method:
-        method = entry.config.method
+        method = quoted(entry.config.method, longest=80)
         raise ConfigError(
             f"{entry.location}: an entry of the method {method} is named {method}-<arch>.<data>"
         )

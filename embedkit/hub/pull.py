@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from embedkit._io.outputs import check_outputs
 from embedkit.entry import REVISION
 from embedkit.errors import ConfigError, EmbedkitError, EntryNotFoundError
 from embedkit.hub.access import Access, open_place
@@ -91,6 +92,7 @@ def bundle(
 
     if not str(out).endswith(".tar"):
         raise ConfigError(f"{out}: expected a name that ends in .tar")
+    check_outputs({"-o": out}, {"--zoo": zoo, **{name: name for name in names}})
     access = Access(token=token, gate=gate, watcher=watcher)
     entries = [find_entry(name, zoo=place, access=access) for name, place in _asked(names, zoo, access)]
     if not entries or len({entry.name for entry in entries}) != len(entries):

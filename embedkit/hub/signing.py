@@ -25,6 +25,7 @@ from embedkit.errors import ConfigError, MissingDependencyError, SignatureError
 from embedkit.hub.access import Access
 from embedkit.hub.folder import FolderEntry, package_zoo
 from embedkit.hub.index import update_index
+from embedkit.hub.messages import quoted
 from embedkit.hub.place import VerifiedEntry
 
 SIGNATURE = "model.sig"
@@ -106,7 +107,7 @@ def check_signature(entry: VerifiedEntry, public_key: str | os.PathLike[str]) ->
                 config.verify(scratch, scratch / SIGNATURE)
             name, signed = _signed(files[SIGNATURE])
         except Exception as error:  # of its JSON, of its cryptography, of a file that is missing
-            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            reason = quoted(error) or type(error).__name__
             raise SignatureError(
                 f"{entry.location}: {SIGNATURE} is no signature of these files by this key ({reason}); do not use it"
             ) from None
@@ -166,7 +167,7 @@ def _usable_key(path: str | os.PathLike[str]) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, TypeError, AttributeError) as error:
-        reason = " ".join(str(getattr(error, "strerror", None) or error).split())[:120]
+        reason = quoted(getattr(error, "strerror", None) or error, longest=120)
         if isinstance(error, AttributeError):
             reason = "a key of another kind"
         raise ConfigError(

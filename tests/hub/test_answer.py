@@ -162,3 +162,48 @@ def test_an_entry_error_of_a_hub_is_plain(zoo, monkeypatch):
     with pytest.raises(EntryError, match=r"refuses its YAML: bad \.\.\. \[31m"):
         publish(find_entry(zoo / "linear-tiny.noise"), "hf://team", token=TOKEN)
     server.close()
+
+
+class Api(servers.Handler):
+    """A hub's API that answers with one status and one code."""
+
+    def do_GET(self):
+        status, code = self.server.mode
+        self.answer(status, b"{}", **({"X_Error_Code": code} if code else {}))
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "found"),
+    [
+        (404, "RepoNotFound", None),
+        (404, "RevisionNotFound", None),
+        (401, "RepoNotFound", None),
+        (401, "", None),
+        (403, "GatedRepo", "is gated: accept its conditions"),
+        (401, "GatedRepo", "is gated: accept its conditions"),
+        (403, "", r"access is refused \(403\)"),
+        (200, "", "gives no usable commit"),
+        (500, "", "overloaded or broken"),
+        (418, "", "an unexpected answer"),
+    ],
+)
+def test_what_a_hub_says_of_a_commit(status, code, found, monkeypatch):
+    from embedkit.hub.huggingface import HubPlace
+
+    server = servers.Server(Api)
+    server.mode = status, code
+    place = HubPlace("team", TOKEN, server.url)
+    if found is None:
+        assert place.commit("linear-x.noise", "main") is None
+    else:
+        with pytest.raises(PlaceError, match=found):
+            place.commit("linear-x.noise", "main")
+    server.close()
+
+
+def test_a_licence_with_an_escape_is_plain_in_the_refusal():
+    from embedkit.hub.cache import Arrival, commercial_only
+
+    with pytest.raises(EmbedkitError) as caught:
+        commercial_only(Arrival(name="a-x.d", place="p", licence="CC-BY-NC\x1b]0;x\x07", bytes=1))
+    assert str(caught.value).isprintable()

@@ -136,3 +136,16 @@ def test_a_tar_of_somebody_else_is_not_overwritten(zoo, tmp_path):
     assert sorted(ArchiveStorage(tmp_path / "zoo.tar")._members) == sorted(
         ["index.json", *(f"{NAME}/{path.name}" for path in (zoo / NAME).iterdir())]
     )
+
+
+def test_a_bundle_does_not_overwrite_what_it_reads(zoo, tmp_path):
+    from embedkit.hub.cache import commercial_only
+    from embedkit.hub.pull import bundle
+
+    out = tmp_path / "zoo.tar"
+    write_archive([find_entry(zoo / NAME)], out)
+    before = out.read_bytes()
+    for names, place in (([], str(out)), ([str(out)], None)):
+        with pytest.raises(OutputError, match="is also the input"):
+            bundle(names, out, zoo=place, gate=commercial_only)
+    assert out.read_bytes() == before

@@ -97,3 +97,23 @@ def test_the_run_is_json_that_can_be_taken_from_the_card():
     text = card(run=run, source="a run")
     assert json.loads(text.partition("```json\n")[2].partition("```")[0]) == run
     assert "- source: a run" in text and "- run" not in text
+
+
+def test_no_field_of_a_configuration_is_more_than_text():
+    """A card is rendered again from a configuration that came with somebody's entry."""
+    evil = "x |\n\n# Moved [here](https://evil.example) <script>alert(1)</script>"
+    config = EntryConfig(
+        architecture=evil,
+        outputs={"embedding": (10,)},
+        method=evil,
+        dim=10,
+        preprocess=Preprocess(size=(28, 28), resize_size=28, color="gray", mean=(0.3,), std=(0.4,)),
+        data=evil,
+        licence=evil,
+        metrics={"results": {evil: {evil: 0.5}}, "protocol": evil},
+        provenance={**PROVENANCE, evil: evil, "cost": {evil: evil}, "run": {evil: f"{evil}\n```\n{evil}"}},
+    )
+    body = render_card(NAME, config, Card()).partition("\n---\n")[2]
+    markdown_it = pytest.importorskip("markdown_it")
+    page = markdown_it.MarkdownIt("commonmark", {"html": True}).enable("table").render(body)
+    assert "<a " not in page and "<script" not in page and page.count("<h1>") == 1
