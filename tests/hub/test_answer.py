@@ -88,6 +88,15 @@ def test_a_reader_that_is_slow_is_not_a_slow_server(site, monkeypatch):
     assert got == 300_000 > SLOWEST
 
 
+@pytest.mark.parametrize("endless", ["head"], indirect=True)
+def test_a_proxy_that_never_ends_its_greeting_is_left(endless, monkeypatch):
+    monkeypatch.setenv("https_proxy", endless.url)
+    monkeypatch.setenv("no_proxy", "")
+    with pytest.raises(UnreachableError, match="no answer"):
+        WebStorage("https://zoo.example").read("index.json", 1000)
+    assert endless.connections == 1
+
+
 def test_pythons_client_still_reads_by_these_names():
     """`_Response` puts its own reader in the place of `fp`."""
     assert "fp" in HTTPResponse.__init__.__code__.co_names and hasattr(HTTPResponse, "read1")

@@ -17,11 +17,19 @@ from embedkit.hub.lockfile import LockFile
 from embedkit.hub.publish import publish, withdraw
 from embedkit.load import find_entry, list_encoders
 
-#: Waits for a line, so that all begin at once.
+#: Waits for a line, so that all begin at once, and stops between reading an index and writing it.
 PUBLISHER = """
-import sys
+import sys, time
+from embedkit.hub.buckets import BucketStorage
 from embedkit.hub.publish import publish
 from embedkit.load import find_entry
+read = BucketStorage.read
+def slow(self, path, limit):
+    try:
+        return read(self, path, limit)
+    finally:
+        time.sleep(0.1 * (path == "index.json"))
+BucketStorage.read = slow
 entries = [find_entry(folder) for folder in sys.argv[3:]]
 print("ready", flush=True)
 sys.stdin.readline()
