@@ -561,7 +561,7 @@ def test_a_failed_write_leaves_the_old_entry(tmp_path, monkeypatch, quick):
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "write_bytes", full_disk)
-        with pytest.raises(OutputError, match="No space left on device"):
+        with pytest.raises(OutputError, match="the disk is full"):
             write_tiny(tmp_path, network=tiny(seed=1))
     unchanged()
 
