@@ -222,7 +222,6 @@ class EntryConfig:
             EntryError: Not JSON, another schema version, or a key that is missing or of the wrong type.
         """
         data = _object(parse_json(text, where), where)
-        check_characters(data, where)
         ours = _object(data.get("embedkit"), f"{where}: embedkit")
         _check_schema(ours, where)
         if _text(ours, "kind", where) not in KINDS:
@@ -376,25 +375,6 @@ def parse_json(text: bytes | str, where: str) -> Any:
         EntryError: With the place and the parser's reason.
     """
     return _JSON.parse(text, where)
-
-
-def check_characters(value: object, where: str) -> None:
-    """Refuse JSON with half of a character (a lone surrogate): no file, no page and no terminal can take it.
-
-    Args:
-        value: What the JSON says.
-        where: For messages.
-
-    Raises:
-        EntryError: It holds one.
-    """
-    try:
-        json.dumps(value, ensure_ascii=False).encode()
-    except UnicodeEncodeError as error:
-        half = error.object[error.start]
-        raise EntryError(
-            f"{where}: expected text, found half of a character ({half!a}); export the entry again"
-        ) from None
 
 
 def _object(value: object, where: str) -> dict[str, Any]:

@@ -17,7 +17,6 @@ from embedkit.entry import (
     SCHEMA_VERSION,
     EntryConfig,
     Manifest,
-    check_characters,
     parse_json,
     sha256_hex,
 )
@@ -234,7 +233,6 @@ class Index:
             EntryError: Not JSON, another schema version, or a row that is not usable.
         """
         data = parse_json(text, where)
-        check_characters(data, where)
         if not isinstance(data, dict) or data.get("schema") != SCHEMA_VERSION:
             raise EntryError(f"{where}: expected an index of schema {SCHEMA_VERSION}; upgrade embedkit")
         rows: dict[str, IndexRow] = {}

@@ -21,6 +21,7 @@ from PIL import Image  # noqa: E402
 from safetensors.torch import load_file, save  # noqa: E402
 from torch import nn  # noqa: E402
 
+from embedkit._io import atomic  # noqa: E402
 from embedkit.commands.export import export  # noqa: E402
 from embedkit.entry import (  # noqa: E402
     CARD,
@@ -44,7 +45,6 @@ from embedkit.errors import (  # noqa: E402
     ParityError,
 )
 from embedkit.graph import check_graph  # noqa: E402
-from embedkit._io import atomic  # noqa: E402
 from embedkit.load import load_encoder  # noqa: E402
 from embedkit.preprocess import read_pixels  # noqa: E402
 from embedkit.training import export as exporter  # noqa: E402
