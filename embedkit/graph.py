@@ -1,7 +1,12 @@
 """A look into an ONNX file before anything runs it: where its weights lie, and what operators it asks for.
 
-Reads the protobuf wire format directly (ONNX `onnx.proto3`, IR version 10), so that the runtime needs no onnx
-package and no byte of a graph reaches ONNX Runtime unchecked.
+`embedkit.onnxproto` reads the file, so that the runtime needs no onnx package and no parser sees another graph than the
+one that was checked. This module says what a graph may ask for.
+
+What it cannot promise: a bound on memory and time. A graph ends, since control flow is refused, and a constant shape
+that asks for more than `MOST_ELEMENTS` is refused too. But shapes may be computed, and broadcasting multiplies them: a
+small graph can still ask for more memory than the machine has, at load already. Whoever runs entries of strangers sets
+a limit of the operating system (`ulimit -v`, a container's memory limit).
 """
 
 from __future__ import annotations
@@ -9,28 +14,51 @@ from __future__ import annotations
 import json
 import math
 import operator
+import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from embedkit.entry import WEIGHTS
 from embedkit.errors import EntryError
+from embedkit.onnxproto import Message, read_model
 
 #: What ONNX Runtime has built in; anything else would need a custom operator library.
 ALLOWED_DOMAINS = ("", "ai.onnx", "com.microsoft")
-_MAX_BYTES = 64 << 20
-_MAX_DEPTH = 32
 
-# Field numbers of onnx.proto3.
-_MODEL_GRAPH, _MODEL_OPSETS, _MODEL_FUNCTIONS = 7, 8, 25
-_GRAPH_NODE, _GRAPH_INITIALIZER, _GRAPH_SPARSE = 1, 5, 15
-_NODE_OPERATOR, _NODE_ATTRIBUTE, _NODE_DOMAIN = 4, 5, 7
-_ATTRIBUTE_TENSOR, _ATTRIBUTE_GRAPH, _ATTRIBUTE_TENSORS, _ATTRIBUTE_GRAPHS = 5, 6, 10, 11
-_ATTRIBUTE_SPARSE, _ATTRIBUTE_SPARSES = 22, 23
-_TENSOR_DIMS, _TENSOR_TYPE, _TENSOR_NAME, _TENSOR_EXTERNAL = 1, 2, 8, 13
-_FUNCTION_NODE, _FUNCTION_ATTRIBUTE = 7, 11
+#: Built-in operators that run what no graph holds: a compiled engine named by its path, or code of the host process.
+_REFUSED_OPERATORS = frozenset({"EPContext", "PythonOp", "PythonOpGrad", "ATen"})
+
+#: Elements that one constant shape may ask for: 256 MB of float32.
+MOST_ELEMENTS = 1 << 26
+
+#: Operator -> the inputs whose values decide how large its output is.
+_SIZED_BY = {
+    "CenterCropPad": (1,),
+    "Col2Im": (0,),
+    "ConstantOfShape": (0,),
+    "Expand": (1,),
+    "MaxUnpool": (2,),
+    "OneHot": (1,),
+    "Pad": (1,),
+    "Resize": (2, 3),
+    "Tile": (1,),
+    "Upsample": (1,),
+}
+
+_MAX_BYTES = 64 << 20
+_EXTERNAL = 1  # TensorProto.DataLocation
 
 #: ONNX TensorProto.DataType -> safetensors dtype and bytes per element.
 _DTYPES = {1: ("F32", 4), 10: ("F16", 2), 16: ("BF16", 2), 7: ("I64", 8), 6: ("I32", 4), 11: ("F64", 8)}
+
+#: TensorProto.DataType of shapes, scales and bounds -> `struct` code, and where a tensor may hold them unpacked.
+_CONSTANTS = {
+    1: ("f", "float_data"),
+    6: ("i", "int32_data"),
+    7: ("q", "int64_data"),
+    11: ("d", "double_data"),
+}
+_MOST_CONSTANT = 64  # values: no shape has more axes
 
 
 @dataclass(frozen=True)
@@ -46,7 +74,7 @@ class ExternalTensor:
 
 
 def check_graph(graph: bytes, weights: bytes, where: str) -> list[ExternalTensor]:
-    """Check that a graph takes its weights from `model.safetensors` alone and asks for no custom operator.
+    """Check that a graph takes its weights from `model.safetensors` alone, and asks for nothing but plain operators.
 
     Args:
         graph: The bytes of `model.onnx`.
@@ -57,7 +85,8 @@ def check_graph(graph: bytes, weights: bytes, where: str) -> list[ExternalTensor
         The external tensors, each of which is exactly one tensor of the weights file.
 
     Raises:
-        EntryError: Not an ONNX file, a foreign operator domain, or external data at any other place, of any other
+        EntryError: Not an ONNX file in canonical form, a foreign operator domain, control flow, functions, sparse
+            tensors, a constant shape of more than `MOST_ELEMENTS`, or external data at any other place, of any other
             range, type or shape than the safetensors header says.
     """
     if len(graph) > _MAX_BYTES:
@@ -65,32 +94,21 @@ def check_graph(graph: bytes, weights: bytes, where: str) -> list[ExternalTensor
             f"{where}: expected a graph below {_MAX_BYTES >> 20} MB, found {len(graph) >> 20} MB"
         )
     try:
-        if graph[4:8] == b"ORTM":  # ONNX Runtime would take it for its own format, whatever else it is
+        if graph[4:8] == b"ORTM":  # the mark of ONNX Runtime's own format, in which nothing was checked
             raise ValueError("ORT format")
-        tensors, domains = _walk(memoryview(graph))
-    except (IndexError, UnicodeDecodeError, ValueError):
-        raise EntryError(f"{where} is not an ONNX file; pull the entry again") from None
-    foreign = sorted(domains - set(ALLOWED_DOMAINS))
-    if foreign:
-        raise EntryError(
-            f"{where}: asks for operators of {foreign[0]!r}, which ONNX Runtime does not have built in"
-        )
-    stored = tensor_table(weights, where)
-    ranges = set(stored.values())
-    for tensor in tensors:
-        if tensor.location != WEIGHTS:
-            raise EntryError(
-                f"{where}: tensor {tensor.name!r} points to {tensor.location[:80]!r}; only {WEIGHTS} is allowed"
-            )
-        dtype, width = _DTYPES.get(tensor.dtype, ("", 0))
-        end = tensor.offset + tensor.length
-        if (dtype, tensor.shape, tensor.offset, end) not in ranges or (
-            tensor.length != width * math.prod(tensor.shape)
-        ):
-            raise EntryError(
-                f"{where}: tensor {tensor.name!r} points to bytes {tensor.offset}..{end} of {WEIGHTS}, where no "
-                "tensor of its type and shape lies"
-            )
+        model = read_model(graph)
+        if "graph" not in model:
+            raise ValueError("no graph")
+    except ValueError as error:
+        raise EntryError(f"{where} is not an ONNX file ({error}); pull the entry again") from None
+    _check_model(model, where)
+    tensors = []
+    stored = set(tensor_table(weights, where).values())
+    for proto in _tensors(model["graph"]):
+        tensor = _external(proto, where)
+        if tensor is not None:
+            _check_range(tensor, stored, where)
+            tensors.append(tensor)
     return tensors
 
 
@@ -127,137 +145,141 @@ def tensor_table(weights: bytes, where: str) -> Mapping[str, tuple[str, tuple[in
     return table
 
 
-def _walk(model: memoryview) -> tuple[list[ExternalTensor], set[str]]:
-    """All external tensors and operator domains of a model, in graphs, subgraphs, attributes and functions."""
-    tensors: list[ExternalTensor] = []
-    domains: set[str] = set()
-    found_graph = False
+def _check_model(model: Message, where: str) -> None:
+    """Refuse whatever needs more than ONNX Runtime's built-in operators, each run once."""
+    graph: Message = model["graph"]
+    for owner, key, what in (
+        (model, "functions", "functions of its own"),
+        (model, "training_info", "a graph for training"),
+        (graph, "sparse_initializer", "sparse tensors"),
+    ):
+        if key in owner:
+            raise EntryError(f"{where}: holds {what}, which no entry needs; export the encoder again")
+    if any(pair.get("key") == "ort_config" for pair in model.get("metadata_props", ())):
+        raise EntryError(f"{where}: holds options for ONNX Runtime; export the encoder again")
+    nodes: list[Message] = graph.get("node", [])
+    domains = {opset.get("domain", "") for opset in model.get("opset_import", ())}
+    domains.update(node.get("domain", "") for node in nodes)
+    domains.update(node.get("op_type", "") for node in nodes if node.get("op_type") in _REFUSED_OPERATORS)
+    foreign = sorted(domains - set(ALLOWED_DOMAINS))
+    if foreign:
+        raise EntryError(
+            f"{where}: asks for operators of {foreign[0]!r}, which ONNX Runtime does not have built in"
+        )
+    for node in nodes:
+        for attribute in node.get("attribute", ()):
+            if "g" in attribute or "graphs" in attribute:
+                raise EntryError(
+                    f"{where}: the operator {node.get('op_type', '')!r} holds a graph, and control flow, which may "
+                    "never end, is refused; export the encoder without it"
+                )
+            if "sparse_tensor" in attribute or "sparse_tensors" in attribute:
+                raise EntryError(
+                    f"{where}: holds sparse tensors, which no entry needs; export the encoder again"
+                )
+    _check_sizes(graph, where)
 
-    def graph(data: memoryview, depth: int) -> None:
-        if depth > _MAX_DEPTH:
-            raise ValueError("nested too deeply")
-        for number, value in _fields(data):
-            if number == _GRAPH_NODE:
-                node(_message(value), depth)
-            elif number == _GRAPH_INITIALIZER:
-                tensor(_message(value))
-            elif number == _GRAPH_SPARSE:
-                sparse(_message(value))
 
-    def node(data: memoryview, depth: int) -> None:
-        for number, value in _fields(data):
-            if number == _NODE_DOMAIN:
-                domains.add(str(_message(value), "utf-8"))
-            elif number == _NODE_OPERATOR and _message(value) == b"EPContext":
-                domains.add("EPContext")  # it names a compiled engine by path, and an engine is a program
-            elif number == _NODE_ATTRIBUTE:
-                attribute(_message(value), depth)
+def _tensors(graph: Message) -> Iterator[Message]:
+    """Every TensorProto of a graph without subgraphs."""
+    for node in graph.get("node", ()):
+        for attribute in node.get("attribute", ()):
+            if "t" in attribute:
+                yield attribute["t"]
+            yield from attribute.get("tensors", ())
+    yield from graph.get("initializer", ())
 
-    def attribute(data: memoryview, depth: int) -> None:
-        for number, value in _fields(data):
-            if number in (_ATTRIBUTE_TENSOR, _ATTRIBUTE_TENSORS):
-                tensor(_message(value))
-            elif number in (_ATTRIBUTE_GRAPH, _ATTRIBUTE_GRAPHS):
-                graph(_message(value), depth + 1)
-            elif number in (_ATTRIBUTE_SPARSE, _ATTRIBUTE_SPARSES):
-                sparse(_message(value))
 
-    def sparse(data: memoryview) -> None:
-        for number, value in _fields(data):
-            if number in (1, 2):
-                tensor(_message(value))
+def _external(tensor: Message, where: str) -> ExternalTensor | None:
+    """Where a tensor's bytes lie outside the graph, None for one that holds them itself.
 
-    def tensor(data: memoryview) -> None:
-        name, kind = "", 0
-        shape: list[int] = []
-        external: dict[str, str] = {}
-        for number, value in _fields(data):
-            if number == _TENSOR_DIMS:
-                shape += [value] if isinstance(value, int) else _varints(value)
-            elif number == _TENSOR_TYPE and isinstance(value, int):
-                kind = value
-            elif number == _TENSOR_NAME:
-                name = str(_message(value), "utf-8")
-            elif number == _TENSOR_EXTERNAL:
-                pair = {inner: str(_message(item), "utf-8") for inner, item in _fields(_message(value))}
-                key = pair.get(1, "")
-                # ONNX Runtime knows more keys (prepacked weights), and who says which of two values it takes?
-                if key not in ("location", "offset", "length") or key in external:
-                    raise ValueError(f"external data with {key!r}")
-                external[key] = pair.get(2, "")
-        if external:
-            # Only plain digits: int() reads "+1", "1_0" and foreign digits, and ONNX Runtime does not.
-            offset, length = (
-                int(text) if text.isascii() and text.isdigit() else -1
-                for text in (external.get("offset", "0"), external.get("length", ""))
+    Raises:
+        EntryError: It says both, or names its place in a way that readers may understand differently.
+    """
+    pairs: list[Message] = tensor.get("external_data", [])
+    name = tensor.get("name", "")
+    if (tensor.get("data_location") == _EXTERNAL) != bool(pairs):
+        raise EntryError(f"{where}: tensor {name!r} does not say clearly whether its data are external")
+    if not pairs:
+        return None
+    place: dict[str, str] = {}
+    for pair in pairs:
+        key = pair.get("key", "")
+        # ONNX Runtime knows more keys (prepacked weights), and readers differ in which of two values they take.
+        if key not in ("location", "offset", "length") or key in place:
+            raise EntryError(f"{where}: tensor {name!r} has external data with {key[:80]!r}")
+        place[key] = pair.get("value", "")
+    # Only plain digits: int() reads "+1", "1_0" and foreign digits, and ONNX Runtime does not.
+    offset, length = (
+        int(text) if text.isascii() and text.isdigit() and len(text) < 20 else -1
+        for text in (place.get("offset", "0"), place.get("length", ""))
+    )
+    shape = tuple(tensor.get("dims", ()))
+    return ExternalTensor(name, place.get("location", ""), offset, length, tensor.get("data_type", 0), shape)
+
+
+def _check_range(
+    tensor: ExternalTensor, stored: set[tuple[str, tuple[int, ...], int, int]], where: str
+) -> None:
+    if tensor.location != WEIGHTS:
+        raise EntryError(
+            f"{where}: tensor {tensor.name!r} points to {tensor.location[:80]!r}; only {WEIGHTS} is allowed"
+        )
+    dtype, width = _DTYPES.get(tensor.dtype, ("", 0))
+    end = tensor.offset + tensor.length
+    if (dtype, tensor.shape, tensor.offset, end) not in stored or (
+        tensor.length != width * math.prod(tensor.shape)
+    ):
+        raise EntryError(
+            f"{where}: tensor {tensor.name!r} points to bytes {tensor.offset}..{end} of {WEIGHTS}, where no "
+            "tensor of its type and shape lies"
+        )
+
+
+# --- sizes ------------------------------------------------------------------------------------------------
+
+
+def _check_sizes(graph: Message, where: str) -> None:
+    """Refuse an operator whose output is to be larger than `MOST_ELEMENTS`, as far as constants say so."""
+    constants = _constants(graph)
+    for node in graph.get("node", ()):
+        op = node.get("op_type", "")
+        given = [constants.get(name) for name in node.get("input", ())]
+        sizes = [
+            math.prod(abs(value) or 1 for value in given[at] or ())
+            for at in _SIZED_BY.get(op, ())
+            if at < len(given)
+        ]
+        if op == "Range" and len(given) == 3 and all(given):
+            (start, *_), (limit, *_), (step, *_) = given  # type: ignore[misc]
+            sizes.append(abs(limit - start) / abs(step) if step else 0)
+        for attribute in node.get("attribute", ()):
+            if attribute.get("name") in ("shape", "output_shape"):  # of random numbers, and of ConvTranspose
+                sizes.append(math.prod(abs(side) or 1 for side in attribute.get("ints", ())))
+        if any(not size <= MOST_ELEMENTS for size in sizes):
+            raise EntryError(
+                f"{where}: {op} asks for more than {MOST_ELEMENTS} numbers at once, more than any entry needs"
             )
-            tensors.append(
-                ExternalTensor(name, external.get("location", ""), offset, length, kind, tuple(shape))
-            )
-
-    for number, value in _fields(model):
-        if number == _MODEL_GRAPH:
-            found_graph = True
-            graph(_message(value), 0)
-        elif number == _MODEL_FUNCTIONS:
-            for inner, item in _fields(_message(value)):
-                if inner == _FUNCTION_NODE:
-                    node(_message(item), 0)
-                elif inner == _FUNCTION_ATTRIBUTE:
-                    attribute(_message(item), 0)
-        elif number == _MODEL_OPSETS:
-            domains.update(
-                str(_message(item), "utf-8") for inner, item in _fields(_message(value)) if inner == 1
-            )
-    if not found_graph:
-        raise ValueError("no graph")
-    return tensors, domains
 
 
-def _message(value: int | memoryview) -> memoryview:
-    if isinstance(value, int):
-        raise ValueError("a number where a message was expected")
-    return value
+def _constants(graph: Message) -> dict[str, list[float]]:
+    """Name -> the values of small constants: initializers and `Constant` nodes."""
+    found = {tensor.get("name", ""): _values(tensor) for tensor in graph.get("initializer", ())}
+    for node in graph.get("node", ()):
+        if node.get("op_type") == "Constant" and node.get("output"):
+            for attribute in node.get("attribute", ()):
+                if "t" in attribute:
+                    found[node["output"][0]] = _values(attribute["t"])
+                elif "i" in attribute or "ints" in attribute:
+                    found[node["output"][0]] = attribute.get("ints", [attribute.get("i", 0)])
+    return found
 
 
-def _fields(data: memoryview) -> Iterator[tuple[int, int | memoryview]]:
-    """The fields of one protobuf message: number, and an int or the bytes of what is length-delimited."""
-    at = 0
-    while at < len(data):
-        key, at = _varint(data, at)
-        kind = key & 7
-        if kind == 0:
-            value, at = _varint(data, at)
-            yield key >> 3, value
-            continue
-        if kind == 2:
-            size, at = _varint(data, at)
-        elif kind in (1, 5):
-            size = 8 if kind == 1 else 4
-        else:
-            raise ValueError(f"wire type {kind}")
-        if at + size > len(data):
-            raise ValueError("cut")
-        yield key >> 3, data[at : at + size]
-        at += size
-
-
-def _varint(data: memoryview, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        byte = data[at]
-        at += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, at
-        shift += 7
-        if shift > 63:
-            raise ValueError("a varint of more than ten bytes")
-
-
-def _varints(data: memoryview) -> list[int]:
-    values, at = [], 0
-    while at < len(data):
-        value, at = _varint(data, at)
-        values.append(value)
-    return values
+def _values(tensor: Message) -> list[float]:
+    code, field = _CONSTANTS.get(tensor.get("data_type", 0), ("", ""))
+    raw = tensor.get("raw_data", tensor.get(field, b"") if code in ("f", "d") else b"")
+    values = tensor.get(field, []) if code in ("i", "q") else []
+    width = struct.calcsize(f"<{code}") if code else 1
+    if code and not len(raw) % width and len(raw) <= _MOST_CONSTANT * width:
+        values = [*values, *struct.unpack(f"<{len(raw) // width}{code}", raw)]
+    return [value if math.isfinite(value) else math.inf for value in values[:_MOST_CONSTANT]]

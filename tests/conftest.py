@@ -159,7 +159,7 @@ def value_info(name: str, dtype: int, shape: Sequence[int | str]) -> bytes:
 def model_proto(graph: bytes, *, opsets: Mapping[str, int] | None = None) -> bytes:
     versions = opsets or {"": 20}
     sets = b"".join(field(8, (field(1, d) if d else b"") + field(2, v)) for d, v in versions.items())
-    return field(1, 10) + sets + field(7, graph)
+    return field(1, 10) + field(7, graph) + sets
 
 
 def safetensors_bytes(tensors: Mapping[str, np.ndarray]) -> bytes:
@@ -228,8 +228,21 @@ class TinyEntry:
         initializers: bytes = b"",
         opsets: Mapping[str, int] | None = None,
         outputs: Sequence[int | str] | None = None,
+        rest: bytes = b"",
     ) -> bytes:
         """The graph; the arguments replace the weight's TensorProto, or add encoded fields to the GraphProto."""
+        body = self.graph_proto(weight=weight, nodes=nodes, initializers=initializers, outputs=outputs) + rest
+        return model_proto(body, opsets=opsets)
+
+    def graph_proto(
+        self,
+        *,
+        weight: bytes | None = None,
+        nodes: bytes = b"",
+        initializers: bytes = b"",
+        outputs: Sequence[int | str] | None = None,
+    ) -> bytes:
+        """The GraphProto of `make_graph`."""
         channels, (height, width) = self.preprocess.channels, self.preprocess.size
         dim = self.bias.size
         at = self.start + self.weight.nbytes
@@ -250,7 +263,7 @@ class TinyEntry:
             field(11, value_info("pixels", 2, ["N", channels, height, width])),
             field(12, value_info("embedding", 1, outputs or ["N", dim])),
         ]
-        return model_proto(b"".join(graph), opsets=opsets)
+        return b"".join(graph)
 
     def embed(self, pixels: np.ndarray, *, normalize: bool = True) -> np.ndarray:
         """What the entry computes, in numpy: uint8 (N, C, H, W) -> float32 (N, D)."""

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,6 +13,7 @@ from hypothesis import strategies as st
 
 from embedkit.errors import EntryError
 from embedkit.graph import ExternalTensor, check_graph, tensor_table
+from embedkit.onnxproto import _TABLES, read_model
 
 
 @pytest.fixture(scope="module")
@@ -148,35 +153,38 @@ def test_a_place_without_a_range_is_refused(entry, by_hand):
 
 
 def places_for_a_tensor(by_hand, location: str = "../x", offset: int = 0) -> dict[str, tuple[str, bytes]]:
-    """Every place of a model where a tensor may stand: its name -> `graph` or `model`, and the bytes to add there."""
+    """Every place of a model where a tensor may stand: its name -> the argument of `make_graph`, and its bytes."""
     f, node, attribute = by_hand.field, by_hand.node, by_hand.attribute
     external = {"location": location, "offset": offset, "length": 16}
     evil = by_hand.tensor_proto("hidden", (4,), 1, external=external)
     sparse = f(1, evil) + f(3, 4)
     indices = f(1, by_hand.tensor_proto("v", (1,), 1, raw=bytes(4))) + f(2, evil) + f(3, 4)
-    subgraph = f(5, evil) + f(2, "branch")
-    deeper = f(2, "outer") + f(1, node("If", ["c"], ["y"], attribute("then_branch", subgraph, 5)))
+    subgraph = f(2, "branch") + f(5, evil)
+    deeper = f(1, node("If", ["c"], ["y"], attribute("then_branch", subgraph, 5))) + f(2, "outer")
     constant = node("Constant", [], ["k"], attribute("value", evil, 4))
 
     def with_attribute(number: int, value: bytes, kind: int) -> bytes:
-        return f(1, node("Op", [], ["y"], f(1, "a") + f(number, value) + f(20, kind)))
+        parts = [f(1, "a"), f(number, value), f(20, kind)]
+        return f(1, node("Op", [], ["y"], b"".join(parts if number < 20 else [parts[0], parts[2], parts[1]])))
 
-    function = f(1, "Shift") + f(10, "") + f(9, f(1, "") + f(2, 20))
+    function = f(1, "Shift") + f(7, constant) + f(9, f(1, "") + f(2, 20)) + f(10, "")
+    default = f(1, "Shift") + f(10, "") + f(11, attribute("a", evil, 4))
     return {
-        "an initializer": ("graph", f(5, evil)),
-        "a sparse initializer's values": ("graph", f(15, sparse)),
-        "a sparse initializer's indices": ("graph", f(15, indices)),
-        "a constant": ("graph", f(1, constant)),
-        "a list of tensors": ("graph", with_attribute(10, evil, 9)),
-        "a sparse attribute": ("graph", with_attribute(22, sparse, 11)),
-        "a list of sparse tensors": ("graph", with_attribute(23, sparse, 12)),
-        "a subgraph": ("graph", with_attribute(6, subgraph, 5)),
-        "a list of subgraphs": ("graph", with_attribute(11, subgraph, 10)),
-        "a subgraph's subgraph": ("graph", with_attribute(6, deeper, 5)),
-        "a constant in a subgraph": ("graph", with_attribute(6, f(1, constant) + f(2, "b"), 5)),
-        "a function's node": ("model", f(25, function + f(7, constant))),
-        "a function's default": ("model", f(25, function + f(11, attribute("a", evil, 4)))),
-        "a second graph": ("model", f(7, f(5, evil))),
+        "an initializer": ("initializers", f(5, evil)),
+        "a constant": ("nodes", f(1, constant)),
+        "a list of tensors": ("nodes", with_attribute(10, evil, 9)),
+        "a sparse initializer's values": ("rest", f(15, sparse)),
+        "a sparse initializer's indices": ("rest", f(15, indices)),
+        "a sparse attribute": ("nodes", with_attribute(22, sparse, 11)),
+        "a list of sparse tensors": ("nodes", with_attribute(23, sparse, 12)),
+        "a subgraph": ("nodes", with_attribute(6, subgraph, 5)),
+        "a list of subgraphs": ("nodes", with_attribute(11, subgraph, 10)),
+        "a subgraph's subgraph": ("nodes", with_attribute(6, deeper, 5)),
+        "a constant in a subgraph": ("nodes", with_attribute(6, f(1, constant) + f(2, "b"), 5)),
+        "a function's node": ("model", f(25, function)),
+        "a function's default": ("model", f(25, default)),
+        "a graph for training": ("model", f(20, f(1, f(2, "g") + f(5, evil)))),
+        "a second graph": ("model", f(7, f(2, "g") + f(5, evil))),
     }
 
 
@@ -193,20 +201,328 @@ def names_of_places() -> list[str]:
 
 
 @pytest.mark.parametrize("place", names_of_places())
-def test_external_data_is_found_wherever_it_hides(entry, by_hand, place):
+def test_external_data_is_found_or_its_hiding_place_refused(entry, by_hand, place):
     where, data = places_for_a_tensor(by_hand)[place]
-    graph = entry.make_graph(initializers=data) if where == "graph" else entry.graph + data
-    assert "'hidden' points to '../x'" in refused(graph, entry.weights)
-
-
-def test_packed_dimensions_are_read(entry, by_hand):
-    v = by_hand.varint
-    body = by_hand.tensor_proto("weight", (), 10, external=entry.external())
-    weight = by_hand.field(1, v(192) + v(4)) + body
-    check_graph(entry.make_graph(weight=weight), entry.weights, "model.onnx")
-    assert "points to bytes" in refused(
-        entry.make_graph(weight=by_hand.field(1, v(192) + v(5)) + body), entry.weights
+    graph = entry.graph + data if where == "model" else entry.make_graph(**{where: data})
+    expected = {
+        "an initializer": "'hidden' points to '../x'",
+        "a constant": "'hidden' points to '../x'",
+        "a list of tensors": "'hidden' points to '../x'",
+        "a graph for training": "holds a graph for training",
+        "a second graph": "graph stands twice or out of order",
+    }
+    kind = (
+        "sparse tensors"
+        if "sparse" in place
+        else "holds functions"
+        if "function" in place
+        else "control flow"
     )
+    assert expected.get(place, kind) in refused(graph, entry.weights)
+
+
+def test_a_tensor_that_is_external_for_one_reader_alone_is_refused(entry, by_hand):
+    """Readers look at `data_location`, at `external_data`, or at both."""
+    f, good = by_hand.field, by_hand.tensor_proto("weight", (192, 4), 10, external=entry.external())
+    for weight in (
+        good.removesuffix(f(14, 1)),
+        good.removesuffix(f(14, 1)) + f(14, 0),
+        by_hand.tensor_proto("weight", (192, 4), 10, raw=bytes(1536)) + f(14, 1),
+    ):
+        message = refused(entry.make_graph(weight=weight), entry.weights)
+        assert "'weight' does not say clearly whether its data are external" in message
+
+
+# --- one form ---------------------------------------------------------------------------------------------
+
+
+def long_varint(value: int, length: int) -> bytes:
+    """A varint of more bytes than it takes."""
+    return bytes([value >> 7 * i & 0x7F | (0x80 if i < length - 1 else 0) for i in range(length)])
+
+
+def loose_forms(by_hand) -> dict[str, bytes]:
+    """A TensorProto that some parser takes for `weight` of the entry, or for something else: form -> its bytes."""
+    f, v = by_hand.field, by_hand.varint
+    dims, kind, name = f(1, 192) + f(1, 4), f(2, 10), f(8, "weight")
+    raw = f(9, bytes(1536))
+    pair = f(1, "location") + f(2, "secret.bin")
+
+    def tensor(
+        after: bytes = b"", *, dims: bytes = dims, kind: bytes = kind, name: bytes = name, raw: bytes = raw
+    ):
+        return dims + kind + name + raw + after
+
+    return {
+        "a tag with bit 32 set": tensor(long_varint((13 << 3 | 2) | 1 << 32, 5) + v(len(pair)) + pair),
+        "a tag of two bytes that fits one": tensor(long_varint(13 << 3 | 2, 2) + v(len(pair)) + pair),
+        "a tag of ten bytes": tensor(long_varint((13 << 3 | 2) | 1 << 62, 10) + v(len(pair)) + pair),
+        "a length of two bytes that fits one": tensor(v(13 << 3 | 2) + long_varint(len(pair), 2) + pair),
+        "a value of two bytes that fits one": tensor(kind=v(2 << 3) + long_varint(10, 2)),
+        "a value of eleven bytes": tensor(kind=v(2 << 3) + long_varint(10, 11)),
+        "a value of 70 bits": tensor(kind=v(2 << 3) + b"\x8a" + b"\x80" * 8 + b"\x02"),
+        "field 0": tensor(b"\x00\x01"),
+        "an unknown field": tensor(f(15, 1)),
+        "a field of a later version": tensor(f(99, 1)),
+        "a segment": tensor(kind=kind + f(3, f(1, 0) + f(2, 1))),
+        "a group": tensor(v(13 << 3 | 3) + pair + v(13 << 3 | 4)),
+        "a number where bytes belong": tensor(raw=v(9 << 3) + v(1)),
+        "bytes where a number belongs": tensor(kind=f(2, b"\x0a")),
+        "a fixed number where a varint belongs": tensor(kind=v(2 << 3 | 5) + b"\x0a\0\0\0"),
+        "a name that stands twice": tensor(name=name + f(8, "bias")),
+        "fields out of order": dims + kind + raw + name,
+        "packed dimensions": tensor(dims=f(1, v(192) + v(4))),
+        "an empty packed field": tensor(kind=kind + f(4, b"")),
+        "numbers that are not packed": tensor(kind=kind + f(5, 1)),
+        "packed floats that are cut": tensor(kind=kind + f(4, bytes(5))),
+        "packed numbers that are cut": tensor(kind=kind + f(7, b"\x80")),
+        "packed numbers of several forms": tensor(kind=kind + f(7, long_varint(1, 2))),
+        "a type of 33 bits": tensor(kind=f(2, (1 << 32) + 10)),
+        "a name that is not UTF-8": tensor(name=f(8, b"\xff")),
+        "an unknown data location": tensor(f(14, 2)),
+        "cut": tensor()[:-1],
+        "cut in a tag": tensor(b"\xf2"),
+        "longer than everything": tensor(v(13 << 3 | 2) + v(1 << 63)),
+    }
+
+
+class _Nothing:
+    @staticmethod
+    def field(*_):
+        return b""
+
+    varint = field
+
+
+@pytest.mark.parametrize("form", loose_forms(_Nothing))
+def test_every_loose_form_is_refused(entry, by_hand, form):
+    """In a tensor, and as it stands in the model itself: there is one check for all messages."""
+    good = entry.make_graph(weight=by_hand.tensor_proto("weight", (192, 4), 10, raw=bytes(1536)))
+    check_graph(good, entry.weights, "model.onnx")
+    graph = entry.make_graph(weight=loose_forms(by_hand)[form])
+    assert "is not an ONNX file (Tensor" in refused(graph, entry.weights)
+
+
+def test_dimensions_and_types_say_one_thing(entry, by_hand):
+    f = by_hand.field
+    two = f(1, f(1, 8) + f(2, "N"))
+    value = f(1, "x") + f(2, f(1, f(1, 1) + f(2, two)))
+    assert "dim_value and dim_param exclude each other" in refused(
+        entry.make_graph(rest=f(13, value)), entry.weights
+    )
+    sequence = f(1, "x") + f(2, f(4, f(1, f(1, f(1, 1)))))
+    assert "Type: field 4" in refused(entry.make_graph(rest=f(13, sequence)), entry.weights)
+
+
+def test_a_file_of_very_many_fields_is_refused_before_it_takes_memory(entry, by_hand, monkeypatch):
+    monkeypatch.setattr("embedkit.onnxproto.MOST_FIELDS", 1000)
+    check_graph(entry.graph, entry.weights, "model.onnx")
+    assert "more than 1000 fields" in refused(
+        entry.make_graph(nodes=by_hand.field(1, b"") * 1000), entry.weights
+    )
+    packed = (
+        by_hand.tensor_proto("p", (1000,), 7)[:-3] + by_hand.field(7, bytes(1000)) + by_hand.field(8, "p")
+    )
+    assert "more than 1000 fields" in refused(
+        entry.make_graph(initializers=by_hand.field(5, packed)), entry.weights
+    )
+
+
+def everything(entry, by_hand) -> bytes:
+    """A model with a message of each kind that is accepted, and a field of each type."""
+    f, node = by_hand.field, by_hand.node
+    floats = f(1, "f") + b"\x15\0\0\x80\x3f" + f(20, 1)
+    lists = f(1, "l") + b"\x3d\0\0\x80\x3f" * 2 + f(8, -1) + f(8, 300) + f(9, "s") + f(9, b"\xff") + f(20, 6)
+    text = f(1, "t") + f(4, b"\xfe") + f(13, "doc") + f(20, 3)
+    numbers = f(1, 2) + f(2, 1) + f(4, bytes(8)) + f(5, by_hand.varint(-1)) + f(6, b"x")
+    numbers += (
+        f(7, by_hand.varint(7)) + f(8, "n") + f(10, bytes(8)) + f(11, by_hand.varint(1 << 63)) + f(12, "doc")
+    )
+    pair = f(1, "key") + f(2, "value")
+    value = f(1, "sum") + f(2, f(1, f(1, 1) + f(2, f(1, f(2, "N")) + f(1, f(1, 4) + f(3, "d")))) + f(6, "t"))
+    rest = f(13, value + f(3, "doc") + f(4, pair)) + f(14, f(1, "sum") + f(2, pair)) + f(16, pair)
+    nodes = f(1, node("Op", ["sum"], ["y"], floats, lists, text) + f(9, pair))
+    body = entry.graph_proto(nodes=nodes, initializers=f(5, numbers + f(16, pair))) + rest
+    model = by_hand.model_proto(body, opsets={"": 20, "com.microsoft": 1})
+    return (
+        f(1, 10) + f(2, "producer") + f(3, "1") + f(4, "d") + f(5, 1) + f(6, "doc") + model[2:] + f(14, pair)
+    )
+
+
+@pytest.fixture(scope="module")
+def onnx_model():
+    """`onnx_model(bytes)`: parsed by the onnx package, None where that refuses."""
+    onnx = pytest.importorskip("onnx")
+    from google.protobuf.message import DecodeError
+
+    def parse(data: bytes):
+        try:
+            return onnx.ModelProto.FromString(data)
+        except DecodeError:
+            return None
+
+    return parse
+
+
+def test_the_tables_are_those_of_onnx():
+    onnx = pytest.importorskip("onnx")
+    names = {
+        "OperatorSet": "OperatorSetIdProto", "Pair": "StringStringEntryProto", "Annotation": "TensorAnnotation",
+        "Value": "ValueInfoProto", "Shape": "TensorShapeProto", "Dimension": "TensorShapeProto.Dimension",
+        "TensorType": "TypeProto.Tensor",
+    }  # fmt: skip
+    types = {
+        1: "double",
+        2: "float",
+        3: "int64",
+        4: "uint64",
+        5: "int32",
+        9: "string",
+        11: "message",
+        12: "bytes",
+    }
+    types[14] = "enum"
+    for ours, table in _TABLES.items():
+        theirs = onnx
+        for part in names.get(ours, f"{ours}Proto").split("."):
+            theirs = getattr(theirs, part)
+        fields = {field.number: field for field in theirs.DESCRIPTOR.fields}
+        for number, field in table.items():
+            there = fields[number]
+            assert field.name == there.name, (ours, number)
+            kind = "message" if field.kind in _TABLES else re.sub("(?<=enum)[0-9]+", "", field.kind)
+            assert types[there.type] == kind, (ours, field)
+            assert (field.repeated or field.packed) == there.is_repeated, (ours, field)
+            assert field.packed == (there.is_repeated and there.is_packed), (ours, field)
+            if field.kind.startswith("enum"):
+                assert sorted(there.enum_type.values_by_number) == list(range(int(field.kind[4:]) + 1))
+
+
+def test_every_bit_flip_is_refused_or_written_back_as_it_is(entry, by_hand, onnx_model):
+    """No byte of an accepted file is one that another parser would leave out, merge or understand differently."""
+    good = everything(entry, by_hand)
+    check_graph(good, entry.weights, "model.onnx")
+    assert onnx_model(good).SerializeToString() == good
+    accepted = 0
+    for at in range(len(good)):
+        for bit in range(8):
+            hurt = bytes([*good[:at], good[at] ^ 1 << bit, *good[at + 1 :]])
+            theirs = onnx_model(hurt)
+            try:
+                check_graph(hurt, entry.weights, "model.onnx")
+            except EntryError as error:
+                reason = str(error)
+            else:
+                accepted += 1
+                assert theirs is not None and theirs.SerializeToString() == hurt, (at, bit)
+                continue
+            if theirs is not None:  # what onnx itself would write of it is accepted
+                theirs.DiscardUnknownFields()
+                try:
+                    read_model(theirs.SerializeToString())
+                except ValueError as error:
+                    assert "is unknown" in str(error) or "UTF-8" in str(error), (reason, error)
+    assert accepted > 500
+
+
+GRAPHS = sorted(Path(__file__).parents[1].joinpath("zoo").glob("*/model.onnx"))
+
+
+@pytest.mark.skipif(not GRAPHS, reason="no zoo beside the tests")
+@given(st.data())
+@settings(max_examples=150, deadline=None)
+def test_mutations_of_real_graphs_are_refused_or_written_back_as_they_are(onnx_model, data):
+    """Bytes changed, cut out, doubled and moved in the zoo's own graphs."""
+    file = data.draw(st.sampled_from(GRAPHS), label="file")
+    graph, weights = file.read_bytes(), file.with_name("model.safetensors").read_bytes()
+    for _ in range(data.draw(st.integers(0, 3))):
+        at, end = sorted(data.draw(st.tuples(*[st.integers(0, len(graph))] * 2)))
+        end = min(end, at + 40)
+        piece = data.draw(st.one_of(st.binary(max_size=12), st.just(graph[at:end] * 2), st.just(b"")))
+        graph = graph[:at] + piece + graph[end:]
+    try:
+        check_graph(graph, weights, "model.onnx")
+    except EntryError:
+        return
+    assert onnx_model(graph).SerializeToString() == graph
+
+
+def test_what_onnx_runtime_writes_is_read(default_entry, tmp_path):
+    """A graph after ONNX Runtime's own optimizations, by its C++ writer."""
+    from embedkit.engine import onnxruntime
+
+    ort = onnxruntime()
+    options = ort.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    weights = (default_entry / "model.safetensors").read_bytes()
+    options.add_external_initializers_from_files_in_memory(["model.safetensors"], [weights], [len(weights)])
+    ort.InferenceSession(
+        (default_entry / "model.onnx").read_bytes(), options, providers=["CPUExecutionProvider"]
+    )
+    model = read_model((tmp_path / "optimized.onnx").read_bytes())
+    assert model["graph"]["output"][0]["name"] == "embedding"
+
+
+# --- how much ---------------------------------------------------------------------------------------------
+
+
+def sized(by_hand) -> dict[str, tuple[bytes, bytes]]:
+    """Graphs of some hundred bytes that ask for gigabytes: nodes and initializers."""
+    f, node, v = by_hand.field, by_hand.node, by_hand.varint
+
+    def constant(name: str, values, dtype: int = 7) -> bytes:
+        raw = np.array(values, {7: "<i8", 6: "<i4", 1: "<f4"}[dtype]).tobytes()
+        return f(5, by_hand.tensor_proto(name, np.shape(values), dtype, raw=raw))
+
+    large = constant("large", [600, 1_000_000])
+    unpacked = f(5, f(1, 2) + f(2, 7) + f(7, v(600) + v(1_000_000)) + f(8, "large"))
+    in_node = f(1, node("Constant", [], ["large"], f(1, "value_ints") + f(8, 1 << 20) * 2 + f(20, 7)))
+    as_tensor = by_hand.tensor_proto("", (2,), 7, raw=np.array([1 << 20] * 2, "<i8").tobytes())
+    as_value = f(1, node("Constant", [], ["large"], by_hand.attribute("value", as_tensor, 4)))
+    random = f(1, "shape") + f(8, 1 << 30) + f(20, 7)
+    fill, expand = (
+        f(1, node("ConstantOfShape", ["large"], ["y"])),
+        f(1, node("Expand", ["sum", "large"], ["y"])),
+    )
+    return {
+        "filled": (fill, large),
+        "filled, packed numbers": (fill, unpacked),
+        "filled, a constant node": (in_node + fill, b""),
+        "expanded": (expand, large),
+        "expanded, a constant tensor": (as_value + expand, b""),
+        "tiled": (f(1, node("Tile", ["sum", "large"], ["y"])), large),
+        "padded": (f(1, node("Pad", ["sum", "large"], ["y"])), large),
+        "resized": (f(1, node("Resize", ["sum", "", "", "large"], ["y"])), large),
+        "scaled": (f(1, node("Resize", ["sum", "", "large"], ["y"])), constant("large", [1e5, 1e5], 1)),
+        "scaled without end": (
+            f(1, node("Resize", ["sum", "", "large"], ["y"])),
+            constant("large", [np.inf], 1),
+        ),
+        "one of very many": (f(1, node("OneHot", ["sum", "large"], ["y"])), constant("large", 1 << 30)),
+        "a range": (
+            f(1, node("Range", ["from", "to", "by"], ["y"])),
+            constant("from", 0) + constant("to", 1 << 40) + constant("by", 1),
+        ),
+        "random numbers": (f(1, node("RandomNormal", [], ["y"], random)), b""),
+    }
+
+
+@pytest.mark.parametrize("what", [*sized(SimpleNamespace(
+    field=lambda *_: b"", node=lambda *_: b"", varint=lambda *_: b"", attribute=lambda *_: b"",
+    tensor_proto=lambda *_, **__: b""))])  # fmt: skip
+def test_a_constant_that_asks_for_gigabytes_is_refused(entry, by_hand, what):
+    nodes, initializers = sized(by_hand)[what]
+    graph = entry.make_graph(nodes=nodes, initializers=initializers)
+    assert "numbers at once" in refused(graph, entry.weights)
+
+
+def test_constants_of_ordinary_size_are_taken(entry, by_hand):
+    f, node = by_hand.field, by_hand.node
+    shape = f(5, by_hand.tensor_proto("s", (4,), 7, raw=np.array([1, -1, 224, 224], "<i8").tobytes()))
+    for op in ("ConstantOfShape", "Expand", "Tile", "Pad", "Resize", "Reshape"):
+        inputs = {"ConstantOfShape": ["s"], "Resize": ["sum", "", "", "s"]}.get(op, ["sum", "s"])
+        nodes = f(1, node(op, inputs, ["y"]))
+        check_graph(entry.make_graph(nodes=nodes, initializers=shape), entry.weights, "model.onnx")
 
 
 # --- operators --------------------------------------------------------------------------------------------
@@ -218,20 +534,30 @@ def test_packed_dimensions_are_read(entry, by_hand):
 def test_operators_that_need_a_library_are_refused(entry, by_hand, domain):
     f = by_hand.field
     node = f(1, by_hand.node("Evil", ["flat"], ["y"], domain=domain))
-    nested = by_hand.attribute("body", node + f(2, "body"), 5)
-    function = f(25, f(1, "F") + f(7, by_hand.node("Evil", [], ["y"], domain=domain)))
-    for graph in (
-        entry.make_graph(nodes=node),
-        entry.make_graph(nodes=f(1, by_hand.node("Loop", [], ["y"], nested))),
-        entry.make_graph(opsets={"": 20, domain: 1}),
-        entry.graph + function,
-    ):
+    for graph in (entry.make_graph(nodes=node), entry.make_graph(opsets={"": 20, domain: 1})):
         assert f"asks for operators of {domain!r}" in refused(graph, entry.weights)
 
 
-def test_an_operator_that_loads_a_compiled_engine_by_path_is_refused(entry, by_hand):
-    node = by_hand.field(1, by_hand.node("EPContext", ["flat"], ["y"], domain="com.microsoft"))
-    assert "asks for operators of 'EPContext'" in refused(entry.make_graph(nodes=node), entry.weights)
+@pytest.mark.parametrize("op", ["If", "Loop", "Scan", "SequenceMap", "BeamSearch", "Anything"])
+@pytest.mark.parametrize("number", [6, 11])
+def test_control_flow_is_refused(entry, by_hand, op, number):
+    """A Loop of 2^62 turns never ends, and ONNX Runtime cannot be interrupted."""
+    f = by_hand.field
+    body = f(1, "body") + f(number, f(2, "g")) + f(20, 5 if number == 6 else 10)
+    message = refused(entry.make_graph(nodes=f(1, by_hand.node(op, ["flat"], ["y"], body))), entry.weights)
+    assert f"the operator {op!r} holds a graph, and control flow" in message
+
+
+def test_options_for_onnx_runtime_are_refused(entry, by_hand):
+    pair = by_hand.field(1, "ort_config") + by_hand.field(2, "{}")
+    assert "holds options for ONNX Runtime" in refused(entry.graph + by_hand.field(14, pair), entry.weights)
+
+
+@pytest.mark.parametrize("op", ["EPContext", "PythonOp"])
+def test_an_operator_that_runs_what_the_graph_does_not_hold_is_refused(entry, by_hand, op):
+    """A compiled engine by its path, and a function of the host process."""
+    node = by_hand.field(1, by_hand.node(op, ["flat"], ["y"], domain="com.microsoft"))
+    assert f"asks for operators of {op!r}" in refused(entry.make_graph(nodes=node), entry.weights)
 
 
 def test_the_runtimes_own_operators_are_taken(entry, by_hand):
@@ -247,40 +573,31 @@ def test_the_runtimes_own_operators_are_taken(entry, by_hand):
     "data", [b"", b"\0", b"not an onnx file", b"\x08\x0a", b"PK\x03\x04" + bytes(99), b"\xff" * 99]
 )
 def test_what_is_no_onnx_file(entry, data):
-    assert refused(data, entry.weights) == "model.onnx is not an ONNX file; pull the entry again"
+    message = refused(data, entry.weights)
+    assert message.startswith("model.onnx is not an ONNX file (") and message.endswith(
+        "); pull the entry again"
+    )
 
 
 def test_onnx_runtimes_own_format_is_refused_even_where_it_is_an_onnx_file_too(entry, by_hand):
     """Told by its fifth to eighth byte, ONNX Runtime would read that format, in which nothing was checked."""
-    filler = b"\x7a\x06\0\0ORTM"  # field 15, six bytes: unknown, so a reader of ONNX passes over it
-    check_graph(b"\x7a\x06\0\0ORTX" + entry.graph, entry.weights, "model.onnx")
-    assert "not an ONNX file" in refused(filler + entry.graph, entry.weights)
-
-
-def test_subgraphs_nested_without_end_are_refused(entry, by_hand):
-    def nested(depth: int) -> bytes:
-        graph = by_hand.field(2, "innermost")
-        for _ in range(depth):
-            graph = by_hand.field(1, by_hand.node("If", [], [], by_hand.attribute("b", graph, 5)))
-        return entry.make_graph(nodes=graph)
-
-    check_graph(nested(20), entry.weights, "model.onnx")
-    for depth in (40, 3000):
-        refused(nested(depth), entry.weights)
+    for mark, expected in ((b"ORTM", "not an ONNX file (ORT format)"), (b"ORTX", "")):
+        graph = entry.graph[:2] + by_hand.field(2, mark) + entry.graph[2:]
+        assert graph[4:8] == mark
+        if expected:
+            assert expected in refused(graph, entry.weights)
+        else:
+            check_graph(graph, entry.weights, "model.onnx")
 
 
 def test_a_graph_of_more_than_64_megabytes_is_refused(entry):
     assert "below 64 MB" in refused(bytes((64 << 20) + 1), entry.weights)
 
 
-def test_every_cut_of_a_graph_is_refused_or_asks_for_less(entry):
-    whole = set(check_graph(entry.graph, entry.weights, "model.onnx"))
-    for end in range(len(entry.graph)):
-        try:
-            found = check_graph(entry.graph[:end], entry.weights, "model.onnx")
-        except EntryError:
-            continue
-        assert set(found) < whole
+def test_every_cut_of_a_graph_is_refused(entry):
+    """A model that ends before its operator sets is whole; ONNX Runtime refuses it for want of them."""
+    for end in range(len(entry.graph) - 4):
+        refused(entry.graph[:end], entry.weights)
 
 
 @given(st.binary(max_size=400))
@@ -313,53 +630,6 @@ def test_a_mutated_graph_is_refused_or_asks_for_no_other_bytes(default_entry):
             row = (kinds[tensor.dtype], tensor.shape, tensor.offset, tensor.offset + tensor.length)
             assert row in stored
     assert passed  # or the test would say nothing
-
-
-def test_what_the_onnx_package_finds_was_checked(entry, by_hand):
-    """A graph with a tensor in every place, and a thousand mutations of it: onnx sees no place that we did not."""
-    onnx = pytest.importorskip("onnx")
-    from google.protobuf.message import DecodeError
-
-    bias = len(entry.weights) - 16
-    places = places_for_a_tensor(by_hand, "model.safetensors", bias).values()
-    inner, outer = (b"".join(data for where, data in places if where == kind) for kind in ("graph", "model"))
-    graph = entry.make_graph(initializers=inner) + outer
-
-    def messages(message):
-        yield message
-        for kind, value in message.ListFields():
-            if kind.type == kind.TYPE_MESSAGE:
-                for item in value if kind.is_repeated else [value]:
-                    yield from messages(item)
-
-    def external(model) -> list[tuple]:
-        return sorted(
-            (
-                tensor.name,
-                *(dict((p.key, p.value) for p in tensor.external_data)[k] for k in ("location", "offset")),
-            )
-            for tensor in messages(model)
-            if isinstance(tensor, onnx.TensorProto) and tensor.external_data
-        )
-
-    rng = np.random.default_rng(1)
-    compared = changed = 0
-    for turn in range(1000):
-        hurt = bytearray(graph)
-        for at in rng.integers(0, len(hurt), rng.integers(1, 3) if turn else 0):
-            hurt[at] ^= 1 << rng.integers(0, 8)
-        try:
-            model = onnx.ModelProto.FromString(bytes(hurt))
-            found = check_graph(bytes(hurt), entry.weights, "model.onnx")
-        except (DecodeError, EntryError):
-            continue
-        compared += 1
-        changed += len(found) < len(places) + 2
-        assert external(model) == sorted((t.name, t.location, str(t.offset)) for t in found)
-        for message in messages(model):
-            if isinstance(message, onnx.NodeProto):
-                assert message.domain in ("", "ai.onnx", "com.microsoft")
-    assert compared > 100 and changed
 
 
 # --- weights ----------------------------------------------------------------------------------------------
