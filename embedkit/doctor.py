@@ -7,7 +7,16 @@ import platform
 import sys
 from dataclasses import dataclass
 
-from embedkit.engine import CPU, CUDA, available_cpus, installed_runtimes, onnxruntime, runtime_conflict
+from embedkit.engine import (
+    CPU,
+    CUDA,
+    TELEMETRY_VARIABLE,
+    available_cpus,
+    available_providers,
+    installed_runtimes,
+    runtime_conflict,
+    telemetry_is_on,
+)
 from embedkit.errors import EmbedkitError
 from embedkit.load import default_cache_dir, load_encoder, places
 
@@ -32,9 +41,15 @@ def examine() -> Diagnosis:
     if conflict:
         problems.append(conflict)
     try:
-        facts["providers"] = ", ".join(onnxruntime().get_available_providers())
+        facts["onnxruntime telemetry"] = "on" if telemetry_is_on() else "off"
+        facts["providers"] = ", ".join(available_providers())
     except EmbedkitError as error:
         return Diagnosis(facts=facts, problems=[*problems, str(error)])
+    if telemetry_is_on():
+        problems.append(
+            "ONNX Runtime's telemetry is on in this process, and may open connections: it was imported before embedkit, "
+            f"or {TELEMETRY_VARIABLE} is not 1; set {TELEMETRY_VARIABLE}=1 in the environment"
+        )
     try:
         facts["zoos"] = ", ".join(place.uri for place in places())
         encoder = load_encoder()

@@ -12,6 +12,7 @@ import importlib.metadata
 import io
 import os
 import re
+import sys
 import threading
 import warnings
 from collections.abc import Mapping, Sequence
@@ -30,6 +31,13 @@ Provider: TypeAlias = "str | tuple[str, Mapping[str, Any]]"
 PRECISIONS = ("fp32", "tf32", "fp16")
 
 CPU, CUDA, TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
+#: Sends the input of special operators to a service; of a graph that has none it runs nothing, and calls it its own.
+AZURE = "AzureExecutionProvider"
+
+#: Since 1.32 ONNX Runtime looks a host up some seconds after its import, and writes an identifier into the user's
+#: cache; `disable_telemetry_events()` does not stop it, nor does a forked child end that inherits its threads.
+TELEMETRY_VARIABLE = "ORT_DISABLE_TELEMETRY"
+
 _MEND = "pip uninstall -y {names} && pip install {keep}"
 
 
@@ -116,11 +124,12 @@ def runtime_conflict() -> str | None:
 
 @functools.cache
 def onnxruntime() -> ModuleType:
-    """ONNX Runtime, imported at first use.
+    """ONNX Runtime, imported at first use, with its telemetry off unless the user's environment says otherwise.
 
     Raises:
         MissingDependencyError: It is not installed; the message holds the pip line.
     """
+    telemetry_is_on()
     conflict = runtime_conflict()
     if conflict:
         warnings.warn(conflict, RuntimeWarning, stacklevel=3)
@@ -132,6 +141,22 @@ def onnxruntime() -> ModuleType:
             "or 'embedkit[gpu]' on a machine with an NVIDIA GPU"
         ) from None
     return ort
+
+
+@functools.cache
+def telemetry_is_on() -> bool:
+    """Whether ONNX Runtime may open connections of its own in this process. The first call turns that off if it can.
+
+    It can not where the host process imported ONNX Runtime first, or the user's environment asks for telemetry.
+    """
+    if "onnxruntime" not in sys.modules:
+        os.environ.setdefault(TELEMETRY_VARIABLE, "1")
+    return os.environ.get(TELEMETRY_VARIABLE) != "1"
+
+
+def available_providers() -> list[str]:
+    """The providers of this ONNX Runtime that can run an entry."""
+    return [name for name in onnxruntime().get_available_providers() if name != AZURE]
 
 
 class OnnxEngine:
@@ -173,17 +198,17 @@ class OnnxEngine:
             DeviceError: What was asked for is not what would run.
             MissingDependencyError: No ONNX Runtime is installed.
         """
-        external = check_graph(graph, weights, where)
+        check_graph(graph, weights, where)
         # Kept alive as long as the session: ONNX Runtime holds a bare pointer to these bytes.
         self._weights = weights
         self._threads = options.threads
         automatic = options.device == "auto" and not options.providers
-        asked = choose_providers(options, onnxruntime().get_available_providers(), sha256_hex(weights))
+        asked = choose_providers(options, available_providers(), sha256_hex(weights))
         on_gpu = any(provider in (CUDA, TENSORRT) for provider, _ in asked)
         unloaded = _preload_cuda() if on_gpu else ""
         try:
-            self._session = _open_session(graph, weights if external else None, asked, options.threads)
-            running = self._session.get_providers()[0]
+            self._session = _open_session(graph, weights, asked, options.threads)
+            running = _provider_of(self._session)
             fault = "" if running == asked[0][0] else unloaded or f"{running} would run instead"
         except Exception as error:  # ONNX Runtime raises a family of its own
             running, fault = "", _one_line(error)
@@ -196,7 +221,7 @@ class OnnxEngine:
             self.note = f"{asked[0][0]} cannot run here ({fault}), so the CPU does"
             asked, running, fault = [(CPU, {})], CPU, ""
             try:
-                self._session = _open_session(graph, weights if external else None, asked, options.threads)
+                self._session = _open_session(graph, weights, asked, options.threads)
             except Exception as error:
                 fault = _one_line(error)
         if fault:
@@ -289,17 +314,17 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:300] or type(error).__name__
 
 
-def _open_session(
-    graph: bytes, weights: bytes | None, providers: list[tuple[str, dict[str, Any]]], threads: int
-):
-    """A session on exactly these providers, with the external weights taken from memory."""
+def _open_session(graph: bytes, weights: bytes, providers: list[tuple[str, dict[str, Any]]], threads: int):
+    """A session on exactly these providers, over these very bytes: no file is opened by its path."""
     ort = onnxruntime()
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1 if providers[0][0] == CPU else threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 4
-    if weights is not None:
-        options.add_external_initializers_from_files_in_memory([WEIGHTS], [weights], [len(weights)])
+    options.add_session_config_entry("session.load_model_format", "ONNX")  # not told by what the bytes look like
+    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    # Even for a graph without external tensors: a name that is looked up finds this table, and no file.
+    options.add_external_initializers_from_files_in_memory([WEIGHTS], [weights], [len(weights)])
     # Its warnings about a fall-back are our errors; 2 (warning) is its own default.
     ort.set_default_logger_severity(4)
     try:
@@ -308,6 +333,19 @@ def _open_session(
         ort.set_default_logger_severity(2)
     session.disable_fallback()
     return session
+
+
+def _provider_of(session: Any) -> str:
+    """The provider that runs the graph: the first one of the session that any operator was given to.
+
+    A session names every provider that it was asked for, also one that took nothing. ONNX Runtime before 1.24 does not
+    say what was given to which; there the first one is believed.
+    """
+    names = session.get_providers()
+    if len(names) < 2 or not hasattr(session, "get_provider_graph_assignment_info"):
+        return names[0]
+    busy = {part.ep_name for part in session.get_provider_graph_assignment_info()}
+    return next((name for name in names if name in busy), names[0])
 
 
 def _preload_cuda() -> str:
@@ -356,6 +394,10 @@ def choose_providers(
             (item, {}) if isinstance(item, str) else (item[0], dict(item[1])) for item in options.providers
         ]
         missing = [name for name, _ in asked if name not in available]
+        if AZURE in missing:
+            raise DeviceError(
+                f"{AZURE} is no device: it sends data to a service, and runs no entry; take {CPU}"
+            )
         if missing:
             raise DeviceError(
                 f"{missing[0]} is not in this ONNX Runtime, which has {', '.join(available)}; "

@@ -6,12 +6,12 @@ import re
 
 from embedkit.entry import MANIFEST, Manifest
 from embedkit.errors import EntryError
+from embedkit.hub.place import CONFIG_LIMIT, INDEX_LIMIT, MANIFEST_LIMIT
+
+__all__ = ["CONFIG_LIMIT", "INDEX_LIMIT", "MANIFEST_LIMIT", "check_file_list", "is_non_commercial"]
 
 MOST_FILES = 64
 MOST_BYTES = 64 << 30
-MANIFEST_LIMIT = 1_000_000
-CONFIG_LIMIT = 16 << 20
-INDEX_LIMIT = 16 << 20  # some thousand entries; as Python objects it takes ten times as much
 
 #: Data that the runtime or a reader of the entry opens; nothing that anything executes.
 SUFFIXES = (".json", ".md", ".npz", ".onnx", ".safetensors", ".sig", ".txt")

@@ -7,9 +7,18 @@ import importlib.resources
 import os
 from pathlib import Path
 
+from embedkit._io.reading import read_regular
 from embedkit.entry import INDEX, MANIFEST, REVISION, Manifest
 from embedkit.errors import ConfigError, EntryError
-from embedkit.hub.place import NAME, REVISION_DIGITS, EntryFiles, Index, Pin
+from embedkit.hub.place import (
+    INDEX_LIMIT,
+    MANIFEST_LIMIT,
+    NAME,
+    REVISION_DIGITS,
+    EntryFiles,
+    Index,
+    Pin,
+)
 
 
 class FolderEntry:
@@ -26,9 +35,9 @@ class FolderEntry:
         """The folder, as text."""
         return str(self.path)
 
-    def read(self, name: str) -> bytes:
-        """All bytes of one file."""
-        return (self.path / name).read_bytes()
+    def read(self, name: str, limit: int) -> bytes:
+        """All bytes of one regular file of at most `limit` bytes; see `EntryFiles`."""
+        return read_regular(self.path / name, limit)
 
 
 class FolderPlace:
@@ -54,11 +63,17 @@ class FolderPlace:
         return str(self.path)
 
     def index(self) -> Index:
-        """The folder's `index.json`; an empty index when there is none."""
+        """The folder's `index.json`; an empty index when there is none.
+
+        Raises:
+            EntryError: It cannot be read, or is no index.
+        """
         try:
-            text = (self.path / INDEX).read_bytes()
-        except OSError:
+            text = read_regular(self.path / INDEX, INDEX_LIMIT)
+        except FileNotFoundError:
             return Index()
+        except OSError as error:
+            raise EntryError(f"{self.path / INDEX} cannot be read ({error.strerror})") from None
         return Index.from_json(text, str(self.path / INDEX))
 
     def find(self, name: str, revision: str | None = None, pin: Pin | None = None) -> EntryFiles | None:
@@ -105,7 +120,7 @@ def check_entry_place(folder: Path) -> None:
         if not folder.exists():
             return
         there = sorted(path.name for path in folder.iterdir())
-        manifest = (folder / MANIFEST).read_bytes() if MANIFEST in there else b""
+        manifest = read_regular(folder / MANIFEST, MANIFEST_LIMIT) if MANIFEST in there else b""
     except OSError as error:
         raise ConfigError(
             f"{folder}: what lies there cannot be read ({error.strerror}); move it away, or choose another name"

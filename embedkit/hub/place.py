@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import re
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass
@@ -13,6 +14,9 @@ from embedkit.entry import (
     CARD,
     CONFIG,
     ENTRY_NAME,
+    GOLDEN,
+    GRAPH,
+    GRAPH_INT8,
     MANIFEST,
     SCHEMA_VERSION,
     EntryConfig,
@@ -24,6 +28,13 @@ from embedkit.errors import EntryError, IntegrityError
 
 #: What may be a folder name or an alias; no separator and no wildcard.
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,199}")
+
+#: Bytes of what is read before it can be held against a digest, or parsed as a whole.
+MANIFEST_LIMIT = 1_000_000
+CONFIG_LIMIT = 16 << 20
+INDEX_LIMIT = 16 << 20  # some thousand entries; as Python objects it takes ten times as much
+
+_LIMITS = {CONFIG: CONFIG_LIMIT, CARD: 16 << 20, GRAPH: 64 << 20, GRAPH_INT8: 16 << 30, GOLDEN: 64 << 20}
 
 #: Hex digits of a manifest's sha256 that name a revision's folder, and its tag on the Hub.
 REVISION_DIGITS = 12
@@ -39,8 +50,13 @@ class EntryFiles(Protocol):
     def location(self) -> str:
         """The folder or URL, for messages."""
 
-    def read(self, name: str) -> bytes:
-        """All bytes of one file; `FileNotFoundError` when it is not there."""
+    def read(self, name: str, limit: int) -> bytes:
+        """All bytes of one file of at most `limit` bytes.
+
+        Raises:
+            FileNotFoundError: It is not there.
+            OSError: It cannot be read, is no regular file, or is larger (`EFBIG`).
+        """
 
 
 class Place(Protocol):
@@ -310,9 +326,13 @@ class VerifiedEntry:
         self.location = files.location
         self._files = files
         try:
-            raw = files.read(MANIFEST)
-        except OSError:
+            raw = files.read(MANIFEST, MANIFEST_LIMIT)
+        except FileNotFoundError:
             raise EntryError(f"{self.location} is not a zoo entry: it has no readable {MANIFEST}") from None
+        except OSError as error:
+            raise EntryError(
+                f"{self.location} is not a zoo entry: it has no readable {MANIFEST} ({error.strerror})"
+            ) from None
         if manifest_sha256 is not None:
             pin = index_pin(name, manifest_sha256)
         if pin is not None:
@@ -336,9 +356,18 @@ class VerifiedEntry:
         record = self.manifest.files.get(name)
         if record is None:
             raise EntryError(f"{self.location}: the entry has no {name}")
+        most = _LIMITS.get(name, record.size)
+        if record.size > most:
+            raise EntryError(
+                f"{self.location}/{MANIFEST}: {name} has {record.size} bytes, and at most {most} are read"
+            )
         try:
-            data = self._files.read(name)
+            data = self._files.read(name, record.size + 1)
         except OSError as error:
+            if error.errno == errno.EFBIG:
+                raise IntegrityError(
+                    f"{self.location}/{name}: expected {record.size} bytes, found more; pull the entry again"
+                ) from None
             raise EntryError(
                 f"{self.location}/{name} cannot be read ({error.strerror}); pull it again"
             ) from None

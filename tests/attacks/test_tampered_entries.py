@@ -130,9 +130,9 @@ def test_the_same_bytes_are_hashed_and_used(by_hand, tmp_path):
             super().__init__(path)
             self.reads: list[str] = []
 
-        def read(self, name):
+        def read(self, name, limit):
             self.reads.append(name)
-            return super().read(name)
+            return super().read(name, limit)
 
     from embedkit.encoder import Encoder
     from embedkit.engine import EngineOptions
