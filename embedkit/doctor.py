@@ -47,7 +47,7 @@ def examine() -> Diagnosis:
         return Diagnosis(facts=facts, problems=[*problems, str(error)])
     if telemetry_is_on():
         problems.append(
-            "ONNX Runtime's telemetry is on in this process, and may open connections: it was imported before embedkit, "
+            "ONNX Runtime's telemetry is on and may open connections: this process imported it before embedkit did, "
             f"or {TELEMETRY_VARIABLE} is not 1; set {TELEMETRY_VARIABLE}=1 in the environment"
         )
     try:

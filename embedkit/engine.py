@@ -321,7 +321,9 @@ def _open_session(graph: bytes, weights: bytes, providers: list[tuple[str, dict[
     options.intra_op_num_threads = 1 if providers[0][0] == CPU else threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 4
-    options.add_session_config_entry("session.load_model_format", "ONNX")  # not told by what the bytes look like
+    options.add_session_config_entry(
+        "session.load_model_format", "ONNX"
+    )  # not told by what the bytes look like
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     # Even for a graph without external tensors: a name that is looked up finds this table, and no file.
     options.add_external_initializers_from_files_in_memory([WEIGHTS], [weights], [len(weights)])

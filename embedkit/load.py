@@ -10,10 +10,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from embedkit._io.reading import read_regular
 from embedkit.encoder import Encoder
 from embedkit.engine import EngineOptions, Provider, available_cpus
 from embedkit.entry import MANIFEST, REVISION
-from embedkit.errors import ConfigError, EmbedkitError, EntryError, EntryNotFoundError, UnreachableError
+from embedkit.errors import (
+    ConfigError,
+    EmbedkitError,
+    EntryError,
+    EntryNotFoundError,
+    IntegrityError,
+    UnreachableError,
+)
 from embedkit.hub.access import Access, CachedPlace, default_cache_dir, open_place
 from embedkit.hub.address import file_path, is_url, parse_entry
 from embedkit.hub.folder import FolderEntry, package_zoo
@@ -43,10 +51,10 @@ def load_encoder(
 ) -> Encoder:
     """Load an encoder by name, by the URL of an entry, or from an entry's folder.
 
-    A bare name (`simclr-r50`) is looked up in the places of the environment variable `EMBEDKIT_ZOO` (separated
-    by commas), then in those of `config.toml` in the user's configuration folder, then in the package, then in
-    the default zoo. Where the package's index knows the name, the entry must have the indexed digest; write
-    `name@latest` to take whatever the place holds. What is remote is pulled into the cache first, once.
+    A bare name (`simclr-r50`) is never a path. It is looked up in the places of the environment variable
+    `EMBEDKIT_ZOO` (separated by commas), then in those of `config.toml` in the user's configuration folder, then in
+    the package, then in the default zoo. Where the package's index knows the name, the entry must have the indexed
+    digest; write `name@latest` to take whatever the place holds. What is remote is pulled into the cache first, once.
 
     Args:
         name: A name, `name@revision`, a URL such as `hf://org/name@revision` or `https://host/zoo/name`, or the
@@ -125,7 +133,7 @@ def find_entry(
     access = access or Access()
     text = os.fspath(name) if name is not None else DEFAULT_ENCODER
     url = is_url(text) and not text.startswith("file://")
-    if zoo is None and not url and _is_path(text):
+    if zoo is None and not url and is_path(text):
         own = _entry_at(text, revision)
         access.admit(own)
         return own
@@ -237,14 +245,38 @@ def _in_places(name: str, among: Sequence[Place], wanted: Wanted, access: Access
         elsewhere.append(f"{place.uri} has {entry.revision[:12]}")
     if elsewhere:
         raise EntryNotFoundError(f"{name!r} has no revision {revision}: {'; '.join(elsewhere)}")
-    known = wanted.pin and access.cache.get(wanted.pin.sha256)
-    if known:  # pulled once from a place that nobody names now: the digest is all that counts
+    known = _pulled_once(name, wanted, access)
+    if known is not None:
         entry = VerifiedEntry(known.name, known, pin=wanted.pin)
         access.admit(entry)
         return wanted.check(package_zoo(), entry, "")
     if down is not None:
         raise down
     return None
+
+
+def _pulled_once(name: str, wanted: Wanted, access: Access) -> FolderEntry | None:
+    """The pinned entry in the cache, from a place that none of the zoos is now, where it is what the name means.
+
+    A lock file may come with somebody's data set. It picks a version of what is asked for, and no other entry of the
+    cache; for a name that the package's index knows, no other version either.
+
+    Raises:
+        IntegrityError: The lock file pins another version than the package's index, and no zoo has it.
+    """
+    if wanted.pin is None:
+        return None
+    known = access.cache.get(wanted.pin.sha256)
+    if known is None or not (known.name == name or known.name.startswith(f"{name}.")):
+        return None
+    indexed = package_zoo().index().rows.get(wanted.folder)
+    if indexed is not None and (known.name, wanted.pin.sha256) != (wanted.folder, indexed.manifest_sha256):
+        raise IntegrityError(
+            f"{wanted.pin.by} pins {wanted.pin.sha256[:12]}... for {name}, which none of the zoos holds, and the index "
+            f"of this package {indexed.manifest_sha256[:12]}...: name the zoo that has it in {ZOO_VARIABLE}, or remove "
+            "the pin"
+        )
+    return known
 
 
 def _is_carried(name: str, pin: Pin) -> bool:
@@ -336,11 +368,10 @@ def list_encoders(
     ]
 
 
-def _is_path(text: str) -> bool:
+def is_path(text: str) -> bool:
+    """Whether a text names an entry's folder: it has a separator, or begins with `.` or `~`. A bare name never does."""
     separators = {os.sep, os.altsep or os.sep, "/"}
-    return any(s in text for s in separators) or text.startswith((".", "~")) or os.path.isfile(
-        os.path.join(text, MANIFEST)
-    )  # fmt: skip
+    return any(separator in text for separator in separators) or text.startswith((".", "~"))
 
 
 def _entry_at(text: str, revision: str | None) -> VerifiedEntry:
@@ -371,8 +402,7 @@ def _configured() -> list[str]:
 
     path = platformdirs.user_config_path("embedkit", appauthor=False) / "config.toml"
     try:
-        with open(path, "rb") as file:
-            value = tomllib.load(file).get("zoo", [])
+        value = tomllib.loads(read_regular(path, 1 << 20).decode()).get("zoo", [])
     except OSError:
         return []
     except ValueError as error:  # TOMLDecodeError, or bytes that are not UTF-8
@@ -401,6 +431,10 @@ def _not_found(name: str, access: Access, among: Sequence[Place], zoo: str | Non
         return EntryNotFoundError(
             f"{name!r} is an entry of the zoo that this package does not carry{offline}: name a zoo that holds it, "
             f"with {line}"
+        )
+    if os.path.isfile(os.path.join(name, MANIFEST)):
+        return EntryNotFoundError(
+            f"no encoder is called {name!r}; to load the folder of this name, write its path: .{os.sep}{name}"
         )
     return EntryNotFoundError(
         f"no encoder is called {name!r}{_near(name, among)}{offline}; to name another zoo: {line}"

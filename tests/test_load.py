@@ -435,7 +435,7 @@ def test_a_folder_with_an_odd_name(by_hand, tmp_path):
 def test_a_relative_path_goes_on_working_after_a_change_of_folder(by_hand, tmp_path, monkeypatch):
     by_hand.TinyEntry().write(tmp_path / "a" / "linear-tiny.noise")
     monkeypatch.chdir(tmp_path / "a")
-    one, two = load_encoder("./linear-tiny.noise"), load_encoder("linear-tiny.noise")
+    one, two = load_encoder("./linear-tiny.noise"), load_encoder("../a/linear-tiny.noise")
     monkeypatch.setenv("EMBEDKIT_ZOO", "linear-tiny.noise/..")
     three = load_encoder("linear-tiny")
     monkeypatch.chdir(tmp_path)

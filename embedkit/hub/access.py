@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 
 from embedkit.entry import INDEX, REVISION
-from embedkit.errors import UnreachableError
+from embedkit.errors import ConfigError, UnreachableError
 from embedkit.hub.address import Address, file_path, is_url, parse_place
 from embedkit.hub.cache import Cache, Gate, commercial_only
 from embedkit.hub.download import Watcher
@@ -25,13 +25,33 @@ def default_cache_dir() -> str:
     return os.environ.get("EMBEDKIT_CACHE") or platformdirs.user_cache_dir("embedkit", appauthor=False)
 
 
+def is_offline() -> bool:
+    """Whether the environment forbids connections, by the names and values that the Hub's own client looks at."""
+    return any(
+        os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE")
+        for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+    )
+
+
+def check_online(place: str) -> None:
+    """Refuse to write to a remote place where the environment forbids connections.
+
+    Raises:
+        ConfigError: It does.
+    """
+    if is_offline():
+        raise ConfigError(
+            f"{place} needs a connection, and HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE forbids it; unset it for this"
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Access:
     """How remote places are read.
 
     Attributes:
         cache_dir: Where entries are kept; the user's cache folder when None.
-        local_files_only: Never open a connection; `HF_HUB_OFFLINE` says the same.
+        local_files_only: Never open a connection; the environment may say the same, see `is_offline`.
         token: Credential for the place that is named, and for no other origin.
         gate: Decides by the licence whether an entry is pulled.
         watcher: Is told how far a download is.
@@ -53,8 +73,7 @@ class Access:
     @property
     def offline(self) -> bool:
         """Whether no connection may be opened."""
-        said = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
-        return self.local_files_only or said
+        return self.local_files_only or is_offline()
 
     @property
     def cache(self) -> Cache:

@@ -22,10 +22,18 @@ from typing import Protocol
 
 from embedkit._io.atomic import clear_leftovers, remove_folder, replacing_folder, write_file
 from embedkit._io.locks import locked
+from embedkit._io.ownership import foreign_access
+from embedkit._io.reading import read_regular
 from embedkit.entry import CONFIG, INDEX, MANIFEST, EntryConfig, FileRecord, Manifest, sha256_hex
 from embedkit.errors import ConfigError, EntryError, IntegrityError, OutputError
 from embedkit.hub.download import Watcher, download, full_disk, persistent
-from embedkit.hub.filelist import CONFIG_LIMIT, MANIFEST_LIMIT, check_file_list, is_non_commercial
+from embedkit.hub.filelist import (
+    CONFIG_LIMIT,
+    INDEX_LIMIT,
+    MANIFEST_LIMIT,
+    check_file_list,
+    is_non_commercial,
+)
 from embedkit.hub.folder import FolderEntry
 from embedkit.hub.messages import one_line
 from embedkit.hub.place import Located, Pin, VerifiedEntry
@@ -76,30 +84,57 @@ class Cache:
         self.root = Path(root).expanduser().absolute() / "zoo"
         self._entries = self.root / "entries"
 
+    def _check_owner(self) -> None:
+        """Refuse a cache that another user can write: what lies in it decides what is loaded.
+
+        Raises:
+            ConfigError: A folder of it belongs to another user than this one or root, or others may write to it.
+        """
+        if foreign_access(self.root.parent, sticky=True):
+            folder = self.root.parent
+        else:
+            inside = (self.root, *(self.root / name for name in ("entries", "seen", "locks")))
+            folder = next((one for one in inside if foreign_access(one)), None)
+            if folder is None:
+                return
+        raise ConfigError(
+            f"the cache is not used, since {folder} {foreign_access(folder)}: close it with `chmod go-w`, if it is "
+            "yours, or name another one with EMBEDKIT_CACHE"
+        )
+
     # --- what is there ------------------------------------------------------------------------------------
 
     def get(self, sha256: str) -> FolderEntry | None:
         """The entry of this manifest, None when it is not here or not whole.
 
         Sizes, manifest and configuration are looked at; whoever reads a file has its digest checked.
+
+        Raises:
+            ConfigError: Other users can write to the cache.
         """
+        self._check_owner()
         try:
             with os.scandir(self._entries / sha256) as found:
                 folder = Path(min(item.path for item in found))
-            raw = (folder / MANIFEST).read_bytes()
+            raw = read_regular(folder / MANIFEST, MANIFEST_LIMIT)
             if sha256_hex(raw) != sha256:
                 return None
             files = Manifest.from_json(raw).files
             if any((folder / name).stat().st_size != record.size for name, record in files.items()):
                 return None
-            if sha256_hex((folder / CONFIG).read_bytes()) != files[CONFIG].sha256:
+            if sha256_hex(read_regular(folder / CONFIG, CONFIG_LIMIT)) != files[CONFIG].sha256:
                 return None
         except (OSError, ValueError, EntryError):
             return None
         return FolderEntry(folder)
 
     def revisions(self, name: str = "", prefix: str = "") -> list[str]:
-        """The manifests' digests of the entries of this name (any, when empty), by the beginning of the digest."""
+        """The manifests' digests of the entries of this name (any, when empty), by the beginning of the digest.
+
+        Raises:
+            ConfigError: Other users can write to the cache.
+        """
+        self._check_owner()
         try:
             with os.scandir(self._entries) as found:
                 digests = sorted(item.name for item in found if not item.name.startswith("."))
@@ -127,9 +162,15 @@ class Cache:
         self._write_seen(f"{_digest(place, asked)}.json", json.dumps(facts).encode())
 
     def noted(self, place: str, asked: str) -> FolderEntry | None:
-        """What the place gave last for a name, when it is still here."""
+        """What the place gave last for a name, when it is still here.
+
+        Raises:
+            ConfigError: Other users can write to the cache.
+        """
+        self._check_owner()
         try:
-            facts = json.loads((self.root / "seen" / f"{_digest(place, asked)}.json").read_bytes())
+            path = self.root / "seen" / f"{_digest(place, asked)}.json"
+            facts = json.loads(read_regular(path, MANIFEST_LIMIT))
             sha256, version = facts["manifest_sha256"], facts["revision"]
         except (OSError, ValueError, KeyError, TypeError):
             return None
@@ -145,17 +186,23 @@ class Cache:
         self._write_seen(f"{_digest(place)}.{INDEX}", content)
 
     def noted_index(self, place: str) -> bytes | None:
-        """The index that the place gave last."""
+        """The index that the place gave last.
+
+        Raises:
+            ConfigError: Other users can write to the cache.
+        """
+        self._check_owner()
         try:
-            return (self.root / "seen" / f"{_digest(place)}.{INDEX}").read_bytes()
+            return read_regular(self.root / "seen" / f"{_digest(place)}.{INDEX}", INDEX_LIMIT)
         except OSError:
             return None
 
     def _write_seen(self, name: str, content: bytes) -> None:
+        self._check_owner()
         with contextlib.suppress(OSError, OutputError):
             self._folder("seen")
             path = self.root / "seen" / name
-            if not path.is_file() or path.read_bytes() != content:
+            if not path.is_file() or read_regular(path, INDEX_LIMIT) != content:
                 write_file(path, content)
 
     # --- what comes ---------------------------------------------------------------------------------------
@@ -205,6 +252,7 @@ class Cache:
         try:
             for name in ("entries", "locks"):
                 self._folder(name)
+            self._check_owner()
             with locked(self.root / "locks" / manifest.sha256) as alone:
                 found = self.get(manifest.sha256)
                 if found is None:
@@ -259,7 +307,7 @@ class Cache:
         if manifest.files[CONFIG].size > CONFIG_LIMIT:
             raise EntryError(f"{storage.uri}: {CONFIG}: more than {CONFIG_LIMIT} bytes")
         _bring(located, CONFIG, manifest.files[CONFIG], folder, None)
-        config = EntryConfig.from_json((folder / CONFIG).read_bytes(), f"{storage.uri}/{CONFIG}")
+        config = EntryConfig.from_json(read_regular(folder / CONFIG, CONFIG_LIMIT), f"{storage.uri}/{CONFIG}")
         gate(Arrival(name=located.name, place=located.place, licence=config.licence, bytes=total))
         if watcher is not None:
             watcher.start(located.name, total)
@@ -280,7 +328,7 @@ class Cache:
 
     def _folder(self, name: str) -> None:
         """Make the cache, for its owner alone."""
-        for folder in (self.root, self.root / name):
+        for folder in (self.root.parent, self.root, self.root / name):
             if not folder.is_dir():
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 

@@ -2,7 +2,8 @@
 
 Where the file exists in the working folder (or `EMBEDKIT_LOCK` names one), each name that is loaded is written into it
 at its first use, and must give the same manifest ever after. `embedkit zoo pull NAME --lock` makes the file and
-moves a pin.
+moves a pin. A pin says which bytes a name means, never where they come from: that is up to the user's own zoos. The
+file holds no path of this machine, so that it can be committed and shared.
 """
 
 from __future__ import annotations
@@ -14,12 +15,17 @@ from typing import Any
 
 from embedkit._io.atomic import write_file
 from embedkit._io.locks import locked
+from embedkit._io.reading import read_regular
 from embedkit.entry import SCHEMA_VERSION, parse_json
 from embedkit.errors import ConfigError, EntryError, OutputError
+from embedkit.hub.address import is_url
 from embedkit.hub.place import Pin
 
 VARIABLE = "EMBEDKIT_LOCK"
 NAME = "embedkit.lock"
+#: Where an entry of a zoo on this machine came from, whatever its path is.
+LOCAL = "local"
+_LIMIT = 16 << 20
 
 
 class LockFile:
@@ -50,29 +56,39 @@ class LockFile:
         return Pin(sha256=facts["manifest_sha256"], by=str(self.path), way_out=way_out)
 
     def write(self, key: str, *, place: str, revision: str, manifest_sha256: str) -> None:
-        """Pin a name.
+        """Pin a name; writers of one file wait for each other, so that none loses another's pin.
 
         Args:
             key: A name without its revision, or an entry's URL.
-            place: Where it came from.
+            place: Where it came from, as readers of the file see it: a URL, or for a local zoo nothing but `local`.
             revision: What the place calls this version: a commit on the Hub, else the manifest's digest.
             manifest_sha256: 64 hex digits.
 
         Raises:
             OutputError: The file cannot be written.
         """
+        if not is_url(place) or place.startswith("file:"):
+            place = LOCAL
+        path = Path(
+            os.path.realpath(self.path)
+        )  # the lock stands beside the file itself, not beside links to it
         try:
-            with locked(self.path.with_name(f".{self.path.name}.writing"), remove=True):
+            with locked(path.with_name(f".{path.name}.lock"), remove=True):
                 self._pins = self._read()  # another process may have written since
                 self._pins[key] = {"place": place, "revision": revision, "manifest_sha256": manifest_sha256}
                 text = json.dumps({"schema": SCHEMA_VERSION, "entries": self._pins}, indent=1, sort_keys=True)
-                write_file(self.path, f"{text}\n".encode())
+                write_file(path, f"{text}\n".encode())
+        except OutputError:
+            raise
         except OSError as error:
-            raise OutputError(f"{self.path} cannot be written ({error.strerror or error})") from None
+            reason = error.strerror or error
+            raise OutputError(
+                f"{self.path} cannot be written ({reason}); name another with {VARIABLE}"
+            ) from None
 
     def _read(self) -> dict[str, dict[str, Any]]:
         try:
-            data = parse_json(self.path.read_bytes(), str(self.path))
+            data = parse_json(read_regular(self.path, _LIMIT), str(self.path))
         except FileNotFoundError:
             return {}
         except (OSError, EntryError) as error:
