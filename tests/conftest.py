@@ -23,6 +23,9 @@ from embedkit import commands
 settings.register_profile("embedkit", derandomize=True, deadline=None)
 settings.load_profile("embedkit")
 
+# Test modules import ONNX Runtime themselves, before embedkit can turn its telemetry off.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
 DEFAULT_ENTRY = "supervised-efficientnet_lite0.in1k"
 
 

@@ -260,7 +260,7 @@ def test_doctor_without_a_runtime(run, package, monkeypatch):
     def missing():
         raise MissingDependencyError("ONNX Runtime cannot be imported (no): pip install 'embedkit[cpu]'")
 
-    monkeypatch.setattr(doctor, "onnxruntime", missing)
+    monkeypatch.setattr(engine, "onnxruntime", missing)
     monkeypatch.setattr(doctor, "installed_runtimes", dict)
     status, out, _ = run("doctor")
     assert status == 1

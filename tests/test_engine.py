@@ -7,18 +7,22 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from embedkit import engine as engine_module
 from embedkit.engine import (
+    AZURE,
     CPU,
     CUDA,
     TENSORRT,
     EngineOptions,
     OnnxEngine,
+    _provider_of,
     available_cpus,
+    available_providers,
     check_precision,
     choose_providers,
     device_of,
@@ -192,6 +196,39 @@ def test_lower_precision_on_the_cpu_is_refused_at_load(tiny_entry):
             load_encoder(tiny_entry, device="cpu", precision=precision)
 
 
+@needs_cpu_wheel
+def test_azure_is_no_provider(tiny_entry):
+    """It is in every wheel for the CPU, calls any graph its own, and runs nothing of it."""
+    assert AZURE not in available_providers()
+    for providers in ([AZURE], [AZURE, CPU], [CPU, AZURE], [(AZURE, {})]):
+        with pytest.raises(DeviceError, match=f"{AZURE} is no device: .*; take {CPU}"):
+            load_encoder(tiny_entry, providers=providers)
+
+
+def test_a_provider_that_took_nothing_is_not_what_runs():
+    """A session lists every provider that it was asked for."""
+
+    def session(names, busy):
+        parts = [SimpleNamespace(ep_name=name) for name in busy]
+        return SimpleNamespace(get_providers=lambda: names, get_provider_graph_assignment_info=lambda: parts)
+
+    assert _provider_of(session([AZURE, CPU], [CPU, CPU])) == CPU
+    assert _provider_of(session([TENSORRT, CUDA, CPU], [CPU, CUDA])) == CUDA
+    assert _provider_of(session([CUDA, CPU], [CPU, CUDA])) == CUDA
+    assert _provider_of(session([CPU], [])) == CPU
+    assert _provider_of(SimpleNamespace(get_providers=lambda: [CUDA, CPU])) == CUDA  # before 1.24
+
+
+@needs_cpu_wheel
+def test_what_was_asked_for_and_took_nothing_is_an_error(entry, monkeypatch):
+    """A provider of this wheel that really registers and really runs nothing: Azure, under the check's nose."""
+    if AZURE not in onnxruntime().get_available_providers():
+        pytest.skip("this ONNX Runtime has no such provider")
+    monkeypatch.setattr(engine_module, "available_providers", onnxruntime().get_available_providers)
+    with pytest.raises(DeviceError, match=f"{AZURE} was asked for and cannot run .{CPU} would run instead"):
+        OnnxEngine(entry.graph, entry.weights, EngineOptions(providers=(AZURE, CPU)))
+
+
 # --- what runs --------------------------------------------------------------------------------------------
 
 
@@ -249,6 +286,32 @@ def test_weights_of_the_default_entry_survive_a_collection(default_entry):
         del encoder, litter
     np.testing.assert_array_equal(rows[0], rows[1])
     assert np.isfinite(rows[0]).all()
+
+
+def test_no_file_is_opened_by_its_path_even_behind_the_guards_back(entry, by_hand, monkeypatch, tmp_path):
+    """With the table in memory, ONNX Runtime looks a location up there and nowhere else."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(engine_module, "check_graph", lambda *_: [])
+    Path("secret.bin").write_bytes(entry.weight.tobytes())
+    for location in ("secret.bin", str(tmp_path / "secret.bin")):
+        external = entry.external(location=location, offset=0)
+        graph = entry.make_graph(weight=by_hand.tensor_proto("weight", (192, 4), 10, external=external))
+        with pytest.raises(EntryError, match="not found from the table"):
+            OnnxEngine(graph, entry.weights, EngineOptions(device="cpu"))
+
+
+def test_a_graph_that_holds_all_its_weights_runs(entry, by_hand):
+    """Such a graph gets the table, too."""
+    outside = by_hand.tensor_proto(
+        "bias", (4,), 1, external=entry.external(offset=entry.start + entry.weight.nbytes, length=16)
+    )
+    body = entry.graph_proto(weight=by_hand.tensor_proto("weight", (192, 4), 10, raw=entry.weight.tobytes()))
+    inside = by_hand.tensor_proto("bias", (4,), 1, raw=entry.bias.tobytes())
+    assert by_hand.field(5, outside) in body
+    graph = by_hand.model_proto(body.replace(by_hand.field(5, outside), by_hand.field(5, inside)))
+    engine = OnnxEngine(graph, entry.weights, EngineOptions(device="cpu"))
+    rows = entry.embed(pixels(2), normalize=False)
+    np.testing.assert_allclose(engine.run(pixels(2)), rows, rtol=1e-5, atol=1e-5)
 
 
 # --- falling back -----------------------------------------------------------------------------------------

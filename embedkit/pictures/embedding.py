@@ -1,12 +1,14 @@
 """Pictures embedded on the spot, each once: whole, or the one face in it, by the encoder that a space asks for.
 
 A picture is comparable with a file of embeddings only when the very encoder of the file embeds it. It is found by the
-name in the passport, and held against the space fingerprint before anything is computed.
+name in the passport, and held against the space fingerprint before anything is computed. The name is looked up in the
+user's own zoos: a URL or a path that stands in a file is never opened.
 """
 
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -26,6 +28,7 @@ from embedkit.errors import (
     SourceError,
     SpaceMismatchError,
 )
+from embedkit.hub.place import NAME
 from embedkit.job import Progress
 from embedkit.load import find_entry, load_encoder
 from embedkit.pictures.faces import ENCODER, FaceEncoder, choose, passport_of
@@ -98,17 +101,16 @@ def encoder_of_space(
         threads: For an encoder that is loaded here.
 
     Raises:
-        ConfigError: Plain vectors, which name no encoder.
+        ConfigError: Plain vectors, which name no encoder, or what the passport names is no entry's name.
         EntryNotFoundError: No place has the encoder.
         SpaceMismatchError: The encoder's space is another one.
     """
     if passport is None:
         raise ConfigError(f"{where} does not say which encoder made it, so queries must be ids, not pictures")
     if not isinstance(encoder, Encoder):
+        named = encoder if encoder is not None else name_in_file(passport.entry, where)
         try:
-            encoder = load_encoder(
-                passport.entry if encoder is None else encoder, device=device, threads=threads
-            )
+            encoder = load_encoder(named, device=device, threads=threads)
         except EntryNotFoundError as error:
             if encoder is not None:
                 raise
@@ -123,7 +125,31 @@ def encoder_of_space(
             f"at revision {encoder.revision[:12]} gives others (space {space[:12]}): a query must be embedded by the "
             "same encoder; name it with --encoder, or embed the pictures again"
         )
+    if encoder.revision != passport.manifest_sha256:
+        warnings.warn(
+            f"{where} was made with {passport.entry} at revision {passport.manifest_sha256[:12]}, and {encoder.name} at "
+            f"revision {encoder.revision[:12]} is used; both give the same space",
+            stacklevel=2,
+        )
     return encoder
+
+
+def name_in_file(name: str, where: str) -> str:
+    """The name of an encoder that stands in a file, if it is an entry's name and neither a URL nor a path.
+
+    Args:
+        name: What the file says.
+        where: How messages name the file.
+
+    Raises:
+        ConfigError: It is no name.
+    """
+    if not NAME.fullmatch(name):
+        raise ConfigError(
+            f"{where} names {name[:80]!r} as its encoder, which is no entry's name, and what a file says is not opened: "
+            "name the encoder with --encoder"
+        )
+    return name
 
 
 def encoder_of_pictures(
@@ -145,19 +171,27 @@ def encoder_of_pictures(
         threads: As for `load_encoder`.
 
     Raises:
-        ConfigError: The calibrated encoder takes faces and whole pictures are asked for, or the other way round.
+        ConfigError: The calibrated encoder takes faces and whole pictures are asked for, or the other way round, or what
+            the calibration names is no entry's name.
         EntryNotFoundError: No place has it.
+        SpaceMismatchError: The encoder's space is not the calibrated one.
     """
     if encoder is None and calibration is not None and calibration.entry:
-        encoder = calibration.entry
+        encoder = name_in_file(calibration.entry, "the calibration")
         if find_entry(encoder).config.takes_aligned_faces != faces:
             what = "whole pictures: leave out --faces" if faces else "aligned faces: add --faces"
             raise ConfigError(
                 f"the calibration is of {encoder}, which embeds {what}, or name an encoder with --encoder"
             )
+    found: Encoder | FaceEncoder
     if faces:
-        return FaceEncoder(ENCODER if encoder is None else encoder, device=device, threads=threads)
-    return load_encoder(encoder, device=device, threads=threads)
+        found = FaceEncoder(ENCODER if encoder is None else encoder, device=device, threads=threads)
+    else:
+        found = load_encoder(encoder, device=device, threads=threads)
+    if calibration is not None:
+        embeds = found.encoder if isinstance(found, FaceEncoder) else found
+        calibration.check_space(passport_of(embeds), f"the encoder {embeds.name}")
+    return found
 
 
 def embed_pictures(
