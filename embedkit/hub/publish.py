@@ -16,6 +16,7 @@ from typing import Any
 
 from embedkit.entry import CARD, ENTRY_NAME
 from embedkit.errors import ConfigError, EntryError
+from embedkit.hub.access import check_online
 from embedkit.hub.address import file_path, is_url, parse_place
 from embedkit.hub.filelist import check_file_list
 from embedkit.hub.fitness import check_facts
@@ -65,6 +66,8 @@ def publish(
     if not to:
         raise ConfigError("expected a place to publish to: a folder, s3://bucket/zoo or hf://organisation")
     _check(entry)
+    if is_url(to) and not to.startswith("file://"):
+        check_online(to)
     hub = to.startswith("hf://")
     if not hub and (private or tag):
         raise ConfigError("--private and --tag are the Hub's: a folder or a bucket has neither")
@@ -115,6 +118,8 @@ def withdraw(name: str, zoo: str, *, token: str | None = None) -> None:
         ConfigError: The place cannot be written, has no such entry, or holds other files in its folder.
         OutputError: The folder cannot be written.
     """
+    if is_url(zoo) and not zoo.startswith("file://"):
+        check_online(zoo)
     if zoo.startswith("hf://"):
         from embedkit.hub.hubcommits import unlist_on_hub
 

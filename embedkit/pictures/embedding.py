@@ -127,8 +127,8 @@ def encoder_of_space(
         )
     if encoder.revision != passport.manifest_sha256:
         warnings.warn(
-            f"{where} was made with {passport.entry} at revision {passport.manifest_sha256[:12]}, and {encoder.name} at "
-            f"revision {encoder.revision[:12]} is used; both give the same space",
+            f"{where} was made with {passport.entry}@{passport.manifest_sha256[:12]}, and {encoder.name}@"
+            f"{encoder.revision[:12]} is used; both give the same space",
             stacklevel=2,
         )
     return encoder
@@ -146,8 +146,8 @@ def name_in_file(name: str, where: str) -> str:
     """
     if not NAME.fullmatch(name):
         raise ConfigError(
-            f"{where} names {name[:80]!r} as its encoder, which is no entry's name, and what a file says is not opened: "
-            "name the encoder with --encoder"
+            f"{where} names {name[:80]!r} as its encoder, which is no entry's name, and what a file says is not "
+            "opened: name the encoder with --encoder"
         )
     return name
 
@@ -171,8 +171,8 @@ def encoder_of_pictures(
         threads: As for `load_encoder`.
 
     Raises:
-        ConfigError: The calibrated encoder takes faces and whole pictures are asked for, or the other way round, or what
-            the calibration names is no entry's name.
+        ConfigError: The calibrated encoder takes faces and whole pictures are asked for, or the other way round; or
+            what the calibration names is no entry's name.
         EntryNotFoundError: No place has it.
         SpaceMismatchError: The encoder's space is not the calibrated one.
     """
