@@ -17,11 +17,13 @@ import threading
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
+from embedkit._io.ownership import foreign_access
 from embedkit.entry import WEIGHTS, sha256_hex
 from embedkit.errors import ConfigError, DeviceError, EntryError, MissingDependencyError
 from embedkit.graph import check_graph
@@ -433,8 +435,14 @@ def _tensorrt_cache(options: EngineOptions, weights_sha256: str) -> dict[str, An
     if options.cache_dir is None:
         return {"trt_fp16_enable": options.precision == "fp16"}
     key = f"{_gpu_name()}-ort{onnxruntime().__version__}-{options.precision}-{weights_sha256[:16]}"
-    folder = os.path.join(options.cache_dir, "tensorrt", key)
+    root = Path(options.cache_dir)
+    folder = os.path.join(root, "tensorrt", key)
     try:
+        os.makedirs(root / "tensorrt", mode=0o700, exist_ok=True)
+        if reason := foreign_access(root, sticky=True) or foreign_access(root / "tensorrt"):
+            raise ConfigError(
+                f"cache_dir: {str(root)!r} {reason}, and a compiled engine is a program; close it, or name another one"
+            )
         os.makedirs(folder, mode=0o700, exist_ok=True)
         os.chmod(folder, 0o700)  # one that was there already, or was made under another umask
     except OSError as error:

@@ -277,7 +277,7 @@ def _constants(graph: Message) -> dict[str, list[float]]:
 
 def _values(tensor: Message) -> list[float]:
     code, field = _CONSTANTS.get(tensor.get("data_type", 0), ("", ""))
-    raw = tensor.get("raw_data", tensor.get(field, b"") if code in ("f", "d") else b"")
+    raw: bytes = tensor.get("raw_data") or (tensor.get(field) if code in ("f", "d") else None) or b""
     values = tensor.get(field, []) if code in ("i", "q") else []
     width = struct.calcsize(f"<{code}") if code else 1
     if code and not len(raw) % width and len(raw) <= _MOST_CONSTANT * width:

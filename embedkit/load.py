@@ -13,7 +13,7 @@ from pathlib import Path
 from embedkit._io.reading import read_regular
 from embedkit.encoder import Encoder
 from embedkit.engine import EngineOptions, Provider, available_cpus
-from embedkit.entry import MANIFEST, REVISION
+from embedkit.entry import REVISION
 from embedkit.errors import (
     ConfigError,
     EmbedkitError,
@@ -432,7 +432,7 @@ def _not_found(name: str, access: Access, among: Sequence[Place], zoo: str | Non
             f"{name!r} is an entry of the zoo that this package does not carry{offline}: name a zoo that holds it, "
             f"with {line}"
         )
-    if os.path.isfile(os.path.join(name, MANIFEST)):
+    if os.path.isdir(name):
         return EntryNotFoundError(
             f"no encoder is called {name!r}; to load the folder of this name, write its path: .{os.sep}{name}"
         )

@@ -156,6 +156,14 @@ def test_tensorrts_cache_is_keyed_and_private(tmp_path, monkeypatch):
     assert others[1][0][1]["trt_fp16_enable"] is True
     without = chosen(GPU_WHEEL, providers=(TENSORRT,))[0][1]
     assert "trt_engine_cache_enable" not in without
+    if os.name != "nt":  # who can put a compiled engine there runs code here
+        for folder in (tmp_path, tmp_path / "tensorrt"):
+            folder.chmod(0o777)
+            with pytest.raises(
+                ConfigError, match="can be written by other users, and a compiled engine is a"
+            ):
+                chosen(GPU_WHEEL, providers=(TENSORRT,), cache_dir=str(tmp_path))
+            folder.chmod(0o755)
     (tmp_path / "file").write_text("x")
     with pytest.raises(ConfigError, match="cache_dir: .* cannot be a folder of yours"):
         chosen(GPU_WHEEL, providers=(TENSORRT,), cache_dir=str(tmp_path / "file"))

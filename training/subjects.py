@@ -23,7 +23,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from embedkit.encoder import Encoder, reason_of
 from embedkit.entry import MANIFEST, MIXTURE, WEIGHTS, Preprocess
 from embedkit.errors import ConfigError, SourceError
-from embedkit.load import find_entry, load_encoder
+from embedkit.load import find_entry, is_path, load_encoder
 from embedkit.mixture import Mixture
 from embedkit.training import run
 from embedkit.training.backbones import SHORT_NAMES, create_backbone
@@ -88,7 +88,8 @@ def open_subject(source: str | os.PathLike[str]) -> Subject:
         OutputError: A run's folder without a checkpoint.
     """
     place = Path(source)
-    if (place / run.CONFIG).is_file() and not (place / MANIFEST).is_file():
+    # A bare name is an entry's, whatever lies in the working directory.
+    if is_path(os.fspath(source)) and (place / run.CONFIG).is_file() and not (place / MANIFEST).is_file():
         config, method = run.load_run(place)
         preprocess = config.data.preprocess(method.facts.mean, method.facts.std)
         network = method.encoder().eval()

@@ -45,7 +45,7 @@ def publish(
     """
     from embedkit.hub import publish as library
     from embedkit.hub.access import Access
-    from embedkit.load import find_entry
+    from embedkit.load import find_entry, is_path
 
     if entry is None:
         index = library.refresh(to)
@@ -57,7 +57,7 @@ def publish(
     if sign is not None:
         from embedkit.hub.signing import sign as sign_entry
 
-        if not Path(entry).is_dir():
+        if not is_path(entry):
             raise ConfigError(
                 f"signing adds a file to the entry where it lies, and {entry!r} is a name: give the path, "
                 f"{found.location}, if it is to be signed there"

@@ -90,17 +90,15 @@ class Cache:
         Raises:
             ConfigError: A folder of it belongs to another user than this one or root, or others may write to it.
         """
-        if foreign_access(self.root.parent, sticky=True):
-            folder = self.root.parent
-        else:
-            inside = (self.root, *(self.root / name for name in ("entries", "seen", "locks")))
-            folder = next((one for one in inside if foreign_access(one)), None)
-            if folder is None:
-                return
-        raise ConfigError(
-            f"the cache is not used, since {folder} {foreign_access(folder)}: close it with `chmod go-w`, if it is "
-            "yours, or name another one with EMBEDKIT_CACHE"
-        )
+        inside = [self.root, *(self.root / name for name in ("entries", "seen", "locks"))]
+        problems = [(self.root.parent, foreign_access(self.root.parent, sticky=True))]
+        problems += [(folder, foreign_access(folder)) for folder in inside]
+        for folder, problem in problems:
+            if problem:
+                raise ConfigError(
+                    f"the cache is not used, since {folder} {problem}: close it with `chmod go-w`, if it is yours, or "
+                    "name another one with EMBEDKIT_CACHE"
+                )
 
     # --- what is there ------------------------------------------------------------------------------------
 

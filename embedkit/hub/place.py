@@ -16,7 +16,6 @@ from embedkit.entry import (
     ENTRY_NAME,
     GOLDEN,
     GRAPH,
-    GRAPH_INT8,
     MANIFEST,
     SCHEMA_VERSION,
     EntryConfig,
@@ -34,7 +33,9 @@ MANIFEST_LIMIT = 1_000_000
 CONFIG_LIMIT = 16 << 20
 INDEX_LIMIT = 16 << 20  # some thousand entries; as Python objects it takes ten times as much
 
-_LIMITS = {CONFIG: CONFIG_LIMIT, CARD: 16 << 20, GRAPH: 64 << 20, GRAPH_INT8: 16 << 30, GOLDEN: 64 << 20}
+#: Greatest size of an entry's files in bytes: those that are parsed or shown whole, and all others.
+_LIMITS = {CONFIG: CONFIG_LIMIT, CARD: 16 << 20, GRAPH: 64 << 20, GOLDEN: 64 << 20}
+_FILE_LIMIT = 16 << 30
 
 #: Hex digits of a manifest's sha256 that name a revision's folder, and its tag on the Hub.
 REVISION_DIGITS = 12
@@ -356,7 +357,7 @@ class VerifiedEntry:
         record = self.manifest.files.get(name)
         if record is None:
             raise EntryError(f"{self.location}: the entry has no {name}")
-        most = _LIMITS.get(name, record.size)
+        most = _LIMITS.get(name, _FILE_LIMIT)
         if record.size > most:
             raise EntryError(
                 f"{self.location}/{MANIFEST}: {name} has {record.size} bytes, and at most {most} are read"
@@ -370,6 +371,10 @@ class VerifiedEntry:
                 ) from None
             raise EntryError(
                 f"{self.location}/{name} cannot be read ({error.strerror}); pull it again"
+            ) from None
+        except MemoryError:
+            raise EntryError(
+                f"{self.location}/{name}: its {record.size} bytes do not fit into memory"
             ) from None
         found = (len(data), sha256_hex(data))
         if found != (record.size, record.sha256):
