@@ -18,6 +18,7 @@ from embedkit.engine import (
     telemetry_is_on,
 )
 from embedkit.errors import EmbedkitError
+from embedkit.hub.access import Access
 from embedkit.load import default_cache_dir, load_encoder, places
 
 
@@ -51,8 +52,8 @@ def examine() -> Diagnosis:
             f"or {TELEMETRY_VARIABLE} is not 1; set {TELEMETRY_VARIABLE}=1 in the environment"
         )
     try:
-        facts["zoos"] = ", ".join(place.uri for place in places())
-        encoder = load_encoder()
+        facts["zoos"] = ", ".join(place.uri for place in places(Access(local_files_only=True)))
+        encoder = load_encoder(local_files_only=True)
         facts["would run"] = f"{encoder.provider} ({encoder.name})"
         if encoder.note:
             problems.append(encoder.note)

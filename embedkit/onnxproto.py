@@ -3,8 +3,9 @@
 Protobuf parsers differ where the format is loose: in how they cut a tag of more than 32 bits, in which of two values
 of one field they keep, and in what they make of unknown fields. A file that is loose in such a way may show one graph
 to a check and another one to ONNX Runtime. So only the form is accepted that protobuf's own writers emit: the known
-fields of `onnx.proto3` (of onnx 1.23) in ascending order with their exact wire types, minimal varints, and singular
-fields at most once. The `onnx` package writes such a file back byte for byte; the tests hold this module to that.
+fields of `onnx.proto3` (of onnx 1.23) with their exact wire types, minimal varints, and singular fields at most once.
+The `onnx` package writes such a file back byte for byte, in the order of field numbers, which carries no meaning; the
+tests hold this module to that.
 
 What no encoder needs is left out of the tables and so refused: values that are no tensors (sequences, maps, optionals),
 segments of tensors, and assignments to devices.
@@ -108,16 +109,15 @@ class _Reader:
     def message(self, data: memoryview, kind: str) -> Message:
         fields = _TABLES[kind]
         found: Message = {}
-        at = last = 0
+        at = 0
         while at < len(data):
             key, at = _varint(data, at, kind)
             number = key >> 3
             field = fields.get(number)
             if field is None or field.wire != key & 7:
                 raise ValueError(f"{kind}: field {number} of wire type {key & 7} is unknown")
-            if number < last or (number == last and not field.repeated):
-                raise ValueError(f"{kind}: {field.name} stands twice or out of order")
-            last = number
+            if field.name in found and not field.repeated:
+                raise ValueError(f"{kind}: {field.name} stands twice")
             self._count(1, kind)
             if field.wire == _VARINT:
                 number, at = _varint(data, at, kind)

@@ -18,10 +18,11 @@ from embedkit import embed
 from embedkit.analysis.calibration import Calibration
 from embedkit.analysis.index import Index
 from embedkit.analysis.rows import Rows
+from embedkit.doctor import examine
 from embedkit.errors import ConfigError, SpaceMismatchError
 from embedkit.hub.access import Access, is_offline
 from embedkit.hub.publish import publish, withdraw
-from embedkit.load import find_entry
+from embedkit.load import DEFAULT_ENCODER, find_entry
 from embedkit.pictures.embedding import encoder_of_pictures
 from embedkit.pictures.gallery import identify_pictures
 from embedkit.pictures.known import calibrate_pictures
@@ -127,6 +128,15 @@ def test_doctor_says_that_telemetry_is_on_where_the_host_imported_first(tiny_ent
     assert "ONNX Runtime's telemetry is on" in said and "set ORT_DISABLE_TELEMETRY=1" in said
     assert "ONNX Runtime's telemetry is on" in child(code, ORT_DISABLE_TELEMETRY="0").stdout
     assert child("import onnxruntime; " + code, ORT_DISABLE_TELEMETRY="1").stdout == "[]\n"
+
+
+def test_doctor_opens_no_connection(site, monkeypatch):
+    """Not even where a lock file asks for a version that only a remote zoo might have."""
+    monkeypatch.setenv("EMBEDKIT_ZOO", site.url)
+    pin = {"place": site.url, "revision": "0" * 64, "manifest_sha256": "0" * 64}
+    Path("embedkit.lock").write_text(json.dumps({"schema": 1, "entries": {DEFAULT_ENCODER: pin}}))
+    assert any("embedkit.lock pins" in problem for problem in examine().problems)
+    assert site.requests == []
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
