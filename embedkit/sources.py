@@ -2,7 +2,8 @@
 
 Listing decodes no picture. It names each one once, in an order that is the same on every machine, and gives
 it a small object that reads its bytes when asked. Ids, sizes and times are those of the Embeddings file. What is
-inside an archive or a Parquet file comes from `embedkit.containers`; here it gets its id and its place.
+inside an archive or a Parquet file comes from `embedkit.images.archives` and `embedkit.images.tables`; here it gets
+its id and its place.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import os
 import re
 import stat
 import sys
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,16 +21,24 @@ from fnmatch import fnmatchcase
 from typing import BinaryIO
 from urllib.parse import quote
 
-from embedkit.containers import EMPTY, Archives, Contents, Tables, one_line
+from embedkit.containers import EMPTY, Contents, one_line
 from embedkit.errors import SourceError
+from embedkit.images.archives import Archives
+from embedkit.images.files import other_form, read_file
+from embedkit.images.tables import Tables
 
 SUFFIXES = frozenset(
-    ".jpg .jpeg .jpe .jfif .png .webp .gif .bmp .tif .tiff .ppm .pgm .heic .heif .avif".split()
+    ".jpg .jpeg .jpe .jfif .png .webp .gif .bmp .tif .tiff .ppm .pgm .pbm .pnm .heic .heif .avif".split()
 )
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 _MAGIC = re.compile(r"[*?[]")
-_PACKED = re.compile(r"\.(zip|7z|tgz|tbz2?|txz|tar\.\w+)$", re.IGNORECASE)
+_PACKED = re.compile(
+    r"\.(zip|7z|rar|tgz|tbz2?|txz|tzst|tar\.(gz|bz2|xz|zst|lz|lz4|lzma|br|z))$", re.IGNORECASE
+)
+_UTF8_BOM, _UTF16_BOMS = b"\xef\xbb\xbf", (b"\xff\xfe", b"\xfe\xff")
+#: Times of the Embeddings file are int64; some file systems know years after 2262.
+_LAST_NS = 2**63 - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +48,9 @@ class Item:
     Attributes:
         id: The normalised path as given, with `/` separators, or relative to the root; `file.tar::member`;
             `file.parquet::path`, or `file.parquet::#row` (from 0) where the path is missing or not unique.
-            A name that is not valid UTF-8 becomes a percent-encoded `file:` URI.
+            A name that is not valid UTF-8, or a path that itself holds `::`, becomes a percent-encoded `file:` URI.
         size: Bytes of the file or the tar member; of the whole file for a Parquet row.
-        mtime_ns: Of the file; of the container for members and rows, whose own times are often 0.
+        mtime_ns: Of the file, within an int64; of the container for members and rows, whose own times are often 0.
         read: Gives the encoded bytes, in any thread. Raises OSError, `ImageError` or `SourceError`.
         labels: The scalar columns of a Parquet row; empty elsewhere.
         path: The file itself (`surrogateescape` where it is not UTF-8); None for members and rows.
@@ -83,6 +93,7 @@ def list_sources(
     root: str | os.PathLike[str] | None = None,
     recursive: bool = True,
     null: bool = False,
+    image_column: str | None = None,
     stdin: BinaryIO | None = None,
 ) -> Listing:
     """List the pictures of `sources`, each once, at its first position.
@@ -90,25 +101,27 @@ def list_sources(
     A file is taken whatever its suffix, but a `.tar` or `.parquet` is opened. A folder gives its files that
     have a picture's suffix and are not hidden, then its folders, both sorted by the bytes of their names;
     containers in it stay closed. A pattern (`*`, `?`, `[a-z]`, `**`) stands for its matches, as if the shell
-    had written them out. `-` is a list of paths on standard input.
+    had written them out. `-` is a list of paths on standard input, in UTF-8 (or the system's encoding) or, with its
+    mark, UTF-16. What a pattern or a list names and cannot be read is an error row, not the end.
 
     Args:
         sources: Paths, patterns or `-`.
         root: The folder that ids are relative to; without it they are the paths as given.
         recursive: Whether folders inside folders are entered.
         null: Whether the list on standard input is separated by NUL bytes instead of lines.
+        image_column: The column of Parquet files that holds the images; found by type and name when None.
         stdin: Stands in for standard input.
 
     Raises:
         SourceError: A source does not exist, cannot be opened, is of no known kind, or lies outside `root`.
     """
-    lister = _Lister(None if root is None else os.fspath(root), recursive)
+    lister = _Lister(None if root is None else os.fspath(root), recursive, image_column)
     for source in [sources] if isinstance(sources, str | bytes | os.PathLike) else sources:
         given = os.fsdecode(source)
         if given != "-":
             lister.add(given)
             continue
-        text = (stdin or sys.stdin.buffer).read()
+        text = _without_mark((stdin or sys.stdin.buffer).read())
         if b"\0" in text and not null:
             raise SourceError("the list on standard input is separated by NUL bytes, not lines; add --null")
         for line in text.split(b"\0" if null else b"\n"):
@@ -125,45 +138,62 @@ def list_sources(
 class _Lister:
     """A listing while it grows. Its dicts keep the order of what comes and drop what comes again."""
 
-    def __init__(self, root: str | None, recursive: bool):
+    def __init__(self, root: str | None, recursive: bool, image_column: str | None):
         if root is not None and not os.path.isdir(root):
             raise SourceError(f"the root {root!r} is not a folder; give one that holds every source")
         self._root = None if root is None else os.path.abspath(root)
         self._recursive = recursive
-        self._containers: dict[str, Archives | Tables] = {".tar": Archives(_is_picture), ".parquet": Tables()}
+        self._containers: dict[str, Archives | Tables] = {
+            ".tar": Archives(_is_picture),
+            ".parquet": Tables(image_column),
+        }
         self._opened: set[str] = set()  # containers
         self._passed: dict[str, None] = {}  # what folders hold beside pictures
+        self._members: Counter[str] = Counter()  # suffixes of what archives hold beside images
         self._remarks: list[str] = []
         self.items: dict[str, Item] = {}
         self.errors: dict[str, tuple[str, str]] = {}
         self.labels: dict[str, tuple[str, str]] = {}  # name -> Arrow type name, and the file that brought it
 
     def add(self, given: str, listed: bool = False) -> None:
-        """Add one source; a missing path of a list (`listed`) is one bad row, not the end of the job."""
+        """Add one source; one of a list or a pattern (`listed`) that cannot be read is one bad row, not the end."""
+        try:
+            self._add(given, pattern=not listed)
+        except _Unlistable as error:
+            if not listed:
+                raise SourceError(str(error)) from None
+            self._fail(given, error.cause, str(error))
+
+    def _add(self, given: str, *, pattern: bool) -> None:
+        """Add one source, a `pattern` too if it may be one."""
         try:
             status = os.stat(given)
         except (OSError, ValueError) as error:
             if _URL.match(given):
-                raise SourceError(f"{given!r} is a URL; download or mount it, and give that path") from None
-            if listed and isinstance(error, OSError):
-                return self._fail(given, error)
-            if _MAGIC.search(given) and not os.path.lexists(given):
+                raise _Unlistable(f"{given!r} is a URL; download or mount it, and give that path") from None
+            if (other := other_form(given)) is not None:
+                return self._add(other, pattern=False)
+            if pattern and _MAGIC.search(given) and not os.path.lexists(given):
                 return self._add_pattern(given)
             if isinstance(error, FileNotFoundError | NotADirectoryError):
-                raise SourceError(f"{given!r} does not exist; {_nearest(given)}") from None
-            raise SourceError(f"{given!r} cannot be opened: {one_line(error)}") from None
+                raise _Unlistable(f"{given!r} does not exist; {_nearest(given)}", error) from None
+            raise _Unlistable(f"{given!r} cannot be opened: {one_line(error)}", error) from None
         if stat.S_ISDIR(status.st_mode):
             return self._add_folder(given)
         if not stat.S_ISREG(status.st_mode):
-            raise SourceError(f"{given!r} is neither a file nor a folder; write its content to a file first")
+            raise _Unlistable(f"{given!r} is neither a file nor a folder; write its content to a file first")
         if _PACKED.search(given):
-            raise SourceError(f"{given!r} is compressed; unpack it and give the folder or the plain .tar")
+            raise _Unlistable(f"{given!r} is compressed; unpack it and give the folder or the plain .tar")
         container = self._containers.get(_suffix(given))
         if container is None:
             self._add_file(given, status)
         elif (name := self._name(given)) not in self._opened:
             self._opened.add(name)
-            self._add_contents(given, status, container.contents(given, status))
+            try:
+                contents = container.contents(given, status)
+            except SourceError as error:
+                raise _Unlistable(str(error)) from None
+            self._add_contents(given, status, contents)
 
     def notes(self) -> list[str]:
         """What the user should know and no row says."""
@@ -178,6 +208,12 @@ class _Lister:
             if kinds:
                 common = ", ".join(kind for kind, _ in Counter(kinds).most_common(5))
                 notes.append(f"passed over {len(kinds)} file{'s' * (len(kinds) > 1)} {what.format(common)}")
+        if count := self._members.total():
+            common = ", ".join(kind for kind, _ in self._members.most_common(5))
+            notes.append(
+                f"passed over {count} member{'s' * (count > 1)} of archives without a picture's suffix ({common}); "
+                "unpack the archive and name files themselves to take them whatever their suffix"
+            )
         return notes
 
     def _name(self, path: str, inner: str = "") -> str:
@@ -187,18 +223,26 @@ class _Lister:
         else:
             name, above = os.path.abspath(path), os.path.join(self._root, "")
             if not os.path.join(name, "").startswith(above):
-                raise SourceError(f"{path!r} is outside the root {self._root!r}; give a root that holds both")
+                raise _Unlistable(f"{path!r} is outside the root {self._root!r}; give a root that holds both")
             name = name[len(above) :] or os.curdir
-        name = name.replace(os.sep, "/") + (f"::{inner}" if inner else "")
+        name = name.replace(os.sep, "/")
+        text = name + (f"::{inner}" if inner else "")
         try:
-            name.encode()
+            text.encode()
         except UnicodeEncodeError:
-            return "file:" + quote(os.fsencode(name), safe="/:")
-        # A path that looks like such a URI is written as one too, or two files could share an id.
-        return "file:" + quote(name, safe="/:") if name.startswith("file:") else name
+            return _as_uri(name, inner)
+        # A path that looks like such a URI, or like a member of a container, is written as a URI too, or two files
+        # could share an id.
+        return _as_uri(name, inner) if name.startswith("file:") or "::" in name else text
 
-    def _fail(self, path: str, error: OSError) -> None:
-        self.errors[self._name(path)] = (type(error).__name__, one_line(error))
+    def _fail(self, path: str, error: Exception | None, reason: str = "") -> None:
+        """An error row; `reason` where there is no system's error."""
+        try:
+            name = path if _URL.match(path) else self._name(path)
+        except SourceError:  # outside the root
+            name = _as_uri(path) if "::" in path or not _is_text(path) else path
+        kind = "SourceError" if error is None else type(error).__name__
+        self.errors[name] = (kind, reason if error is None else one_line(error))
 
     def _scan(self, path: str) -> list[os.DirEntry[str]]:
         """The entries of a folder in the order of their names' bytes; an error row if it cannot be read."""
@@ -214,9 +258,12 @@ class _Lister:
         parts = [part for part in tail.split("/") if part]
         while parts and parts[-1] == "**":  # what a folder gives already
             parts.pop()
-        matches = list(self._match(drive + tail[: tail.startswith("/")], parts))
+        base = drive + tail[: tail.startswith("/")]
+        matches = list(self._match(base, parts))
+        if not matches and "[" in pattern:  # brackets are common in names
+            matches = list(self._match(base, [part.replace("[", "[[]") for part in parts]))
         if not matches:
-            raise SourceError(f"nothing matches the pattern {pattern!r}; {_nearest(pattern)}")
+            raise _Unlistable(f"nothing matches the pattern {pattern!r}; {_nearest(pattern)}")
         for path in matches:
             self.add(path, listed=True)
 
@@ -224,8 +271,10 @@ class _Lister:
         """The paths below `base` that match `parts`; `**` is any number of folders, and follows no links."""
         if not parts:
             yield base or os.curdir
-        elif not _MAGIC.search(parts[0]):
+        elif not _MAGIC.search(parts[0]) or os.path.lexists(os.path.join(base, parts[0])):
             path = os.path.join(base, parts[0])
+            if not os.path.lexists(path):
+                path = other_form(path) or path
             if os.path.lexists(path):
                 yield from self._match(path, parts[1:])
         elif parts[0] == "**":
@@ -241,7 +290,7 @@ class _Lister:
                 hidden = entry.name.startswith(".") and not parts[0].startswith(".")
                 if (
                     not hidden
-                    and fnmatchcase(entry.name, parts[0])
+                    and fnmatchcase(_composed(entry.name), _composed(parts[0]))
                     and (len(parts) == 1 or _is_folder(entry))
                 ):
                     yield from self._match(entry.path, parts[1:])
@@ -296,7 +345,7 @@ class _Lister:
             if ".." not in path:  # elsewhere `..` may follow a link, and the normalised path be another file
                 path = os.path.normpath(path)
             path = name if name == path else path  # one string in memory instead of two
-            self.items[name] = Item(name, status.st_size, status.st_mtime_ns, _File(path), path=path)
+            self.items[name] = Item(name, status.st_size, _time_of(status), _File(path), path=path)
 
     def _add_contents(self, path: str, status: os.stat_result, contents: Contents) -> None:
         for column, type_name in contents.label_schema.items():
@@ -309,9 +358,18 @@ class _Lister:
             inner, reason = contents.damage
             self.errors[self._name(path, inner)] = ("SourceError", reason)
         self._remarks.extend(contents.notes)
+        self._members.update(contents.passed)
         for inner, size, read, labels in contents.pictures:
             id = self._name(path, inner)
-            self.items.setdefault(id, Item(id, size, status.st_mtime_ns, read, labels))
+            self.items.setdefault(id, Item(id, size, _time_of(status), read, labels))
+
+
+class _Unlistable(SourceError):
+    """What one source is refused for, and the system's error behind it; an error row in a list."""
+
+    def __init__(self, message: str, cause: Exception | None = None):
+        super().__init__(message)
+        self.cause = cause
 
 
 class _File:
@@ -323,8 +381,41 @@ class _File:
         self._path = path
 
     def __call__(self) -> bytes:
-        with open(self._path, "rb", buffering=0) as file:
-            return file.read()
+        return read_file(self._path)
+
+
+def _without_mark(text: bytes) -> bytes:
+    """A list without the byte order mark that Windows puts in front; UTF-16 becomes UTF-8."""
+    if text.startswith(_UTF16_BOMS):
+        try:
+            return text.decode("utf-16").encode()
+        except UnicodeError:
+            raise SourceError(
+                "the list on standard input begins as UTF-16 and is none; write UTF-8"
+            ) from None
+    return text.removeprefix(_UTF8_BOM)
+
+
+def _as_uri(path: str, inner: str = "") -> str:
+    """A percent-encoded `file:` URI; `::` stands in it only between a container and what is inside."""
+    uri = "file:" + quote(os.fsencode(path), safe="/:").replace("::", "%3A%3A")
+    return uri + (f"::{quote(os.fsencode(inner), safe='/:')}" if inner else "")
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _composed(name: str) -> str:
+    return name if name.isascii() else unicodedata.normalize("NFC", name)
+
+
+def _time_of(status: os.stat_result) -> int:
+    return max(-_LAST_NS, min(status.st_mtime_ns, _LAST_NS))
 
 
 def _suffix(name: str) -> str:

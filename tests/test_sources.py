@@ -1,6 +1,7 @@
 import contextlib
 import gc
 import io
+import json
 import os
 import random
 import stat
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import tarfile
 import tracemalloc
+import unicodedata
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import unquote_to_bytes
@@ -16,8 +18,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from embedkit import containers
 from embedkit.errors import ImageError, SourceError
+from embedkit.images import archives, tables
+from embedkit.pictures.reading import Originals
 from embedkit.sources import Listing, list_sources
 
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
@@ -349,7 +352,168 @@ def test_nothing_is_an_empty_listing():
     assert (listing.items, listing.errors, listing.notes, listing.label_schema) == ([], [], [], {})
 
 
+@pytest.mark.parametrize("kind", ["list", "pattern"])
+def test_what_a_list_or_a_pattern_names_and_cannot_be_read_is_an_error_row(kind, tmp_path):
+    make("p/a.jpg", "p/b.zip", "p/c.tar", "p/d.parquet", "p/e.tar.gz")
+    os.mkfifo("p/f.jpg")
+    os.symlink("/dev/zero", "p/g.jpg")
+    os.symlink("gone", "p/h.jpg")
+    if kind == "pattern":
+        listing = list_sources(["p/*"])
+    else:
+        text = "".join(f"p/{name}\n" for name in sorted(os.listdir("p"))) + "https://example.org/x.jpg\n"
+        listing = list_sources(["-"], stdin=io.BytesIO(text.encode()))
+        assert listing.errors.pop()[:2] == ("https://example.org/x.jpg", "SourceError")
+    assert ids(listing) == ["p/a.jpg"]
+    assert [row[:2] for row in listing.errors] == [
+        *(
+            (f"p/{name}", "SourceError")
+            for name in ("b.zip", "c.tar", "d.parquet", "e.tar.gz", "f.jpg", "g.jpg")
+        ),
+        ("p/h.jpg", "FileNotFoundError"),
+    ]
+    assert "is compressed" in listing.errors[0][2] and "neither a file nor a folder" in listing.errors[4][2]
+
+
+def test_a_list_may_leave_the_root_in_one_row():
+    make("r/a.jpg", "b.jpg")
+    listing = list_sources(["-"], root="r", stdin=io.BytesIO(b"r/a.jpg\nb.jpg\n"))
+    assert ids(listing) == ["a.jpg"]
+    assert [row[:2] for row in listing.errors] == [("b.jpg", "SourceError")]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
+def test_the_byte_order_mark_of_a_list_is_not_part_of_its_first_name(encoding):
+    make("é.jpg", "b.jpg")
+    mark = "\ufeff" if encoding.endswith(("-le", "-be")) else ""
+    text = f"{mark}é.jpg\r\nb.jpg\r\n".encode(encoding)
+    listing = list_sources(["-"], stdin=io.BytesIO(text))
+    assert ids(listing) == ["é.jpg", "b.jpg"] and not listing.errors
+
+
+def test_a_file_that_becomes_a_fifo_or_huge_is_refused_when_it_is_read():
+    make("a.jpg", "b.jpg")
+    a, b = list_sources(["a.jpg", "b.jpg"]).items
+    os.remove("a.jpg")
+    os.mkfifo("a.jpg")
+    os.truncate("b.jpg", 1 << 40)
+    with pytest.raises(OSError, match="not a regular file"):
+        a.read()
+    with pytest.raises(OSError, match="is larger than"):
+        b.read()
+
+
+def test_a_time_after_2262_fits_into_an_int64():
+    make("a.jpg")
+    try:
+        os.utime("a.jpg", (0, 2**34))
+    except OverflowError:
+        pytest.skip("this system has no such times")
+    (item,) = list_sources(["a.jpg"]).items
+    assert item.mtime_ns <= 2**63 - 1 and item.read() == b"a.jpg"
+
+
+def test_brackets_in_a_folder_before_a_pattern():
+    make("[2023] photos/a.jpg", "[2023] photos/b.png", "2/c.jpg")
+    assert ids(list_sources(["[2023] photos/*.jpg"])) == ["[2023] photos/a.jpg"]
+    assert ids(list_sources(["[2023] ph*/*.jpg"])) == ["[2023] photos/a.jpg"]
+    assert ids(list_sources(["[2023]/*.jpg"])) == ["2/c.jpg"]
+
+
+@pytest.mark.parametrize(("have", "ask"), [("NFD", "NFC"), ("NFC", "NFD")])
+def test_the_other_unicode_form_of_a_name_is_found(have, ask):
+    stored, asked = (unicodedata.normalize(form, "Fotos Köln/Müller.jpg") for form in (have, ask))
+    make(stored)
+    folder = os.path.dirname(asked)
+    for given in (asked, folder, f"{folder}/M*r.jpg", f"Fotos*/{os.path.basename(asked)[:-4]}*"):
+        assert ids(list_sources([given])) == [stored]
+    assert ids(list_sources(["-"], stdin=io.BytesIO(asked.encode()))) == [stored]
+
+
+def test_tar_inside_a_name_is_no_packed_archive():
+    make("lake.tar.jpg")
+    assert ids(list_sources(["lake.tar.jpg"])) == ["lake.tar.jpg"]
+
+
+def test_no_file_shares_the_id_of_a_member():
+    make("a.tar::in.jpg", "file:x::y.jpg", "d/a.tar::b/in.jpg")
+    make_tar("a.tar", {"in.jpg": b"member", "b.tar::in.jpg": b"odd"})
+    make_tar("a.tar::b.tar", {"in.jpg": b"inner"})
+    listing = list_sources(["a.tar", "a.tar::in.jpg", "a.tar::b.tar", "file:x::y.jpg", "d"])
+    assert contents(listing) == {
+        "a.tar::in.jpg": b"member",
+        "a.tar::b.tar::in.jpg": b"odd",
+        "file:a.tar%3A%3Ain.jpg": b"a.tar::in.jpg",
+        "file:a.tar%3A%3Ab.tar::in.jpg": b"inner",
+        "file:file:x%3A%3Ay.jpg": b"file:x::y.jpg",
+        "file:d/a.tar%3A%3Ab/in.jpg": b"d/a.tar::b/in.jpg",
+    }
+    originals = Originals()
+    assert {name: originals.read(name) for name in ids(listing)} == contents(listing)
+    assert originals.file("a.tar::in.jpg") is None
+    assert originals.file("file:a.tar%3A%3Ain.jpg") == os.path.abspath("a.tar::in.jpg")
+
+
 # Tar
+
+
+def sparse_header(path: str, kind: bytes) -> None:
+    """An archive whose first header says that a name or its attributes take 1 TB, which are holes."""
+    info = tarfile.TarInfo("././@LongLink")
+    info.type, info.size = kind, 1 << 40
+    with open(path, "wb") as file:
+        file.write(info.tobuf(tarfile.GNU_FORMAT))
+        file.truncate(512 + info.size + 1024)
+
+
+@pytest.mark.parametrize(
+    "kind", [tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE]
+)
+def test_a_header_of_a_terabyte_is_not_read(kind):
+    sparse_header("t.tar", kind)
+    tracemalloc.start()
+    with pytest.raises(SourceError, match=r"not a plain tar archive \(a header of 1099511627776 bytes\)"):
+        list_sources(["t.tar"])
+    assert tracemalloc.get_traced_memory()[1] < 10 << 20
+    tracemalloc.stop()
+    make_tar("u.tar", {"a.jpg": b"a"}, tarfile.GNU_FORMAT)
+    os.truncate("t.tar", 512)
+    Path("u.tar").write_bytes(Path("u.tar").read_bytes()[:1024] + Path("t.tar").read_bytes())
+    os.truncate("u.tar", 1 << 40)
+    listing = list_sources(["u.tar"])  # what stands before it is whole
+    assert ids(listing) == ["u.tar::a.jpg"] and "damaged after 1 members" in listing.errors[0][2]
+
+
+def test_a_member_of_a_terabyte_is_an_error_when_it_is_read():
+    info = tarfile.TarInfo("a.jpg")
+    info.size = 1 << 40
+    with open("t.tar", "wb") as file:
+        file.write(info.tobuf(tarfile.GNU_FORMAT))
+        file.truncate(512 + info.size + 1024)
+    (item,) = list_sources(["t.tar"]).items
+    with pytest.raises(OSError, match="1099511627776 bytes"):
+        item.read()
+
+
+def test_members_without_a_pictures_suffix_are_counted_and_said():
+    make_tar("0.tar", {"a.jpg": b"a", "a.json": b"{}", "b.img": b"b", "c": b"c", ".d": b"d"})
+    make_tar("1.tar", {"a.jpg": b"a", "a.json": b"{}"})
+    (note,) = list_sources(["0.tar", "1.tar"]).notes
+    assert "passed over 4 members of archives without a picture's suffix (.json, .img, no suffix)" in note
+
+
+def test_what_stands_behind_the_end_mark_is_said():
+    make_tar("a.tar", {"a.jpg": b"a"})
+    make_tar("b.tar", {"b.jpg": b"b"})
+    a, b = Path("a.tar").read_bytes(), Path("b.tar").read_bytes()
+    Path("cat.tar").write_bytes(a + b)
+    listing = list_sources(["cat.tar"])
+    assert ids(listing) == ["cat.tar::a.jpg"] and not listing.errors
+    assert f"passed over {len(b)} bytes of 'cat.tar' behind its end mark" in listing.notes[0]
+    Path("padded.tar").write_bytes(a + bytes(1 << 20))
+    assert list_sources(["padded.tar"]).notes == []
+    os.truncate("padded.tar", 1 << 40)
+    assert "behind its end mark" in list_sources(["padded.tar"]).notes[0]
 
 
 @pytest.mark.parametrize("format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
@@ -480,7 +644,7 @@ def test_many_archives_need_few_descriptors():
     listing = list_sources(["*.tar"])
     assert len(os.listdir("/proc/self/fd")) == before
     assert [item.read() for item in listing.items] == [b"%d" % i for i in range(40)]
-    assert len(os.listdir("/proc/self/fd")) <= before + containers._OPEN_ARCHIVES
+    assert len(os.listdir("/proc/self/fd")) <= before + archives._OPEN_ARCHIVES
     del listing
     gc.collect()
     assert len(os.listdir("/proc/self/fd")) == before
@@ -581,6 +745,91 @@ def test_null_pictures_fail_when_read():
     assert third.id == "b.parquet::#2"
 
 
+def test_a_row_without_bytes_is_read_by_its_path_below_the_folder_alone(tmp_path):
+    make("d/in/x.jpg", "out.jpg")
+    os.symlink("../out.jpg", "d/link.jpg")
+    paths = ["in/x.jpg", "../out.jpg", f"{tmp_path}/d/in/x.jpg", "link.jpg", "in/gone.jpg", "in", "a\0b"]
+    values = [{"bytes": None, "path": path} for path in paths]
+    pq.write_table(pa.table({"image": pa.array(values, IMAGE)}), "d/t.parquet")
+    first, *others = list_sources(["d/t.parquet"]).items
+    assert first.read() == b"d/in/x.jpg"
+    for item, words in zip(
+        others,
+        [
+            *["is not below the folder of the Parquet file"] * 3,
+            "No such file",
+            "not a regular file",
+            "bytes are null",
+        ],
+        strict=True,
+    ):
+        with pytest.raises(ImageError, match=words):
+            item.read()
+
+
+def test_the_image_column_can_be_chosen():
+    pq.write_table(pa.table({"image": [b"x"], "jpg": [b"y"], "text": ["z"]}), "t.parquet")
+    with pytest.raises(SourceError, match="--image-column"):
+        list_sources(["t.parquet"])
+    for column, row in (("image", b"x"), ("jpg", b"y")):
+        (item,) = list_sources(["t.parquet"], image_column=column).items
+        assert item.read() == row
+    for column in ("text", "none"):
+        with pytest.raises(
+            SourceError, match=f"expected images in the column '{column}'.*found 'image', 'jpg'"
+        ):
+            list_sources(["t.parquet"], image_column=column)
+
+
+def test_class_names_become_the_labels_text():
+    features = {"label": {"names": ["cat", "dog"], "_type": "ClassLabel"}, "count": {"_type": "Value"}}
+    metadata = {"huggingface": json.dumps({"info": {"features": features}})}
+    table = pa.table(
+        {"image": [b"1", b"2", b"3", b"4", b"5"], "label": [1, 0, -1, None, 7], "count": [5] * 5}
+    )
+    pq.write_table(table.replace_schema_metadata(metadata), "t.parquet")
+    listing = list_sources(["t.parquet"])
+    assert listing.label_schema == {"label": "string", "count": "int64"}
+    assert [item.labels["label"] for item in listing.items] == ["dog", "cat", None, None, "7"]
+    for broken in ("[]", "{", '{"info": {"features": {"label": {"_type": "ClassLabel", "names": [1]}}}}'):
+        pq.write_table(table.replace_schema_metadata({"huggingface": broken}), "t.parquet")
+        assert list_sources(["t.parquet"]).label_schema["label"] == "int64"
+
+
+def test_a_dictionary_does_not_blow_up_labels_or_paths():
+    labels = pa.DictionaryArray.from_arrays(pa.array([0] * 500, pa.int32()), pa.array(["x" * 4_000_000]))
+    table = pa.table({"image": [b"x"] * 500, "note": labels, "short": ["s"] * 500})
+    pq.write_table(
+        table, "t.parquet", compression="zstd", store_schema=False, dictionary_pagesize_limit=1 << 30
+    )
+    before = pa.total_allocated_bytes()
+    listing = list_sources(["t.parquet"])
+    assert pa.total_allocated_bytes() - before < 20 << 20  # of 2 GB
+    assert listing.label_schema == {"short": "string"} and "'note'" in listing.notes[0]
+    long = pa.array(["x" * 400_000]).take(pa.array([0] * 50))
+    struct = pa.StructArray.from_arrays([pa.array([b"x"] * 50), long], ["bytes", "path"])
+    pq.write_table(
+        pa.table({"image": struct}), "p.parquet", compression="zstd", dictionary_pagesize_limit=1 << 30
+    )
+    listing = list_sources(["p.parquet"])
+    assert ids(listing)[:2] == ["p.parquet::#0", "p.parquet::#1"] and "named the rows" in listing.notes[0]
+
+
+def test_a_dictionary_does_not_blow_up_images():
+    """64 rows of 10 MB each in a file of a few kB: one at a time in memory, and what the window keeps."""
+    values = pa.DictionaryArray.from_arrays(pa.array([0] * 64, pa.int32()), pa.array([bytes(10_000_000)]))
+    pq.write_table(
+        pa.table({"image": values}), "t.parquet", compression="zstd", store_schema=False,
+        dictionary_pagesize_limit=1 << 30,
+    )  # fmt: skip
+    assert os.path.getsize("t.parquet") < 100_000
+    items = list_sources(["t.parquet"]).items
+    tracemalloc.start()
+    assert all(len(item.read()) == 10_000_000 for item in items)
+    assert tracemalloc.get_traced_memory()[1] < tables._WINDOW_BYTES + 30_000_000
+    tracemalloc.stop()
+
+
 def test_a_damaged_parquet_file_is_one_sentence():
     make("text.parquet")
     with pytest.raises(SourceError, match="is not a Parquet file that can be read"):
@@ -624,13 +873,13 @@ def test_a_parquet_file_whose_name_is_not_utf8():
 
 def count_seeks(monkeypatch) -> list[int]:
     seeks: list[int] = []
-    seek = containers._OpenTable._seek
+    seek = tables._OpenTable._seek
 
     def counted(self, number):
         seeks.append(number)
         seek(self, number)
 
-    monkeypatch.setattr(containers._OpenTable, "_seek", counted)
+    monkeypatch.setattr(tables._OpenTable, "_seek", counted)
     return seeks
 
 
@@ -655,7 +904,7 @@ def test_rows_asked_for_out_of_order_by_threads_are_decoded_once(group, monkeypa
 
 
 def test_rows_that_nobody_asks_for_do_not_pile_up(monkeypatch):
-    monkeypatch.setattr(containers, "_WINDOW_BYTES", 1 << 20)
+    monkeypatch.setattr(tables, "_WINDOW_BYTES", 1 << 20)
     size, rows = 10_000, 4000  # 40 MB in all
     column = pa.array([row.to_bytes(4, "big") * (size // 4) for row in range(rows)])
     pq.write_table(pa.table({"image": column}), "t.parquet", row_group_size=500)
@@ -688,7 +937,7 @@ def test_the_window_is_bounded_by_rows():
     pq.write_table(pa.table({"image": pa.array([b"%d" % row for row in range(5000)])}), "t.parquet")
     items = list_sources(["t.parquet"]).items
     items[4999].read()
-    assert len(items[0].read._opened()._window) == containers._WINDOW_ROWS
+    assert len(items[0].read._opened()._window) == tables._WINDOW_ROWS
 
 
 def test_skipped_row_groups_are_not_read(monkeypatch):

@@ -14,6 +14,7 @@ from functools import partial
 from urllib.parse import unquote_to_bytes
 
 from embedkit.errors import EmbedkitError, SourceError
+from embedkit.images.files import other_form, read_file
 from embedkit.sources import list_sources
 
 __all__ = ["Originals", "none_there"]
@@ -64,8 +65,8 @@ class Originals:
     def file(self, name: str) -> str | None:
         """The absolute path of a picture that is a file of its own; None for what is gone, or inside a container."""
         for candidate in _names(name):
-            path = self._path(candidate)
-            if os.path.isfile(path):
+            path = self._file(candidate)
+            if path is not None:
                 return os.path.abspath(path)
         return None
 
@@ -78,15 +79,30 @@ class Originals:
 
     def _find(self, name: str) -> Callable[[], bytes] | None:
         for candidate in _names(name):
-            path = self._path(candidate)
-            if os.path.isfile(path):
-                return partial(_read_file, path)
-            for container in _containers(path):
-                if os.path.isfile(container):
-                    reader = self._listed(container).get(candidate)
-                    if reader is not None:
-                        return reader
+            for container in self._containers(candidate):
+                reader = self._listed(container).get(candidate)
+                if reader is not None:
+                    return reader
+            path = self._file(candidate)
+            if path is not None:
+                return partial(read_file, path)
         return None
+
+    def _file(self, name: str) -> str | None:
+        """The path of the file of this id, also under the other Unicode form of its name; None if there is none."""
+        if self._containers(name):
+            return None
+        path = self._path(name)
+        if not os.path.isfile(path):
+            path = other_form(path) or ""
+        return path if os.path.isfile(path) else None
+
+    def _containers(self, name: str) -> list[str]:
+        """The paths of the files that may be the container of this id: what stands before each `::`.
+
+        A file whose own path holds `::` has a URI for an id, in which that is percent-encoded.
+        """
+        return [path for inside in _outer(name) if os.path.isfile(path := self._path(inside))]
 
     def _listed(self, container: str) -> dict[str, Callable[[], bytes]]:
         """The pictures of one container by id, as they were called when they were embedded."""
@@ -130,17 +146,11 @@ def _names(name: str) -> Iterator[str]:
     yield from dict.fromkeys((name, _PART.sub("", name)))
 
 
-def _read_file(path: str) -> bytes:
-    with open(path, "rb", buffering=0) as file:
-        return file.read()
-
-
-def _containers(path: str) -> Iterator[str]:
-    """The paths that may be the container of `path`: what stands before each `::`."""
-    at = path.find("::")
+def _outer(name: str) -> Iterator[str]:
+    at = name.find("::")
     while at >= 0:
-        yield path[:at]
-        at = path.find("::", at + 2)
+        yield name[:at]
+        at = name.find("::", at + 2)
 
 
 def _is_inside(path: str, folder: str) -> bool:
