@@ -147,16 +147,18 @@ class Encoder:
         batch_size: int | None = None,
         normalize: bool = True,
         decode: str = "auto",
+        max_pixels: int | None = None,
         show_progress: bool = False,
     ) -> np.ndarray:
         """Embed one picture or many.
 
         Args:
-            images: A path, bytes, a Pillow image, a uint8 array (H, W, C) or (H, W), or any iterable of these;
-                a uint8 array (N, H, W, C) is N pictures.
+            images: A path, bytes, an open file, a Pillow image, a uint8 array (H, W, C) or (H, W), or any iterable of
+                these; a uint8 array (N, H, W, C) is N pictures, and an array (N,) of paths too.
             batch_size: Pictures in one batch; chosen for the device when None.
             normalize: Whether rows have Euclidean length 1.
             decode: `auto` or `exact`, see `embedkit.preprocess.read_pixels`.
+            max_pixels: Greatest number of pixels of an image file; 179 million when None.
             show_progress: Whether to draw a progress bar on stderr.
 
         Returns:
@@ -166,6 +168,8 @@ class Encoder:
             ImageError: A picture cannot be read; the message names it by path or position. Use `stream`, or
                 `embedkit.embed` for a folder, to go on past such pictures.
         """
+        if isinstance(images, np.ndarray) and images.dtype.kind in "UO" and images.ndim < 2:
+            images = images.tolist()  # of paths, as from a column of a table
         pictures: Iterable[ImageLike] = [images] if _is_picture(images) else images  # type: ignore[assignment, list-item]
         if not isinstance(pictures, Iterable):
             raise ConfigError(f"expected a picture or an iterable of pictures, found {type(images).__name__}")
@@ -176,7 +180,9 @@ class Encoder:
                 batch_size = max(1, min(batch_size, -(-len(pictures) // self._engine.concurrency)))
         blocks: list[np.ndarray] = []
         first = 0
-        flow = self.flow(_chunks(pictures, batch_size), normalize=normalize, decode=decode)
+        flow = self.flow(
+            _chunks(pictures, batch_size), normalize=normalize, decode=decode, max_pixels=max_pixels
+        )
         with closing(flow):  # else an error that somebody keeps would keep the workers
             for block, faults in _progress(flow, pictures, batch_size) if show_progress else flow:
                 if faults:
@@ -217,6 +223,7 @@ class Encoder:
         batch_size: int | None = None,
         normalize: bool = True,
         decode: str = "auto",
+        max_pixels: int | None = None,
         recursive: bool = True,
     ) -> Iterator[Batch]:
         """Embed a source of any size lazily, in bounded memory.
@@ -226,6 +233,7 @@ class Encoder:
             batch_size: Pictures in one batch; chosen for the device when None.
             normalize: Whether rows have Euclidean length 1.
             decode: `auto` or `exact`.
+            max_pixels: As for `encode`.
             recursive: Whether folders are walked to the bottom.
 
         Yields:
@@ -249,7 +257,7 @@ class Encoder:
                 pending.append([name for name, _ in chunk])
                 yield [picture for _, picture in chunk]
 
-        with closing(self.flow(batches(), normalize=normalize, decode=decode)) as flow:
+        with closing(self.flow(batches(), normalize=normalize, decode=decode, max_pixels=max_pixels)) as flow:
             for block, faults in flow:
                 names = pending.popleft()
                 good = [index for index in range(len(names)) if index not in faults]
@@ -262,6 +270,7 @@ class Encoder:
         *,
         normalize: bool = True,
         decode: str = "auto",
+        max_pixels: int | None = None,
         pad_to: int = 0,
     ) -> Generator[tuple[np.ndarray, dict[int, EmbedkitError | OSError]], None, None]:
         """Embed batches in a pool of workers, and give them back in order.
@@ -274,6 +283,7 @@ class Encoder:
             batches: Batches of pictures, taken lazily.
             normalize: Whether rows have Euclidean length 1.
             decode: `auto` or `exact`.
+            max_pixels: As for `encode`.
             pad_to: Run every batch at this size, so that the last one takes the same path as the others.
 
         Yields:
@@ -293,11 +303,13 @@ class Encoder:
             for index, picture in enumerate(pictures):
                 try:
                     image = picture() if callable(picture) else picture
-                    read_pixels(image, self.preprocess, decode=decode, out=pixels[index])
+                    read_pixels(
+                        image, self.preprocess, decode=decode, max_pixels=max_pixels, out=pixels[index]
+                    )
                 except ConfigError:
                     raise
-                except (EmbedkitError, OSError) as fault:
-                    faults[index] = fault
+                except (EmbedkitError, OSError, MemoryError) as fault:
+                    faults[index] = fault if not isinstance(fault, MemoryError) else _no_memory()
                     pixels[index] = 0
             pixels[len(pictures) :] = 0
             if len(faults) == len(pictures):
@@ -371,9 +383,14 @@ def l2_normalize(rows: np.ndarray) -> np.ndarray:
 
 
 def _is_picture(images: object) -> bool:
-    return isinstance(images, (str, os.PathLike, bytes, bytearray, memoryview, Image.Image)) or (
-        isinstance(images, np.ndarray) and images.ndim != 4
-    )
+    if isinstance(images, np.ndarray):
+        return images.ndim != 4
+    kinds = (str, os.PathLike, bytes, bytearray, memoryview, Image.Image)
+    return isinstance(images, kinds) or hasattr(images, "read")  # an open file is one image, not its lines
+
+
+def _no_memory() -> ImageError:
+    return ImageError("not enough memory to read the picture")
 
 
 def _chunks(items: Iterable, size: int) -> Iterator[list]:

@@ -96,6 +96,7 @@ class Job:
         listing: Listing,
         batch_size: int,
         decode: str,
+        max_pixels: int | None,
         normalize: bool,
         prune: bool,
         verify_content: bool,
@@ -111,6 +112,7 @@ class Job:
             listing: All pictures of the sources.
             batch_size: Pictures in one batch.
             decode: `auto` or `exact`.
+            max_pixels: Greatest number of pixels of an image file.
             normalize: Whether rows have Euclidean length 1.
             prune: Whether rows of pictures that are gone are dropped.
             verify_content: Whether a picture is known by its sha256.
@@ -119,6 +121,7 @@ class Job:
         """
         self.target, self.store, self.encoder, self.listing = target, store, encoder, listing
         self.batch_size, self.decode, self.normalize = batch_size, decode, normalize
+        self.max_pixels = max_pixels
         self.prune, self.verify_content, self.old = prune, verify_content, old
         self.resumed = passport is not None
         self.items: list[Item] = [
@@ -288,7 +291,11 @@ class Job:
 
         batches = self._batches(todo, digests)
         flow = self.encoder.flow(
-            batches, normalize=self.normalize, decode=self.decode, pad_to=self.batch_size
+            batches,
+            normalize=self.normalize,
+            decode=self.decode,
+            max_pixels=self.max_pixels,
+            pad_to=self.batch_size,
         )
         try:
             for block, faults in flow:

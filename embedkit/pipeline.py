@@ -30,6 +30,8 @@ def embed(
     precision: str = "fp32",
     threads: int | str = "auto",
     decode: str | None = None,
+    max_pixels: int | None = None,
+    image_column: str | None = None,
     normalize: bool = True,
     root: str | os.PathLike[str] | None = None,
     recursive: bool = True,
@@ -61,6 +63,8 @@ def embed(
         precision: As for `load_encoder`.
         threads: As for `load_encoder`.
         decode: `auto` (the default) or `exact`.
+        max_pixels: Greatest number of pixels of an image file; 179 million when None.
+        image_column: The column of Parquet files that holds the images; found by type and name when None.
         normalize: Whether rows have Euclidean length 1.
         root: Ids are paths relative to this folder.
         recursive: Whether folders are walked to the bottom.
@@ -83,6 +87,8 @@ def embed(
         OutputError: The output cannot be written.
         ImageError: `on_error="stop"` and a picture that cannot be read.
     """
+    if max_pixels is not None and max_pixels < 1:
+        raise ConfigError(f"max_pixels: expected at least 1, found {max_pixels}")
     if on_error not in ON_ERROR:
         raise ConfigError(f"on_error: expected skip or stop, found {on_error!r}")
     target = Target.of(output, worker)
@@ -110,6 +116,7 @@ def embed(
             root=os.fspath(root) if root is not None else None,
             recursive=recursive,
             null=null,
+            image_column=image_column,
             stdin=stdin,
         )
         if not len(listing.items) and not listing.errors:
@@ -123,6 +130,7 @@ def embed(
             listing=listing,
             batch_size=batch_size or encoder.default_batch_size,
             decode=decode,
+            max_pixels=max_pixels,
             normalize=normalize,
             prune=prune,
             verify_content=verify_content or bool(job.get("verify_content")),

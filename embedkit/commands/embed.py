@@ -40,6 +40,12 @@ def embed(
         str | None,
         typer.Option(help="auto: large JPEGs at a reduced scale; exact: never.", show_default="auto"),
     ] = None,
+    max_pixels: Annotated[
+        int | None, typer.Option(min=1, help="Refuse images of more pixels.", show_default="179 million")
+    ] = None,
+    image_column: Annotated[
+        str | None, typer.Option(help="The column of Parquet files that holds the images.")
+    ] = None,
     root: Annotated[str | None, typer.Option(help="Ids are paths relative to this folder.")] = None,
     null: Annotated[
         bool, typer.Option("--null", help="The list on stdin is separated by NUL bytes.")
@@ -80,6 +86,8 @@ def embed(
             precision=precision,
             threads=threads,
             decode=decode,
+            max_pixels=max_pixels,
+            image_column=image_column,
             normalize=normalize,
             root=root,
             recursive=recursive,
