@@ -13,18 +13,17 @@ import os
 import re
 import stat
 import sys
-import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from typing import BinaryIO
-from urllib.parse import quote
 
 from embedkit.containers import EMPTY, Contents, one_line
 from embedkit.errors import SourceError
 from embedkit.images.archives import Archives
 from embedkit.images.files import other_form, read_file
+from embedkit.images.ids import id_of
+from embedkit.images.patterns import is_folder, is_pattern, matches
 from embedkit.images.tables import Tables
 
 SUFFIXES = frozenset(
@@ -32,7 +31,6 @@ SUFFIXES = frozenset(
 )
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
-_MAGIC = re.compile(r"[*?[]")
 _PACKED = re.compile(
     r"\.(zip|7z|rar|tgz|tbz2?|txz|tzst|tar\.(gz|bz2|xz|zst|lz|lz4|lzma|br|z))$", re.IGNORECASE
 )
@@ -173,7 +171,7 @@ class _Lister:
                 raise _Unlistable(f"{given!r} is a URL; download or mount it, and give that path") from None
             if (other := other_form(given)) is not None:
                 return self._add(other, pattern=False)
-            if pattern and _MAGIC.search(given) and not os.path.lexists(given):
+            if pattern and is_pattern(given) and not os.path.lexists(given):
                 return self._add_pattern(given)
             if isinstance(error, FileNotFoundError | NotADirectoryError):
                 raise _Unlistable(f"{given!r} does not exist; {_nearest(given)}", error) from None
@@ -225,22 +223,14 @@ class _Lister:
             if not os.path.join(name, "").startswith(above):
                 raise _Unlistable(f"{path!r} is outside the root {self._root!r}; give a root that holds both")
             name = name[len(above) :] or os.curdir
-        name = name.replace(os.sep, "/")
-        text = name + (f"::{inner}" if inner else "")
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            return _as_uri(name, inner)
-        # A path that looks like such a URI, or like a member of a container, is written as a URI too, or two files
-        # could share an id.
-        return _as_uri(name, inner) if name.startswith("file:") or "::" in name else text
+        return id_of(name, inner)
 
     def _fail(self, path: str, error: Exception | None, reason: str = "") -> None:
         """An error row; `reason` where there is no system's error."""
         try:
             name = path if _URL.match(path) else self._name(path)
         except SourceError:  # outside the root
-            name = _as_uri(path) if "::" in path or not _is_text(path) else path
+            name = id_of(path)
         kind = "SourceError" if error is None else type(error).__name__
         self.errors[name] = (kind, reason if error is None else one_line(error))
 
@@ -254,46 +244,11 @@ class _Lister:
             return []
 
     def _add_pattern(self, pattern: str) -> None:
-        drive, tail = os.path.splitdrive(pattern.replace(os.sep, "/"))
-        parts = [part for part in tail.split("/") if part]
-        while parts and parts[-1] == "**":  # what a folder gives already
-            parts.pop()
-        base = drive + tail[: tail.startswith("/")]
-        matches = list(self._match(base, parts))
-        if not matches and "[" in pattern:  # brackets are common in names
-            matches = list(self._match(base, [part.replace("[", "[[]") for part in parts]))
-        if not matches:
+        found = matches(pattern, self._scan)
+        if not found:
             raise _Unlistable(f"nothing matches the pattern {pattern!r}; {_nearest(pattern)}")
-        for path in matches:
+        for path in found:
             self.add(path, listed=True)
-
-    def _match(self, base: str, parts: Sequence[str]) -> Iterator[str]:
-        """The paths below `base` that match `parts`; `**` is any number of folders, and follows no links."""
-        if not parts:
-            yield base or os.curdir
-        elif not _MAGIC.search(parts[0]) or os.path.lexists(os.path.join(base, parts[0])):
-            path = os.path.join(base, parts[0])
-            if not os.path.lexists(path):
-                path = other_form(path) or path
-            if os.path.lexists(path):
-                yield from self._match(path, parts[1:])
-        elif parts[0] == "**":
-            pending = [base]
-            while pending:
-                folder = pending.pop()
-                yield from self._match(folder, parts[1:])
-                for entry in reversed(self._scan(folder)):
-                    if not entry.name.startswith(".") and _is_folder(entry) and not entry.is_symlink():
-                        pending.append(entry.path)
-        else:
-            for entry in self._scan(base):
-                hidden = entry.name.startswith(".") and not parts[0].startswith(".")
-                if (
-                    not hidden
-                    and fnmatchcase(_composed(entry.name), _composed(parts[0]))
-                    and (len(parts) == 1 or _is_folder(entry))
-                ):
-                    yield from self._match(entry.path, parts[1:])
 
     def _add_folder(self, top: str) -> None:
         """Walk `top`, through links to folders too, but never into a folder that the walk stands in.
@@ -319,7 +274,7 @@ class _Lister:
             for entry in self._scan(path):
                 if entry.name.startswith("."):
                     continue
-                if _is_folder(entry):
+                if is_folder(entry):
                     link = entry.is_symlink()
                     folders.append((entry.path, (*above, here), linked or link, linked and link))
                 elif _is_picture(entry.name):
@@ -396,24 +351,6 @@ def _without_mark(text: bytes) -> bytes:
     return text.removeprefix(_UTF8_BOM)
 
 
-def _as_uri(path: str, inner: str = "") -> str:
-    """A percent-encoded `file:` URI; `::` stands in it only between a container and what is inside."""
-    uri = "file:" + quote(os.fsencode(path), safe="/:").replace("::", "%3A%3A")
-    return uri + (f"::{quote(os.fsencode(inner), safe='/:')}" if inner else "")
-
-
-def _is_text(name: str) -> bool:
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _composed(name: str) -> str:
-    return name if name.isascii() else unicodedata.normalize("NFC", name)
-
-
 def _time_of(status: os.stat_result) -> int:
     return max(-_LAST_NS, min(status.st_mtime_ns, _LAST_NS))
 
@@ -424,13 +361,6 @@ def _suffix(name: str) -> str:
 
 def _is_picture(name: str) -> bool:
     return _suffix(name) in SUFFIXES
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link to itself, or into a closed folder
-        return False
 
 
 def _nearest(path: str) -> str:

@@ -33,7 +33,7 @@ def check_size(size: tuple[int, int], max_pixels: int | None) -> None:
     if limit is not None and size[0] * size[1] > limit:
         raise ImageError(
             f"{size[0]}x{size[1]} pixels are more than {limit / 1e6:.0f} megapixels: refused as a decompression bomb; "
-            f"if it is none, raise the limit with --max-pixels {size[0] * size[1]} (max_pixels in Python)"
+            f"if it is none, use `embedkit embed --max-pixels {size[0] * size[1]}` (max_pixels in Python)"
         )
 
 

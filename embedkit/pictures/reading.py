@@ -11,10 +11,10 @@ import re
 import threading
 from collections.abc import Callable, Iterator
 from functools import partial
-from urllib.parse import unquote_to_bytes
 
 from embedkit.errors import EmbedkitError, SourceError
 from embedkit.images.files import other_form, read_file
+from embedkit.images.ids import containers_of, path_of
 from embedkit.sources import list_sources
 
 __all__ = ["Originals", "none_there"]
@@ -102,7 +102,7 @@ class Originals:
 
         A file whose own path holds `::` has a URI for an id, in which that is percent-encoded.
         """
-        return [path for inside in _outer(name) if os.path.isfile(path := self._path(inside))]
+        return [path for inside in containers_of(name) if os.path.isfile(path := self._path(inside))]
 
     def _listed(self, container: str) -> dict[str, Callable[[], bytes]]:
         """The pictures of one container by id, as they were called when they were embedded."""
@@ -117,9 +117,7 @@ class Originals:
 
     def _path(self, name: str) -> str:
         """The path behind an id, with what is inside a container still behind it."""
-        if name.startswith("file:"):
-            name = os.fsdecode(unquote_to_bytes(name.removeprefix("file:")))
-        name = name.replace("/", os.sep)
+        name = path_of(name)
         return name if self.root is None else os.path.join(self.root, name)
 
 
@@ -144,13 +142,6 @@ def none_there(count: int, first: str, reason: str) -> SourceError:
 def _names(name: str) -> Iterator[str]:
     """What a row's name may mean: `x.parquet::#12` is an id, and `x.parquet::#12#1` a part of that picture."""
     yield from dict.fromkeys((name, _PART.sub("", name)))
-
-
-def _outer(name: str) -> Iterator[str]:
-    at = name.find("::")
-    while at >= 0:
-        yield name[:at]
-        at = name.find("::", at + 2)
 
 
 def _is_inside(path: str, folder: str) -> bool:

@@ -25,6 +25,8 @@ __all__ = ["Thumbnail", "encoded", "placeholder", "thumbnail", "thumbnails"]
 
 #: The largest side that a thumbnail may have, in pixels.
 LARGEST = 1024
+#: Greatest number of pixels of an image: more than `embed` takes unasked, because a raised limit made these rows.
+_MAX_PIXELS = 400_000_000
 #: Pictures in flight for each thread.
 WINDOW = 4
 #: How JPEG and WebP are written. WebP at 75 is a third smaller than JPEG at 80 and looks the same at this size.
@@ -63,7 +65,7 @@ def thumbnail(data: bytes, edge: int) -> Image.Image:
     """
     if not 1 <= edge <= LARGEST:
         raise ConfigError(f"edge: expected 1 to {LARGEST} pixels, found {edge}")
-    return upright(data, longest=edge)
+    return upright(data, longest=edge, max_pixels=_MAX_PIXELS)
 
 
 def thumbnails(
