@@ -400,7 +400,10 @@ def _configured() -> list[str]:
     """The places of the user's configuration file."""
     import platformdirs
 
-    path = platformdirs.user_config_path("embedkit", appauthor=False) / "config.toml"
+    try:
+        path = platformdirs.user_config_path("embedkit", appauthor=False) / "config.toml"
+    except RuntimeError:  # no HOME, and no passwd entry
+        return []
     try:
         value = tomllib.loads(read_regular(path, 1 << 20).decode()).get("zoo", [])
     except OSError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -19,10 +20,18 @@ from embedkit.hub.place import EntryFiles, Index, Pin, Place, RemotePlace, Verif
 
 
 def default_cache_dir() -> str:
-    """The user's cache folder for embedkit, from `EMBEDKIT_CACHE` or the platform's convention."""
+    """The user's cache folder for embedkit, from `EMBEDKIT_CACHE` or the platform's convention.
+
+    A user without a home folder, as in many containers, gets one below the folder for temporary files.
+    """
     import platformdirs
 
-    return os.environ.get("EMBEDKIT_CACHE") or platformdirs.user_cache_dir("embedkit", appauthor=False)
+    if chosen := os.environ.get("EMBEDKIT_CACHE"):
+        return chosen
+    try:
+        return platformdirs.user_cache_dir("embedkit", appauthor=False)
+    except RuntimeError:  # no HOME, and no passwd entry
+        return os.path.join(tempfile.gettempdir(), f"embedkit-{os.getuid()}")
 
 
 def is_offline() -> bool:
