@@ -8,7 +8,6 @@ is unique. The passport stands in the schema metadata under `embedkit`.
 from __future__ import annotations
 
 import contextlib
-import glob
 import json
 import os
 import re
@@ -21,7 +20,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from embedkit._io import atomic
 from embedkit.errors import ConfigError, OutputError, SpaceMismatchError
+from embedkit.parquetfile import opened
 
 PASSPORT_KEY = b"embedkit"
 PASSPORT_VERSION = 1
@@ -33,6 +34,7 @@ RESERVED = ("id", "part", "embedding", "size", "mtime_ns", "sha256")
 ROW_GROUP = 512
 #: The widest embedding; entries have the same limit.
 MOST_DIM = 1 << 20
+_RESERVED_LABEL = re.compile(f"(source_)*({'|'.join(RESERVED)})")
 _SHA256 = re.compile("[0-9a-f]{64}")
 _SHARD = re.compile(r"part-(\d+)-of-(\d+)-(\d+)\.parquet")
 _DONE = re.compile(r"_done-(\d+)-of-(\d+)\.json")
@@ -168,7 +170,8 @@ def read_passport(path: str | os.PathLike[str]) -> Passport:
         OutputError: Not such a file.
     """
     try:
-        schema = pq.read_schema(path)
+        with opened(path) as file:
+            schema = file.schema_arrow
     except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
         raise OutputError(f"{os.fspath(path)} cannot be read as Parquet ({first_line(error)})") from None
     text = (schema.metadata or {}).get(PASSPORT_KEY)
@@ -177,6 +180,14 @@ def read_passport(path: str | os.PathLike[str]) -> Passport:
             f"{os.fspath(path)} is a Parquet file without a passport: embedkit did not write it"
         )
     return Passport.from_json(text, os.fspath(path))
+
+
+def label_column(label: str) -> str:
+    """The column of a source's label: its own name, unless that is one of ours.
+
+    `id` becomes `source_id`, and `source_id` becomes `source_source_id`, so that no two labels share a column.
+    """
+    return f"source_{label}" if _RESERVED_LABEL.fullmatch(label) else label
 
 
 def shard_name(part: int, parts: int, number: int) -> str:
@@ -295,19 +306,25 @@ def vectors_of(table: pa.Table, dim: int, where: str) -> np.ndarray:
     return vectors.reshape(-1, dim)
 
 
-def ids_path(npy: Path) -> Path:
-    """`OUT.ids.jsonl` beside `OUT.npy`: one JSON object a row."""
-    return npy.with_suffix(".ids.jsonl")
-
-
-def passport_path(npy: Path) -> Path:
-    """`OUT.passport.json` beside `OUT.npy`."""
-    return npy.with_suffix(".passport.json")
+def beside(output: Path, suffix: str) -> Path:
+    """The file of another suffix beside an output, or beside the file that the output is a link to."""
+    there = output.with_suffix(suffix)
+    if output.is_symlink() and not os.path.lexists(there):
+        return Path(os.path.realpath(output)).with_suffix(suffix)
+    return there
 
 
 def errors_path(output: Path) -> Path:
-    """`OUT.errors.parquet` beside `OUT.parquet` or `OUT.npy`."""
-    return output.with_suffix(".errors.parquet")
+    """Where the images that failed are listed: `X.errors.parquet` of `X.parquet`, `X.npy.errors.parquet` of `X.npy`."""
+    return beside(
+        output, ".errors.parquet" if output.suffix == ".parquet" else f"{output.suffix}.errors.parquet"
+    )
+
+
+def aside_folder(output: Path) -> Path:
+    """Where a job with one output file works until the file is there: beside the file itself, not beside a link."""
+    real = Path(os.path.realpath(output))
+    return real.with_name(real.name + ".partial")
 
 
 def write_table(table: pa.Table, path: Path) -> None:
@@ -316,13 +333,22 @@ def write_table(table: pa.Table, path: Path) -> None:
         writer.write_table(table, row_group_size=ROW_GROUP)
 
 
-def parquet_writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
+@contextlib.contextmanager
+def parquet_writer(path: Path, schema: pa.Schema) -> Iterator[pq.ParquetWriter]:
     """A writer with our settings: floats do not compress, ids and labels do."""
     compression: dict[str, str] = {name: "zstd" for name in schema.names if name != "embedding"}
     dictionary = [name for name in schema.names if name not in RESERVED]
-    return pq.ParquetWriter(
-        path, schema, compression=compression or "none", use_dictionary=dictionary, write_statistics=["id"]
-    )
+    with (
+        pa.OSFile(os.fspath(path), "wb") as file,  # pyarrow takes a path with a colon for a URL
+        pq.ParquetWriter(
+            file,
+            schema,
+            compression=compression or "none",
+            use_dictionary=dictionary,
+            write_statistics=["id"],
+        ) as writer,
+    ):
+        yield writer
 
 
 def write_rows(tables: Iterable[pa.Table], path: Path, schema: pa.Schema) -> int:
@@ -336,30 +362,6 @@ def write_rows(tables: Iterable[pa.Table], path: Path, schema: pa.Schema) -> int
         for table in regroup(tables, ROW_GROUP):
             writer.write_table(table, row_group_size=ROW_GROUP)
             count += table.num_rows
-    return count
-
-
-def write_npy(tables: Iterable[pa.Table], path: Path, passport: Passport, rows: int) -> int:
-    """Stream tables into a `.npy` file with its ids and passport; the array is renamed into place last.
-
-    Args:
-        tables: The rows.
-        path: The `.npy` file.
-        passport: Written beside it.
-        rows: How many rows will come.
-    """
-    count = 0
-    with replacing(path) as aside, replacing(ids_path(path)) as ids, replacing(passport_path(path)) as card:
-        array = np.lib.format.open_memmap(aside, "w+", np.dtype("<f4"), (rows, passport.dim))
-        with open(ids, "w", encoding="utf-8") as file:
-            for table in tables:
-                array[count : count + table.num_rows] = vectors_of(table, passport.dim, os.fspath(path))
-                count += table.num_rows
-                for line in table.drop_columns(["embedding"]).to_pylist():
-                    file.write(json.dumps(line, ensure_ascii=False) + "\n")
-        array.flush()
-        del array
-        card.write_text(passport.to_json() + "\n", "utf-8")
     return count
 
 
@@ -389,39 +391,20 @@ def conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Write to a file aside, then rename it over `path`; nothing is left behind when the body fails."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield aside
-        with open(aside, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(aside, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            aside.unlink()
-        raise
+def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Write to a file aside, flush it to the disk, and rename it to `path`, as `_io.atomic.replacing` does.
+
+    Yields:
+        The path of the file aside, for writers that open files themselves.
+    """
+    with atomic.replacing(path) as file:
+        yield Path(file.name)
+        os.fsync(file.fileno())
 
 
 def remove_leftovers(path: Path) -> None:
-    """Remove what processes that were killed have left aside of `path`; a process that lives is writing still."""
-    for aside in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
-        number = aside.name.split(".")[-2]
-        if number.isdigit() and not _is_alive(int(number)):
-            aside.unlink(missing_ok=True)
-
-
-def _is_alive(pid: int) -> bool:
-    """Whether a process runs, or may."""
-    if os.name == "nt":
-        return True  # there, asking would end the process
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except (OSError, OverflowError):
-        return True
-    return True
+    """Delete what killed writers left aside of `path`, as `_io.atomic.clear_leftovers` does."""
+    atomic.clear_leftovers(path)
 
 
 def first_line(error: BaseException) -> str:

@@ -20,20 +20,23 @@ import pyarrow as pa
 import embedkit
 from embedkit import lancetable
 from embedkit.embeddings import (
-    RESERVED,
     Passport,
     Run,
     conform,
+    label_column,
     schema_of,
-    write_npy,
     write_rows,
 )
 from embedkit.encoder import Encoder, reason_of
 from embedkit.engine import onnxruntime
 from embedkit.entry import sha256_hex
 from embedkit.errors import EmbedkitError, ImageError, OutputError, SourceError
+from embedkit.finished import Finished, Known
+from embedkit.npyfile import write_npy
+from embedkit.scope import Scope
 from embedkit.sources import Item, Listing
-from embedkit.store import Failure, Finished, Known, ShardStore, Target, write_failures
+from embedkit.store import Failure, ShardStore, write_failures
+from embedkit.target import Target
 
 #: A shard is committed after this many rows or seconds, whichever comes first.
 SHARD_ROWS = 512
@@ -49,6 +52,7 @@ class Report:
         images: Pictures embedded by this run.
         kept: Rows that were there already and still hold.
         removed: Rows of changed or vanished pictures that went away.
+        gone: Kept rows whose image has no file any more.
         failed: Pictures that could not be read; they stand in `errors`.
         seconds: Wall time of the job without loading the encoder.
         provider: What ran, by ONNX Runtime's name.
@@ -66,6 +70,7 @@ class Report:
     provider: str
     dim: int
     errors: str | None
+    gone: int = 0
     notes: tuple[str, ...] = ()
 
     @property
@@ -94,6 +99,7 @@ class Job:
         store: ShardStore,
         encoder: Encoder,
         listing: Listing,
+        scope: Scope,
         batch_size: int,
         decode: str,
         max_pixels: int | None,
@@ -110,11 +116,12 @@ class Job:
             store: This job's shards.
             encoder: What embeds.
             listing: All pictures of the sources.
+            scope: What the sources cover.
             batch_size: Pictures in one batch.
             decode: `auto` or `exact`.
             max_pixels: Greatest number of pixels of an image file.
             normalize: Whether rows have Euclidean length 1.
-            prune: Whether rows of pictures that are gone are dropped.
+            prune: Whether rows are dropped whose images are gone, or lie in the sources and are not listed.
             verify_content: Whether a picture is known by its sha256.
             old: The finished output that this job extends.
             passport: That of the unfinished job that this one goes on with.
@@ -123,6 +130,7 @@ class Job:
         self.batch_size, self.decode, self.normalize = batch_size, decode, normalize
         self.max_pixels = max_pixels
         self.prune, self.verify_content, self.old = prune, verify_content, old
+        self.scope = scope
         self.resumed = passport is not None
         self.items: list[Item] = [
             item
@@ -142,7 +150,7 @@ class Job:
         if old is not None:
             old.passport.check_same_space(mine, str(target.path))
         self.passport: Passport = passport or (old.passport if old is not None else mine)
-        self.labels = {_column(name): kind for name, kind in listing.label_schema.items()}
+        self.labels = {label_column(name): kind for name, kind in listing.label_schema.items()}
         for name, kind in old.labels.items() if old is not None else ():
             if self.labels.setdefault(name, kind) != kind:
                 raise OutputError(
@@ -160,7 +168,8 @@ class Job:
         folder = self.target.kind == "folder"
         if self.prune and not self.current:
             raise SourceError("no picture was found, so --prune would drop every row; check the source")
-        shard_rows, earlier = self.store.known()
+        shard_rows, earlier = self.store.known(self.passport)
+        self._check_uncertain()
         old_rows = self.old.known if self.old is not None else {}
         keep_old = {name for name, known in old_rows.items() if self._holds(name, known)}
         keep_new = {
@@ -202,15 +211,9 @@ class Job:
             else:
                 if changed or keep_new or self.old is None:
                     self._assemble(keep_old)
-                self.store.remove()
-        except OSError as error:
-            if isinstance(error, EmbedkitError):
-                raise
-            full = error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
-            raise OutputError(
-                f"{self.target.path} cannot be written ({'the disk is full' if full else error.strerror or error}); "
-                "mend that and run the same command again: what is embedded so far is kept"
-            ) from None
+                self.store.clear()
+        except (OSError, OutputError) as error:
+            raise self._stopped(error) from None
         notes = [*self.listing.notes]
         if self.encoder.note:
             notes.append(self.encoder.note)
@@ -221,17 +224,65 @@ class Job:
             )
         if self.resumed:
             notes.append(f"went on with an unfinished job: {len(keep_new)} pictures were done")
+        if self.old is not None and self.old.uncertain:
+            notes.append(
+                f"{self.target.path} and the files beside it did not belong together; all images were embedded again"
+            )
+        if not self.store.has_lock:
+            notes.append(
+                f"the file system of {self.store.folder} has no locks; do not start another run on this output "
+                "at the same time"
+            )
+        elsewhere, gone = self._outside(keep_old | keep_new)
+        if elsewhere:
+            notes.append(
+                f"{self.target.path} also holds {elsewhere} rows of images outside these sources, from earlier runs"
+            )
+        if gone:
+            notes.append(f"{gone} of the kept rows have no file any more; --prune drops them")
         return Report(
             output=str(self.target.path) + ("/" if folder else ""),
             images=images,
             kept=kept,
             removed=len(stale),
+            gone=gone,
             failed=len(errors),
             seconds=time.perf_counter() - started,
             provider=self.encoder.provider,
             dim=self.encoder.dim,
             errors=str(self.target.errors(self.store)) if errors else None,
             notes=tuple(notes),
+        )
+
+    def _check_uncertain(self) -> None:
+        """Rows whose vectors cannot be told are embedded again; those of other sources could only be dropped."""
+        if self.old is None or not self.old.uncertain:
+            return
+        lost = [name for name in self.old.uncertain if name not in self.current]
+        if lost and not self.prune:
+            raise OutputError(
+                f"{self.target.path}: the files beside it do not belong to it, so its rows have to be embedded again, "
+                f"and {len(lost)} of them, {lost[0]!r} among them, are not in these sources; name their sources too, "
+                "or drop them with --prune"
+            )
+
+    def _outside(self, kept: set[str]) -> tuple[int, int]:
+        """How many kept rows are of images that the sources do not cover, and of images that have no file."""
+        unlisted = [name for name in kept if name not in self.current]
+        gone = sum(not self.scope.has_file(name) for name in unlisted)
+        return sum(not self.scope.covers(name) for name in unlisted), gone
+
+    def _stopped(self, error: OSError | OutputError) -> OutputError:
+        """What is said when the output cannot be written, and whether anything is kept."""
+        cause = error.__context__ if isinstance(error, OutputError) else error
+        if not isinstance(cause, OSError) or isinstance(cause, EmbedkitError):
+            assert isinstance(error, OutputError)
+            return error
+        full = cause.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+        reason = "the disk is full" if full else cause.strerror or str(cause)
+        kept = ": what is embedded so far is kept" if self.store.shards() else ""
+        return OutputError(
+            f"{self.target.path} cannot be written ({reason}); solve that and run the same command again{kept}"
         )
 
     def _none_read(self, errors: list[Failure]) -> None:
@@ -241,7 +292,7 @@ class Job:
             self.store.clear()
             write_failures(errors, where)
         else:
-            self.store.remove()
+            self.store.clear()
         name, _, reason = errors[0]
         raise SourceError(
             f"none of the {len(errors)} pictures could be read; {where} says why, the first: {name}: {reason}"
@@ -349,7 +400,7 @@ class Job:
             "sha256": [digests.pop(item.id, None) for item in items],
         }
         for name in self.listing.label_schema:
-            columns[_column(name)] = [item.labels.get(name) for item in items]
+            columns[label_column(name)] = [item.labels.get(name) for item in items]
         vectors = pa.FixedSizeListArray.from_arrays(pa.array(flat, pa.float32()), self.encoder.dim)
         absent = [None] * len(items)
         arrays = [
@@ -362,7 +413,7 @@ class Job:
         """Whether the row of a picture is still the picture's."""
         item = self.current.get(name)
         if item is None:
-            return not self.prune
+            return not self.prune or (self.scope.has_file(name) and not self.scope.covers(name))
         if not self.verify_content:
             return (known.size, known.mtime_ns) == (item.size, item.mtime_ns)
         try:
@@ -386,11 +437,6 @@ class Job:
             lancetable.write(tables(), self.target.path, self.schema)
         else:
             write_npy(tables(), self.target.path, self.passport, sum(table.num_rows for table in tables()))
-
-
-def _column(label: str) -> str:
-    """The column of a label: its own name, unless that is one of ours."""
-    return f"source_{label}" if label in RESERVED else label
 
 
 def part_of(name: str, parts: int) -> int:

@@ -12,8 +12,9 @@ from embedkit.encoder import Encoder
 from embedkit.errors import ConfigError, SourceError
 from embedkit.job import Job, Progress, Report
 from embedkit.load import load_encoder
+from embedkit.scope import Scope
 from embedkit.sources import list_sources
-from embedkit.store import Target
+from embedkit.target import Target
 
 ON_ERROR = ("skip", "stop")
 
@@ -68,8 +69,10 @@ def embed(
         normalize: Whether rows have Euclidean length 1.
         root: Ids are paths relative to this folder.
         recursive: Whether folders are walked to the bottom.
-        on_error: `skip` lists pictures that cannot be read in `X.errors.parquet`; `stop` raises at the first.
-        prune: Whether rows of pictures that are gone are dropped.
+        on_error: `skip` lists pictures that cannot be read in `X.errors.parquet` (of `X.parquet`; elsewhere
+            `X.npy.errors.parquet`); `stop` raises at the first.
+        prune: Whether rows are dropped whose files are gone, or that lie in the sources and are not among their
+            images any more. Rows of other sources stay.
         verify_content: Tell changed pictures by sha256 instead of size and modification time.
         worker: (I, N), counted from 1: embed the I-th of N parts into a folder.
         overwrite: Start anew, replacing what is there.
@@ -93,9 +96,11 @@ def embed(
         raise ConfigError(f"on_error: expected skip or stop, found {on_error!r}")
     target = Target.of(output, worker)
     sources = [os.fspath(one) for one in ([source] if isinstance(source, (str, os.PathLike)) else source)]
+    target.check_sources(sources)
     store = target.open_store()
     try:
         if overwrite:
+            target.check_replaceable()
             store.clear()
         job = store.read_job() or {}
         batch_size = _settle("batch_size", batch_size, job.get("batch_size"))
@@ -128,6 +133,12 @@ def embed(
             store=store,
             encoder=encoder,
             listing=listing,
+            scope=Scope(
+                sources,
+                os.fspath(root) if root is not None else None,
+                recursive,
+                [item.id for item in listing.items],
+            ),
             batch_size=batch_size or encoder.default_batch_size,
             decode=decode,
             max_pixels=max_pixels,
@@ -146,6 +157,6 @@ def _settle(name: str, asked: Any, stored: Any) -> Any:
     """An unfinished job goes on with what it began with: its rows must not depend on the interruption."""
     if asked is not None and stored is not None and asked != stored:
         raise ConfigError(
-            f"{name}: the unfinished job here runs with {stored!r}; leave it out, or start with --overwrite"
+            f"{name}: the unfinished job here runs with {stored!r}; leave it out, or start again with --overwrite"
         )
     return stored if asked is None else asked

@@ -6,7 +6,6 @@ all of them. A range of rows or of one column is read at a time: what is stored 
 
 from __future__ import annotations
 
-import json
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -22,17 +21,17 @@ from embedkit.embeddings import (
     RESERVED,
     Passport,
     first_line,
-    ids_path,
     is_folder_of_shards,
     no_column,
-    passport_path,
     read_passport,
     shards_of,
     vectors_of,
 )
 from embedkit.errors import OutputError
+from embedkit.npyfile import read_npy
+from embedkit.parquetfile import check_sizes, opened
 
-__all__ = ["Stored", "is_stored", "open_stored", "read_npy"]
+__all__ = ["Stored", "check_schema", "is_stored", "open_stored"]
 
 #: Rows that are read at once: whole row groups, as `embedkit.embeddings` writes them.
 BLOCK = 1 << 14
@@ -121,58 +120,6 @@ def open_stored(source: str | os.PathLike[str]) -> Stored:
     return _Parquet(shards_of(path) if path.is_dir() else [path], text)
 
 
-def read_npy(path: Path) -> tuple[np.ndarray, list[dict[str, Any]], Passport]:
-    """A `.npy` file of embeddings, memory-mapped, with the other columns row by row and the passport.
-
-    Raises:
-        OutputError: One of the three files is missing, damaged, or of another length than the others.
-    """
-    try:
-        vectors = _mapped(path)
-        # Not splitlines: an id may hold U+2028 and the like, which JSON leaves as they are.
-        texts = ids_path(path).read_text("utf-8").split("\n")
-        lines = [json.loads(text) for text in texts[: -1 if texts[-1] == "" else None]]
-        for number, line in enumerate(lines, 1):
-            if (
-                not isinstance(line, dict)
-                or not isinstance(line.get("id"), str)
-                or not _is_part(line.get("part"))
-            ):
-                raise ValueError(
-                    f"line {number} of {ids_path(path).name} has no id that is a text, or no part"
-                )
-        passport = Passport.from_json(passport_path(path).read_bytes(), str(passport_path(path)))
-    except RecursionError:
-        raise OutputError(
-            f"{ids_path(path)} is damaged (it is nested too deep); embed the pictures again"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise OutputError(f"{path} and its ids and passport cannot be read ({first_line(error)})") from None
-    if vectors.shape != (len(lines), passport.dim):
-        raise OutputError(
-            f"{path}: expected {len(lines)} rows of {passport.dim} as its ids and passport say, found {vectors.shape}"
-        )
-    return vectors, lines, passport
-
-
-def _mapped(path: Path) -> np.ndarray:
-    """The array of a `.npy` file, mapped into memory: floating-point numbers."""
-    try:
-        vectors = np.lib.format.open_memmap(path, "r")
-    except OSError:
-        raise
-    except Exception as error:  # a header is Python's syntax, and a bad one fails in whatever evaluates it
-        raise ValueError(f"{path.name} is no array: {first_line(error)}") from None
-    if vectors.dtype.kind != "f":
-        raise ValueError(f"{path.name} holds {vectors.dtype}, not floating-point numbers")
-    return vectors
-
-
-def _is_part(value: object) -> bool:
-    """Whether a value of JSON is the number of a part: one of int32, and no bool."""
-    return type(value) is int and -(1 << 31) <= value < 1 << 31
-
-
 class _Columns(Stored):
     """A store that gives tables of some columns."""
 
@@ -222,14 +169,16 @@ class _Parquet(_Columns):
         if passport is None:
             raise OutputError(f"{where} holds no rows yet")
         self._files = files
-        self._facts = [_guarded(str(file), pq.read_metadata, file) for file in files]
-        self._schemas = [
-            _guarded(str(file), lambda facts: facts.schema.to_arrow_schema(), facts)
-            for file, facts in zip(files, self._facts, strict=True)
-        ]
+        self._checked: set[tuple[int, str]] = set()
+        self._facts: list[pq.FileMetaData] = []
+        self._schemas: list[pa.Schema] = []
+        for file in files:
+            facts, schema = _guarded(str(file), _read_footer, file)
+            self._facts.append(facts)
+            self._schemas.append(schema)
         columns = dict.fromkeys(_guarded(where, lambda: [n for one in self._schemas for n in one.names]))
         for file, schema in zip(files, self._schemas, strict=True):
-            _check_schema(schema, passport.dim, str(file))
+            check_schema(schema, passport.dim, str(file))
         self._groups = [
             (index, group) for index, facts in enumerate(self._facts) for group in range(facts.num_row_groups)
         ]
@@ -269,7 +218,10 @@ class _Parquet(_Columns):
 
         def read() -> pa.Table:
             # With the footer that is known already: a large file's takes long to parse.
-            with pq.ParquetFile(path, metadata=self._facts[file]) as reader:
+            with opened(path, metadata=self._facts[file]) as reader:
+                if (file, name) not in self._checked:
+                    check_sizes(reader, path, [name])
+                    self._checked.add((file, name))
                 return reader.read_row_groups(groups, columns=[name]).replace_schema_metadata(None)
 
         return _guarded(str(path), read)
@@ -282,7 +234,7 @@ class _Table(_Columns):
         path = lancetable.table_path(uri)
         self._lance = lancetable.open_table(path)
         passport = lancetable.passport_of(self._lance, path)
-        _check_schema(self._lance.schema, passport.dim, uri)
+        check_schema(self._lance.schema, passport.dim, uri)
         super().__init__(uri, passport, self._lance.count_rows(), self._lance.schema.names)
 
     def _table(self, name: str, start: int, stop: int) -> pa.Table:
@@ -293,9 +245,10 @@ class _Npy(Stored):
     """An array with its ids and passport beside it."""
 
     def __init__(self, path: Path):
-        vectors, self._lines, passport = read_npy(path)
+        vectors, found = read_npy(path)
+        self._lines = found.lines
         columns = dict.fromkeys(name for line in self._lines for name in line)
-        super().__init__(str(path), passport, len(self._lines), list(columns))
+        super().__init__(str(path), found.passport, len(self._lines), list(columns))
         self.mapped = vectors
 
     def column(self, name: str, start: int = 0, stop: int | None = None) -> list:
@@ -306,14 +259,24 @@ class _Npy(Stored):
         return self.mapped[start:stop]
 
 
-def _check_schema(schema: pa.Schema, dim: int, where: str) -> None:
-    """Refuse a file whose columns are not those that its passport promises."""
-    for name, kind in (("id", pa.string()), ("part", pa.int32()), ("embedding", pa.list_(pa.float32(), dim))):
+def _read_footer(path: Path) -> tuple[pq.FileMetaData, pa.Schema]:
+    with opened(path) as file:
+        return file.metadata, file.schema_arrow
+
+
+def check_schema(schema: pa.Schema, dim: int, where: str) -> None:
+    """Refuse a file whose columns are not those that its passport promises.
+
+    Raises:
+        OutputError: Naming the first column of another type.
+    """
+    expected = {"id": pa.string(), "part": pa.int32(), "embedding": pa.list_(pa.float32(), dim)}
+    for name, kind in expected.items():
         found = schema.field(name).type if name in schema.names else "nothing"
         if found != kind:
             raise OutputError(
                 f"{where}: the column {name!r} should be {kind}, and is {found}: another program changed the file; "
-                "embed the pictures again"
+                "embed the images again"
             )
 
 

@@ -141,7 +141,7 @@ def test_a_kill_between_the_rename_and_the_clean_up_doubles_nothing(
 
 
 def test_what_a_killed_run_wrote_aside_goes_away(pictures, tmp_path, encoder):
-    (tmp_path / ".images.parquet.12345.tmp").write_bytes(b"half a file")
+    (tmp_path / ".images.parquet.0123456789abcdef.partial").write_bytes(b"half a file")
     embedkit.embed(pictures / "b", tmp_path / "images.parquet", encoder=encoder)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["images.parquet"]
 

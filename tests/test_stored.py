@@ -15,8 +15,9 @@ from typer.testing import CliRunner
 from embedkit import lancetable, stored
 from embedkit.analysis.rows import Rows
 from embedkit.commands import atlas, calibrate, cluster, duplicates, leaks, lint
-from embedkit.embeddings import Embeddings, Passport, Run, schema_of, write_npy, write_rows
+from embedkit.embeddings import Embeddings, Passport, Run, schema_of, write_rows
 from embedkit.errors import ConfigError, OutputError, SpaceMismatchError
+from embedkit.npyfile import write_npy
 from embedkit.stored import is_stored, open_stored
 
 PASSPORT = Passport(

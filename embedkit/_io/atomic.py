@@ -74,7 +74,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
             os.replace(scratch, target)  # before the lock ends, so that nobody clears it
             scratch = None
     except OSError as error:
-        raise _refusal(path, error) from None
+        raise refusal(path, error) from None
     finally:
         if scratch is not None:
             with contextlib.suppress(OSError):
@@ -109,7 +109,7 @@ def replacing_folder(folder: Path, *, replace: bool = True) -> Iterator[Path]:
         yield scratch
         _place(scratch, target, replace)
     except OSError as error:
-        raise _refusal(folder, error) from None
+        raise refusal(folder, error) from None
     finally:
         if scratch is not None:
             shutil.rmtree(scratch, ignore_errors=True)  # after an exchange, the old folder
@@ -258,7 +258,8 @@ def _exchange(left: Path, right: Path) -> bool:
     return function(_AT_FDCWD, os.fsencode(left), _AT_FDCWD, os.fsencode(right), _RENAME_EXCHANGE) == 0
 
 
-def _refusal(path: str | os.PathLike[str], error: OSError) -> OutputError:
+def refusal(path: str | os.PathLike[str], error: OSError) -> OutputError:
+    """The error for a file or folder that cannot be written, as one sentence."""
     if isinstance(error, OutputError):
         return error
     full = error.errno in (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", -1))

@@ -14,9 +14,9 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-#: What `flock` answers where the file system has no locks.
+#: What `flock` answers where the file system has no locks; 524 is Linux's internal ENOTSUPP, which NFS lets through.
 _UNSUPPORTED = frozenset(
-    {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EBADF}
+    {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EBADF, 524}
 )
 
 

@@ -14,8 +14,9 @@ from typer.testing import CliRunner
 from embedkit.analysis import lint as module
 from embedkit.analysis.lint import lint
 from embedkit.commands.lint import lint as command
-from embedkit.embeddings import Embeddings, Passport, schema_of, write_npy, write_rows
+from embedkit.embeddings import Embeddings, Passport, schema_of, write_rows
 from embedkit.errors import ConfigError, OutputError
+from embedkit.npyfile import write_npy
 
 
 def healthy(n=400, dim=8, seed=0):

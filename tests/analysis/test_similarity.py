@@ -20,8 +20,9 @@ from embedkit.analysis.similarity import (
     similarity,
     top_k,
 )
-from embedkit.embeddings import Embeddings, Passport, schema_of, write_npy, write_rows
+from embedkit.embeddings import Embeddings, Passport, schema_of, write_rows
 from embedkit.errors import ConfigError, MissingDependencyError, OutputError, SpaceMismatchError
+from embedkit.npyfile import write_npy
 
 PASSPORT = Passport(
     entry="linear-tiny.noise", manifest_sha256="a" * 64, fingerprint="b" * 64, dim=6, normalized=False

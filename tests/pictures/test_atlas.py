@@ -23,8 +23,9 @@ from typer.testing import CliRunner
 from embedkit.analysis.clustering import Clustering
 from embedkit.analysis.rows import Rows
 from embedkit.commands.atlas import atlas as command
-from embedkit.embeddings import Embeddings, Passport, schema_of, write_npy, write_rows
+from embedkit.embeddings import Embeddings, Passport, schema_of, write_rows
 from embedkit.errors import ConfigError, MissingDependencyError, OutputError, SourceError, SpaceMismatchError
+from embedkit.npyfile import write_npy
 from embedkit.pictures import atlas as module
 from embedkit.pictures.atlas import project, write_atlas
 from embedkit.pictures.groups import groups_of_clusters, groups_of_labels
