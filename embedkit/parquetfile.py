@@ -42,8 +42,9 @@ def opened(
         OSError: No regular file, or it cannot be opened.
         ArrowException: Not Parquet.
     """
+    open_regular(path).close()
     with (
-        open_regular(path) as file,
+        pa.OSFile(os.fspath(path)) as file,  # reads without Python's lock
         pq.ParquetFile(file, metadata=metadata, read_dictionary=read_dictionary) as reader,
     ):
         yield reader

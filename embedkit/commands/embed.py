@@ -55,7 +55,12 @@ def embed(
     on_error: Annotated[
         str, typer.Option(help="skip lists bad pictures beside the output; stop ends.")
     ] = "skip",
-    prune: Annotated[bool, typer.Option("--prune", help="Drop rows of pictures that are gone.")] = False,
+    prune: Annotated[
+        bool,
+        typer.Option(
+            "--prune", help="Drop rows of the sources that are not listed any more, and rows without a file."
+        ),
+    ] = False,
     verify_content: Annotated[
         bool, typer.Option("--verify-content", help="Tell changed pictures by their sha256.")
     ] = False,
