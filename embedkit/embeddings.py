@@ -402,11 +402,6 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         os.fsync(file.fileno())
 
 
-def remove_leftovers(path: Path) -> None:
-    """Delete what killed writers left aside of `path`, as `_io.atomic.clear_leftovers` does."""
-    atomic.clear_leftovers(path)
-
-
 def first_line(error: BaseException) -> str:
     """The begin of a library's message, for a sentence of ours."""
     return str(error).splitlines()[0][:200] if str(error) else type(error).__name__

@@ -15,7 +15,7 @@ from embedkit.embeddings import RESERVED, ROW_GROUP, Passport, first_line, read_
 from embedkit.errors import OutputError
 from embedkit.npyfile import Beside, MismatchError, read_beside, read_npy
 from embedkit.parquetfile import check_sizes, opened
-from embedkit.stored import check_schema
+from embedkit.stored import check_schema, column_type
 
 _KNOWN = {"id": pa.string(), "size": pa.int64(), "mtime_ns": pa.int64(), "sha256": pa.string()}
 _T = TypeVar("_T")
@@ -142,7 +142,7 @@ def read_known(path: Path, passport: Passport) -> tuple[dict[str, Known], pa.Sch
 def _check(schema: pa.Schema, passport: Passport, path: Path) -> None:
     check_schema(schema, passport.dim, str(path))
     for name, kind in _KNOWN.items():
-        found = schema.field(name).type if name in schema.names else "nothing"
+        found = column_type(schema, name)
         if found != kind and not (name == "sha256" and found == "nothing"):
             raise OutputError(
                 f"{path}: the column {name!r} should be {kind}, and is {found}, so that it cannot be told which images "

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -31,7 +32,7 @@ from embedkit.errors import OutputError
 from embedkit.npyfile import read_npy
 from embedkit.parquetfile import check_sizes, opened
 
-__all__ = ["Stored", "check_schema", "is_stored", "open_stored"]
+__all__ = ["Stored", "check_schema", "column_type", "is_stored", "open_stored"]
 
 #: Rows that are read at once: whole row groups, as `embedkit.embeddings` writes them.
 BLOCK = 1 << 14
@@ -264,15 +265,23 @@ def _read_footer(path: Path) -> tuple[pq.FileMetaData, pa.Schema]:
         return file.metadata, file.schema_arrow
 
 
+def column_type(schema: pa.Schema, name: str) -> pa.DataType | str:
+    """The type of a column, or what there is instead of one."""
+    return schema.field(name).type if name in schema.names else "nothing"
+
+
 def check_schema(schema: pa.Schema, dim: int, where: str) -> None:
     """Refuse a file whose columns are not those that its passport promises.
 
     Raises:
         OutputError: Naming the first column of another type.
     """
+    twice = [name for name, count in Counter(schema.names).items() if count > 1]
+    if twice:
+        raise OutputError(f"{where}: there are two columns {twice[0]!r}; embed the images again")
     expected = {"id": pa.string(), "part": pa.int32(), "embedding": pa.list_(pa.float32(), dim)}
     for name, kind in expected.items():
-        found = schema.field(name).type if name in schema.names else "nothing"
+        found = column_type(schema, name)
         if found != kind:
             raise OutputError(
                 f"{where}: the column {name!r} should be {kind}, and is {found}: another program changed the file; "
