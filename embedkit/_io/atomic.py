@@ -142,7 +142,7 @@ def clear_leftovers(path: Path) -> None:
         match = form.fullmatch(left.name)
         if match is None:
             continue
-        with contextlib.suppress(OSError), _abandoned(left) as abandoned:
+        with contextlib.suppress(OSError), _holding(left) as abandoned:
             if not abandoned:
                 continue
             if match[1] and not path.exists():
@@ -200,12 +200,8 @@ def _is_ours(descriptor: int, scratch: Path) -> bool:
 
 
 @contextlib.contextmanager
-def _abandoned(left: Path) -> Iterator[bool]:
-    """Whether a killed writer left this scratch, whose lock is held for the block.
-
-    A writer that has created it, and comes to lock it only now, is refused and takes another name. Without the lock it
-    would hold a file that is about to be deleted.
-    """
+def _holding(left: Path) -> Iterator[bool]:
+    """Whether scratch is left over. It stays locked for the block: its writer may have created it this moment."""
     if os.name == "nt":
         yield not left.is_dir() or time.time() - left.stat().st_mtime > _STALE
         return
@@ -215,7 +211,8 @@ def _abandoned(left: Path) -> Iterator[bool]:
         return
     descriptor = os.open(left, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
-        yield try_lock(descriptor) or time.time() - status.st_mtime > _STALE
+        locked = try_lock(descriptor)
+        yield (locked and is_same_file(descriptor, left)) or time.time() - status.st_mtime > _STALE
     finally:
         os.close(descriptor)
 
