@@ -17,12 +17,14 @@ from pathlib import Path
 
 import numpy as np
 
+from embedkit._io.atomic import write_file
+from embedkit.analysis.deletable import DeleteList, FileStates, deletable
 from embedkit.analysis.pairs import Pairs
 from embedkit.analysis.rates import clopper_pearson_lower
 from embedkit.analysis.rows import Rows, Source
 from embedkit.analysis.similarity import Groups, least_cosine, pair_similarity, pairs_above, top_k
-from embedkit.embeddings import replacing
-from embedkit.errors import ConfigError, OutputError
+from embedkit.errors import ConfigError
+from embedkit.ids import check_no_image
 
 __all__ = [
     "DuplicateGroup",
@@ -48,7 +50,8 @@ class DuplicateGroup:
 
     Attributes:
         kept: The rows to keep: the first one, and each one that is no duplicate of a kept one before it. In a
-            chain a-b-c the ends may differ more than the threshold allows, and then both stay.
+            chain a-b-c the ends may differ more than the threshold allows, and then both stay. Images that are files
+            now come first, then links, then those whose files are gone.
         redundant: The other rows; each is a duplicate of a kept one.
         of: The first kept row that each redundant one is a duplicate of.
         cosines: float32, of each redundant row with that kept one.
@@ -74,6 +77,9 @@ class Duplicates:
         groups: The largest first.
         sample: Rows i, j and cosines of at most 1,000 of the pairs, evenly drawn, to be judged by a person.
         has_parts: Whether some rows are parts of pictures, such as faces.
+        root: The folder that ids are relative to; the working folder when None.
+        recorded: int64 (N,), (N,), sizes in bytes and modification times in ns of the images as they were embedded;
+            None where they are not known.
     """
 
     names: list[str]
@@ -82,40 +88,47 @@ class Duplicates:
     groups: list[DuplicateGroup]
     sample: tuple[np.ndarray, np.ndarray, np.ndarray]
     has_parts: bool = False
+    root: str | None = None
+    recorded: tuple[np.ndarray, np.ndarray] | None = None
 
     @property
     def redundant(self) -> list[int]:
         """All rows that can go, because a row that stays is a duplicate of each; rising."""
         return sorted(row for group in self.groups for row in group.redundant)
 
-    def write_delete_list(self, path: str | os.PathLike[str]) -> int:
-        """Write the ids of the redundant pictures, one a line, aside and renamed; nothing is deleted.
+    def write_delete_list(self, path: str | os.PathLike[str], *, null: bool = False) -> DeleteList:
+        """Write the paths of files that can be deleted without losing an image; nothing is deleted.
+
+        The files are looked at now. One is listed only when it and the image that is kept for it are two regular files
+        that are there and unchanged; links, members of archives, and whatever else is not certain are left out.
+
+        Args:
+            path: The list: absolute paths, one a line.
+            null: Each path ends in a NUL byte instead, for `xargs -0`: only then can a name hold a line break.
 
         Returns:
-            How many.
+            What is listed, and what is not and why.
 
         Raises:
-            ConfigError: A row is a part of a picture, or an id holds a line break: such a list could name the
-                wrong file.
-            OutputError: The file cannot be written.
+            ConfigError: A row is a part of an image.
+            OutputError: The list cannot be written, or would overwrite one of the images.
         """
         if self.has_parts:
             raise ConfigError(
-                "some rows are parts of pictures, and a part that is there twice is no picture to delete; "
-                "take embeddings of whole pictures"
+                "some rows are parts of images, and a part that is there twice is no image to delete; "
+                "take embeddings of whole images"
             )
-        names = [self.names[row] for row in self.redundant]
-        for name in names:
-            if "\n" in name or "\r" in name:
-                raise ConfigError(
-                    f"the id {name!r} holds a line break and cannot stand in a list; use --json"
-                )
-        try:
-            with replacing(Path(path)) as aside:
-                aside.write_text("".join(f"{name}\n" for name in names), "utf-8", newline="\n")
-        except OSError as error:
-            raise OutputError(f"{os.fspath(path)} cannot be written ({error.strerror})") from None
-        return len(names)
+        check_no_image({"the delete list": path}, self.names, self.root)
+        found = deletable(
+            FileStates(self.names, self.recorded, self.root),
+            self.names,
+            (row for group in self.groups for row in group.kept),
+            sorted(pair for group in self.groups for pair in zip(group.redundant, group.of, strict=True)),
+            line_breaks=null,
+        )
+        end = b"\0" if null else b"\n"
+        write_file(Path(path), b"".join(os.fsencode(file) + end for file in found.files))
+        return found
 
 
 def find_duplicates(
@@ -125,6 +138,7 @@ def find_duplicates(
     precision: float | None = None,
     judged: Pairs | None = None,
     seed: int = 0,
+    root: str | os.PathLike[str] | None = None,
 ) -> Duplicates:
     """Find all groups of duplicates, exactly, in memory that grows with N alone.
 
@@ -134,6 +148,8 @@ def find_duplicates(
         precision: Instead of a threshold, the share of true duplicates among the pairs that are found.
         judged: With `precision`, pairs that a person has judged; see `threshold_for_precision`.
         seed: Of the sample of pairs.
+        root: The folder that ids are relative to; the working folder when None. Images that are files there are kept
+            before links, and these before what is gone.
 
     Raises:
         ConfigError: One row, ids that stand there twice, neither or both of threshold and precision, or judged
@@ -165,14 +181,27 @@ def find_duplicates(
     inside = np.flatnonzero(sizes[roots] > 1)
     inside = inside[np.argsort(roots[inside], kind="stable")]  # by group, and in order within
     edges = np.flatnonzero(np.diff(roots[inside])) + 1
+    recorded = rows.recorded()
+    if rows.passport is not None:
+        rank = FileStates(names, recorded, root).rank(inside.tolist())
+        inside = inside[np.lexsort((inside, rank, roots[inside]))]  # by group, and the best to keep first
     groups = []
     for members in _batches(np.split(inside, edges) if len(inside) else [], TILE // rows.dim):
         vectors = rows.take(np.concatenate(members))
         ends = np.cumsum([len(group) for group in members])
         for group, end in zip(members, ends.tolist(), strict=True):
             groups.append(_thin_out(group, vectors[end - len(group) : end], least_cosine(threshold)))
-    groups.sort(key=lambda found: (-len(found), found.kept[0]))
-    return Duplicates(names, threshold, sample.seen, groups, sample.pairs(), rows.has_parts())
+    groups.sort(key=lambda found: (-len(found), min(found.kept)))
+    return Duplicates(
+        names,
+        threshold,
+        sample.seen,
+        groups,
+        sample.pairs(),
+        rows.has_parts(),
+        None if root is None else os.fspath(root),
+        recorded,
+    )
 
 
 def _batches(groups: list[np.ndarray], size: int) -> Iterator[list[np.ndarray]]:
@@ -191,7 +220,7 @@ def _thin_out(members: np.ndarray, vectors: np.ndarray, limit: np.float32) -> Du
     """Go through a group in order and keep what is no duplicate of a kept row.
 
     Args:
-        members: int64 (m,), rows, rising.
+        members: int64 (m,), rows, the best to keep first.
         vectors: float32 (m, D), of these rows.
         limit: The least cosine of duplicates.
     """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 
 import numpy as np
 import pytest
@@ -241,13 +242,10 @@ def test_bad_input(vectors, tmp_path):
         leaks(vectors, vectors, 2.0)
 
 
-def test_delete_lists_that_could_name_the_wrong_file(vectors, tmp_path):
+def test_parts_of_images_make_no_delete_list(vectors, tmp_path):
     faces = Embeddings(["a", "a"], np.array([0, 1], np.int32), vectors[[2, 20]], PASSPORT)
-    with pytest.raises(ConfigError, match="parts of pictures"):
+    with pytest.raises(ConfigError, match="parts of images"):
         find_duplicates(faces, 0.9).write_delete_list(tmp_path / "list")
-    odd = Embeddings(["a", "b\nc"], np.zeros(2, np.int32), vectors[[2, 20]], PASSPORT)
-    with pytest.raises(ConfigError, match="line break"):
-        find_duplicates(odd, 0.9).write_delete_list(tmp_path / "list")
     assert not list(tmp_path.iterdir())
 
 
@@ -264,7 +262,12 @@ def run():
     return lambda *arguments: CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
-def test_command_duplicates(run, vectors, tmp_path):
+def test_command_duplicates(run, vectors, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "p").mkdir()
+    for index in range(len(vectors)):
+        (tmp_path / f"p/{index}.jpg").write_bytes(b"x")
+        os.utime(tmp_path / f"p/{index}.jpg", ns=(1, 1))
     path = write(tmp_path / "e.parquet", vectors)
     result = run("duplicates", path, "--threshold", 0.98, "--delete-list", tmp_path / "list.txt")
     assert result.exit_code == 0, result.output
@@ -275,7 +278,7 @@ def test_command_duplicates(run, vectors, tmp_path):
     ]
     assert "5 of 200 rows could go" in result.stderr and "nothing was deleted" in result.stderr
     names = (tmp_path / "list.txt").read_text().splitlines()
-    assert names == ["p/20.jpg", "p/90.jpg", "p/120.jpg", "p/150.jpg", "p/180.jpg"]
+    assert names == [str(tmp_path / f"p/{index}.jpg") for index in (20, 90, 120, 150, 180)]
     data = json.loads(run("duplicates", path, "--threshold", 1, "--json").stdout)
     assert data["redundant"] == 2 and data["pairs"] == 3
     assert data["groups"][0]["redundant"][0] == {

@@ -1,0 +1,223 @@
+"""Delete lists against real files: whatever is listed is deleted, and every image must still be there in some file."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from embedkit.analysis.duplicates import find_duplicates
+from embedkit.embeddings import Passport, schema_of, write_rows
+from embedkit.errors import OutputError
+from embedkit.sources import list_sources
+
+PASSPORT = Passport(
+    entry="linear-tiny.noise", manifest_sha256="a" * 64, fingerprint="b" * 64, dim=64, normalized=True
+)
+
+pytestmark = pytest.mark.skipif(os.name == "nt", reason="links and bytes in names")
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch) -> Path:
+    """The working folder, with a folder `p` for images."""
+    monkeypatch.chdir(tmp_path)
+    Path("p").mkdir()
+    return tmp_path
+
+
+def put(name: str | bytes, content: str) -> None:
+    """An image file: equal contents have equal embeddings."""
+    Path(os.fsdecode(name)).parent.mkdir(parents=True, exist_ok=True)
+    Path(os.fsdecode(name)).write_bytes(content.encode())
+
+
+def scan(*sources: str, root: str | None = None) -> dict[str, tuple[int, int, bytes]]:
+    """What `embed` would record of each image now: id -> size, modification time, content."""
+    items = list_sources(sources, root=root).items
+    return {item.id: (item.size, item.mtime_ns, item.read()) for item in items}
+
+
+def embed(path: str, *runs: dict[str, tuple[int, int, bytes]]) -> str:
+    """A file of embeddings with the rows of all these runs; rows of a file that is gone stay."""
+    rows = {name: row for run in runs for name, row in run.items()}
+    kinds = sorted({data for _, _, data in rows.values()})
+    schema = schema_of(PASSPORT, {}, sha256=False)
+    columns = {
+        "id": list(rows),
+        "part": [0] * len(rows),
+        "embedding": [np.eye(64, dtype=np.float32)[kinds.index(data)] for _, _, data in rows.values()],
+        "size": [size for size, _, _ in rows.values()],
+        "mtime_ns": [time for _, time, _ in rows.values()],
+    }
+    write_rows([pa.table(columns, schema=schema)], Path(path), schema)
+    return path
+
+
+def contents(folder: str = ".") -> set[bytes]:
+    """What can still be read anywhere, through links too."""
+    return {
+        path.read_bytes()
+        for path in Path(folder).rglob("*")
+        if path.is_file() and path.suffix in (".jpg", ".tar")
+    }
+
+
+def delete(path: str, root: str | None = None, null: bool = False):
+    """Find duplicates, write the list and delete what it names. Nothing may be lost."""
+    before = contents()
+    listed = find_duplicates(path, 0.99, root=root).write_delete_list("del.txt", null=null)
+    names = Path("del.txt").read_bytes().split(b"\0" if null else b"\n")[:-1]
+    assert [os.fsdecode(name) for name in names] == listed.files
+    for name in names:
+        os.unlink(name)
+    assert contents() == before
+    return listed
+
+
+def reasons(listed) -> dict[str, int]:
+    return {reason: len(names) for reason, names in listed.left_out.items()}
+
+
+def test_copies_are_listed_by_absolute_paths(here):
+    for name in ("p/a.jpg", "p/b.jpg", "p/c/a.jpg"):
+        put(name, "one")
+    put("p/d.jpg", "two")
+    listed = delete(embed("e.parquet", scan("p")))
+    assert listed.files == [str(here.resolve() / "p/b.jpg"), str(here.resolve() / "p/c/a.jpg")]
+    assert listed.left_out == {} and listed.why() == ""
+
+
+def test_a_link_to_a_folder():
+    put("p/2020/a.jpg", "one")
+    put("p/2020/b.jpg", "two")
+    os.symlink("2020", "p/all")
+    listed = delete(embed("e.parquet", scan("p")))
+    assert len(listed) == 0 and reasons(listed) == {"the same file as one that is kept": 2}
+
+
+def test_a_link_that_sorts_before_its_file():
+    put("p/originals/1.jpg", "one")
+    put("p/z/z.jpg", "one")
+    Path("p/album").mkdir()
+    os.symlink("../originals/1.jpg", "p/album/1.jpg")
+    found = find_duplicates(path := embed("e.parquet", scan("p")), 0.99)
+    assert [found.names[row] for row in found.groups[0].kept] == [
+        "p/originals/1.jpg"
+    ]  # the file, not the link
+    listed = delete(path)
+    assert [os.path.basename(name) for name in listed.files] == ["z.jpg"]
+    assert reasons(listed) == {"a link": 1}
+
+
+def test_a_link_to_what_was_not_embedded_keeps_nothing_alive():
+    put("q/one.jpg", "one")
+    put("p/b.jpg", "one")
+    os.symlink("../q/one.jpg", "p/a.jpg")
+    assert len(delete(embed("e.parquet", scan("p")))) == 0  # the file is kept, and links are not listed
+
+
+def test_one_folder_by_several_spellings(here, monkeypatch):
+    put("p/q/a.jpg", "one")
+    put("p/q/b.jpg", "two")
+    runs = [scan("p/q"), scan(str(here / "p/q")), scan("p/q", root=".")]
+    monkeypatch.chdir("p")
+    runs.append(scan("q"))
+    monkeypatch.chdir(here)
+    path = embed("e.parquet", *runs)
+    assert len(delete(path)) == 0
+    assert len(delete(path, root="p")) == 0
+    monkeypatch.chdir("p")
+    assert len(delete("../e.parquet")) == 0
+    monkeypatch.chdir(here)
+    shutil.copytree("p/q", "q")  # what ids of another working folder name here: copies
+    assert {os.path.dirname(name) for name in delete(path).files} == {str(here.resolve() / "q")}
+
+
+def test_one_file_by_two_names_is_listed_once(here):
+    put("p/a.jpg", "one")
+    put("q/b.jpg", "one")
+    os.symlink("q", "r")
+    listed = delete(embed("e.parquet", scan("p"), scan("q"), scan("r")))
+    assert listed.files == [str(here.resolve() / "q/b.jpg")]
+    assert reasons(listed) == {"listed already by another name": 1}
+
+
+def test_files_that_moved_between_two_runs():
+    put("p/1.jpg", "one")
+    put("p/2.jpg", "two")
+    first = scan("p")
+    Path("p/holiday").mkdir()
+    os.rename("p/1.jpg", "p/holiday/beach.jpg")
+    listed = delete(embed("e.parquet", first, scan("p")))
+    assert len(listed) == 0 and reasons(listed) == {"no file of that name any more": 1}
+
+
+def test_names_that_changed_places():
+    """The row of `b` is a duplicate of `a` as it was; now `a` is another image."""
+    put("p/a.jpg", "one")
+    put("p/b.jpg", "one")
+    put("p/c.jpg", "two, longer")
+    path = embed("e.parquet", scan("p"))
+    os.replace("p/c.jpg", "p/a.jpg")
+    listed = delete(path)
+    assert len(listed) == 0
+    assert reasons(listed) == {"changed since it was embedded: embed again": 1}
+
+
+def test_hard_links():
+    put("p/a.jpg", "one")
+    os.link("p/a.jpg", "p/b.jpg")
+    put("p/c.jpg", "one")
+    os.link("p/c.jpg", "p/d.jpg")
+    listed = delete(embed("e.parquet", scan("p")))
+    assert [os.path.basename(name) for name in listed.files] == ["c.jpg", "d.jpg"]
+    assert reasons(listed) == {"the same file as one that is kept": 1}
+
+
+def test_members_of_archives_are_left_and_files_come_first():
+    put("p/z.jpg", "one")
+    with tarfile.open("a.tar", "w") as tar:
+        tar.add("p/z.jpg", "x.jpg")
+        tar.add("p/z.jpg", "y.jpg")
+    path = embed("e.parquet", scan("a.tar"), scan("p"))
+    listed = delete(path)
+    assert len(listed) == 0 and reasons(listed) == {"inside an archive": 2}
+    assert "2 left out (2: inside an archive), the first is 'a.tar::x.jpg'" in listed.why()
+    os.unlink("p/z.jpg")
+    assert reasons(delete(path)) == {"inside an archive": 1, "no file of that name any more": 1}
+
+
+def test_names_that_a_list_cannot_hold_as_they_are(here):
+    odd = [b"p/b\xff.jpg", b"p/c\nd.jpg", b"p/-rf.jpg", b"p/e 'f\".jpg"]
+    put("p/-a.jpg", "one")
+    for name in odd:
+        put(name, "one")
+    os.chdir("p")  # so that ids begin with a dash
+    path = embed("../e.parquet", scan("."))
+    os.chdir("..")
+    listed = find_duplicates(path.removeprefix("../"), 0.99, root="p").write_delete_list("del.txt")
+    assert reasons(listed) == {"a line break in its name: use --null": 1}
+    assert all(os.path.isabs(name) for name in listed.files) and len(listed) == 3
+    listed = find_duplicates("e.parquet", 0.99, root="p").write_delete_list("del.txt", null=True)
+    assert len(listed) == 4
+    with open("del.txt") as names:
+        subprocess.run(["xargs", "-0", "rm", "--"], stdin=names, check=True)
+    assert os.listdir("p") == ["-a.jpg"]
+
+
+def test_a_list_never_takes_the_place_of_an_image():
+    put("p/a.jpg", "one")
+    put("p/b.jpg", "one")
+    found = find_duplicates(embed("e.parquet", scan("p")), 0.99)
+    os.symlink("p/a.jpg", "list")
+    for path in ("p/a.jpg", "list"):
+        with pytest.raises(OutputError, match="one of the images"):
+            found.write_delete_list(path)
+    assert Path("p/a.jpg").read_text() == "one"
