@@ -7,16 +7,16 @@ Environments (Huang et al., Technical Report 07-49, University of Massachusetts,
 from __future__ import annotations
 
 import csv
-import io
 import os
+import re
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from reprlib import Repr
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from embedkit._io.reading import open_regular
+from embedkit._io.atomic import write_file
 from embedkit.analysis.similarity import Groups
 from embedkit.errors import ConfigError
 
@@ -28,13 +28,15 @@ __all__ = [
     "pair_names",
     "read_pairs",
     "sample_pairs",
+    "write_pairs",
 ]
 
 #: Genuine and impostor pairs of which all are taken, up to as many of each kind.
 MOST = 1 << 18
-_shortener = Repr()
-_shortener.maxstring = 200
-_short = _shortener.repr
+#: Where a spreadsheet of some country lets a cell begin: quotes do not keep it from splitting at semicolons and tabs.
+_START = r"(?:^|(?<=[;\t\r\n]))"
+#: What it takes for a formula there, behind any apostrophes that hide one already.
+_FORMULA = r"(?='*[=+\-@\t\r\n])"
 _TRUE, _FALSE = ("1", "true", "yes", "same"), ("0", "false", "no", "different")
 
 
@@ -68,6 +70,38 @@ class Pairs:
         return Pairs(row[self.a[here]], row[self.b[here]], self.same[here], self.identities[here])
 
 
+def write_pairs(
+    path: str | os.PathLike[str], names: Sequence[str], pairs: tuple[np.ndarray, np.ndarray, np.ndarray]
+) -> None:
+    """Write pairs to be judged by a person: a CSV with the columns `a`, `b`, `cosine` and an empty `same`.
+
+    A name that a spreadsheet would run as a formula gets an apostrophe in front, which `read_pairs` takes off again.
+
+    Args:
+        path: The CSV.
+        names: One per row.
+        pairs: Rows i, rows j and cosines.
+
+    Raises:
+        OutputError: The file cannot be written.
+    """
+    lines = ["a,b,cosine,same"]
+    for a, b, cosine in zip(*(side.tolist() for side in pairs), strict=True):
+        lines.append(f"{_cell(names[a])},{_cell(names[b])},{cosine:.6f},")
+    write_file(Path(path), "".join(f"{line}\r\n" for line in lines).encode())
+
+
+def _cell(text: str) -> str:
+    """One cell: an apostrophe before each formula, and quotes where they are needed."""
+    text = re.sub(_START + _FORMULA, "'", text)
+    return '"' + text.replace('"', '""') + '"' if re.search(r"[,;\"\s]", text) else text
+
+
+def _plain(cell: str) -> str:
+    """What `_cell` was given, from a cell without its quotes."""
+    return re.sub(f"{_START}'{_FORMULA}", "", cell)
+
+
 class _Line(NamedTuple):
     number: int
     a: str
@@ -81,7 +115,7 @@ def pair_names(path: str | os.PathLike[str]) -> list[str]:
     Raises:
         ConfigError: Not such a file.
     """
-    return list(dict.fromkeys(name for line in _lines_of(path) for name in (line.a, line.b)))
+    return list(dict.fromkeys(_plain(name) for line in _lines_of(path) for name in (line.a, line.b)))
 
 
 def read_pairs(
@@ -105,11 +139,13 @@ def read_pairs(
     where = os.fspath(path)
     lines = _lines_of(path)
     rows = names if isinstance(names, Mapping) else {name: index for index, name in enumerate(names)}
+    # An id that a person wrote by hand may begin with an apostrophe of its own.
+    lines = [line._replace(a=_known(line.a, rows), b=_known(line.b, rows)) for line in lines]
     unknown = [(line.number, name) for line in lines for name in (line.a, line.b) if name not in rows]
     if unknown:
         others = f", and {len(unknown) - 1} more" if len(unknown) > 1 else ""
         raise ConfigError(
-            f"{where}, line {unknown[0][0]}: {_short(unknown[0][1])} is no id of the embeddings{others}; "
+            f"{where}, line {unknown[0][0]}: {unknown[0][1]!r} is no id of the embeddings{others}; "
             "ids are spelt as `embedkit embed` stored them"
         )
     truth = np.array([line.same for line in lines], bool)
@@ -135,29 +171,31 @@ def read_pairs(
     return Pairs(a, b, truth, sides)
 
 
+def _known(cell: str, rows: Mapping[str, int]) -> str:
+    return plain if (plain := _plain(cell)) in rows else cell
+
+
 def _lines_of(path: str | os.PathLike[str]) -> list[_Line]:
     """The pairs of a CSV as they stand there."""
     where = os.fspath(path)
     lines: list[_Line] = []
     try:
-        with io.TextIOWrapper(open_regular(path), "utf-8-sig", newline="") as file:
+        with open(path, newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
             missing = {"a", "b", "same"} - set(reader.fieldnames or ())
             if missing:
                 raise ConfigError(
                     f"{where}: expected the columns a, b and same in its first line, "
-                    f"found {_short(', '.join(reader.fieldnames or ()) or 'nothing')}"
+                    f"found {', '.join(reader.fieldnames or ()) or 'nothing'}"
                 )
             for line in reader:
                 answer = (line["same"] or "").strip().lower()
                 if answer not in _TRUE + _FALSE:
                     raise ConfigError(
-                        f"{where}, line {reader.line_num}: same: expected 1 or 0, found {_short(answer)}"
+                        f"{where}, line {reader.line_num}: same: expected 1 or 0, found {answer!r}"
                     )
                 lines.append(_Line(reader.line_num, line["a"] or "", line["b"] or "", answer in _TRUE))
-    except ConfigError:
-        raise
-    except (OSError, ValueError, csv.Error) as error:  # ValueError: no UTF-8, or a path with a NUL
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ConfigError(f"{where} cannot be read as a CSV file ({error})") from None
     return lines
 

