@@ -32,11 +32,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from embedkit._io.atomic import replacing
+from embedkit._io.outputs import check_outputs
 from embedkit.analysis.reduction import fit_reduction
 from embedkit.analysis.rows import Rows
 from embedkit.analysis.similarity import SMALL, top_k, without_own
-from embedkit.embeddings import Embeddings, replacing
+from embedkit.embeddings import Embeddings
 from embedkit.errors import ConfigError, MissingDependencyError, OutputError
+from embedkit.ids import check_no_image
 from embedkit.pictures.groups import Groups
 from embedkit.pictures.reading import Originals, none_there
 from embedkit.pictures.sheets import common_folder, visible
@@ -124,15 +127,19 @@ def write_atlas(
     Raises:
         ConfigError: No row, an unknown method, or more than 50,000 pictures.
         SourceError: Not one of the pictures can be read.
-        OutputError: The file cannot be written, or the embeddings cannot be read.
+        OutputError: The file cannot be written, is one of the pictures, or the embeddings cannot be read.
         MissingDependencyError: `umap` is asked for and not installed.
     """
     check_atlas(path)
     path = Path(path)
     if not 1 <= most <= EDGES[-1][0]:
         raise ConfigError(f"most: expected 1 to {EDGES[-1][0]:,} pictures, found {most:,}")
+    originals = originals or Originals()
+    if isinstance(source, (str, os.PathLike)):
+        check_outputs({"the atlas": path}, {"the embeddings": source})
     rows = Rows(source)
     names, total = rows.names(), len(rows)
+    check_no_image({"the atlas": path}, names, originals.root)
     chosen = np.arange(total)
     if total > most:
         chosen = np.sort(np.random.default_rng(seed).choice(total, most, replace=False))
@@ -160,7 +167,6 @@ def write_atlas(
         "across": ACROSS,
         **_grouped(groups, names),
     }
-    originals = originals or Originals()
     missing: list[str] = []
     sizes = np.zeros((count, 2), np.uint8)
 
@@ -183,19 +189,21 @@ def write_atlas(
             )
             yield f'<img alt="" src="data:image/webp;base64,{base64.b64encode(file.getvalue()).decode()}">\n'
 
-    try:
-        with replacing(path) as aside, open(aside, "w", encoding="utf-8", newline="\n") as page:
-            for kind, text in _pieces():
-                if kind == "title":
-                    page.write(html.escape(visible(title)))
-                elif kind == "sheets":
-                    page.writelines(sheets())
-                elif kind == "data":  # the sizes are known once the sheets are written
-                    page.write(_json({**data, "sizes": _base64(sizes, "u1")}))
-                else:
-                    page.write(text)
-    except OSError as error:
-        raise OutputError(f"{path} cannot be written ({error.strerror or error})") from None
+    with replacing(path) as page:
+
+        def write(text: str) -> None:
+            page.write(text.encode())
+
+        for kind, text in _pieces():
+            if kind == "title":
+                write(html.escape(visible(title)))
+            elif kind == "sheets":
+                for sheet in sheets():
+                    write(sheet)
+            elif kind == "data":  # the sizes are known once the sheets are written
+                write(_json({**data, "sizes": _base64(sizes, "u1")}))
+            else:
+                write(text)
     return Atlas(path, count, total, used, path.stat().st_size, missing)
 
 

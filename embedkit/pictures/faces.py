@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw
 
+from embedkit._io.atomic import replacing
 from embedkit.embeddings import Embeddings, Passport
 from embedkit.encoder import Encoder, open_engine, reason_of
 from embedkit.engine import EngineOptions
@@ -390,10 +391,11 @@ def draw_faces(
     for panel in panels:
         sheet.paste(panel, (at, 0))
         at += panel.width
-    try:
-        sheet.save(output)
-    except (OSError, ValueError) as error:  # ValueError: a suffix that Pillow does not know
-        raise OutputError(f"{os.fspath(output)} cannot be written ({error}); give a .png file") from None
+    form = Image.registered_extensions().get(os.path.splitext(output)[1].lower())
+    if form not in Image.SAVE:
+        raise OutputError(f"{os.fspath(output)} cannot be written (an unknown suffix); give a .png file")
+    with replacing(output) as file:
+        sheet.save(file, form)
 
 
 def passport_of(encoder: Encoder) -> Passport:

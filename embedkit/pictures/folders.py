@@ -1,7 +1,7 @@
-"""Pictures in one folder per cluster: copies or links. The originals are read, and never moved, changed or deleted.
+"""Images in one folder per cluster: copies or links. The originals are read, and never moved, changed or deleted.
 
-All is put together in a folder aside and renamed at the end, so that a run that was killed leaves nothing behind
-but that folder.
+Ids may come from a file that somebody else wrote, so only images below one folder are taken. All is put together in a
+folder aside and renamed at the end; what a killed run has left aside is cleared by the next one.
 """
 
 from __future__ import annotations
@@ -11,15 +11,22 @@ import posixpath
 import shutil
 import unicodedata
 from collections import defaultdict
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from embedkit._io.atomic import replacing_folder
+from embedkit._io.reading import open_regular
 from embedkit.analysis.clustering import Clustering
 from embedkit.errors import EmbedkitError, OutputError, SourceError
+from embedkit.ids import path_of_id
 from embedkit.pictures.reading import Originals
 
 __all__ = ["Sorted", "check_free", "sort_into_folders"]
 
+#: Bytes of a file's name, on all common file systems.
+_MAX_NAME = 255
+_CHUNK = 1 << 20
 #: First bytes of a picture -> suffix, for rows of Parquet files, which have no name.
 _MAGIC = {b"\xff\xd8": ".jpg", b"\x89PNG": ".png", b"GIF8": ".gif", b"RIFF": ".webp", b"BM": ".bmp"}
 
@@ -31,12 +38,14 @@ class Sorted:
     Attributes:
         folder: That holds one folder per cluster.
         pictures: Copies or links that were made.
-        missing: Ids of pictures that are not there any more.
+        missing: Ids of pictures that are not there any more, or cannot be read.
+        outside: Ids of pictures that are left where they are, because they do not lie below the root.
     """
 
     folder: Path
     pictures: int
     missing: list[str]
+    outside: list[str] = field(default_factory=list)
 
 
 def sort_into_folders(
@@ -56,67 +65,146 @@ def sort_into_folders(
         clustering: Its ids are paths as they were embedded, or archive members and rows of Parquet files.
         folder: It must not exist, or be empty.
         link: Symbolic links to the originals instead of copies.
-        root: The folder that ids are relative to, if they are; else the working folder.
+        root: The folder that ids are relative to, if they are; else the working folder. No picture is taken from
+            elsewhere. Links below it are followed: they are its owner's.
 
     Raises:
         OutputError: The folder holds something already, or cannot be written.
-        SourceError: None of the pictures is there, or links to members of an archive are asked for.
+        SourceError: None of the pictures is there, all lie outside the root, or links to members of an archive are
+            asked for.
     """
     folder = Path(folder)
     check_free(folder)
-    originals = Originals(root)
+    taken = _Taken(root)
     wanted = dict.fromkeys(zip(clustering.labels.tolist(), clustering.ids, strict=True))
-    missing: dict[str, None] = {}
-    found: list[tuple[int, str]] = []
+    found: list[tuple[int, str, _Image]] = []
     for label, name in wanted:
-        if not originals.has(name):
-            missing[name] = None
-        elif link and originals.file(name) is None:
+        image = taken.find(name)
+        if image is None:
+            continue
+        if link and image.file is None:
             container = name.partition("::")[0]
             raise SourceError(f"{name!r} lies inside {container!r}, where no link leads to; use --copy-into")
-        else:
-            found.append((label, name))
+        found.append((label, name, image))
     if not found:
-        raise SourceError(
-            f"none of the {len(missing)} pictures is there (the first is {next(iter(missing))!r}); run the command "
-            "where they were embedded, or name the folder that ids are relative to with --root"
-        )
+        raise taken.nothing()
     digits = len(str(max(len(clustering) - 1, 0)))
-    aside = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
-    taken: defaultdict[Path, dict[str, int]] = defaultdict(dict)
+    used: defaultdict[Path, dict[str, int]] = defaultdict(dict)
     made = 0
-    try:
-        aside.mkdir()
-        for label, name in found:
+    with replacing_folder(folder, replace=False) as aside:
+        for label, name, image in found:
             place = aside / (f"cluster-{label:0{digits}d}" if label >= 0 else "noise")
-            if place not in taken:
+            if place not in used:
                 place.mkdir()
-            file = originals.file(name)
-            if file is not None:
-                target = place / _free_name(os.path.basename(file), taken[place])
-                if link:
-                    target.symlink_to(file)
+            names = used[place]
+            try:
+                if image.file is None:
+                    data = _member(image.originals, name)
+                    (place / _free_name(_name_of(name, data), names)).write_bytes(data)
+                elif link:
+                    (place / _free_name(os.path.basename(image.file), names)).symlink_to(image.file)
                 else:
-                    shutil.copy2(file, target)
+                    _copy(image.file, place, names)
+            except _UnreadableError:
+                taken.missing[name] = None
             else:
-                try:
-                    data = originals.read(name)
-                except (EmbedkitError, OSError):
-                    missing[name] = None
-                    continue
-                (place / _free_name(_name_of(name, data), taken[place])).write_bytes(data)
-            made += 1
-        if folder.exists():
-            folder.rmdir()
-        aside.rename(folder)
+                made += 1
+    return Sorted(folder, made, list(taken.missing), list(taken.outside))
+
+
+@dataclass(frozen=True)
+class _Image:
+    """A picture that may be taken: its own file, or None for a member of a container."""
+
+    originals: Originals
+    file: str | None
+
+
+class _Taken:
+    """Finds the pictures of ids, below one folder alone."""
+
+    def __init__(self, root: str | os.PathLike[str] | None):
+        self._root = os.path.abspath(root if root is not None else os.curdir)
+        self._ways = [Originals(root)]
+        if root is not None:  # ids may also be paths from the working folder, into the root
+            self._ways.append(Originals())
+        self.missing: dict[str, None] = {}
+        self.outside: dict[str, None] = {}
+
+    def find(self, name: str) -> _Image | None:
+        """The picture of an id; None for what is noted as missing or outside."""
+        ways = [originals for originals in self._ways if self._is_inside(originals, name)]
+        for originals in ways:
+            if originals.has(name):
+                return _Image(originals, originals.file(name))
+        (self.missing if ways else self.outside)[name] = None
+        return None
+
+    def nothing(self) -> SourceError:
+        """The error where no picture can be taken."""
+        if self.outside and not self.missing:
+            return SourceError(
+                f"all {len(self.outside)} pictures lie outside {self._root} (the first is "
+                f"{next(iter(self.outside))!r}), and nothing is taken from elsewhere; name the folder that holds them "
+                "with --root"
+            )
+        first = next(iter(self.missing))
+        return SourceError(
+            f"none of the {len(self.missing) + len(self.outside)} pictures is there (the first is {first!r}); run the "
+            "command where they were embedded, or name the folder that ids are relative to with --root"
+        )
+
+    def _is_inside(self, originals: Originals, name: str) -> bool:
+        """Whether the path of an id, and the container that it may name, lie below the root."""
+        container = path_of_id(name).partition("::")[0]
+        # Ids are normalized: `link/../x` would lead elsewhere than it reads.
+        if os.path.normpath(container or os.curdir) != container:
+            return False
+        path = path_of_id(name, originals.root)
+        return self._holds(path) and self._holds(path.partition("::")[0])
+
+    def _holds(self, path: str) -> bool:
+        return os.path.join(os.path.abspath(path), "").startswith(os.path.join(self._root, ""))
+
+
+class _UnreadableError(Exception):
+    """A picture that is there cannot be read."""
+
+
+def _member(originals: Originals, name: str) -> bytes:
+    try:
+        return originals.read(name)
+    except (EmbedkitError, OSError) as error:
+        raise _UnreadableError(str(error)) from None
+
+
+def _copy(file: str, place: Path, used: dict[str, int]) -> None:
+    """Copy a file with its times and permissions, under its name or a free one like it."""
+    chunks = _chunks(file)
+    first = next(chunks)  # before the name is taken
+    target = place / _free_name(os.path.basename(file), used)
+    with open(target, "wb") as output:
+        output.write(first)
+        try:
+            output.writelines(chunks)
+        except _UnreadableError:
+            target.unlink()
+            raise
+    try:
+        shutil.copystat(file, target)
+    except OSError:
+        pass  # a file system without such times or permissions; the picture itself is there
+
+
+def _chunks(file: str) -> Iterator[bytes]:
+    """The content of a regular file, at least one piece."""
+    try:
+        with open_regular(file) as source:
+            yield source.read(_CHUNK)
+            while chunk := source.read(_CHUNK):
+                yield chunk
     except OSError as error:
-        raise OutputError(
-            f"{folder} cannot be written ({error.strerror or error}); nothing is left there, choose another folder"
-        ) from None
-    finally:
-        if aside.exists():
-            shutil.rmtree(aside, ignore_errors=True)  # copies and links of ours alone
-    return Sorted(folder, made, list(missing))
+        raise _UnreadableError(str(error)) from None
 
 
 def _name_of(name: str, data: bytes) -> str:
@@ -135,13 +223,25 @@ def _free_name(name: str, taken: dict[str, int]) -> str:
     def key(text: str) -> str:
         return unicodedata.normalize("NFC", text).casefold()
 
-    stem, suffix = os.path.splitext(name)
+    name = _fitting(name, "")
     candidate, first = name, key(name)
     while key(candidate) in taken:
         taken[first] += 1
-        candidate = f"{stem}-{taken[first]}{suffix}"
+        candidate = _fitting(name, f"-{taken[first]}")
     taken[key(candidate)] = 1
     return candidate
+
+
+def _fitting(name: str, number: str) -> str:
+    """`name` with a number behind its stem, the stem cut where a file system could not hold the name."""
+    stem, suffix = os.path.splitext(name)
+    end = os.fsencode(number) + os.fsencode(suffix)[:32]
+    room = _MAX_NAME - len(end)
+    data = os.fsencode(stem)
+    if len(data) <= room:
+        return stem + number + suffix if len(suffix) <= 32 else os.fsdecode(data + end)
+    # A letter is not cut in two.
+    return data[:room].decode("utf-8", "ignore") + os.fsdecode(end)
 
 
 def check_free(folder: Path) -> None:

@@ -13,13 +13,14 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from embedkit.embeddings import replacing
+from embedkit._io.atomic import replacing
 from embedkit.errors import ConfigError, OutputError
+from embedkit.ids import check_no_image
 from embedkit.pictures.reading import Originals, none_there
 from embedkit.pictures.thumbnails import Thumbnail, thumbnails
 
@@ -131,9 +132,11 @@ def write_sheet(
     Raises:
         ConfigError: The name ends neither in .html nor in .png, or there is nothing to show.
         SourceError: Not one of the pictures can be read.
-        OutputError: The file cannot be written.
+        OutputError: The file cannot be written, or is one of the pictures.
     """
     check_sheet(path)
+    tiles = (tile.name for section in sections for tile in section.tiles)
+    check_no_image({"the sheet": path}, tiles, originals.root)
     path = Path(path)
     most = MOST[path.suffix.lower()]
     shown: list[Section] = []
@@ -171,11 +174,8 @@ def write_sheet(
             yield one
 
     write = _write_html if form else _write_png
-    try:
-        with replacing(path) as aside:
-            write(aside, title, note, shown, watched(), common)
-    except OSError as error:
-        raise OutputError(f"{path} cannot be written ({error.strerror or error})") from None
+    with replacing(path) as file:
+        write(file, title, note, shown, watched(), common)
     return Sheet(path, count, list(faults), left_out)
 
 
@@ -255,17 +255,24 @@ def visible(text: str) -> str:
 
 
 def _write_html(
-    path: Path, title: str, note: str, sections: Sequence[Section], small: Iterator[Thumbnail], common: str
+    file: IO[bytes],
+    title: str,
+    note: str,
+    sections: Sequence[Section],
+    small: Iterator[Thumbnail],
+    common: str,
 ) -> None:
-    with open(path, "w", encoding="utf-8", newline="\n") as file:
-        file.write(_HEAD.format(title=_safe(title), note=f"<p>{_safe(note)}</p>" if note else ""))
-        for section in sections:
-            aside = f" <small>{_safe(section.note)}</small>" if section.note else ""
-            file.write(f"<section>\n<h2><bdi>{_safe(section.title)}</bdi>{aside}</h2>\n<div>\n")
-            for tile in section.tiles:
-                file.write(_figure(tile, next(small), common))
-            file.write("</div>\n</section>\n")
-        file.write("</main>\n</html>\n")
+    def write(text: str) -> None:
+        file.write(text.encode())
+
+    write(_HEAD.format(title=_safe(title), note=f"<p>{_safe(note)}</p>" if note else ""))
+    for section in sections:
+        aside = f" <small>{_safe(section.note)}</small>" if section.note else ""
+        write(f"<section>\n<h2><bdi>{_safe(section.title)}</bdi>{aside}</h2>\n<div>\n")
+        for tile in section.tiles:
+            write(_figure(tile, next(small), common))
+        write("</div>\n</section>\n")
+    write("</main>\n</html>\n")
 
 
 def _figure(tile: Tile, one: Thumbnail, common: str) -> str:
@@ -341,7 +348,12 @@ _INK, _SOFT, _PAGE, _CARD, _BADGE = (
 
 
 def _write_png(
-    path: Path, title: str, note: str, sections: Sequence[Section], small: Iterator[Thumbnail], common: str
+    file: IO[bytes],
+    title: str,
+    note: str,
+    sections: Sequence[Section],
+    small: Iterator[Thumbnail],
+    common: str,
 ) -> None:
     font = {size: ImageFont.load_default(size) for size in (12, 16, 22)}
     columns = min(_COLUMNS, max(len(section.tiles) for section in sections))
@@ -385,7 +397,7 @@ def _write_png(
             write((left + 6, above + EDGE + 7), name, EDGE, 12, _INK)
             write((left + 6, above + EDGE + 7 + _LINE), one.fault or tile.note, EDGE, 12, _SOFT)
         top += count * (card_h + _GAP)
-    canvas.save(path, "PNG")
+    canvas.save(file, "PNG")
 
 
 def _drawable(text: str, length: Callable[[str], float], room: int) -> str:

@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import shutil
 import tarfile
 import tracemalloc
 
@@ -408,7 +409,7 @@ def test_files_that_are_none(tmp_path):
     write(tmp_path / "e.parquet", embeddings(blobs()[0]))
     (tmp_path / "x.parquet").write_bytes(b"nothing")
     for name in ("e.parquet", "x.parquet", "gone.parquet"):
-        with pytest.raises(OutputError, match=r"is no file of clusters \(.*\); write one with"):
+        with pytest.raises(OutputError, match=r"is no file of clusters; write one with"):
             Clustering.read(tmp_path / name)
     with pytest.raises(OutputError, match="cannot be read as Parquet"):
         cluster(tmp_path / "x.parquet", "kmeans", 2)
@@ -536,19 +537,64 @@ def test_members_of_archives_and_rows_of_tables_are_copied_and_not_linked(album,
 
 
 def test_a_full_disk_leaves_nothing_half_done(album, tmp_path, monkeypatch):
-    copy, calls = folders.shutil.copy2, []
+    fits, calls = folders._free_name, []
 
-    def fails(source, target):
-        calls.append(target)
+    def fails(*arguments):
+        calls.append(arguments)
         if len(calls) == 3:
             raise OSError(28, "No space left on device")
-        return copy(source, target)
+        return fits(*arguments)
 
-    monkeypatch.setattr(folders.shutil, "copy2", fails)
+    monkeypatch.setattr(folders, "_free_name", fails)
     before = contents(tmp_path)
-    with pytest.raises(OutputError, match="out cannot be written .No space left on device.; nothing is left"):
+    with pytest.raises(OutputError, match="out cannot be written .the disk is full."):
         sort_into_folders(clusters(album, [0] * 5), "out")
     assert contents(tmp_path) == before and not (tmp_path / "out").exists()
+
+
+def test_only_images_below_the_root_are_taken(album, tmp_path, monkeypatch):
+    (tmp_path / "secret.txt").write_text("secret")
+    with tarfile.open(tmp_path / "all.tar", "w") as tar:
+        tar.add("a/x.png", "in.png")
+    (tmp_path / "b" / "link").symlink_to(tmp_path / "a")
+    monkeypatch.chdir(tmp_path / "b")
+    stray = [str(tmp_path / "secret.txt"), "../secret.txt", "link/../../secret.txt", "link/../../all.tar::in.png",
+             "../all.tar::in.png", "file:..%2Fsecret.txt", "/etc/passwd", "file:/etc/passwd"]  # fmt: skip
+    ids = [*stray, "x.png", str(tmp_path / "b" / "y.png"), "link/x.png"]
+    for root in (None, ".", tmp_path / "b"):
+        done = sort_into_folders(clusters(ids, [0] * len(ids)), tmp_path / "out", root=root)
+        assert done.outside == stray and done.missing == []
+        # A link below the root is the owner's, and so is what it leads to.
+        assert sorted(contents(tmp_path / "out").values()) == [b"a/x.png", b"b/x.png", b"b/y.png"]
+        shutil.rmtree(tmp_path / "out")
+    with pytest.raises(SourceError, match=r"all 1 pictures lie outside .*b.*'../a/x.png'.*--root"):
+        sort_into_folders(clusters(["../a/x.png"], [0]), tmp_path / "out")
+    # The folder that holds them all, for ids that are relative to the working folder.
+    done = sort_into_folders(clusters(["../a/x.png", "x.png"], [0, 0]), tmp_path / "out", root="..")
+    assert (done.pictures, done.outside, done.missing) == (2, [], [])
+
+
+def test_names_that_are_too_long_are_cut(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    longest, letters = "n" * 251 + ".png", "é" * 200 + ".png"
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / longest).write_bytes(folder.encode())
+    with tarfile.open("pack.tar", "w", format=tarfile.PAX_FORMAT) as tar:
+        for name in (letters, "x/" + letters, "y." + "s" * 300):
+            tar.add(tmp_path / "a" / longest, name)
+    ids = [f"a/{longest}", f"b/{longest}", f"pack.tar::{letters}", f"pack.tar::x/{letters}"]
+    done = sort_into_folders(clusters(ids, [0] * 4), "out")
+    assert done.pictures == 4 and done.missing == []
+    made = sorted(contents(tmp_path / "out"))
+    assert len(made) == 4 and all(name.endswith(".png") for name in made)
+
+
+def test_an_image_that_cannot_be_read_does_not_end_it(album, tmp_path):
+    (tmp_path / "a/x.png").unlink()
+    os.mkfifo(tmp_path / "a/x.png")
+    done = sort_into_folders(clusters(album, [0] * 5), "out")
+    assert done.missing == ["a/x.png"] and done.pictures == 4
 
 
 # ---- the command -----------------------------------------------------------------------------------------

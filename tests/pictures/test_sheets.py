@@ -174,7 +174,7 @@ def test_outputs_that_cannot_be(folder):
         write_sheet(folder / "s.html", "t", [], Originals(folder))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sheets, "_write_html", full_disk)
-        with pytest.raises(OutputError, match="No space left"):
+        with pytest.raises(OutputError, match="the disk is full"):
             write_sheet(folder / "s.html", "t", sections, Originals(folder))
     assert not list(folder.glob(".*"))
 
