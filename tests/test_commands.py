@@ -16,7 +16,7 @@ import pytest
 
 import embedkit
 from embedkit import commands, doctor, engine, load
-from embedkit.commands.terminal import printable
+from embedkit._io.text import safe_for_terminal
 from embedkit.engine import CPU, CUDA
 from embedkit.errors import MissingDependencyError
 from embedkit.hub.folder import FolderPlace
@@ -131,9 +131,9 @@ def test_text_of_an_index_cannot_drive_the_terminal(run, package, by_hand):
     assert json.loads(run("zoo", "list", "--json")[1])[0]["data"] == "a\tb\nc\x1b[2Jd"
 
 
-def test_printable():
-    assert printable("a\n\t\x1b\u202eé\udcff") == "a\\n\\t\\x1b\\u202eé\udcff"
-    assert printable("a\r\nb\t\x9b", lines=True) == "a\nb\t\\x9b"
+def test_safe_for_terminal():
+    assert safe_for_terminal("a\n\t\x1b\u202eé\udcff") == "a\\n\\t\\x1b\\u202eé\udcff"
+    assert safe_for_terminal("a\r\nb\t\x9b", lines=True) == "a\nb\t\\x9b"
 
 
 # --- zoo info ---------------------------------------------------------------------------------------------

@@ -6,8 +6,6 @@ Data goes to stdout, progress and notes to stderr. An `EmbedkitError` is printed
 
 from __future__ import annotations
 
-import io
-import os
 import sys
 import warnings
 from typing import Annotated
@@ -15,6 +13,7 @@ from typing import Annotated
 import typer
 
 from embedkit import __version__
+from embedkit._io.text import safe_for_terminal
 from embedkit.commands.atlas import atlas
 from embedkit.commands.calibrate import calibrate
 from embedkit.commands.cluster import cluster
@@ -28,7 +27,7 @@ from embedkit.commands.importing import importing
 from embedkit.commands.lint import lint
 from embedkit.commands.publish import publish
 from embedkit.commands.search import search
-from embedkit.commands.terminal import printable
+from embedkit.commands.terminal import StreamError, drop_output, prepare_streams, tell
 from embedkit.commands.train import train
 from embedkit.commands.verify import verify
 from embedkit.commands.zoo import doctor, zoo
@@ -79,30 +78,43 @@ def options(
 def main() -> None:
     """Run the command line and exit."""
     warnings.showwarning = _one_line
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        # A file name or a card may hold what the terminal's encoding does not.
-        sys.stdout.reconfigure(errors="backslashreplace")
+    prepare_streams()
     try:
         try:
-            app()
+            status = _run()
         finally:
             sys.stdout.flush()
     except EmbedkitError as error:
-        print(f"embedkit: {printable(str(error))}", file=sys.stderr)
+        tell(str(error))
         raise SystemExit(1) from None
-    except SystemExit as end:
-        if end.code == 130:  # Typer's own answer to an interrupt
-            print(
-                "embedkit: stopped; what was done is kept, and the same command goes on (a training run: "
-                "embedkit train --resume RUN)",
-                file=sys.stderr,
-            )
-        raise
+    except StreamError as error:
+        drop_output()
+        tell(str(error))
+        raise SystemExit(1) from None
     except BrokenPipeError:
         # The reader of stdout has gone, as in `embedkit zoo list | head -1`; what is left has nowhere to go.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        drop_output()
         raise SystemExit(1) from None
+    if status == 130:  # Typer's own answer to an interrupt
+        tell(
+            "stopped; what was done is kept, and the same command goes on (a training run: embedkit train --resume RUN)"
+        )
+    raise SystemExit(status)
+
+
+def _run() -> int:
+    """Run the command that was named, and give its exit status."""
+    try:
+        return app(standalone_mode=False) or 0
+    except Exception as error:
+        # Typer brings a Click of its own or takes the installed one, so its errors are known by what they can do.
+        if not (hasattr(error, "show") and hasattr(error, "exit_code")):
+            raise
+        if isinstance(getattr(error, "message", None), str):
+            error.message = safe_for_terminal(error.message, lines=True)  # type: ignore[attr-defined]
+        error.show()
+        return error.exit_code
 
 
 def _one_line(message: Warning | str, *_: object, **__: object) -> None:
-    print(f"embedkit: warning: {printable(str(message))}", file=sys.stderr)
+    tell(f"warning: {message}")

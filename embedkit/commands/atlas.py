@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from embedkit.commands.options import Root, StoredEmbeddings
-from embedkit.commands.terminal import printable
+from embedkit.commands.terminal import tell
 
 
 def atlas(
@@ -40,10 +39,13 @@ def atlas(
     """
     if clusters is not None and label is not None:
         raise typer.BadParameter("give --clusters or --label, not both")
+    from embedkit._io.outputs import check_outputs
+    from embedkit.commands.inputs import files_of
     from embedkit.pictures import atlas as library
     from embedkit.pictures import groups as colours
     from embedkit.pictures.reading import Originals
 
+    check_outputs({"--output": output}, {**files_of(embeddings), "--clusters": clusters})
     library.check_atlas(output)
     originals = Originals(root)
     groups = None
@@ -52,7 +54,7 @@ def atlas(
     elif label is not None:
         groups = colours.groups_of_labels(embeddings, label)
     if method != "pca" and importlib.util.find_spec("umap") is not None:
-        print("embedkit: placing the pictures by UMAP; 5,000 take about a minute", file=sys.stderr)
+        tell("placing the pictures by UMAP; 5,000 take about a minute")
     done = library.write_atlas(
         embeddings, output, originals=originals, groups=groups, most=most, method=method, seed=seed
     )
@@ -60,13 +62,9 @@ def atlas(
     how = "UMAP" if done.map == "umap" else "PCA"
     if method == "auto" and done.map == "pca":
         how += " (`pip install umap-learn` places many pictures better)"
-    print(
-        f"embedkit: {done.path} shows {done.pictures} pictures{of}, placed by {how}; {done.size / 1e6:.1f} MB",
-        file=sys.stderr,
-    )
+    tell(f"{done.path} shows {done.pictures} pictures{of}, placed by {how}; {done.size / 1e6:.1f} MB")
     if done.missing:
-        print(
-            f"embedkit: warning: {len(done.missing)} pictures cannot be read (the first is "
-            f"{printable(done.missing[0])}); --root names the folder that ids are relative to",
-            file=sys.stderr,
+        tell(
+            f"warning: {len(done.missing)} pictures cannot be read (the first is "
+            f"{done.missing[0]}); --root names the folder that ids are relative to"
         )

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from embedkit.commands.terminal import printable, tell_left_out
+from embedkit._io.text import safe_for_terminal
+from embedkit.commands.terminal import tell, tell_left_out
 
 
 def calibrate(
@@ -65,11 +65,16 @@ def calibrate(
 
     Refused when the pairs are too few, or of too few identities, to support the rate.
     """
+    from embedkit._io.outputs import check_outputs
+    from embedkit.commands.inputs import check_known, files_of
+    from embedkit.ids import check_no_image
     from embedkit.pictures.known import calibrate_pictures, holds_pictures, identities_of
     from embedkit.stored import open_stored
 
+    check_outputs({"--output": output}, {**files_of(source, "the source"), "--pairs": pairs})
     left_out: list[str] = []
     if holds_pictures(source):
+        check_known({"--output": output}, source)
         if pairs is not None or identity is not None or identity_from_folder or group is not None:
             raise typer.BadParameter(
                 "--pairs, --identity, --identity-from-folder and --group go with embeddings"
@@ -104,6 +109,7 @@ def calibrate(
 
         rows = Rows(stored)
         ids = rows.names()  # refuses an id that stands there twice: that picture would be paired with itself
+        check_no_image({"--output": output}, ids)
         if pairs is not None:
             chosen = read_pairs(pairs, ids)
         else:
@@ -114,7 +120,7 @@ def calibrate(
     tell_left_out(left_out, f"of {source}")
     found.save(output)
     low, high = found.predict()
-    print(f"embedkit: {output} is of {found.entry}, space {found.fingerprint[:12]}", file=sys.stderr)
+    tell(f"{output} is of {found.entry}, space {found.fingerprint[:12]}")
     if as_json:
         facts = {"predicted_fmr_interval": [low, high], "left_out": left_out}
         print(json.dumps({**found.to_json(), **facts}))
@@ -139,7 +145,7 @@ def calibrate(
     for row in found.groups:
         rates = [*_cells(row.fmr, row.fmr_interval), *_cells(row.fnmr, row.fnmr_interval)]
         note = "" if row.supported else "too few impostor pairs for the target"
-        print("\t".join([printable(row.name), str(row.genuine), str(row.impostors), *rates, note]))
+        print("\t".join([safe_for_terminal(row.name), str(row.genuine), str(row.impostors), *rates, note]))
 
 
 def _cells(rate: float | None, interval: tuple[float, float] | None) -> list[str]:

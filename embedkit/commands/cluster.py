@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from embedkit._io.text import safe_for_terminal
 from embedkit.commands.options import AsJson, Root, StoredEmbeddings
 from embedkit.commands.sheet import write_sheet
-from embedkit.commands.terminal import printable
+from embedkit.commands.terminal import tell
+from embedkit.errors import OutputError
 
 if TYPE_CHECKING:
     from embedkit.analysis.agreement import Scores
@@ -67,12 +68,24 @@ def cluster(
 
     Pictures can be copied or linked into one folder per cluster; the originals stay as they are.
     """
+    from embedkit._io.outputs import check_outputs
     from embedkit.analysis import clustering, dpmm
+    from embedkit.commands.inputs import files_of
     from embedkit.embeddings import Embeddings
+    from embedkit.ids import check_no_image
     from embedkit.pictures import folders
 
     if copy_into is not None and link_into is not None:
         raise typer.BadParameter("give --copy-into or --link-into, not both")
+    outputs = {"--output": output, "--copy-into": copy_into, "--link-into": link_into, "--sheet": sheet}
+    check_outputs(outputs, {**files_of(embeddings), "--mixture": mixture})
+    into = copy_into or link_into
+    for option in ("--output", "--sheet"):
+        path = outputs[option]
+        if into is not None and path is not None and into.resolve() in path.resolve().parents:
+            raise OutputError(
+                f"{option}: {path} lies in {into}, which holds pictures alone; choose another name"
+            )
     config: dpmm.DPMMConfig | None = None
     if init_k is not None or alpha is not None:
         usual = dpmm.DPMMConfig()
@@ -80,7 +93,6 @@ def cluster(
             init_k=usual.init_k if init_k is None else init_k,
             alpha=usual.alpha if alpha is None else alpha,
         )
-    into = copy_into or link_into
     if into is not None:
         folders.check_free(into)  # before all the work
     if sheet is not None:
@@ -90,6 +102,7 @@ def cluster(
         sheets.check_sheet(sheet)
         originals = Originals(root)
     rows = Embeddings.read(embeddings)
+    check_no_image(outputs, rows.ids, root)
     classes = rows.label(labels, embeddings) if labels is not None else None
     found = clustering.cluster(
         rows,
@@ -103,27 +116,32 @@ def cluster(
         where=embeddings,
     )
     scores = found.scores(classes) if classes is not None else None
+    # Files first: whatever reads the table may stop early, as `head` does.
     if output is not None:
         found.save(output)
-    if as_json:
-        print(json.dumps(_facts(found, scores), indent=1))
-    else:
-        _print_table(found, scores)
-    if output is not None:
-        print(f"embedkit: the clusters of {len(found.ids)} rows are in {output}", file=sys.stderr)
+        tell(f"the clusters of {len(found.ids)} rows are in {output}")
     if into is not None:
         placed = folders.sort_into_folders(found, into, link=link_into is not None, root=root)
         what = "links" if link_into is not None else "copies"
-        print(f"embedkit: {placed.pictures} {what} in {placed.folder}", file=sys.stderr)
+        tell(f"{placed.pictures} {what} in {placed.folder}")
         if placed.missing:
-            print(
-                f"embedkit: warning: {len(placed.missing)} pictures are not there any more or cannot be read "
-                f"(the first is {printable(placed.missing[0])})",
-                file=sys.stderr,
+            tell(
+                f"warning: {len(placed.missing)} pictures are not there any more or cannot be read "
+                f"(the first is {placed.missing[0]})"
+            )
+        if placed.outside:
+            base = "the working folder" if root is None else root
+            tell(
+                f"warning: {len(placed.outside)} pictures lie outside {base} and are left there (the first is "
+                f"{placed.outside[0]}); name the folder that holds all of them with --root"
             )
     if sheet is not None:
         title = f"{len(found)} clusters of {embeddings} by {method}"
         write_sheet(sheet, title, sheets.sheet_of_clusters(found, seed=seed), originals)
+    if as_json:
+        print(json.dumps(_facts(found, scores), indent=1))
+    else:
+        _print_table(found, scores)
 
 
 def _mixture(name: str) -> Mixture:
@@ -154,7 +172,7 @@ def _print_table(found: Clustering, scores: Scores | None) -> None:
     rows = len(found.ids)
     print(f"{'cluster':>7}  {'size':>9}  {'share':>6}  nearest to its middle")
     for number, size in enumerate(found.sizes):
-        names = ", ".join(map(printable, found.exemplar_ids(number)))
+        names = ", ".join(map(safe_for_terminal, found.exemplar_ids(number)))
         print(f"{number:>7}  {size:>9}  {size / rows:>6.1%}  {names}")
     if found.noise:
         print(f"{'noise':>7}  {found.noise:>9}  {found.noise / rows:>6.1%}")

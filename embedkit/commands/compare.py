@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 from typing import Annotated
 
 import typer
 
+from embedkit._io.text import safe_for_terminal
 from embedkit.commands.options import AsJson
-from embedkit.commands.terminal import printable
+from embedkit.commands.terminal import tell
 from embedkit.errors import ConfigError
 
 
@@ -38,12 +38,12 @@ def compare(
             f"{', '.join(silent)}: no figures to compare; measure some by `embedkit evaluate FOLDER --data ... --write`"
         )
     for name in silent:
-        print(f"embedkit: {printable(name)} has no figures yet", file=sys.stderr)
+        tell(f"{name} has no figures yet")
     tables = compare_facts(facts)
     if as_json:
         print(json.dumps([dataclasses.asdict(table) for table in tables], indent=1))
         return
     for table, protocol in with_protocols(tables):
-        print(printable(f"{table.data}\n\n{table.markdown(intervals=intervals)}\n", lines=True))
+        print(safe_for_terminal(f"{table.data}\n\n{table.markdown(intervals=intervals)}\n", lines=True))
         if protocol:
-            print(printable(f"{protocol}\n", lines=True))
+            print(safe_for_terminal(f"{protocol}\n", lines=True))

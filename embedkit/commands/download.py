@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import sys
-
 from rich.progress import BarColumn, DownloadColumn, TextColumn, TransferSpeedColumn
 
+from embedkit._io.text import safe_for_terminal
 from embedkit.commands.progress import Drawn
-from embedkit.commands.terminal import printable
+from embedkit.commands.terminal import tell
 from embedkit.hub.cache import Arrival, commercial_only
 
 
@@ -21,20 +20,23 @@ class Download(Drawn):
             accept_licence: Let entries pass that may not be used commercially.
         """
         super().__init__(
-            TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn()
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            DownloadColumn(),
+            TransferSpeedColumn(),
         )
         self._accept = accept_licence
 
     def gate(self, arrival: Arrival) -> None:
         """Say what comes and under which licence, and refuse what was not accepted."""
         what = f"{arrival.name} from {arrival.place}: {arrival.bytes / 1e6:.1f} MB, licence {arrival.licence}"
-        print(f"embedkit: {printable(what)}", file=sys.stderr)
+        tell(what)
         if not self._accept:
             commercial_only(arrival)
 
     def start(self, what: str, total: int) -> None:
         """`total` bytes of `what` are about to come."""
-        self._task = self._progress.add_task(printable(what), total=total)
+        self._task = self._progress.add_task(safe_for_terminal(what), total=total)
 
     def advance(self, count: int) -> None:
         """So many more bytes are there."""

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import csv
 import json
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from embedkit.commands.options import AsJson, SheetRoot, StoredEmbeddings
+from embedkit._io.text import safe_for_terminal
+from embedkit.commands.options import AsJson, Root, StoredEmbeddings
 from embedkit.commands.sheet import write_sheet
-from embedkit.commands.terminal import printable
+from embedkit.commands.terminal import tell
 
 
 def duplicates(
@@ -35,24 +34,43 @@ def duplicates(
     ] = None,
     delete_list: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Write the ids of pictures that could go. Nothing is deleted."),
+        typer.Option(
+            metavar="FILE",
+            help="Write the paths of files that can go, each while the kept image is another file that is there. "
+            "Nothing is deleted.",
+        ),
     ] = None,
+    null: Annotated[
+        bool,
+        typer.Option(
+            "--null",
+            help="Paths in the delete list end in NUL, so that no name can be misread: xargs -0 rm -- < FILE",
+        ),
+    ] = False,
     sheet: Annotated[
         Path | None, typer.Option(metavar="OUT.html|OUT.png", help="Draw a contact sheet of the groups.")
     ] = None,
-    root: SheetRoot = None,
+    root: Root = None,
     as_json: AsJson = False,
 ) -> None:
     """Print groups of pictures that are there twice, the largest first: the kept ones, and after a tab the others.
 
-    The first picture of a group is kept, and each one that is no duplicate of a kept one.
+    The first picture of a group is kept, and each one that is no duplicate of a kept one; files that are there come
+    before links and what is gone.
     """
     if (threshold is None) == (precision is None) or (precision is None) != (judged is None):
         raise typer.BadParameter("give --threshold, or --precision with --judged")
+    if null and delete_list is None:
+        raise typer.BadParameter("--null is of a delete list: give --delete-list FILE")
+    from embedkit._io.outputs import check_outputs
     from embedkit.analysis.duplicates import find_duplicates
-    from embedkit.analysis.pairs import read_pairs
+    from embedkit.analysis.pairs import read_pairs, write_pairs
     from embedkit.analysis.rows import Rows
+    from embedkit.commands.inputs import files_of
+    from embedkit.ids import check_no_image
 
+    outputs = {"--pairs": pairs, "--delete-list": delete_list, "--sheet": sheet}
+    check_outputs(outputs, {**files_of(source), "--judged": judged})
     if sheet is not None:
         from embedkit.pictures import sheets
         from embedkit.pictures.reading import Originals
@@ -60,11 +78,23 @@ def duplicates(
         sheets.check_sheet(sheet)  # before all the work
         originals = Originals(root)
     rows = Rows(source)
+    names = rows.names()
+    check_no_image(outputs, names, root)
     # Two near-duplicates of one picture need not be near-duplicates: a judgement is of its pair alone.
-    known = read_pairs(judged, rows.names(), identities=False) if judged else None
-    found = find_duplicates(rows, threshold, precision=precision, judged=known)
+    known = read_pairs(judged, names, identities=False) if judged else None
+    found = find_duplicates(rows, threshold, precision=precision, judged=known, root=root)
+    # Files first: whatever reads the table may stop early, as `head` does.
     if pairs is not None:
-        _write_pairs(pairs, found.names, found.sample)
+        write_pairs(pairs, found.names, found.sample)
+    if delete_list is not None:
+        listed = found.write_delete_list(delete_list, null=null)
+        left = f"; {why}" if (why := listed.why()) else ""
+        tell(f"{delete_list} names {len(listed)} files; nothing was deleted{left}")
+    if sheet is not None and found.groups:
+        title = f"Duplicates in {source} at a cosine of {found.threshold:g} or more"
+        write_sheet(sheet, title, sheets.sheet_of_duplicates(found), originals)
+    elif sheet is not None:
+        tell(f"nothing is there twice, so {sheet} is not written")
     redundant = len(found.redundant)
     if as_json:
         groups = [
@@ -82,23 +112,14 @@ def duplicates(
     else:
         for group in found.groups:
             sides = (
-                ", ".join(printable(found.names[row]) for row in side)
+                ", ".join(safe_for_terminal(found.names[row]) for row in side)
                 for side in (group.kept, group.redundant)
             )
             print("\t".join(sides))
-    print(
-        f"embedkit: {len(found.groups)} groups, {redundant} of {len(found.names)} rows could go; "
-        f"{found.pairs} pairs at a cosine of {found.threshold:g} or more",
-        file=sys.stderr,
+    tell(
+        f"{len(found.groups)} groups, {redundant} of {len(found.names)} rows could go; "
+        f"{found.pairs} pairs at a cosine of {found.threshold:g} or more"
     )
-    if delete_list is not None:
-        count = found.write_delete_list(delete_list)
-        print(f"embedkit: {delete_list} names {count} pictures; nothing was deleted", file=sys.stderr)
-    if sheet is not None and found.groups:
-        title = f"Duplicates in {source} at a cosine of {found.threshold:g} or more"
-        write_sheet(sheet, title, sheets.sheet_of_duplicates(found), originals)
-    elif sheet is not None:
-        print(f"embedkit: nothing is there twice, so {sheet} is not written", file=sys.stderr)
 
 
 def leaks(
@@ -126,26 +147,11 @@ def leaks(
         print(json.dumps({"threshold": threshold, "tested": found.tested, "rate": found.rate, "leaks": rows}))
     else:
         for leak in found.found:
-            print(f"{printable(leak.test)}\t{printable(leak.train)}\t{leak.cosine:.4f}")
-    print(
-        f"embedkit: {len(found.found)} of {found.tested} test rows ({found.rate:.3%}) are in the training set "
-        f"at a cosine of {threshold:g} or more",
-        file=sys.stderr,
+            print(f"{safe_for_terminal(leak.test)}\t{safe_for_terminal(leak.train)}\t{leak.cosine:.4f}")
+    tell(
+        f"{len(found.found)} of {found.tested} test rows ({found.rate:.3%}) are in the training set "
+        f"at a cosine of {threshold:g} or more"
     )
     if fail_over is not None and found.rate > fail_over:
-        print(f"embedkit: that is above the limit of {fail_over:.3%}", file=sys.stderr)
+        tell(f"that is above the limit of {fail_over:.3%}")
         raise typer.Exit(3)
-
-
-def _write_pairs(path: Path, names: list[str], sample: tuple) -> None:
-    from embedkit.embeddings import replacing
-    from embedkit.errors import OutputError
-
-    try:
-        with replacing(path) as aside, open(aside, "w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(("a", "b", "cosine", "same"))
-            for a, b, cosine in zip(*(side.tolist() for side in sample), strict=True):
-                writer.writerow((names[a], names[b], f"{cosine:.6f}", ""))
-    except OSError as error:
-        raise OutputError(f"{path} cannot be written ({error.strerror})") from None

@@ -9,7 +9,9 @@ from typing import Annotated
 
 import typer
 
+from embedkit._io.text import safe_for_terminal
 from embedkit.commands.options import Device, Offline, Threads
+from embedkit.commands.terminal import tell
 
 
 def embed(
@@ -77,8 +79,10 @@ def embed(
     output.
     """
     from embedkit import pipeline
+    from embedkit.commands.inputs import check_embedded
     from embedkit.commands.progress import Bar
 
+    check_embedded(output, source)
     with Bar("embedding") as bar:
         report = pipeline.embed(
             source,
@@ -107,18 +111,18 @@ def embed(
             progress=bar,
         )
     for note in report.notes:
-        print(f"embedkit: {note}", file=sys.stderr)
+        tell(note)
     if as_json:
         fields = {**dataclasses.asdict(report), "images_per_second": round(report.images_per_second, 1)}
         print(json.dumps(fields))
     kept = f", {report.kept} kept" if report.kept else ""
     removed = f", {report.removed} removed" if report.removed else ""
     failed = f", {report.failed} failed ({report.errors})" if report.failed else ", none failed"
-    print(
+    done = (
         f"{report.output}: {report.images} embedded{kept}{removed}{failed}; dim {report.dim}, "
-        f"{report.images_per_second:.1f} images/s on {report.provider}",
-        file=sys.stderr,
+        f"{report.images_per_second:.1f} images/s on {report.provider}"
     )
+    print(safe_for_terminal(done), file=sys.stderr)
 
 
 def _worker(text: str | None) -> tuple[int, int] | None:

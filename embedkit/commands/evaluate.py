@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from typing import Annotated
 
 import typer
@@ -47,7 +46,7 @@ def evaluate(
         check_writable(source)  # before the work of minutes
 
     def tell(message: str) -> None:
-        print(f"embedkit: {message}", file=sys.stderr)
+        tell(message)
 
     found = protocol.evaluate(
         source,

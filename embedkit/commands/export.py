@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from embedkit._io.outputs import check_outputs
+from embedkit._io.text import safe_for_terminal
 from embedkit.entry import MANIFEST
 from embedkit.errors import ConfigError, MissingDependencyError
 
@@ -39,9 +41,12 @@ def export(
         if standalone is not None:
             if name is not None:
                 raise ConfigError("--name writes an entry and --standalone an ONNX file: give one of them")
+            folder = Path(source)
+            held = sorted(folder.iterdir()) if folder.is_dir() else [folder]
+            check_outputs({"--standalone": standalone}, {str(path): path for path in held})
             from embedkit.training.standalone import standalone as write_standalone
 
-            print(write_standalone(source, standalone))
+            print(safe_for_terminal(str(write_standalone(source, standalone))))
         elif (Path(source) / MANIFEST).is_file():
             raise ConfigError(
                 f"{source} is an entry already; write one ONNX file of it with --standalone OUT.onnx"
@@ -51,7 +56,8 @@ def export(
         else:
             from embedkit.training.entries import export_run
 
-            print(export_run(source, name, zoo, licence=licence, data=data, limits=limit or ()))
+            done = export_run(source, name, zoo, licence=licence, data=data, limits=limit or ())
+            print(safe_for_terminal(str(done)))
     except MissingDependencyError:
         raise
     except ImportError as error:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 from typing import Annotated
 
 import typer
 
+from embedkit._io.text import safe_for_terminal
 from embedkit.commands.options import AsJson, CalibrationFile, Device, Threads, Threshold
-from embedkit.commands.terminal import printable, tell_left_out
+from embedkit.commands.terminal import tell, tell_left_out
 
 
 def identify(
@@ -73,28 +73,23 @@ def identify(
     else:
         print("query\tidentity\tnearest\tscore\texpected FPIR")
         for one in done.found:
-            whom = "nobody" if one.identity is None else printable(str(one.identity))
+            whom = "nobody" if one.identity is None else safe_for_terminal(str(one.identity))
             rate = "-" if one.expected_fpir is None else f"{one.expected_fpir:.2g}"
-            print(f"{printable(one.query)}\t{whom}\t{printable(one.nearest)}\t{one.score:.4f}\t{rate}")
+            print(
+                f"{safe_for_terminal(one.query)}\t{whom}\t{safe_for_terminal(one.nearest)}\t{one.score:.4f}\t{rate}"
+            )
     for fault in done.failed:
-        print(f"embedkit: {printable(fault)}", file=sys.stderr)
+        tell(fault)
     tell_left_out(done.left_out, "of the gallery")
     whom = "1 identity" if done.identities == 1 else f"{done.identities} identities"
     among = "1 picture" if done.pictures == 1 else f"{done.pictures} pictures"
-    print(
-        f"embedkit: {whom} in {among}; a match needs a cosine of {done.found[0].threshold:.4f}",
-        file=sys.stderr,
-    )
+    tell(f"{whom} in {among}; a match needs a cosine of {done.found[0].threshold:.4f}")
     if done.identities == 1:
-        print(
-            "embedkit: with one identity in the gallery this is a verification: each query is that one, or nobody",
-            file=sys.stderr,
-        )
+        tell("with one identity in the gallery this is a verification: each query is that one, or nobody")
     if known is None:
-        print(
-            f"embedkit: by {printable(done.encoder)}, uncalibrated: nobody knows how often somebody unknown is taken "
-            "for somebody of the gallery; `embedkit calibrate` finds out",
-            file=sys.stderr,
+        tell(
+            f"by {done.encoder}, uncalibrated: nobody knows how often somebody unknown is taken "
+            "for somebody of the gallery; `embedkit calibrate` finds out"
         )
     if done.failed:
         raise typer.Exit(1)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from embedkit.commands.terminal import printable
+from embedkit.commands.terminal import tell
 from embedkit.errors import ConfigError, MissingDependencyError
 
 
@@ -80,11 +79,10 @@ def importing(
         )
     else:
         done = import_timm(source, request, token=token)
-    print(f"embedkit: {printable(done.said)}, licence {printable(done.licence)}", file=sys.stderr)
+    tell(f"{done.said}, licence {done.licence}")
     if done.presumed:
-        print(
-            f"embedkit: {printable(done.licence)} is the licence of the published weights of this layout; for weights "
-            "of your own, say otherwise with --licence and --source",
-            file=sys.stderr,
+        tell(
+            f"{done.licence} is the licence of the published weights of this layout; for weights "
+            "of your own, say otherwise with --licence and --source"
         )
     print(done.folder)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 from typing import Annotated
 
 import typer
 
+from embedkit._io.text import safe_for_terminal
 from embedkit.commands.options import AsJson, StoredEmbeddings
-from embedkit.commands.terminal import printable
+from embedkit.commands.terminal import tell
 
 
 def lint(
@@ -33,7 +33,7 @@ def lint(
     else:
         for check in found.checks:
             verdict = "ok" if check.ok else "WARNING"
-            print(f"{verdict:<7}  {check.name.replace('_', ' '):<15}  {printable(check.words)}")
-        print(f"embedkit: {found.rows} rows of {found.dim}; figures of {found.sample}", file=sys.stderr)
+            print(f"{verdict:<7}  {check.name.replace('_', ' '):<15}  {safe_for_terminal(check.words)}")
+        tell(f"{found.rows} rows of {found.dim}; figures of {found.sample}")
     if fail_on_warning and found.warnings:
         raise typer.Exit(3)

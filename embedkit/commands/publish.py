@@ -9,8 +9,8 @@ from typing import Annotated
 
 import typer
 
+from embedkit._io.text import safe_for_terminal
 from embedkit.commands.options import AsJson, Token
-from embedkit.commands.terminal import printable
 from embedkit.errors import ConfigError
 
 
@@ -50,7 +50,9 @@ def publish(
     if entry is None:
         index = library.refresh(to)
         print(
-            json.dumps(index["entries"]) if as_json else f"{printable(to)}: {len(index['entries'])} entries"
+            json.dumps(index["entries"])
+            if as_json
+            else f"{safe_for_terminal(to)}: {len(index['entries'])} entries"
         )
         return
     found = find_entry(entry, access=Access(token=token))
@@ -68,4 +70,4 @@ def publish(
         print(json.dumps(dataclasses.asdict(done)))
         return
     what = f"wrote {', '.join(done.files)}" if done.files else "all was there"
-    print(printable(f"{done.place}/{done.name}@{done.manifest_sha256[:12]}: {what}"))
+    print(safe_for_terminal(f"{done.place}/{done.name}@{done.manifest_sha256[:12]}: {what}"))

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from embedkit._io.text import safe_for_terminal
 from embedkit.commands.options import AsJson, Device, SheetRoot, Threads
 from embedkit.commands.sheet import write_sheet
-from embedkit.commands.terminal import printable
+from embedkit.commands.terminal import tell
 
 
 def search(
@@ -50,10 +50,17 @@ def search(
 
     The encoder that made the embeddings embeds query pictures; another one is refused.
     """
+    from embedkit._io.outputs import check_outputs
+    from embedkit.commands.inputs import files_of
+    from embedkit.ids import check_no_image
     from embedkit.pictures import search as library
     from embedkit.pictures import sheets
     from embedkit.pictures.reading import Originals
 
+    outputs = {"--index": index, "--sheet": sheet}
+    check_outputs(
+        outputs, {**files_of(source), **{f"the query {one!r}": one.partition("::")[0] for one in query}}
+    )
     originals = Originals(root)
     if sheet is not None:
         sheets.check_sheet(sheet)  # before all the work
@@ -62,13 +69,13 @@ def search(
     else:
         base, kept = library.keep_index(source, index)
         where = f"{index} keeps it" if kept else f"it is exact and fast as it is, so {index} is not written"
-        print(f"embedkit: {base.kind} index of {len(base)} rows; {where}", file=sys.stderr)
+        tell(f"{base.kind} index of {len(base)} rows; {where}")
+    check_no_image({"--sheet": sheet}, base.names, root)
     if base.recall < 1 or base.kind in ("ivf", "hnsw"):
-        print(
-            f"embedkit: approximate: {base.recall:.1%} of the true 10 nearest were found when it was measured",
-            file=sys.stderr,
-        )
+        tell(f"approximate: {base.recall:.1%} of the true 10 nearest were found when it was measured")
     found = library.search(base, query, k, encoder=encoder, where=source, device=device, threads=threads)
+    if sheet is not None:  # before the table: whatever reads that may stop early, as `head` does
+        write_sheet(sheet, f"Most similar in {source}", sheets.sheet_of_matches(found), originals)
     if as_json:
         lines = [
             {
@@ -82,6 +89,4 @@ def search(
     else:
         for one in found:
             for hit in one.found:
-                print(f"{printable(one.query)}\t{printable(hit.name)}\t{hit.cosine:.4f}")
-    if sheet is not None:
-        write_sheet(sheet, f"Most similar in {source}", sheets.sheet_of_matches(found), originals)
+                print(f"{safe_for_terminal(one.query)}\t{safe_for_terminal(hit.name)}\t{hit.cosine:.4f}")

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from embedkit.commands.terminal import printable
+from embedkit.commands.terminal import tell
 
 if TYPE_CHECKING:
     from embedkit.pictures.reading import Originals
@@ -20,10 +19,9 @@ def write_sheet(path: Path, title: str, sections: Sequence[Section], originals: 
 
     done = sheets.write_sheet(path, title, sections, originals)
     left = f"; {done.left_out} more groups found no room" if done.left_out else ""
-    print(f"embedkit: {path} shows {done.pictures} pictures{left}", file=sys.stderr)
+    tell(f"{path} shows {done.pictures} pictures{left}")
     if done.missing:
-        print(
-            f"embedkit: warning: {len(done.missing)} of these pictures cannot be read (the first is "
-            f"{printable(done.missing[0])}); --root names the folder that ids are relative to",
-            file=sys.stderr,
+        tell(
+            f"warning: {len(done.missing)} of these pictures cannot be read (the first is "
+            f"{done.missing[0]}); --root names the folder that ids are relative to"
         )

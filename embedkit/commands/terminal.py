@@ -1,25 +1,24 @@
-"""Text from elsewhere on its way to a terminal."""
+"""What commands say: notes on stderr, and standard streams that may be closed or full."""
 
 from __future__ import annotations
 
-import re
+import errno
+import io
+import os
 import sys
 from collections.abc import Sequence
+from typing import Any
 
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+from embedkit._io.text import safe_for_terminal
 
 
-def printable(text: str, *, lines: bool = False) -> str:
-    """`text` with control characters written out, so that a file name or a card cannot drive the terminal.
+class StreamError(Exception):
+    """Standard output cannot be written to, or standard input cannot be read."""
 
-    Args:
-        text: Anything.
-        lines: Keep line breaks and tabs.
-    """
-    if lines:
-        text = text.replace("\r\n", "\n")
-    text = _CONTROL.sub(lambda match: ascii(match[0])[1:-1], text)
-    return text if lines else text.replace("\n", "\\n").replace("\t", "\\t")
+
+def tell(message: str) -> None:
+    """Say one sentence on stderr. Names in it may be anybody's, so control characters are written out."""
+    print(f"embedkit: {safe_for_terminal(message)}", file=sys.stderr)
 
 
 def tell_left_out(left_out: Sequence[str], what: str) -> None:
@@ -31,4 +30,77 @@ def tell_left_out(left_out: Sequence[str], what: str) -> None:
     """
     if left_out:
         count = f"1 picture {what} is" if len(left_out) == 1 else f"{len(left_out)} pictures {what} are"
-        print(f"embedkit: warning: {count} left out; the first: {printable(left_out[0])}", file=sys.stderr)
+        tell(f"warning: {count} left out; the first: {left_out[0]}")
+
+
+def prepare_streams() -> None:
+    """Make standard streams that are closed or full give one sentence, not a traceback.
+
+    What cannot be written to stdout is a `StreamError`, since data are lost. What cannot be written to stderr is
+    dropped: the work goes on. Streams that somebody has replaced, as tests do, are left alone.
+    """
+    # Files that are opened later must not get these numbers: what is printed would go into them.
+    for descriptor, mode in ((0, os.O_WRONLY), (1, os.O_RDONLY), (2, os.O_WRONLY)):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            opened = os.open(os.devnull, mode)  # reading from it, or writing to it, is refused
+            if opened != descriptor:
+                os.dup2(opened, descriptor)
+                os.close(opened)
+    if sys.stdin is None:
+        sys.stdin = io.TextIOWrapper(io.BufferedReader(_NoInput(0, closefd=False)), encoding="utf-8")
+    if sys.stdout is sys.__stdout__:
+        # A file name or a model card may hold letters that the terminal's encoding does not.
+        sys.stdout = _text(_Output(1, "w", closefd=False), sys.stdout, "backslashreplace")
+    if sys.stderr is sys.__stderr__:
+        sys.stderr = _text(_Notes(2, "w", closefd=False), sys.stderr, "backslashreplace")
+
+
+def drop_output() -> None:
+    """Let what is still to be written to stdout go nowhere, so that Python's own flush at the end does not fail."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, sys.stdout.fileno())
+    finally:
+        os.close(nowhere)
+
+
+class _NoInput(io.FileIO):
+    def readall(self) -> bytes:
+        raise StreamError("standard input cannot be read (it is closed)")
+
+    def readinto(self, buffer: Any, /) -> int:
+        return len(self.readall())
+
+
+class _Output(io.FileIO):
+    def write(self, data: Any, /) -> int:
+        try:
+            return super().write(data)
+        except BrokenPipeError:
+            raise  # its reader has gone, as in `embedkit zoo list | head -1`
+        except OSError as error:
+            closed = error.errno == errno.EBADF
+            reason = "it is closed" if closed else error.strerror or str(error)
+            raise StreamError(f"standard output cannot be written to ({reason})") from None
+
+
+class _Notes(io.FileIO):
+    def write(self, data: Any, /) -> int:
+        try:
+            return super().write(data)
+        except OSError:
+            return len(data)
+
+
+def _text(raw: io.FileIO, like: Any, errors: str) -> io.TextIOWrapper:
+    """A text stream over `raw`, with the encoding and the buffering of the stream whose place it takes."""
+    unbuffered = getattr(like, "write_through", False)
+    return io.TextIOWrapper(
+        raw if unbuffered else io.BufferedWriter(raw),  # type: ignore[arg-type, type-var, unused-ignore]
+        encoding=getattr(like, "encoding", None) or "utf-8",
+        errors=errors,
+        line_buffering=getattr(like, "line_buffering", False),
+        write_through=unbuffered,
+    )

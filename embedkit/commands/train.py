@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import sys
 import time
 from typing import Annotated
 
 import typer
 
+from embedkit._io.outputs import check_outputs
+from embedkit.commands.terminal import tell
 from embedkit.errors import ConfigError, MissingDependencyError
 
 
@@ -51,6 +52,7 @@ def train(
         raise typer.BadParameter("name a recipe (embedkit train --list shows all), or a run with --resume")
     if resume is not None and (data or set_ or out):
         raise ConfigError("--resume goes on with what the run was told; leave out --data, --set and --out")
+    check_outputs({"--out": out}, {"--data": data})
     try:
         from embedkit.training import recipes, run
         from embedkit.training.config import with_overrides
@@ -79,7 +81,4 @@ def train(
     else:
         print(result.run)
     if not result.finished:
-        print(
-            f"embedkit: {result.steps} steps made and some are left: embedkit train --resume {result.run}",
-            file=sys.stderr,
-        )
+        tell(f"{result.steps} steps made and some are left: embedkit train --resume {result.run}")

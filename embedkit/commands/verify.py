@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from embedkit.commands.options import CalibrationFile, Device, Threads, Threshold
-from embedkit.commands.terminal import printable
+from embedkit.commands.terminal import tell
 
 Part = Annotated[
     int | None, typer.Option(min=0, help="Which face of the picture, 0 the largest; only with --faces.")
@@ -49,11 +48,15 @@ def verify(
     """
     if not faces and (draw is not None or part_a is not None or part_b is not None):
         raise typer.BadParameter("--draw, --part-a and --part-b need --faces")
+    from embedkit._io.outputs import check_outputs
     from embedkit.analysis.calibration import Calibration, check_threshold
     from embedkit.pictures import faces as faces_of
     from embedkit.pictures.embedding import encoder_of_pictures
     from embedkit.pictures.verification import verify as decide
 
+    check_outputs(
+        {"--draw": draw}, {"A": a.partition("::")[0], "B": b.partition("::")[0], "--calibration": calibration}
+    )
     if threshold is not None:
         check_threshold(threshold)  # before anything is loaded
     known = Calibration.load(calibration) if calibration is not None else None
@@ -64,7 +67,7 @@ def verify(
         if draw is not None:
             # Before the faces are chosen: the drawing is what shows their numbers.
             faces_of.draw_faces([(a, found[0]), (b, found[1])], draw)
-            print(f"embedkit: {draw} shows what was found", file=sys.stderr)
+            tell(f"{draw} shows what was found")
         chosen = [
             faces_of.choose(several, part, where=path)
             for path, several, part in zip((a, b), found, (part_a, part_b), strict=True)
@@ -84,10 +87,9 @@ def verify(
         f"{'match' if result.is_match else 'no match'}\t{result.score:.4f}\tthreshold {result.threshold:.4f}"
     )
     if result.expected_fmr is None:
-        print(
-            f"embedkit: by {printable(name)}, uncalibrated: nobody knows how often this is wrong for pictures like "
-            "yours; `embedkit calibrate` finds out",
-            file=sys.stderr,
+        tell(
+            f"by {name}, uncalibrated: nobody knows how often this is wrong for pictures like "
+            "yours; `embedkit calibrate` finds out"
         )
     else:
         print(f"expected false-match rate\t{result.expected_fmr:.2g}")

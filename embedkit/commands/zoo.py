@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from embedkit._io.outputs import check_outputs
+from embedkit._io.text import safe_for_terminal
 from embedkit.commands.options import AcceptLicence, AsJson, Device, Offline, Token, Zoo
-from embedkit.commands.terminal import printable
+from embedkit.commands.terminal import tell
 
 zoo = typer.Typer(
     name="zoo", help="The encoders that names reach.", no_args_is_help=True, rich_markup_mode=None
@@ -47,11 +48,11 @@ def list_(
         print(json.dumps([dataclasses.asdict(row) for row in rows], indent=1))
         return
     if not rows:
-        print(f"embedkit: no encoder matches {printable(repr(pattern))}", file=sys.stderr)
+        tell(f"no encoder matches {repr(pattern)}")
     for row in rows:
         where = row.place or "not in the places that are named"
         fields = (row.alias or row.name, row.name, str(row.dim), row.method, row.data, row.licence, where)
-        print("\t".join(map(printable, fields)))
+        print("\t".join(map(safe_for_terminal, fields)))
 
 
 @zoo.command()
@@ -69,7 +70,7 @@ def info(
     access = Access(token=token, local_files_only=local_files_only)
     entry = find_entry(name, zoo=place, access=access)
     if not as_json:
-        print(printable(entry.card, lines=True))
+        print(safe_for_terminal(entry.card, lines=True))
         return
     files = {name: dataclasses.asdict(record) for name, record in entry.manifest.files.items()}
     facts = {"name": entry.name, "revision": entry.revision, "location": entry.location, "files": files}
@@ -121,7 +122,7 @@ def pull(
         return
     for one in pulled:
         fields = (one.name, one.revision[:12], f"{one.bytes / 1e6:.1f} MB", one.licence, one.location)
-        print("\t".join(map(printable, fields)))
+        print("\t".join(map(safe_for_terminal, fields)))
 
 
 @zoo.command()
@@ -151,7 +152,7 @@ def verify(
         for result in results:
             size = f"{result.files} files, {result.bytes / 1e6:.1f} MB"
             fields = ("ok" if result.ok else "FAILED", result.name, size, result.detail)
-            print("\t".join(map(printable, fields)))
+            print("\t".join(map(safe_for_terminal, fields)))
     if not all(result.ok for result in results):
         raise typer.Exit(1)
 
@@ -183,7 +184,7 @@ def mirror(
             done.append(one)
             if not as_json:
                 what = f"wrote {', '.join(one.files)}" if one.files else "all was there"
-                print(printable(f"{one.place}/{one.name}@{one.manifest_sha256[:12]}: {what}"))
+                print(safe_for_terminal(f"{one.place}/{one.name}@{one.manifest_sha256[:12]}: {what}"))
     if as_json:
         print(json.dumps([dataclasses.asdict(one) for one in done], indent=1))
 
@@ -203,12 +204,13 @@ def bundle(
     from embedkit.commands.download import Download
     from embedkit.hub.pull import bundle as write
 
+    check_outputs({"--output": output}, {"--zoo": place, **{repr(name): name for name in names or ()}})
     with Download(accept_licence=accept_licence) as download:
         written = write(names or [], output, zoo=place, gate=download.gate, watcher=download, token=token)
     if as_json:
         print(json.dumps({"output": str(output), "entries": written}))
         return
-    print(printable(f"{output}: {', '.join(written)}"))
+    print(safe_for_terminal(f"{output}: {', '.join(written)}"))
 
 
 @zoo.command()
@@ -229,7 +231,7 @@ def remove(
     else:
         withdraw(name, place, token=token)
         gone = [f"{place}/{name}"]
-    print(json.dumps(gone) if as_json else printable("\n".join(gone), lines=True))
+    print(json.dumps(gone) if as_json else safe_for_terminal("\n".join(gone), lines=True))
 
 
 def doctor(as_json: AsJson = False) -> None:
@@ -241,9 +243,9 @@ def doctor(as_json: AsJson = False) -> None:
         print(json.dumps(dataclasses.asdict(report), indent=1))
     else:
         for key, value in report.facts.items():
-            print(f"{key}: {printable(value)}")
+            print(f"{key}: {safe_for_terminal(value)}")
         for problem in report.problems:
-            print(f"problem: {printable(problem)}")
+            print(f"problem: {safe_for_terminal(problem)}")
         if not report.problems:
             print("no problems found")
     if report.problems:
