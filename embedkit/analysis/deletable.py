@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from embedkit.ids import path_of_id
+from embedkit.images.ids import path_of
 
 __all__ = ["DeleteList", "FileStates", "deletable"]
 
@@ -96,7 +96,7 @@ class FileStates:
         return np.array([order.get(self.of(row).fault, 3) for row in rows], np.int64)
 
     def _look(self, row: int) -> _State:
-        path = path_of_id(self._names[row], self._root)
+        path = path_of(self._names[row], self._root)
         try:
             itself, target = os.lstat(path), os.stat(path)
         except (OSError, ValueError):

@@ -24,7 +24,7 @@ from embedkit.analysis.rates import clopper_pearson_lower
 from embedkit.analysis.rows import Rows, Source
 from embedkit.analysis.similarity import Groups, least_cosine, pair_similarity, pairs_above, top_k
 from embedkit.errors import ConfigError
-from embedkit.ids import check_no_image
+from embedkit.images.ids import check_no_image
 
 __all__ = [
     "DuplicateGroup",

@@ -67,7 +67,7 @@ def calibrate(
     """
     from embedkit._io.outputs import check_outputs
     from embedkit.commands.inputs import check_known, files_of
-    from embedkit.ids import check_no_image
+    from embedkit.images.ids import check_no_image
     from embedkit.pictures.known import calibrate_pictures, holds_pictures, identities_of
     from embedkit.stored import open_stored
 

@@ -72,7 +72,7 @@ def cluster(
     from embedkit.analysis import clustering, dpmm
     from embedkit.commands.inputs import files_of
     from embedkit.embeddings import Embeddings
-    from embedkit.ids import check_no_image
+    from embedkit.images.ids import check_no_image
     from embedkit.pictures import folders
 
     if copy_into is not None and link_into is not None:

@@ -67,7 +67,7 @@ def duplicates(
     from embedkit.analysis.pairs import read_pairs, write_pairs
     from embedkit.analysis.rows import Rows
     from embedkit.commands.inputs import files_of
-    from embedkit.ids import check_no_image
+    from embedkit.images.ids import check_no_image
 
     outputs = {"--pairs": pairs, "--delete-list": delete_list, "--sheet": sheet}
     check_outputs(outputs, {**files_of(source), "--judged": judged})

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from embedkit._io.outputs import check_outputs
-from embedkit.ids import check_no_image
+from embedkit.images.ids import check_no_image
 
 
 def files_of(embeddings: str | os.PathLike[str], name: str = "EMB") -> dict[str, str]:

@@ -52,7 +52,7 @@ def search(
     """
     from embedkit._io.outputs import check_outputs
     from embedkit.commands.inputs import files_of
-    from embedkit.ids import check_no_image
+    from embedkit.images.ids import check_no_image
     from embedkit.pictures import search as library
     from embedkit.pictures import sheets
     from embedkit.pictures.reading import Originals

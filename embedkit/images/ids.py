@@ -7,8 +7,11 @@ images could share it, it is a percent-encoded `file:` URI, in which `::` stands
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from urllib.parse import quote, unquote_to_bytes
+
+from embedkit.errors import OutputError
 
 _SCHEME = "file:"
 
@@ -31,11 +34,17 @@ def id_of(path: str, inner: str = "") -> str:
     return text
 
 
-def path_of(id: str) -> str:
-    """The path behind an id, with what is inside a container still behind it."""
+def path_of(id: str, root: str | os.PathLike[str] | None = None) -> str:
+    """The path behind an id, with what is inside a container still behind it.
+
+    Args:
+        id: The id of a row.
+        root: The folder that ids are relative to; the working folder when None.
+    """
     if id.startswith(_SCHEME):
         id = os.fsdecode(unquote_to_bytes(id.removeprefix(_SCHEME)))
-    return id.replace("/", os.sep)
+    path = id.replace("/", os.sep)
+    return path if root is None else os.path.join(root, path)
 
 
 def containers_of(id: str) -> Iterator[str]:
@@ -44,6 +53,42 @@ def containers_of(id: str) -> Iterator[str]:
     while at >= 0:
         yield id[:at]
         at = id.find("::", at + 2)
+
+
+def check_no_image(
+    outputs: Mapping[str, str | os.PathLike[str] | None],
+    ids: Iterable[str],
+    root: str | os.PathLike[str] | None = None,
+) -> None:
+    """Refuse outputs that would overwrite an image, or an archive of images, that the embeddings are of.
+
+    Args:
+        outputs: Option as the user knows it -> the path; None where it was not given.
+        ids: Of the rows.
+        root: The folder that ids are relative to; the working folder when None.
+
+    Raises:
+        OutputError: The first output that is one of the images.
+    """
+    taken: dict[tuple[int, int], str] = {}
+    for option, path in outputs.items():
+        if path is not None and Path(path).is_file():
+            status = os.stat(path)
+            taken[status.st_dev, status.st_ino] = option
+    if not taken:
+        return
+    paths = dict.fromkeys(path_of(part, root) for name in ids for part in (*containers_of(name), name))
+    for path in paths:
+        try:
+            status = os.stat(path)
+        except (OSError, ValueError):
+            continue
+        option = taken.get((status.st_dev, status.st_ino), "")
+        if option:
+            raise OutputError(
+                f"{option}: {os.fspath(outputs[option] or '')!r} is one of the images that the embeddings are of "
+                f"({path!r}); choose another name"
+            )
 
 
 def _is_text(name: str) -> bool:

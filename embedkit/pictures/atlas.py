@@ -39,7 +39,7 @@ from embedkit.analysis.rows import Rows
 from embedkit.analysis.similarity import SMALL, top_k, without_own
 from embedkit.embeddings import Embeddings
 from embedkit.errors import ConfigError, MissingDependencyError, OutputError
-from embedkit.ids import check_no_image
+from embedkit.images.ids import check_no_image
 from embedkit.pictures.groups import Groups
 from embedkit.pictures.reading import Originals, none_there
 from embedkit.pictures.sheets import common_folder, visible

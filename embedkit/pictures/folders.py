@@ -19,7 +19,7 @@ from embedkit._io.atomic import replacing_folder
 from embedkit._io.reading import open_regular
 from embedkit.analysis.clustering import Clustering
 from embedkit.errors import EmbedkitError, OutputError, SourceError
-from embedkit.ids import path_of_id
+from embedkit.images.ids import path_of
 from embedkit.pictures.reading import Originals
 
 __all__ = ["Sorted", "check_free", "sort_into_folders"]
@@ -156,11 +156,11 @@ class _Taken:
 
     def _is_inside(self, originals: Originals, name: str) -> bool:
         """Whether the path of an id, and the container that it may name, lie below the root."""
-        container = path_of_id(name).partition("::")[0]
+        container = path_of(name).partition("::")[0]
         # Ids are normalized: `link/../x` would lead elsewhere than it reads.
         if os.path.normpath(container or os.curdir) != container:
             return False
-        path = path_of_id(name, originals.root)
+        path = path_of(name, originals.root)
         return self._holds(path) and self._holds(path.partition("::")[0])
 
     def _holds(self, path: str) -> bool:

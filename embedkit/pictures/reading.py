@@ -117,8 +117,7 @@ class Originals:
 
     def _path(self, name: str) -> str:
         """The path behind an id, with what is inside a container still behind it."""
-        name = path_of(name)
-        return name if self.root is None else os.path.join(self.root, name)
+        return path_of(name, self.root)
 
 
 def none_there(count: int, first: str, reason: str) -> SourceError:

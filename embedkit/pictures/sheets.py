@@ -20,7 +20,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from embedkit._io.atomic import replacing
 from embedkit.errors import ConfigError, OutputError
-from embedkit.ids import check_no_image
+from embedkit.images.ids import check_no_image
 from embedkit.pictures.reading import Originals, none_there
 from embedkit.pictures.thumbnails import Thumbnail, thumbnails
 
