@@ -18,7 +18,6 @@ import numpy as np
 
 from embedkit.entry import MIXTURE, space_fingerprint
 from embedkit.errors import ConfigError, EntryError, SpaceMismatchError
-from embedkit.hub.files import write_file
 
 if TYPE_CHECKING:
     from embedkit.hub.place import VerifiedEntry
