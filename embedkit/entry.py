@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from reprlib import repr as _short
 from typing import Any
 
+from embedkit._io.json import JsonFormat, canonical_json
 from embedkit.errors import EntryError
 
 SCHEMA_VERSION = 1
@@ -41,16 +42,12 @@ ENTRY_NAME = re.compile(r"[a-z0-9][a-z0-9_]*-[a-z0-9_]+\.[a-z0-9_]+")
 REVISION = re.compile(r"[0-9a-f]{12,64}")
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,119}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_JSON = JsonFormat(error=EntryError, step="pull the entry again")
 
 
 def sha256_hex(data: bytes | memoryview) -> str:
     """The sha256 of `data` as 64 lower-case hex digits."""
     return hashlib.sha256(data).hexdigest()
-
-
-def canonical_json(value: object) -> bytes:
-    """`value` as JSON with sorted keys and no spaces: equal values give equal bytes."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -371,26 +368,13 @@ def check_file_name(name: str, where: str) -> None:
         )
 
 
-def parse_json(text: bytes | str, where: str) -> object:
-    """`text` as JSON, refusing duplicate keys, NaN and anything that is not JSON.
+def parse_json(text: bytes | str, where: str) -> Any:
+    """`text` as strict JSON; see `embedkit._io.json.JsonFormat`.
 
     Raises:
         EntryError: With the place and the parser's reason.
     """
-
-    def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        data = dict(pairs)
-        if len(data) != len(pairs):
-            raise ValueError("a key stands twice in one object")
-        return data
-
-    def no_constant(name: str) -> float:
-        raise ValueError(f"{name} is not JSON")
-
-    try:
-        return json.loads(text, object_pairs_hook=no_duplicates, parse_constant=no_constant)
-    except (ValueError, RecursionError) as error:
-        raise EntryError(f"{where} is not JSON ({error}); pull the entry again") from None
+    return _JSON.parse(text, where)
 
 
 def _object(value: object, where: str) -> dict[str, Any]:

@@ -6,16 +6,18 @@ It needs numpy and safetensors alone.
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from embedkit._io.atomic import write_file
+from embedkit._io.json import JsonFormat
+from embedkit._io.reading import read_regular
 from embedkit.entry import MIXTURE, space_fingerprint
 from embedkit.errors import ConfigError, EntryError, SpaceMismatchError
 
@@ -26,6 +28,14 @@ __all__ = ["Assignment", "Gaussians", "Mixture", "blocks_of"]
 
 #: Numbers that one product makes at once: 32 MB of float64.
 _BLOCK = 1 << 22
+#: The arrays of a file, and their axes: K clusters, d dimensions, D columns.
+_ARRAYS = {"weights": "K", "means": "Kd", "precision_cholesky": "Kdd", "center": "D", "components": "Dd"}
+_MOST_BYTES = 1 << 30
+_HEADER = JsonFormat(
+    error=EntryError, step="pull the entry again, or fit the mixture again", limit=1 << 20, depth=8
+)
+#: The largest embedding, float32's, and the largest number of a file: squares of their products stay finite.
+_LARGEST, _LARGEST_STORED = float(np.finfo(np.float32).max), 1e30
 
 
 class Assignment(NamedTuple):
@@ -119,36 +129,23 @@ class Mixture:
 
         where = name or (MIXTURE if isinstance(source, bytes) else os.fspath(source))
         try:
-            data = source if isinstance(source, bytes) else Path(source).read_bytes()
+            data = source if isinstance(source, bytes) else read_regular(source, _MOST_BYTES)
+            arrays = load(data)
         except OSError as error:
             raise EntryError(f"{where} cannot be read ({error.strerror})") from None
-        names = ("weights", "means", "precision_cholesky", "center", "components")
-        try:
-            arrays = load(data)
-            header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-            metadata = header.get("__metadata__", {})
-            weights, means, roots, center, components = (arrays[key].astype(np.float64) for key in names)
         except (SafetensorError, ValueError, KeyError, TypeError) as error:
-            raise EntryError(
-                f"{where} is cut or not a mixture of ours ({type(error).__name__}: {error}); "
-                "pull the entry again, or fit the mixture anew"
-            ) from None
-        k, d, width = len(weights), components.shape[-1], len(center)
-        shapes = {"weights": (k,), "means": (k, d), "precision_cholesky": (k, d, d)}
-        shapes |= {"center": (width,), "components": (width, d)}
-        wrong = [key for key, shape in shapes.items() if arrays[key].shape != shape]
-        sound = not wrong and all(np.isfinite(arrays[key]).all() for key in names)
-        if sound:
-            diagonal = np.diagonal(roots, axis1=1, axis2=2)
-            sound = k > 0 and bool(
-                (weights > 0).all() and abs(weights.sum() - 1) < 1e-6 and (diagonal > 0).all()
-            )
-        transform = metadata.get("transform", "none")
-        if not sound or transform not in ("none", "normalize"):
-            what = f"{wrong[0]} has another shape than the others" if wrong else "its values are no mixture's"
-            raise EntryError(f"{where}: {what}; pull the entry again, or fit the mixture anew")
-        known = tuple(metadata.get("spaces", "").split())
-        return cls(weights, means, roots, center, components, transform == "normalize", known, where)
+            reason = str(error).partition("\n")[0][:200]
+            raise EntryError(f"{where} is cut or not a mixture ({reason}); {_HEADER.step}") from None
+        header = _HEADER.parse(data[8 : 8 + int.from_bytes(data[:8], "little")], f"{where}: header")
+        metadata = _HEADER.fields(header.get("__metadata__", {}), f"{where}: header: __metadata__")
+        transform = (
+            metadata.text("transform", choices=("none", "normalize")) if "transform" in metadata else ""
+        )
+        spaces = metadata.text("spaces", empty=True) if "spaces" in metadata else ""
+        weights, means, roots, center, components = _checked(arrays, where)
+        return cls(
+            weights, means, roots, center, components, transform == "normalize", tuple(spaces.split()), where
+        )
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write it as `load` reads it.
@@ -238,9 +235,14 @@ class Mixture:
             ConfigError: No array of rows, or numbers that are not finite.
             SpaceMismatchError: Of another width.
         """
-        embeddings = np.asarray(embeddings)
-        if embeddings.ndim != 2:
-            raise ConfigError(f"assign: expected embeddings (N, {self.dim}), found shape {embeddings.shape}")
+        try:
+            embeddings = np.asarray(embeddings)
+        except ValueError:
+            raise ConfigError("assign: expected embeddings (N, D), found rows of unequal width") from None
+        if embeddings.ndim != 2 or embeddings.dtype.kind not in "fiu":
+            raise ConfigError(
+                f"assign: expected embeddings (N, {self.dim}), found {embeddings.dtype} of shape {embeddings.shape}"
+            )
         self.check(embeddings.shape[1], None)
         labels = np.empty(len(embeddings), np.int64)
         probabilities = np.empty(len(embeddings))
@@ -248,13 +250,47 @@ class Mixture:
         log_weights = np.log(self.weights)
         for rows in blocks_of(len(embeddings), len(self) * self.means.shape[1]):
             block = embeddings[rows]
-            if not np.isfinite(block).all():
-                raise ConfigError("assign: the embeddings hold NaN or infinity; embed those pictures again")
+            if not (float(block.max()) <= _LARGEST and float(block.min()) >= -_LARGEST):  # nor NaN
+                raise ConfigError(
+                    f"assign: the embeddings hold NaN, infinity or numbers above {_LARGEST:.3g}; "
+                    "embed those pictures again"
+                )
             joint = log_weights + gaussians.log_densities(self.project(block))  # (B, K)
             labels[rows] = joint.argmax(1)
             joint -= joint.max(1, keepdims=True)
             probabilities[rows] = 1 / np.exp(joint).sum(1)
         return Assignment(labels, probabilities)
+
+
+def _checked(arrays: Mapping[str, np.ndarray], where: str) -> list[np.ndarray]:
+    """The five arrays of a mixture, float64, of shapes that agree and of values that a mixture has."""
+
+    def need(ok: bool, what: str) -> None:
+        if not ok:
+            raise EntryError(f"{where}: {what}; {_HEADER.step}")
+
+    for key, axes in _ARRAYS.items():
+        need(key in arrays, f"{key} is missing")
+        kind, shape = arrays[key].dtype, arrays[key].shape
+        need(kind.kind == "f", f"{key}: expected floating-point numbers, found {kind}")
+        need(len(shape) == len(axes) and min(shape) > 0, f"{key}: expected shape ({axes}), found {shape}")
+    found = {key: arrays[key].astype(np.float64) for key in _ARRAYS}
+    letters: dict[str, int] = {}
+    for key, axes in _ARRAYS.items():
+        for letter, length in zip(axes, found[key].shape, strict=True):
+            need(letters.setdefault(letter, length) == length, f"{key} has another shape than the others")
+        most = np.abs(found[key]).max()
+        need(most <= _LARGEST_STORED, f"{key}: expected numbers up to {_LARGEST_STORED:g}, found {most:g}")
+    weights, roots = found["weights"], found["precision_cholesky"]
+    need(
+        bool((weights > 0).all()) and abs(weights.sum() - 1) < 1e-6,
+        "its weights do not sum to 1, or one is not above 0",
+    )
+    need(
+        bool((np.diagonal(roots, axis1=1, axis2=2) > 0).all()),
+        "precision_cholesky: expected numbers above 0 on the diagonal",
+    )
+    return list(found.values())
 
 
 def blocks_of(rows: int, width: int) -> Iterator[slice]:

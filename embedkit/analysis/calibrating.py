@@ -31,6 +31,8 @@ EXPECTED = 30
 REPLICATES = 500
 #: Points of the curve that are kept.
 POINTS = 600
+#: The largest score: a step beyond it is finite in float32.
+MOST_SCORE = 1e30
 
 
 def calibrate(
@@ -61,13 +63,20 @@ def calibrate(
         ConfigError: Scores that are not finite, pairs of one kind only, or too few of them, or of too few
             identities, for this target.
     """
-    scores, same = np.asarray(scores, np.float64), np.asarray(labels).astype(bool)
+    try:
+        scores, same = np.asarray(scores), np.asarray(labels).astype(bool)
+    except ValueError:
+        raise ConfigError("calibrate: expected scores and labels of one axis each") from None
+    if scores.dtype.kind not in "fiu":
+        raise ConfigError(f"calibrate: expected scores that are numbers, found {scores.dtype}")
+    with np.errstate(over="ignore"):
+        scores = scores.astype(np.float64)
     if scores.ndim != 1 or scores.shape != same.shape:
         raise ConfigError(
             f"calibrate: expected as many labels as scores, found {same.shape} and {scores.shape}"
         )
-    if not np.isfinite(scores).all():
-        raise ConfigError("calibrate: a score is NaN or infinite; leave that pair out")
+    if not (np.abs(scores) <= MOST_SCORE).all():
+        raise ConfigError(f"calibrate: a score is NaN, infinite or above {MOST_SCORE:g}; leave that pair out")
     check_both_kinds(same, "calibrate")
     pairs = SortedPairs(scores, same)
     check_support(pairs.impostors, target_fmr)

@@ -8,7 +8,6 @@ made in `embedkit.analysis.calibrating`; decisions against a gallery stand in `e
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import os
 from dataclasses import dataclass
@@ -19,9 +18,10 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from embedkit._io.atomic import write_file
+from embedkit._io.json import Fields, JsonFormat, indented_json
 from embedkit.analysis.rates import Curve, Spread, prediction_interval
-from embedkit.analysis.rows import Rows
-from embedkit.embeddings import Passport, json_bytes
+from embedkit.analysis.rows import Rows, as_numbers
+from embedkit.embeddings import Passport
 from embedkit.errors import ConfigError, OutputError, SpaceMismatchError
 
 __all__ = [
@@ -212,13 +212,14 @@ class Calibration:
             )
 
     def to_json(self) -> dict[str, Any]:
-        """The calibration as plain values."""
+        """The calibration as plain values; intervals that are not known, without a bootstrap sample, are None."""
         data = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        data |= {key: None for key in _INTERVALS if math.isnan(data[key][0])}
         data["spread"] = dataclasses.asdict(self.spread)
         data["groups"] = [dataclasses.asdict(group) for group in self.groups]
         data["curve"] = {key: value.tolist() for key, value in vars(self.curve).items()}
         data["ratios"] = [side.tolist() for side in self.ratios]
-        return {"embedkit_calibration": VERSION, **data}
+        return {_VERSION_KEY: VERSION, **data}
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a JSON file, in one step.
@@ -226,111 +227,108 @@ class Calibration:
         Raises:
             OutputError: The file cannot be written.
         """
-        write_file(Path(path), json_bytes(self.to_json()))
+        write_file(Path(path), indented_json(self.to_json()))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Calibration:
         """Read what `save` wrote.
 
         Raises:
-            OutputError: Not such a file, a damaged one, or one of a later version.
+            OutputError: Not such a file, a damaged one, or one of another version.
         """
-        where = os.fspath(path)
-        try:
-            data = json.loads(Path(path).read_bytes())
-            version = data.pop("embedkit_calibration")
-            if version != VERSION:
-                raise OutputError(f"{where}: a calibration of version {version}; upgrade embedkit")
-            curve = Curve(**{key: np.array(value, np.float64) for key, value in data.pop("curve").items()})
-            scores, ratios = (np.array(side, np.float64) for side in data.pop("ratios"))
-            spread = Spread(**data.pop("spread"))
-            groups = tuple(GroupRates(**_intervals_of(group)) for group in data.pop("groups"))
-            found = cls(
-                **_intervals_of(data), curve=curve, ratios=(scores, ratios), spread=spread, groups=groups
-            )
-            if not found._is_sound():
-                raise ValueError
-            return found
-        except OSError as error:
-            raise OutputError(f"{where} cannot be read ({error.strerror})") from None
-        except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
-            raise OutputError(
-                f"{where} is no calibration, or damaged; write it anew with `embedkit calibrate`"
-            ) from None
-
-    def _is_sound(self) -> bool:
-        """Whether values are of their types and in their ranges: a file may say anything."""
-        rates = [self.target_fmr, self.fmr, self.fnmr, self.eer, self.auc]
-        intervals = [self.fmr_interval, self.fnmr_interval, self.eer_interval, self.auc_interval]
-        # Without one bootstrap sample none is known, and `calibrate` itself writes NaN.
-        if any(_is_interval(pair) for pair in (*intervals, self.threshold_interval)):
-            if not _is_interval(self.threshold_interval):
-                return False
-        elif all(_is_unknown(pair) for pair in (*intervals, self.threshold_interval)):
-            intervals = []
-        for group in self.groups:
-            rates += [rate for rate in (group.fmr, group.fnmr) if rate is not None]
-            intervals += [pair for pair in (group.fmr_interval, group.fnmr_interval) if pair is not None]
-            if not isinstance(group.name, str) or not isinstance(group.supported, bool):
-                return False
-        counts = [
-            self.identities,
-            *(count for group in self.groups for count in (group.genuine, group.impostors)),
-        ]
-        # Plain scores have no space and any range; those of embeddings are cosines.
-        cosines = bool(self.fingerprint)
-        spread = tuple(dataclasses.astuple(self.spread))
-        return (
-            isinstance(self.entry, str)
-            and isinstance(self.fingerprint, str)
-            and all(_is_number(rate, -_ROUNDING, 1 + _ROUNDING) for rate in rates)
-            and all(_is_interval(pair, -_ROUNDING, 1 + _ROUNDING) for pair in intervals)
-            # The mildest threshold above an impostor score of 1 is one step of float32 more.
-            and _is_number(self.threshold, *((-_MOST_COSINE, _MOST_COSINE) if cosines else ()))
-            and all(type(count) is int and count >= 0 for count in counts)
-            and all(type(count) is int and count >= 1 for count in (self.genuine, self.impostors))
-            and _is_number(self.effective_impostors, 0)
-            and self.effective_impostors > 0
-            and all(_is_number(value, 0) for value in spread)
-            and _are_columns(self.curve.thresholds, self.curve.fmr, self.curve.fnmr)
-            and all(
-                -_ROUNDING <= side.min() and side.max() <= 1 + _ROUNDING
-                for side in (self.curve.fmr, self.curve.fnmr)
-            )
-            and bool((np.diff(self.curve.thresholds) <= 0).all())
-            and _are_columns(*self.ratios)
-            and bool((np.diff(self.ratios[0]) >= 0).all())
-        )
+        return _parsed(_FILE.read(path))
 
 
-def _is_number(value: object, low: float = -math.inf, high: float = math.inf) -> bool:
-    """Whether a value of JSON is a finite number from `low` to `high`."""
-    return type(value) in (int, float) and math.isfinite(value) and low <= value <= high  # type: ignore[arg-type, operator]
+_VERSION_KEY = "embedkit_calibration"
+_INTERVALS = ("threshold_interval", "fmr_interval", "fnmr_interval", "eer_interval", "auc_interval")
+_FILE = JsonFormat(
+    error=OutputError, step="write the calibration again with `embedkit calibrate`", limit=64 << 20
+)
 
 
-def _is_interval(pair: object, low: float = -math.inf, high: float = math.inf) -> bool:
-    """Whether a value is two finite numbers from `low` to `high`, as a tuple."""
-    return isinstance(pair, tuple) and len(pair) == 2 and all(_is_number(end, low, high) for end in pair)
+def _parsed(data: Fields) -> Calibration:
+    """A calibration of a file's fields, each of its type and in its range: a file may say anything."""
+    data.version(_VERSION_KEY, VERSION)
+    data.only(_VERSION_KEY, *(field.name for field in dataclasses.fields(Calibration)))
+    fingerprint = data.text("fingerprint", empty=True)
+    # Plain scores have no space and any range; those of embeddings are cosines.
+    most = _MOST_COSINE if fingerprint else math.inf
+    known = any(key in data for key in _INTERVALS)  # without one bootstrap sample none is
 
+    def interval(key: str) -> Interval:
+        return _share_interval(data, key) if known else (math.nan, math.nan)
 
-def _is_unknown(pair: object) -> bool:
-    """Whether an interval is two numbers, and the first NaN."""
-    return isinstance(pair, tuple) and [type(end) for end in pair] == [float, float] and math.isnan(pair[0])
-
-
-def _are_columns(*columns: np.ndarray) -> bool:
-    """Whether arrays are of one axis and one length, not empty, and finite."""
-    return all(
-        column.ndim == 1 and len(column) == len(columns[0]) > 0 and np.isfinite(column).all()
-        for column in columns
+    spread = data.fields("spread")
+    spread.only(*(field.name for field in dataclasses.fields(Spread)))
+    effective = data.number("effective_impostors", 0)
+    if not effective:
+        data.fail("effective_impostors", "a number above 0")
+    return Calibration(
+        threshold=data.number("threshold", -most, most),
+        target_fmr=_share(data, "target_fmr"),
+        fmr=_share(data, "fmr"),
+        fnmr=_share(data, "fnmr"),
+        eer=_share(data, "eer"),
+        auc=_share(data, "auc"),
+        threshold_interval=_interval(data, "threshold_interval") if known else (math.nan, math.nan),
+        fmr_interval=interval("fmr_interval"),
+        fnmr_interval=interval("fnmr_interval"),
+        eer_interval=interval("eer_interval"),
+        auc_interval=interval("auc_interval"),
+        genuine=data.whole("genuine", 1),
+        impostors=data.whole("impostors", 1),
+        effective_impostors=effective,
+        identities=data.whole("identities"),
+        spread=Spread(**{field.name: spread.number(field.name, 0) for field in dataclasses.fields(Spread)}),
+        curve=_curve(data.fields("curve")),
+        ratios=_ratios(data),
+        groups=tuple(_group(group) for group in data.each("groups")),
+        entry=data.text("entry", empty=True),
+        fingerprint=fingerprint,
     )
 
 
-def _intervals_of(data: dict[str, Any]) -> dict[str, Any]:
-    """JSON has lists where intervals are tuples."""
-    return {
-        key: tuple(value) if key.endswith("_interval") and value else value for key, value in data.items()
-    }
+def _share(data: Fields, key: str) -> float:
+    return data.number(key, -_ROUNDING, 1 + _ROUNDING)
+
+
+def _interval(data: Fields, key: str, low: float = -math.inf, high: float = math.inf) -> Interval:
+    first, last = data.numbers(key, low, high, length=2)
+    return first, last
+
+
+def _share_interval(data: Fields, key: str) -> Interval:
+    return _interval(data, key, -_ROUNDING, 1 + _ROUNDING)
+
+
+def _curve(data: Fields) -> Curve:
+    data.only("thresholds", "fmr", "fnmr")
+    thresholds = np.array(data.numbers("thresholds"), np.float64)
+    if not len(thresholds) or (np.diff(thresholds) > 0).any():
+        data.fail("thresholds", "falling numbers, one or more")
+    rates = (data.numbers(key, -_ROUNDING, 1 + _ROUNDING, length=len(thresholds)) for key in ("fmr", "fnmr"))
+    return Curve(thresholds, *(np.array(side, np.float64) for side in rates))
+
+
+def _ratios(data: Fields) -> tuple[np.ndarray, np.ndarray]:
+    scores, ratios = (np.array(side, np.float64) for side in data.rows("ratios", count=2))
+    if not len(scores) or len(scores) != len(ratios) or (np.diff(scores) < 0).any():
+        data.fail("ratios", "rising scores and as many ratios, one or more")
+    return scores, ratios
+
+
+def _group(data: Fields) -> GroupRates:
+    data.only(*(field.name for field in dataclasses.fields(GroupRates)))
+    return GroupRates(
+        name=data.text("name", empty=True),
+        genuine=data.whole("genuine"),
+        impostors=data.whole("impostors"),
+        fmr=data.optional("fmr", lambda key: _share(data, key)),
+        fmr_interval=data.optional("fmr_interval", lambda key: _share_interval(data, key)),
+        fnmr=data.optional("fnmr", lambda key: _share(data, key)),
+        fnmr_interval=data.optional("fnmr_interval", lambda key: _share_interval(data, key)),
+        supported=data.flag("supported"),
+    )
 
 
 def check_threshold(threshold: float) -> None:
@@ -367,8 +365,8 @@ def verify_vectors(
     else:
         check_threshold(threshold)
     left, right = (
-        Rows.of(np.asarray(a)[None], "the first vector"),
-        Rows.of(np.asarray(b)[None], "the second vector"),
+        Rows.of(as_numbers([vector], where), where)
+        for vector, where in ((a, "the first vector"), (b, "the second vector"))
     )
     if left.dim != right.dim:
         raise ConfigError(

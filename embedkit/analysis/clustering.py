@@ -8,7 +8,6 @@ A little over 400 lines: the result, its file, and the one door to all methods w
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Hashable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -17,15 +16,18 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from embedkit._io.atomic import replacing
+from embedkit._io.columns import read_columns
+from embedkit._io.json import Fields, JsonFormat, canonical_json
+from embedkit._io.reading import open_regular
 from embedkit.analysis import dpmm as dpmm_
 from embedkit.analysis import kmeans
 from embedkit.analysis.agreement import Scores, agreement
 from embedkit.analysis.dpmm import DPMMConfig
 from embedkit.analysis.reduction import Reduction, fit_reduction, parse_reduction
-from embedkit.embeddings import ROW_GROUP, Embeddings, Passport, parquet_writer
+from embedkit.analysis.rows import LARGEST_SQUARED, SMALLEST_SQUARED, as_count, as_numbers, check_rows
+from embedkit.embeddings import ROW_GROUP, Embeddings, Passport, first_line, parquet_writer
 from embedkit.errors import ConfigError, MissingDependencyError, OutputError
 from embedkit.mixture import Mixture
 
@@ -125,7 +127,7 @@ class Clustering:
             "cluster": pa.array(self.labels, pa.int32()),
             "probability": pa.array(self.probabilities.astype(np.float32), pa.float32()),
         }
-        table = pa.table(columns, metadata={_KEY: json.dumps(card, sort_keys=True).encode()})
+        table = pa.table(columns, metadata={_KEY: canonical_json(card)})
         with replacing(path) as file, parquet_writer(Path(file.name), table.schema) as writer:
             writer.write_table(table, row_group_size=ROW_GROUP)
 
@@ -138,25 +140,50 @@ class Clustering:
         """
         where = os.fspath(path)
         try:
-            table = pq.read_table(path)
-            card = json.loads((table.schema.metadata or {})[_KEY])
-            if card["version"] != _VERSION:
-                raise OutputError(f"{where}: clusters of version {card['version']}; upgrade embedkit")
-            return cls(
-                ids=table["id"].to_pylist(),
-                parts=table["part"].to_numpy(),
-                labels=table["cluster"].to_numpy().astype(np.int64),
-                probabilities=table["probability"].to_numpy().astype(np.float64),
-                sizes=np.array(card["sizes"], np.int64),
-                exemplars=card["exemplars"],
-                method=card["method"],
-                parameters=card["parameters"],
-                passport=Passport.from_json(card["passport"], where) if card["passport"] else None,
-            )
-        except (OSError, pa.ArrowInvalid, KeyError, TypeError, ValueError):
-            raise OutputError(
-                f"{where} is no file of clusters; write one with `embedkit cluster EMB.parquet -o {where}`"
-            ) from None
+            with open_regular(path) as file:
+                table = read_columns(file, _COLUMNS)
+            ids, card = table["id"].to_pylist(), (table.schema.metadata or {})[_KEY]
+        except KeyError:
+            reason = "it is another Parquet file"
+        except (OSError, pa.ArrowException, ValueError) as error:
+            reason = first_line(error)
+        else:
+            return cls(ids=ids, **_parsed(_CARD.fields(_CARD.parse(card, where), where), table, where))
+        raise OutputError(
+            f"{where} is no file of clusters ({reason}); write one with `embedkit cluster EMB.parquet -o {where}`"
+        )
+
+
+_COLUMNS = {"id": pa.string(), "part": pa.int32(), "cluster": pa.int32(), "probability": pa.float32()}
+_CARD = JsonFormat(error=OutputError, step="write the clusters again with `embedkit cluster`", limit=64 << 20)
+
+
+def _parsed(card: Fields, table: pa.Table, where: str) -> dict[str, Any]:
+    """All of a clustering but its ids, of its card and its columns, which agree."""
+    card.version("version", _VERSION)
+    sizes = np.array(card.wholes("sizes", 0, len(table)), np.int64)
+    labels = table["cluster"].to_numpy().astype(np.int64)
+    probabilities = table["probability"].to_numpy().astype(np.float64)
+    if len(labels) and not -1 <= labels.min() <= labels.max() < len(sizes):
+        card.fail("sizes", f"those of clusters {labels.min()} to {labels.max()}")
+    if (np.bincount(labels[labels >= 0], minlength=len(sizes)) != sizes).any():
+        card.fail("sizes", "as many rows as each cluster has")
+    if not ((probabilities >= 0) & (probabilities <= 1 + 1e-6)).all():
+        raise OutputError(f"{where}: probability: expected numbers of 0 to 1; {_CARD.step}")
+    exemplars = card.rows("exemplars", count=len(sizes))
+    rows = range(len(labels))
+    if not all(type(row) is int and row in rows for line in exemplars for row in line):
+        card.fail("exemplars", f"rows 0 to {len(labels) - 1} for each of {len(sizes)} clusters")
+    return {
+        "parts": table["part"].to_numpy(),
+        "labels": labels,
+        "probabilities": probabilities,
+        "sizes": sizes,
+        "exemplars": exemplars,
+        "method": card.text("method", choices=METHODS),
+        "parameters": card.mapping("parameters"),
+        "passport": card.optional("passport", lambda key: Passport.from_json(card.text(key), where)),
+    }
 
 
 def cluster(
@@ -210,6 +237,7 @@ def cluster(
         )
     source = _Source.open(embeddings, where, directions=method == "spherical_kmeans")
     points = source.vectors
+    k = None if k is None else as_count(k, "k")
     if k is not None and not 1 <= k <= len(points):
         raise ConfigError(f"k: expected 1 to {len(points)}, the rows of {source.where}; found {k}")
     if mixture is not None:
@@ -289,32 +317,26 @@ class _Source:
             if len(set(ids)) < len(ids) and len(set(zip(ids, parts.tolist(), strict=True))) < len(ids):
                 raise ConfigError(f"{where}: an id stands there twice; embed the pictures into a new file")
         else:
-            vectors = np.asarray(source)
-            if vectors.ndim != 2 or vectors.dtype.kind not in "fiu":
-                raise ConfigError(
-                    f"{where}: expected numbers (N, D), found {vectors.dtype} of shape {vectors.shape}"
-                )
+            vectors = as_numbers(source, where)
             ids, parts = [str(row) for row in range(len(vectors))], np.zeros(len(vectors), np.int32)
-            vectors = vectors.astype(np.float32, copy=False)
         if len(vectors) < 2 or not vectors.shape[1]:
             rows = {0: "no row", 1: "one row"}.get(len(vectors), "no column")
             raise ConfigError(f"{where}: expected 2 rows or more to cluster, found {rows}")
-        different = False
+        zeros = not directions and passport is None
+        largest, different = 0.0, False
         for start in range(0, len(vectors), _BLOCK):
             block = vectors[start : start + _BLOCK]
-            bad = ~np.isfinite(block).all(1)
-            fault = "holds NaN or infinity"
-            if not bad.any() and (directions or passport is not None):
-                bad, fault = ~block.any(1), "is all zeros"
-            if bad.any():
-                row = int(bad.argmax())
-                raise ConfigError(
-                    f"{where}: row {start + row} ({ids[start + row]}) {fault}; "
-                    "embed that picture again, or leave the row out"
-                )
+            found = check_rows(block, start, ids.__getitem__, where, zeros=zeros, largest=LARGEST_SQUARED)
+            largest = max(largest, float(found.max()))
             different = different or bool((block != vectors[0]).any())
         if not different:
             raise ConfigError(f"{where}: all {len(vectors)} rows are equal, so there is nothing to cluster")
+        if largest < SMALLEST_SQUARED:  # squared distances would vanish in float32
+            raise ConfigError(
+                f"{where}: the largest number is {largest:.3g}, and {SMALLEST_SQUARED:g} is the least that can be "
+                "clustered; scale all rows up"
+            )
+        vectors = vectors.astype(np.float32, copy=False)
         return cls(ids, parts, vectors, passport, where)
 
 

@@ -7,29 +7,31 @@ graphs, Malkov and Yashunin, IEEE TPAMI 2018, arXiv 1603.09320); both by faiss. 
 are built, so that the recall measured against the exact answer reaches a target.
 
 The file: 8 bytes of magic, vectors (or faiss' own form), ids, a JSON footer with the sizes and CRC-32 of both and
-the passport, the footer's length, and the magic again. It is written aside and renamed, so that a killed build
-leaves the index as it was, and beside it what the next build removes. Like every format with faiss in it: load only
+the passport, the footer's length, and the magic again. It appears in one step, so that a killed build leaves
+the index as it was. Like every format with faiss in it: load only
 files that you trust.
 The index and its file stand in one module, a little long, since neither is understood without the other.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import struct
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from embedkit.analysis.rows import BLOCK, Rows, Source, check_same_space
+from embedkit._io.atomic import replacing
+from embedkit._io.json import Fields, JsonFormat, canonical_json
+from embedkit._io.reading import open_regular
+from embedkit.analysis.rows import BLOCK, Rows, Source, as_count, check_same_space
 from embedkit.analysis.similarity import faiss_module, top_k, without_own
-from embedkit.embeddings import Passport, remove_leftovers, replacing
-from embedkit.errors import ConfigError, OutputError
+from embedkit.embeddings import Passport
+from embedkit.errors import ConfigError, EmbedkitError, OutputError
 
 __all__ = ["Hits", "Index"]
 
@@ -44,6 +46,7 @@ EXACT = 1 << 28
 RECALL_AT = 10
 #: Queries that it is measured with.
 PROBES = 500
+_FOOTER = JsonFormat(error=OutputError, step="build the index again", limit=1 << 20)
 #: Links of a node of the graph, and candidates while it is built.
 LINKS, CONSTRUCTION = 32, 128
 
@@ -246,7 +249,7 @@ class Index:
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write one file, aside and renamed.
+        """Write one file, in one step.
 
         Raises:
             OutputError: It cannot be written.
@@ -254,37 +257,30 @@ class Index:
         path = Path(path)
         if not path.parent.is_dir():
             raise OutputError(f"the folder {path.parent} of the index does not exist; create it first")
-        remove_leftovers(path)
-        try:
-            with replacing(path) as aside, open(aside, "wb") as file:
-                file.write(MAGIC)
-                vectors = _Section(file)
-                if self._engine is not None:
-                    faiss = faiss_module()
-                    faiss.write_index(self._engine, faiss.PyCallbackIOWriter(vectors.write))
-                for block in self._blocks():
-                    vectors.write(block)
-                ids = _Section(file)
-                for start in range(0, len(self.names), BLOCK):
-                    ids.write(
-                        "".join(
-                            json.dumps(name) + "\n" for name in self.names[start : start + BLOCK]
-                        ).encode()
-                    )
-                footer = {
-                    "version": VERSION,
-                    "kind": self.kind,
-                    "rows": len(self),
-                    "dim": self.dim,
-                    "recall": self.recall,
-                    "effort": self.effort,
-                    "passport": None if self.passport is None else self.passport.to_json(),
-                    "sections": [[section.start, section.size, section.crc] for section in (vectors, ids)],
-                }
-                text = json.dumps(footer).encode()
-                file.write(text + struct.pack("<QI", len(text), zlib.crc32(text)) + MAGIC)
-        except OSError as error:
-            raise OutputError(f"{path} cannot be written ({error.strerror or error})") from None
+        with replacing(path) as file:
+            file.write(MAGIC)
+            vectors = _Section(file)
+            if self._engine is not None:
+                faiss = faiss_module()
+                faiss.write_index(self._engine, faiss.PyCallbackIOWriter(vectors.write))
+            for block in self._blocks():
+                vectors.write(block)
+            ids = _Section(file)
+            for start in range(0, len(self.names), BLOCK):
+                lines = (canonical_json(name) + b"\n" for name in self.names[start : start + BLOCK])
+                ids.write(b"".join(lines))
+            footer = {
+                "version": VERSION,
+                "kind": self.kind,
+                "rows": len(self),
+                "dim": self.dim,
+                "recall": self.recall,
+                "effort": self.effort,
+                "passport": None if self.passport is None else self.passport.to_json(),
+                "sections": [[section.start, section.size, section.crc] for section in (vectors, ids)],
+            }
+            text = canonical_json(footer)
+            file.write(text + struct.pack("<QI", len(text), zlib.crc32(text)) + MAGIC)
 
     def _blocks(self) -> Iterator[bytes]:
         for start in range(0, len(self) if self._rows is not None else 0, BLOCK):
@@ -301,37 +297,37 @@ class Index:
         """
         where = os.fspath(path)
         try:
-            with open(path, "rb") as file:
+            with open_regular(path) as file:
                 footer = _read_footer(file, where)
-                (start, size, crc), ids_at = footer["sections"]
-                _check_section(file, *ids_at, where=where)
-                names = [json.loads(line) for line in file.read(ids_at[1]).splitlines()]
-                kind, rows, dim = footer["kind"], footer["rows"], footer["dim"]
-                if kind not in KINDS[1:] or len(names) != rows:
-                    raise ValueError
-                passport = footer["passport"]
-                if passport is not None:
-                    passport = Passport.from_json(passport, where)
-                _check_section(file, start, size, crc, where=where)
-                facts = {"dim": dim, "recall": float(footer["recall"]), "effort": int(footer["effort"])}
+                kind = footer.text("kind", choices=KINDS[1:])
+                rows, dim = footer.whole("rows", 1, 1 << 40), footer.whole("dim", 1, 1 << 20)
+                recall = footer.number("recall", 0, 1)
+                effort = footer.whole("effort", 0 if kind == "flat" else 1, rows)
+                passport = footer.optional(
+                    "passport", lambda key: Passport.from_json(footer.text(key), where)
+                )
+                vectors, ids = _sections(footer, file)
+                if kind == "flat" and vectors.size != rows * dim * 4:
+                    footer.fail("rows", f"{vectors.size // (4 * dim)}, for which there are vectors")
+                _check_section(file, ids, where)
+                names = _names(file.read(ids.size), rows, where)
+                _check_section(file, vectors, where)
                 held, engine = None, None
                 if kind == "flat":
                     # Mapped: the rows of an index larger than memory stay on the disk.
-                    vectors = np.memmap(file, np.dtype("<f4"), "r", start, (rows, dim))
-                    if vectors.nbytes != size:
-                        raise ValueError
-                    held = Rows(vectors, where)
+                    held = Rows(np.memmap(file, np.dtype("<f4"), "r", vectors.start, (rows, dim)), where)
                 else:
-                    engine = _read_engine(file, start, where)
+                    engine = _read_engine(file, kind, where)
                     if engine.ntotal != rows or engine.d != dim:
-                        raise ValueError
+                        footer.fail("rows", f"{engine.ntotal} of {engine.d} columns, which the vectors are")
+        except EmbedkitError:
+            raise
         except FileNotFoundError:
             raise OutputError(f"{where} does not exist; build an index and save it") from None
-        except OSError as error:
-            raise OutputError(f"{where} cannot be read ({error.strerror or error})") from None
-        except (ValueError, TypeError, KeyError, AttributeError):
-            raise OutputError(f"{where} is a damaged index: build it anew") from None
-        index = cls(kind, names, passport, held, engine, **facts)
+        except (OSError, ValueError) as error:  # ValueError: a path with a NUL
+            reason = error.strerror if isinstance(error, OSError) else str(error)
+            raise OutputError(f"{where} cannot be read ({reason}); build the index again") from None
+        index = cls(kind, names, passport, held, engine, dim=dim, recall=recall, effort=effort)
         index._where = where
         return index
 
@@ -348,7 +344,7 @@ def check_k(k: int, rows: int, own: bool, what: str) -> None:
     Raises:
         ConfigError: There are fewer.
     """
-    most = rows - own
+    k, most = as_count(k, "k"), rows - own
     if not most:
         raise ConfigError(f"{what} has one row, which has no other beside it; embed more pictures into it")
     if not 1 <= k <= most:
@@ -384,7 +380,7 @@ def _hnsw(rows: Rows) -> Any:
 class _Section:
     """A run of bytes of a file that is being written, with its size and CRC-32."""
 
-    def __init__(self, file: BinaryIO):
+    def __init__(self, file: IO[bytes]):
         self._file = file
         self.start, self.size, self.crc = file.tell(), 0, 0
 
@@ -395,21 +391,47 @@ class _Section:
         return self._file.write(data)
 
 
-def _check_section(file: BinaryIO, start: int, size: int, crc: int, *, where: str) -> None:
+class _Range(NamedTuple):
+    """A run of bytes of a file that is being read."""
+
+    start: int
+    size: int
+    crc: int
+
+
+def _sections(footer: Fields, file: BinaryIO) -> tuple[_Range, _Range]:
+    """Where the vectors and the ids lie, both inside of the file."""
+    end = file.seek(0, os.SEEK_END)
+    vectors, ids = (
+        _Range(*row) if len(row) == 3 and all(type(value) is int for value in row) else _Range(-1, -1, -1)  # type: ignore[arg-type]
+        for row in footer.rows("sections", count=2)
+    )
+    if not all(0 <= one.start <= end and 0 <= one.size <= end - one.start for one in (vectors, ids)):
+        footer.fail("sections", f"two ranges of a file of {end} bytes, each a start, a size and a CRC-32")
+    return vectors, ids
+
+
+def _check_section(file: BinaryIO, section: _Range, where: str) -> None:
     """Compare a section with its CRC-32, and stand at its begin again."""
-    file.seek(start)
-    found, left = 0, size
-    while left > 0:
-        data = file.read(min(left, 1 << 22))
-        if not data:
-            break
+    file.seek(section.start)
+    found, left = 0, section.size
+    while left > 0 and (data := file.read(min(left, 1 << 22))):
         found, left = zlib.crc32(data, found), left - len(data)
-    if left or found != crc:
-        raise OutputError(f"{where} is a damaged index (bytes were changed): build it anew")
-    file.seek(start)
+    if left or found != section.crc:
+        raise OutputError(f"{where} is a damaged index (bytes were changed); build it again")
+    file.seek(section.start)
 
 
-def _read_footer(file: BinaryIO, where: str) -> dict[str, Any]:
+def _names(data: bytes, rows: int, where: str) -> list[str]:
+    """The ids, a JSON text a line, no two equal."""
+    lines = JsonFormat(error=OutputError, step="build the index again", limit=len(data) + 2, depth=2)
+    names = lines.parse(b"[" + data.strip().replace(b"\n", b",") + b"]", f"{where}: ids")
+    if len(set(map(str, names))) != rows or not all(isinstance(name, str) for name in names):
+        raise OutputError(f"{where}: ids: expected {rows} different texts; build the index again")
+    return names
+
+
+def _read_footer(file: BinaryIO, where: str) -> Fields:
     end = file.seek(0, os.SEEK_END)
     file.seek(0)
     if file.read(len(MAGIC)) != MAGIC:
@@ -417,23 +439,28 @@ def _read_footer(file: BinaryIO, where: str) -> dict[str, Any]:
     file.seek(max(0, end - TAIL))
     tail = file.read(TAIL)
     if len(tail) < TAIL or tail[-len(MAGIC) :] != MAGIC:
-        raise OutputError(f"{where} is cut off: build the index anew, or copy it again")
+        raise OutputError(f"{where} is cut off; build the index again, or copy it again")
     length, crc = struct.unpack("<QI", tail[: -len(MAGIC)])
-    file.seek(max(0, end - TAIL - length))
-    text = file.read(length) if length < end else b""
+    text = b""
+    if length <= min(end - TAIL, _FOOTER.limit):
+        file.seek(end - TAIL - length)
+        text = file.read(length)
     if zlib.crc32(text) != crc:
-        raise OutputError(f"{where} is a damaged index (bytes were changed): build it anew")
-    footer = json.loads(text)
-    if footer["version"] != VERSION:
-        raise OutputError(f"{where}: an index of version {footer['version']}; upgrade embedkit")
+        raise OutputError(f"{where} is a damaged index (bytes were changed); build it again")
+    footer = _FOOTER.fields(_FOOTER.parse(text, where), where)
+    footer.version("version", VERSION)
     return footer
 
 
-def _read_engine(file: BinaryIO, start: int, where: str) -> Any:
+def _read_engine(file: BinaryIO, kind: str, where: str) -> Any:
     faiss = faiss_module()
-    file.seek(start)
     try:
-        return faiss.read_index(faiss.PyCallbackIOReader(file.read))
-    except RuntimeError as error:
-        reason = str(error).splitlines()[0][:200]
-        raise OutputError(f"{where} is an index that this faiss cannot read ({reason})") from None
+        engine = faiss.read_index(faiss.PyCallbackIOReader(file.read))
+    except (RuntimeError, MemoryError) as error:
+        reason = (str(error).splitlines() or ["out of memory"])[0][:200]
+        raise OutputError(
+            f"{where} is an index that this faiss cannot read ({reason}); build it again"
+        ) from None
+    if type(engine) is not (faiss.IndexIVFFlat if kind == "ivf" else faiss.IndexHNSWFlat):
+        raise OutputError(f"{where}: kind: expected {kind}, found {type(engine).__name__}; build it again")
+    return engine

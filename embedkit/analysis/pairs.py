@@ -7,16 +7,19 @@ Environments (Huang et al., Technical Report 07-49, University of Massachusetts,
 from __future__ import annotations
 
 import csv
+import io
 import os
 import re
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from reprlib import Repr
 from typing import NamedTuple
 
 import numpy as np
 
 from embedkit._io.atomic import write_file
+from embedkit._io.reading import open_regular
 from embedkit.analysis.similarity import Groups
 from embedkit.errors import ConfigError
 
@@ -37,6 +40,9 @@ MOST = 1 << 18
 _START = r"(?:^|(?<=[;\t\r\n]))"
 #: What it takes for a formula there, behind any apostrophes that hide one already.
 _FORMULA = r"(?='*[=+\-@\t\r\n])"
+_shortener = Repr()
+_shortener.maxstring = 200
+_short = _shortener.repr
 _TRUE, _FALSE = ("1", "true", "yes", "same"), ("0", "false", "no", "different")
 
 
@@ -145,7 +151,7 @@ def read_pairs(
     if unknown:
         others = f", and {len(unknown) - 1} more" if len(unknown) > 1 else ""
         raise ConfigError(
-            f"{where}, line {unknown[0][0]}: {unknown[0][1]!r} is no id of the embeddings{others}; "
+            f"{where}, line {unknown[0][0]}: {_short(unknown[0][1])} is no id of the embeddings{others}; "
             "ids are spelt as `embedkit embed` stored them"
         )
     truth = np.array([line.same for line in lines], bool)
@@ -180,22 +186,24 @@ def _lines_of(path: str | os.PathLike[str]) -> list[_Line]:
     where = os.fspath(path)
     lines: list[_Line] = []
     try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
+        with io.TextIOWrapper(open_regular(path), "utf-8-sig", newline="") as file:
             reader = csv.DictReader(file)
             missing = {"a", "b", "same"} - set(reader.fieldnames or ())
             if missing:
                 raise ConfigError(
                     f"{where}: expected the columns a, b and same in its first line, "
-                    f"found {', '.join(reader.fieldnames or ()) or 'nothing'}"
+                    f"found {_short(', '.join(reader.fieldnames or ()) or 'nothing')}"
                 )
             for line in reader:
                 answer = (line["same"] or "").strip().lower()
                 if answer not in _TRUE + _FALSE:
                     raise ConfigError(
-                        f"{where}, line {reader.line_num}: same: expected 1 or 0, found {answer!r}"
+                        f"{where}, line {reader.line_num}: same: expected 1 or 0, found {_short(answer)}"
                     )
                 lines.append(_Line(reader.line_num, line["a"] or "", line["b"] or "", answer in _TRUE))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except ConfigError:
+        raise
+    except (OSError, ValueError, csv.Error) as error:  # ValueError: no UTF-8, or a path with a NUL
         raise ConfigError(f"{where} cannot be read as a CSV file ({error})") from None
     return lines
 

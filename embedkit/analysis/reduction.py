@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from embedkit.analysis.rows import LARGEST_SQUARED, as_count, as_numbers, check_rows
 from embedkit.errors import ConfigError
 
 __all__ = ["METHODS", "Reduction", "fit_reduction", "parse_reduction"]
@@ -89,11 +90,14 @@ def fit_reduction(points: np.ndarray, method: str, dim: int, *, seed: int = 0) -
         seed: Of the sample.
 
     Raises:
-        ConfigError: No such method, more dimensions than there are, or none along which the rows differ.
+        ConfigError: No such method, more dimensions than there are, none along which the rows differ, or
+            rows with NaN, infinity or numbers whose squares float32 cannot hold.
     """
     if method not in METHODS:
         raise ConfigError(f"reduce: expected {' or '.join(METHODS)}, found {method!r}")
+    points = as_numbers(points, "reduce")
     rows, width = points.shape
+    dim = as_count(dim, "reduce")
     most = min(width, rows - 1)
     if not 1 <= dim <= most:
         raise ConfigError(
@@ -101,6 +105,8 @@ def fit_reduction(points: np.ndarray, method: str, dim: int, *, seed: int = 0) -
         )
     if rows > MOST_ROWS:
         points = points[np.sort(np.random.default_rng(seed).choice(rows, MOST_ROWS, replace=False))]
+    for start in range(0, len(points), _BLOCK):
+        check_rows(points[start : start + _BLOCK], start, str, "reduce", largest=LARGEST_SQUARED)
     center: np.ndarray = np.asarray(np.mean(points, axis=0, dtype=np.float64))
     cov = np.zeros((width, width))
     for start in range(0, len(points), _BLOCK):

@@ -1,7 +1,9 @@
-"""Rows of embeddings as unit vectors, checked, from memory or in blocks from their file.
+"""Rows of embeddings, checked, and as unit vectors, from memory or in blocks from their file.
 
 What compares embeddings takes them as directions, through `Rows`: a row that has none (NaN, infinity, zeros) is
 named and refused, rows of two spaces are never compared, and a file larger than memory is read a range at a time.
+What takes rows as they are checks them with `as_numbers` and `check_rows`, so that no number reaches native code
+that it cannot hold.
 """
 
 from __future__ import annotations
@@ -16,7 +18,17 @@ from embedkit.embeddings import Embeddings, Passport
 from embedkit.errors import ConfigError, EmbedkitError, SpaceMismatchError
 from embedkit.stored import Stored, open_stored
 
-__all__ = ["Rows", "Source", "check_comparable", "check_same_space", "row_names"]
+__all__ = [
+    "Rows",
+    "Source",
+    "as_count",
+    "as_numbers",
+    "check_comparable",
+    "check_rows",
+    "check_same_space",
+    "magnitudes",
+    "row_names",
+]
 
 #: Bytes of rows that are held in memory; a larger file is read again for every block.
 HELD = 2 << 30
@@ -24,6 +36,11 @@ HELD = 2 << 30
 BLOCK = 1 << 14
 #: float32 leaves lengths this close to 1.
 ROUNDING = 1e-6
+#: What float32 holds, and the lengths that a row of it may have.
+LARGEST = float(np.finfo(np.float32).max)
+SMALLEST = float(np.finfo(np.float32).smallest_subnormal)
+#: Magnitudes whose squares float32 holds and can sum over a million columns: squared distances stay finite.
+LARGEST_SQUARED, SMALLEST_SQUARED = 1e15, 1e-9
 
 
 class Rows:
@@ -59,8 +76,10 @@ class Rows:
         self._held: np.ndarray | None = None
         self._stored = source if isinstance(source, Stored) else None
         array = self._open(source)
-        if not self._count:
-            raise ConfigError(f"{self.where}: expected embeddings, found no row")
+        if not self._count or not self.dim:
+            raise ConfigError(
+                f"{self.where}: expected embeddings, found no {'column' if self._count else 'row'}"
+            )
         if self._count * self.dim * 4 <= HELD:
             self._held = self._hold(array)
 
@@ -138,12 +157,9 @@ class Rows:
             array, self.passport = source.vectors, source.passport
             self._keys = lambda: (source.ids, source.parts)
         else:
-            array = np.asarray(source)
+            array = source
             self._keys = lambda: (list(map(str, range(self._count))), np.zeros(self._count, np.int32))
-        if array.ndim != 2 or array.dtype.kind not in "fiu":
-            raise ConfigError(
-                f"{self.where}: expected numbers (N, D), found {array.dtype} of shape {array.shape}"
-            )
+        array = as_numbers(array, self.where)
         self._count, self.dim = array.shape
         self._read = lambda start, stop: array[start:stop]
         return array
@@ -165,14 +181,10 @@ class Rows:
         """Euclidean lengths, float64 (n,), all above 0."""
         with np.errstate(all="ignore"):
             lengths = np.sqrt(np.einsum("nd,nd->n", block, block, dtype=np.float64))
-        bad = np.flatnonzero(~(np.isfinite(lengths) & (lengths > 0)))
+        bad = np.flatnonzero(~((lengths >= SMALLEST) & (np.isfinite(lengths))))
         if len(bad):
             row = int(bad[0])
-            fault = "is all zeros" if lengths[row] == 0 else "holds NaN or infinity"
-            raise ConfigError(
-                f"{self.where}: row {start + row} ({self.names()[start + row]}) {fault} and has no direction; "
-                "embed that picture again, or leave the row out"
-            )
+            raise _refusal(block[row], start + row, lambda at: self.names()[at], self.where)
         return lengths
 
 
@@ -181,6 +193,93 @@ Source: TypeAlias = Embeddings | np.ndarray | str | os.PathLike[str] | Stored | 
 
 def _scaled(block: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     return (block / lengths[:, None]).astype(np.float32)
+
+
+def as_numbers(source: object, where: str) -> np.ndarray:
+    """An array (N, D) of integers or floating-point numbers of at most 64 bits.
+
+    Raises:
+        ConfigError: Anything else: texts, objects, complex numbers, another number of axes, rows of unequal width.
+    """
+    try:
+        array = np.asarray(source)
+    except ValueError:
+        raise ConfigError(f"{where}: expected numbers (N, D), found rows of unequal width") from None
+    if array.ndim != 2 or array.dtype.kind not in "fiu" or array.dtype.itemsize > 8:
+        raise ConfigError(f"{where}: expected numbers (N, D), found {array.dtype} of shape {array.shape}")
+    return array
+
+
+def magnitudes(block: np.ndarray) -> np.ndarray:
+    """The largest magnitude in each row, float64 (n,), without a copy of the rows; NaN where a row holds one.
+
+    Args:
+        block: float or int (n, D), D of 1 or more.
+    """
+    return np.maximum(block.max(1).astype(np.float64), -block.min(1).astype(np.float64))
+
+
+def check_rows(
+    block: np.ndarray,
+    start: int,
+    name: Callable[[int], str],
+    where: str,
+    *,
+    zeros: bool = True,
+    largest: float = LARGEST,
+) -> np.ndarray:
+    """Refuse rows that hold NaN, infinity or a number above `largest`.
+
+    Args:
+        block: float or int (n, D), D of 1 or more.
+        start: The number of its first row.
+        name: What names a row by its number.
+        where: How messages name the embeddings.
+        zeros: Whether a row may be all zeros.
+        largest: The largest magnitude that is allowed.
+
+    Returns:
+        The largest magnitude of each row, float64 (n,).
+
+    Raises:
+        ConfigError: Naming the first such row.
+    """
+    found = magnitudes(block)
+    bad = ~(found <= largest)
+    if not zeros:
+        bad |= found == 0
+    if bad.any():
+        row = int(bad.argmax())
+        raise _refusal(block[row], start + row, name, where, largest)
+    return found
+
+
+def _refusal(
+    row: np.ndarray, number: int, name: Callable[[int], str], where: str, largest: float = LARGEST
+) -> ConfigError:
+    """The error of one row that cannot be used."""
+    most = magnitudes(row[None])[0]
+    step = "embed that picture again, or leave the row out"
+    if not np.isfinite(most):
+        fault = "holds NaN or infinity"
+    elif most == 0:
+        fault = "is all zeros and has no direction"
+    elif most > largest:
+        fault, step = f"holds {most:.3g}, and {largest:.3g} is the most", "scale all rows down"
+    else:
+        fault, step = f"holds {most:.3g} at most, which float32 takes for zero", "scale all rows up"
+    return ConfigError(f"{where}: row {number} ({name(number)}) {fault}; {step}")
+
+
+def as_count(value: object, what: str) -> int:
+    """A whole number, as Python or numpy has it; what is none is refused before it reaches native code.
+
+    Raises:
+        ConfigError: Not a whole number.
+    """
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)):
+        raise ConfigError(f"{what}: expected a whole number, found {value!r}")
+    return int(value)
 
 
 def row_names(ids: Sequence[str], parts: np.ndarray, where: str) -> list[str]:

@@ -11,7 +11,7 @@ from types import ModuleType
 
 import numpy as np
 
-from embedkit.analysis.rows import BLOCK, ROUNDING, Rows, Source, check_comparable
+from embedkit.analysis.rows import BLOCK, ROUNDING, Rows, Source, as_count, check_comparable
 from embedkit.errors import ConfigError, MissingDependencyError
 
 __all__ = ["Groups", "pair_similarity", "pairs_above", "similarity", "top_k"]
@@ -78,8 +78,18 @@ def pair_similarity(embeddings: Source, a: np.ndarray, b: np.ndarray) -> np.ndar
 
     Returns:
         float32 (P,).
+
+    Raises:
+        ConfigError: Rows that there are not, or rows that cannot be compared.
     """
     rows = Rows.of(embeddings)
+    a, b = np.asarray(a, np.int64), np.asarray(b, np.int64)
+    if len(a) != len(b) or (
+        len(a) and not (0 <= min(a.min(), b.min()) and max(a.max(), b.max()) < len(rows))
+    ):
+        raise ConfigError(
+            f"pairs: expected two lists of rows 0 to {len(rows) - 1} of {rows.where}, of one length"
+        )
     cosines = np.empty(len(a), np.float32)
     for at in range(0, len(a), BLOCK):
         pair = slice(at, at + BLOCK)
@@ -109,7 +119,7 @@ def top_k(
     left = Rows.of(queries, "the queries")
     right = left if base is None else Rows.of(base)
     check_comparable(left, right)
-    most = len(right) - exclude_self
+    k, most = as_count(k, "k"), len(right) - exclude_self
     if not 1 <= k <= most:
         raise ConfigError(
             f"k: expected 1 to {most}, for {right.where} has {len(right)} row{'s' * (len(right) > 1)}, found {k}"

@@ -14,6 +14,7 @@ import pytest
 
 from embedkit._io import atomic
 from embedkit._io.atomic import clear_leftovers, remove_folder, replacing, replacing_folder, write_file
+from embedkit._io.locks import LockedError, try_lock
 from embedkit.errors import OutputError
 
 posix = pytest.mark.skipif(os.name == "nt", reason="POSIX signals and locks")
@@ -201,3 +202,25 @@ def test_a_folder_goes_with_all_in_it(tmp_path):
     (tmp_path / "a" / "b").mkdir(parents=True)
     remove_folder(tmp_path / "a")
     assert names(tmp_path) == []
+
+
+def test_scratch_is_locked_while_it_is_cleared(tmp_path, monkeypatch):
+    """A writer between the creation of its scratch and its lock must not lock what is about to be deleted."""
+    left = tmp_path / ".a.0123456789abcdef.partial"
+    left.write_bytes(b"")
+    seen = []
+
+    def unlink(path, **options):
+        descriptor = os.open(path, os.O_RDWR)
+        try:
+            try_lock(descriptor)
+            seen.append("locked by the writer")
+        except LockedError:
+            seen.append("refused")
+        finally:
+            os.close(descriptor)
+        os.unlink(path)
+
+    monkeypatch.setattr(Path, "unlink", unlink)
+    clear_leftovers(tmp_path / "a")
+    assert seen == ["refused"] and not left.exists()

@@ -419,7 +419,7 @@ def test_a_missing_file_and_rows_that_are_none(tmp_path):
     mixture = Mixture.load(save(arrays(), {"transform": "none"}))
     with pytest.raises(SpaceMismatchError, match="4 columns and the embeddings have 5"):
         mixture.assign(np.zeros((3, 5)))
-    with pytest.raises(ConfigError, match=r"found shape \(4,\)"):
+    with pytest.raises(ConfigError, match=r"found float64 of shape \(4,\)"):
         mixture.assign(np.zeros(4))
     with pytest.raises(ConfigError, match="NaN"):
         mixture.assign(np.full((3, 4), np.nan))

@@ -105,8 +105,8 @@ def test_pairs_among_some_of_the_rows():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "expected the columns a, b and same .* found nothing"),
-        ("a,b\nx,y\n", "expected the columns a, b and same .* found a, b"),
+        ("", "expected the columns a, b and same .* found 'nothing"),
+        ("a,b\nx,y\n", "expected the columns a, b and same .* found 'a, b"),
         ("a,b,same\n", "found 0 of one and 0 of two"),
         ("a,b,same\na/1.jpg,a/2.jpg,1\n", "found 1 of one and 0 of two"),
         ("a,b,same\na/1.jpg,b/1.jpg,0\na/1.jpg,b/2.jpg,0\n", "found 0 of one and 2 of two"),

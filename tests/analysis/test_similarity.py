@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import rounding
 
 from embedkit.analysis import rows as blocks
 from embedkit.analysis import similarity as module
@@ -26,6 +27,8 @@ from embedkit.npyfile import write_npy
 PASSPORT = Passport(
     entry="linear-tiny.noise", manifest_sha256="a" * 64, fingerprint="b" * 64, dim=6, normalized=False
 )
+#: Between two cosines of rows of width 6.
+ROUNDING = rounding.cosine(6)
 
 
 @pytest.fixture
@@ -79,20 +82,20 @@ def parquet(tmp_path, vectors):
 
 def test_similarity_is_the_definition(vectors):
     expected = cosines(vectors, vectors[:9])
-    assert np.abs(similarity(vectors, vectors[:9]) - expected).max() < 1e-6
+    assert np.abs(similarity(vectors, vectors[:9]) - expected).max() <= ROUNDING
     assert similarity(embeddings(vectors)).shape == (57, 57)
     assert similarity(vectors[:2]).dtype == np.float32
 
 
 def test_length_of_rows_does_not_matter(vectors):
-    assert np.allclose(similarity(vectors * 1e-12), similarity(vectors * 1e12), atol=1e-6)
+    assert np.allclose(similarity(vectors * 1e-12), similarity(vectors * 1e12), rtol=0, atol=ROUNDING)
 
 
 def test_pairs(vectors):
     a, b = np.array([0, 3, 7, 3]), np.array([1, 40, 50, 41])
     found = pair_similarity(vectors, a, b)
-    assert np.abs(found - cosines(vectors, vectors)[a, b]).max() < 1e-6
-    assert found[1:] == pytest.approx([1, -1, 1], abs=1e-6)
+    assert np.abs(found - cosines(vectors, vectors)[a, b]).max() <= ROUNDING
+    assert found[1:] == pytest.approx([1, -1, 1], abs=ROUNDING)
 
 
 def test_a_matrix_too_large_is_refused(vectors, monkeypatch):
@@ -122,8 +125,8 @@ def naive_top_k(a, b, k, exclude_self=False):
 def test_top_k_is_exact(vectors, k, exclude_self):
     expected, all_ = naive_top_k(vectors, vectors, k, exclude_self)
     found, rows = top_k(vectors, None, k, exclude_self=exclude_self)
-    assert np.abs(found - expected).max() < 1e-6
-    assert np.abs(np.take_along_axis(all_, rows, 1) - expected).max() < 1e-6  # ties may swap
+    assert np.abs(found - expected).max() <= ROUNDING
+    assert np.abs(np.take_along_axis(all_, rows, 1) - expected).max() <= 2 * ROUNDING  # near-ties may swap
     assert all(len(set(line)) == k for line in rows.tolist())
     if exclude_self:
         assert not (rows == np.arange(57)[:, None]).any()
@@ -133,7 +136,7 @@ def test_many_equal_rows_do_not_crowd_out_k_neighbours():
     rows = np.ones((20, 3), np.float32)
     found, index = top_k(rows, None, 4, exclude_self=True)
     assert found.shape == (20, 4) and (index != np.arange(20)[:, None]).all()
-    assert np.allclose(found, 1)
+    assert np.abs(found - 1).max() <= rounding.cosine(3)
 
 
 def test_faiss_and_numpy_find_the_same(vectors, monkeypatch):
@@ -141,8 +144,8 @@ def test_faiss_and_numpy_find_the_same(vectors, monkeypatch):
     by_numpy = top_k(vectors, vectors[:30], 7)
     monkeypatch.setattr(module, "SMALL", 0)
     by_faiss = top_k(vectors, vectors[:30], 7)
-    assert np.abs(by_numpy[0] - by_faiss[0]).max() < 1e-6
-    apart = np.abs(np.diff(by_numpy[0], axis=1, prepend=2, append=-2)).min(1) > 1e-5
+    assert np.abs(by_numpy[0] - by_faiss[0]).max() <= ROUNDING
+    apart = np.abs(np.diff(by_numpy[0], axis=1, prepend=2, append=-2)).min(1) > 2 * ROUNDING
     assert (by_numpy[1] == by_faiss[1])[apart].all()
 
 
@@ -164,8 +167,31 @@ def test_pairs_above_finds_every_pair_once(vectors, threshold, tile):
         for i, j, c in zip(*(side.tolist() for side in block), strict=True)
     ]
     assert {(i, j) for i, j, _ in found} == expected and len(found) == len(expected)
-    assert all(abs(c - all_[i, j]) < 1e-6 for i, j, c in found)
+    assert all(abs(c - all_[i, j]) <= ROUNDING for i, j, c in found)
     assert {(3, 40), (3, 41), (40, 41)} <= expected  # equal rows at every threshold, 1 included
+
+
+@pytest.mark.parametrize("tile", [(1, 1), (5, 3), (57, 57), (256, 2048)])
+@pytest.mark.parametrize("seed", range(3))
+def test_the_order_of_rows_and_columns_and_the_tiles_change_nothing(vectors, tile, seed):
+    rng = np.random.default_rng(seed)
+    rows, columns = rng.permutation(57), rng.permutation(6)
+    mixed = vectors[rows][:, columns]
+    assert np.abs(similarity(mixed) - similarity(vectors)[np.ix_(rows, rows)]).max() <= ROUNDING
+    assert np.abs(top_k(mixed, None, 9)[0] - top_k(vectors, None, 9)[0][rows]).max() <= ROUNDING
+
+    def found(source, tile, names):
+        pairs = [
+            zip(*(side.tolist() for side in block), strict=True)
+            for block in pairs_above(source, 0.5, tile=tile)
+        ]
+        return {tuple(sorted((names[i], names[j]))): c for block in pairs for i, j, c in block}
+
+    expected = found(vectors, (256, 2048), np.arange(57))
+    assert np.abs(cosines(vectors, vectors) - 0.5).min() > 2 * ROUNDING  # no pair is undecided
+    other = found(mixed, tile, rows)
+    assert other.keys() == expected.keys() and len(expected) > 30
+    assert max(abs(other[pair] - expected[pair]) for pair in expected) <= ROUNDING
 
 
 # --- files and blocks -------------------------------------------------------------------------------------
@@ -185,13 +211,13 @@ def test_a_file_in_blocks_gives_what_memory_gives(vectors, parquet, monkeypatch)
     assert parts.names() == whole.names()
     for k in (1, 9, 56):
         a, b = top_k(parts, None, k, exclude_self=True), top_k(vectors, None, k, exclude_self=True)
-        assert np.allclose(a[0], b[0], atol=1e-6)
+        assert np.allclose(a[0], b[0], rtol=0, atol=ROUNDING)
     pairs = [
         {tuple(p) for f in pairs_above(rows, 0.5) for p in zip(*f[:2], strict=True)}
         for rows in (parts, whole)
     ]
     assert pairs[0] == pairs[1] and len(pairs[0]) > 3
-    assert np.allclose(similarity(parts, parts), similarity(vectors), atol=1e-6)
+    assert np.allclose(similarity(parts, parts), similarity(vectors), rtol=0, atol=ROUNDING)
 
 
 def test_every_kind_of_file(vectors, parquet, tmp_path):

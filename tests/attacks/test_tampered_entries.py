@@ -261,7 +261,12 @@ def hostile_golden() -> dict[str, bytes]:
         head = b"\x93NUMPY\x01\0" + len(head).to_bytes(2, "little") + head
         for name in ("pictures", "embedding", "tolerance_fp32"):
             archive.writestr(f"{name}.npy", head)
+    bomb = io.BytesIO()
+    np.savez_compressed(
+        bomb, pictures=np.zeros((1 << 27, 1), np.uint8), embedding=rows, tolerance_fp32=tolerance
+    )
     return {
+        "a bomb": bomb.getvalue(),
         "text": b"not an archive",
         "empty": b"",
         "a zip of nothing": b"PK\x05\x06" + bytes(18),
@@ -316,7 +321,8 @@ def test_figures_that_no_table_can_show_stop_at_their_own_entry(by_hand, tmp_pat
     good = embedkit.load.find_entry(entry.write(tmp_path / "zoo" / "linear-tiny.noise"))
     publish(good, str(tmp_path / "to"))
     bad = entry.write(tmp_path / "linear-bad.noise", {**entry.files(), "config.json": text})
-    with pytest.raises(EntryError, match=r"config\.json: embedkit\.(metrics|provenance)") as caught:
+    why = r"config\.json(: embedkit\.(metrics|provenance)| is not JSON \(1e999)"
+    with pytest.raises(EntryError, match=why) as caught:
         publish(embedkit.load.find_entry(bad), str(tmp_path / "to"))
     assert "\n" not in str(caught.value)
     publish(good, str(tmp_path / "to"))  # the zoo is as it was
