@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -61,7 +62,7 @@ class Target:
         return cls(path, kind, part, parts)
 
     def check_sources(self, sources: Sequence[str]) -> None:
-        """Refuse an output, or a file beside it, that is one of the sources.
+        """Refuse an output, or a file beside it, that is one of the sources or matches a pattern among them.
 
         Raises:
             OutputError: Naming both.
@@ -71,7 +72,12 @@ class Target:
             outputs["the table of failures of -o"] = errors_path(self.path)
         if self.kind == "npy":
             outputs |= {"the ids of -o": ids_path(self.path), "the metadata of -o": passport_path(self.path)}
-        check_outputs(outputs, {f"the source {source!r}": source for source in sources})
+        taken = {f"the source {source!r}": source for source in sources}
+        for source in sources:
+            if glob.has_magic(source) and not os.path.lexists(source):
+                matches = glob.iglob(source, recursive=True, include_hidden=True)
+                taken |= {f"the source {path!r}, which {source!r} matches": path for path in matches}
+        check_outputs(outputs, taken)
 
     def open_store(self) -> ShardStore:
         """This job's shards, locked; a commit that was killed is finished, and its scratch files are cleared.

@@ -18,8 +18,9 @@ from PIL import Image
 from embedkit import commands
 from embedkit.analysis.calibration import Calibration
 from embedkit.analysis.clustering import Clustering
-from embedkit.embeddings import Passport, schema_of, write_npy, write_rows
+from embedkit.embeddings import Passport, schema_of, write_rows
 from embedkit.errors import OutputError
+from embedkit.npyfile import write_npy
 from embedkit.pictures.atlas import write_atlas
 from embedkit.pictures.reading import Originals
 from embedkit.pictures.sheets import Section, Tile, write_sheet
@@ -130,9 +131,10 @@ def test_an_output_that_is_an_input_is_refused_and_nothing_is_written(folder, li
     out, err = capsys.readouterr()
     assert (end.value.code, out) == (1, ""), err
     assert err.startswith("embedkit: ") and err.count("\n") == 1
-    assert any(words in err for words in ("is also", "one of the images", "not a regular file", "lies in")), (
-        err
-    )
+    assert any(
+        words in err
+        for words in ("is also", "one of the images", "not a regular file", "lies in", "expected X.parquet")
+    ), err
     assert snapshot(folder) == before
 
 

@@ -79,10 +79,8 @@ def embed(
     output.
     """
     from embedkit import pipeline
-    from embedkit.commands.inputs import check_embedded
     from embedkit.commands.progress import Bar
 
-    check_embedded(output, source)
     with Bar("embedding") as bar:
         report = pipeline.embed(
             source,

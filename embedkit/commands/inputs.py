@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import glob
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
-from embedkit._io.outputs import check_outputs
 from embedkit.images.ids import check_no_image
 
 
@@ -21,7 +19,8 @@ def files_of(embeddings: str | os.PathLike[str], name: str = "EMB") -> dict[str,
     Returns:
         Name of an input -> path, as `check_outputs` takes them.
     """
-    from embedkit.embeddings import errors_path, ids_path, passport_path
+    from embedkit.embeddings import errors_path
+    from embedkit.npyfile import ids_path, passport_path
 
     text = os.fspath(embeddings)
     path = Path(text)
@@ -33,34 +32,6 @@ def files_of(embeddings: str | os.PathLike[str], name: str = "EMB") -> dict[str,
     if path.suffix == ".npy":
         beside += [ids_path(path), passport_path(path)]
     return {name: text, **{f"{name} ({file.name})": str(file) for file in beside}}
-
-
-def check_embedded(output: str, sources: Sequence[str]) -> None:
-    """Refuse an output of `embed` that is one of its sources.
-
-    Args:
-        output: As the user named it; a database is not looked at.
-        sources: Files, folders, patterns, or `-`.
-
-    Raises:
-        OutputError: It is one of them, or a pattern among them matches it.
-    """
-    from embedkit.embeddings import errors_path, ids_path, passport_path
-
-    if "://" in output:
-        return
-    taken: dict[str, str] = {}
-    for source in sources:
-        taken[repr(source)] = source
-        if glob.has_magic(source) and not os.path.lexists(source):
-            taken |= {f"{source!r} ({path!r})": path for path in glob.iglob(source, recursive=True)}
-    written: dict[str, str] = {"-o": output}
-    if output and not output.endswith(("/", os.sep)):
-        written["the table of errors"] = str(errors_path(Path(output)))
-        if output.endswith(".npy"):
-            written["the ids"] = str(ids_path(Path(output)))
-            written["the passport"] = str(passport_path(Path(output)))
-    check_outputs(written, taken)
 
 
 def check_known(outputs: Mapping[str, str | os.PathLike[str] | None], source: str) -> None:
