@@ -19,7 +19,8 @@ from embedkit.engine import (
 )
 from embedkit.errors import EmbedkitError
 from embedkit.hub.access import Access
-from embedkit.load import default_cache_dir, load_encoder, places
+from embedkit.hub.access import default_cache_dir
+from embedkit.load import load_encoder, places
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,8 @@ from embedkit.encoder import comparable, open_engine
 from embedkit.engine import CPU, EngineOptions, available_cpus
 from embedkit.entry import GOLDEN, MIXTURE
 from embedkit.errors import EmbedkitError, EntryError
-from embedkit.load import default_cache_dir, find_entry
+from embedkit.hub.access import default_cache_dir
+from embedkit.load import find_entry
 from embedkit.mixture import Mixture
 from embedkit.preprocess import read_pixels
 

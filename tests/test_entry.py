@@ -12,12 +12,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from embedkit._io.json import canonical_json
 from embedkit.entry import (
     EntryConfig,
     FileRecord,
     Manifest,
     Preprocess,
-    canonical_json,
     check_file_name,
     parse_json,
     sha256_hex,

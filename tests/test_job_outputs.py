@@ -365,7 +365,8 @@ def test_names_with_a_colon(cats, tmp_path, tiny, monkeypatch):
 def test_a_user_without_a_home_folder(tmp_path, monkeypatch):
     import pwd
 
-    from embedkit.load import default_cache_dir, places
+    from embedkit.hub.access import default_cache_dir
+    from embedkit.load import places
 
     def missing(*_: object) -> None:
         raise KeyError

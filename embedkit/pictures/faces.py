@@ -24,7 +24,8 @@ from embedkit.encoder import Encoder, open_engine, reason_of
 from embedkit.engine import EngineOptions
 from embedkit.entry import Preprocess
 from embedkit.errors import ConfigError, EntryError, ImageError, OutputError
-from embedkit.load import default_cache_dir, find_entry, load_encoder, resolve_threads
+from embedkit.hub.access import default_cache_dir
+from embedkit.load import find_entry, load_encoder, resolve_threads
 from embedkit.preprocess import ImageLike, read_pixels, upright
 
 ENCODER = "face-r29.dlib"
