@@ -22,8 +22,8 @@ from safetensors.torch import save
 
 from embedkit.engine import EngineOptions, OnnxEngine
 from embedkit.entry import Preprocess
-from embedkit.training.backbones import create_backbone
-from embedkit.training.graph import OPSET, PixelEncoder, export_graph, holding, stored_state
+from embedkit.training.export.torch_to_onnx import OPSET, PixelEncoder, export_graph, holding, stored_state
+from embedkit.training.models.backbones import create_backbone
 
 #: Name -> channels, side in pixels, batch size.
 NETWORKS = {"r10": (1, 28, 64), "r50": (3, 224, 1), "lite0": (3, 224, 4), "vit_t4": (1, 28, 8)}

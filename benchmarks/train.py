@@ -28,8 +28,8 @@ import torch
 
 from embedkit.training import recipes, run
 from embedkit.training.config import with_overrides
-from embedkit.training.data import Loader, load_pictures, split_validation
-from embedkit.training.machine import keep_freed_memory, multiplies_bf16
+from embedkit.training.data.images import Loader, load_pictures, split_validation
+from embedkit.training.hardware import keep_freed_memory, multiplies_bf16
 from embedkit.training.method import Method
 
 RECIPE = "simclr"
@@ -92,7 +92,7 @@ def lightly(data: str, steps: int, *, tuned: bool) -> dict[str, float]:
     from lightly.models.modules import SimCLRProjectionHead
     from lightly.transforms import SimCLRTransform
 
-    from embedkit.training.backbones import create_backbone
+    from embedkit.training.models.backbones import create_backbone
 
     config = recipes.recipe(RECIPE)
     pictures = split_validation(load_pictures(with_path(config, data)), config.data.validation, config.seed)[

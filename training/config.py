@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from embedkit.errors import ConfigError
-from embedkit.training.data import DataConfig
+from embedkit.training.data.images import DataConfig
 from embedkit.training.optim import Optimizer
 
 __all__ = ["Facts", "RunConfig", "from_json", "method_name", "to_json", "with_overrides"]
@@ -93,7 +93,7 @@ class Facts:
 
 def method_name(config: RunConfig) -> str:
     """The module of `embedkit.training.methods` that the run's method stands in."""
-    return type(config.method).__module__.rpartition(".")[2]
+    return type(config.method).__module__.removeprefix(f"{_PACKAGE}methods.").partition(".")[0]
 
 
 def to_json(value: Any) -> Any:

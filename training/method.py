@@ -16,11 +16,11 @@ import lightning
 import torch
 from torch import Tensor, nn
 
-from embedkit.training.backbones import Backbone
+from embedkit.training.augment import View
 from embedkit.training.config import Facts
-from embedkit.training.data import Batch
+from embedkit.training.data.images import Batch
 from embedkit.training.distributed import rank
-from embedkit.training.views import View
+from embedkit.training.models.backbones import Backbone
 
 __all__ = ["Facts", "Method", "float32_loss"]
 

@@ -29,14 +29,21 @@ from safetensors.torch import save_file
 
 from embedkit.errors import ConfigError, OutputError
 from embedkit.training import config as configuration
-from embedkit.training.backbones import Backbone, create_backbone
 from embedkit.training.callbacks import Budget, Checkpoint, Cost, Metrics, Progress
 from embedkit.training.config import Facts, RunConfig, method_name
-from embedkit.training.data import Batch, Loader, Pictures, keep_labels, load_pictures, split_validation
-from embedkit.training.datasets import absolute
-from embedkit.training.machine import describe, keep_freed_memory, multiplies_bf16
+from embedkit.training.data.datasets import absolute
+from embedkit.training.data.images import (
+    Batch,
+    Loader,
+    Pictures,
+    keep_labels,
+    load_pictures,
+    split_validation,
+)
+from embedkit.training.hardware import describe, keep_freed_memory, multiplies_bf16
 from embedkit.training.method import Method
 from embedkit.training.methods import method_class
+from embedkit.training.models.backbones import Backbone, create_backbone
 
 __all__ = ["RunResult", "load_run", "resume", "train"]
 

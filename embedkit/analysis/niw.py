@@ -5,7 +5,7 @@ moments say, without another look at the points.
 
 Source: Conjugate Bayesian analysis of the Gaussian distribution (Murphy, 2007, section 9). Draws: Bartlett's
 decomposition of a Wishart matrix (On the theory of statistical regression, Proc. R. Soc. Edinburgh 53, 1933).
-`embedkit.training.niw` is the same prior in torch, for DeepDPM's training.
+`embedkit.training.methods.deepdpm.niw` is the same prior in torch, for DeepDPM's training.
 """
 
 from __future__ import annotations

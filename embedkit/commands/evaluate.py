@@ -34,8 +34,8 @@ def evaluate(
     if write and limit:
         raise ConfigError("figures of part of the data do not enter an entry: give --write or --limit")
     try:
-        from embedkit.training import evaluate as protocol
-        from embedkit.training.figures import check_writable, write_figures
+        from embedkit.training.evaluation import protocol
+        from embedkit.training.evaluation.record import check_writable, write_figures
     except ImportError as error:
         if (error.name or "").startswith("embedkit"):
             raise

@@ -44,7 +44,7 @@ def export(
             folder = Path(source)
             held = sorted(folder.iterdir()) if folder.is_dir() else [folder]
             check_outputs({"--standalone": standalone}, {str(path): path for path in held})
-            from embedkit.training.standalone import standalone as write_standalone
+            from embedkit.training.export.standalone import standalone as write_standalone
 
             print(safe_for_terminal(str(write_standalone(source, standalone))))
         elif (Path(source) / MANIFEST).is_file():
@@ -54,7 +54,7 @@ def export(
         elif name is None:
             raise ConfigError("--name is missing: <method>-<arch>.<data>, for example simclr-r10.fmnist")
         else:
-            from embedkit.training.entries import export_run
+            from embedkit.training.export.from_run import export_run
 
             done = export_run(source, name, zoo, licence=licence, data=data, limits=limit or ())
             print(safe_for_terminal(str(done)))

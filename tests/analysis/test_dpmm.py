@@ -445,7 +445,7 @@ print(json.dumps(Mixture.load(save(one)).assign(np.zeros((1, 2)))[1].tolist()))
 
 def test_a_training_run_writes_what_is_read_here():
     torch = pytest.importorskip("torch")
-    from embedkit.training.niw import log_densities, precision_cholesky
+    from embedkit.training.methods.deepdpm.niw import log_densities, precision_cholesky
 
     parts = arrays()
     covs = np.linalg.inv(parts["precision_cholesky"] @ parts["precision_cholesky"].transpose(0, 2, 1))

@@ -10,8 +10,8 @@ import torch
 
 from embedkit.entry import EntryConfig
 from embedkit.preprocess import read_pixels
-from embedkit.training.golden import synthetic_pictures
-from embedkit.training.graph import PixelEncoder
+from embedkit.training.export.golden import synthetic_pictures
+from embedkit.training.export.torch_to_onnx import PixelEncoder
 
 NON_COMMERCIAL = "CC-BY-NC-4.0"
 PICTURES = list(synthetic_pictures(8, seed=5, height=40, width=52))

@@ -11,10 +11,10 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from embedkit.training.backbones import create_backbone
 from embedkit.training.config import Facts
 from embedkit.training.methods import simclr, supervised
 from embedkit.training.methods.supervised import smoothed_cross_entropy
+from embedkit.training.models.backbones import create_backbone
 
 FACTS = Facts(
     image_shape=(1, 28, 28),

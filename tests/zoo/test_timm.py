@@ -10,7 +10,7 @@ from PIL import Image
 timm = pytest.importorskip("timm")
 torch = pytest.importorskip("torch")
 
-import embedkit.training.backbones  # noqa: E402, F401  (registers the small networks)
+import embedkit.training.models.backbones  # noqa: E402, F401  (registers the small networks)
 from embedkit import load_encoder  # noqa: E402
 from embedkit.entry import ENTRY_NAME, EntryConfig  # noqa: E402
 

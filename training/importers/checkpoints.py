@@ -20,10 +20,10 @@ import timm
 import torch
 from torch import Tensor, nn
 
-import embedkit.training.backbones  # noqa: F401  registers embedkit's own networks with timm
+import embedkit.training.models.backbones  # noqa: F401  registers embedkit's own networks with timm
 from embedkit.entry import Preprocess, sha256_hex
 from embedkit.errors import ConfigError, SourceError
-from embedkit.training.export import Card
+from embedkit.training.export.writer import Card
 from embedkit.training.importers.foreign import (
     Imported,
     Request,

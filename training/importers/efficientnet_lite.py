@@ -27,8 +27,8 @@ from torch import Tensor, nn
 
 from embedkit.entry import EntryConfig, Manifest, Preprocess, sha256_hex
 from embedkit.errors import EntryError, IntegrityError, MissingDependencyError
-from embedkit.training.export import Card, timm_config, update_index, write_entry
-from embedkit.training.golden import sample_pixels
+from embedkit.training.export.golden import sample_pixels
+from embedkit.training.export.writer import Card, timm_config, update_index, write_entry
 
 ENTRY = "supervised-efficientnet_lite0.in1k"
 ARCHITECTURE = "tf_efficientnet_lite0"

@@ -29,8 +29,8 @@ from torch import Tensor, nn
 
 from embedkit.entry import EntryConfig, Manifest, Preprocess, sha256_hex
 from embedkit.errors import EntryError, IntegrityError, SourceError
-from embedkit.training.export import Card, update_index, write_entry
-from embedkit.training.golden import sample_pixels
+from embedkit.training.export.golden import sample_pixels
+from embedkit.training.export.writer import Card, update_index, write_entry
 from embedkit.training.importers.face_networks import VERSION, face_detector, face_landmarks, face_resnet
 
 ENCODER, DETECTOR, LANDMARKS = (

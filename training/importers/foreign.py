@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from embedkit.entry import ENTRY_NAME, EntryConfig, Preprocess
 from embedkit.errors import ConfigError, EntryError
 from embedkit.hub.filelist import is_non_commercial
-from embedkit.training.export import Card, timm_config, update_index, write_entry
-from embedkit.training.golden import sample_pixels
+from embedkit.training.export.golden import sample_pixels
+from embedkit.training.export.writer import Card, timm_config, update_index, write_entry
 
 _SCALAR = np.float64(0).__reduce__()[0]
 #: What checkpoints hold beside tensors and plain values: the options of a run, and numbers of numpy. Each builds a

@@ -50,7 +50,9 @@ def method_class(name: str) -> type[Method]:
     found = [
         value
         for value in vars(module).values()
-        if isinstance(value, type) and issubclass(value, Method) and value.__module__ == module.__name__
+        if isinstance(value, type)
+        and issubclass(value, Method)
+        and f"{value.__module__}.".startswith(f"{module.__name__}.")
     ]
     if len(found) != 1:
         raise TypeError(f"{module.__name__} must define one subclass of Method, and defines {len(found)}")

@@ -33,12 +33,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from embedkit.errors import ConfigError
-from embedkit.training.backbones import Backbone
+from embedkit.training.augment import Compose, RandAugment, RandomHorizontalFlip, RandomShift, View
 from embedkit.training.config import Facts
-from embedkit.training.data import Batch
-from embedkit.training.ema import EMA, decay_of_a_run
+from embedkit.training.data.images import Batch
 from embedkit.training.method import Method, float32_loss
-from embedkit.training.views import Compose, RandAugment, RandomHorizontalFlip, RandomShift, View
+from embedkit.training.models.backbones import Backbone
+from embedkit.training.models.ema import EMA, decay_of_a_run
 
 __all__ = ["Config", "FixMatch", "consistency_loss", "lr_factor"]
 

@@ -32,12 +32,12 @@ from timm.models.vision_transformer import Attention, Block, VisionTransformer
 from torch import Tensor, nn
 
 from embedkit.errors import ConfigError
-from embedkit.training.backbones import Backbone
+from embedkit.training.augment import Compose, RandomHorizontalFlip, RandomResizedCrop, View
 from embedkit.training.config import Facts
-from embedkit.training.data import Batch
-from embedkit.training.masking import patchify, random_masking
+from embedkit.training.data.images import Batch
 from embedkit.training.method import Method, float32_loss
-from embedkit.training.views import Compose, RandomHorizontalFlip, RandomResizedCrop, View
+from embedkit.training.models.backbones import Backbone
+from embedkit.training.models.masking import patchify, random_masking
 
 __all__ = ["MAE", "Config", "masked_loss", "patch_targets", "sincos_table"]
 

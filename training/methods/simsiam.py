@@ -26,13 +26,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from embedkit.training.backbones import Backbone
+from embedkit.training.augment import TWO_VIEWS, View
 from embedkit.training.config import Facts
-from embedkit.training.data import Batch
+from embedkit.training.data.images import Batch
 from embedkit.training.distributed import gather
-from embedkit.training.heads import l2_normalize, mlp
 from embedkit.training.method import Method, float32_loss
-from embedkit.training.views import TWO_VIEWS, View
+from embedkit.training.models.backbones import Backbone
+from embedkit.training.models.heads import l2_normalize, mlp
 
 __all__ = ["Config", "SimSiam", "negative_cosine", "relative_std", "simsiam_loss"]
 

@@ -32,11 +32,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from embedkit.errors import ConfigError
-from embedkit.training.backbones import Backbone
+from embedkit.training.augment import ColorJitter, Compose, RandomAffine, View
 from embedkit.training.config import Facts
-from embedkit.training.data import Batch
+from embedkit.training.data.images import Batch
 from embedkit.training.method import Method, float32_loss
-from embedkit.training.views import ColorJitter, Compose, RandomAffine, View
+from embedkit.training.models.backbones import Backbone
 
 __all__ = ["Config", "SphereFace", "a_softmax", "annealing", "detached_margin", "psi"]
 

@@ -20,11 +20,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from embedkit.errors import ConfigError
-from embedkit.training.backbones import Backbone
+from embedkit.training.augment import Compose, RandomHorizontalFlip, RandomShift, View
 from embedkit.training.config import Facts
-from embedkit.training.data import Batch
+from embedkit.training.data.images import Batch
 from embedkit.training.method import Method, float32_loss
-from embedkit.training.views import Compose, RandomHorizontalFlip, RandomShift, View
+from embedkit.training.models.backbones import Backbone
 
 __all__ = ["Config", "Supervised", "smoothed_cross_entropy"]
 

@@ -30,12 +30,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from embedkit.errors import ConfigError
-from embedkit.training.backbones import Backbone
+from embedkit.training.augment import Compose, View
 from embedkit.training.config import Facts
-from embedkit.training.data import Batch
-from embedkit.training.heads import ConvDecoder
+from embedkit.training.data.images import Batch
 from embedkit.training.method import Method, float32_loss
-from embedkit.training.views import Compose, View
+from embedkit.training.models.backbones import Backbone
+from embedkit.training.models.heads import ConvDecoder
 
 __all__ = ["VAE", "Config", "active_units", "kl_divergence", "negative_log_likelihood", "reparameterize"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from embedkit.training.config import RunConfig
-from embedkit.training.data import DataConfig
+from embedkit.training.data.images import DataConfig
 from embedkit.training.methods import autoencoder
 from embedkit.training.optim import Optimizer
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 
-from embedkit.training.clusters import ClustersConfig
 from embedkit.training.config import RunConfig
-from embedkit.training.data import DataConfig
+from embedkit.training.data.images import DataConfig
 from embedkit.training.methods import deepdpm
+from embedkit.training.methods.deepdpm.clusters import ClustersConfig
 from embedkit.training.optim import Optimizer
 
 __all__ = ["encoder", "recipe", "umap"]

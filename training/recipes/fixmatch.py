@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from embedkit.training.config import RunConfig
-from embedkit.training.data import DataConfig, LabelledAndUnlabelled
+from embedkit.training.data.images import DataConfig, LabelledAndUnlabelled
 from embedkit.training.methods import fixmatch
 from embedkit.training.optim import Optimizer
 

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from embedkit.training.config import RunConfig
-from embedkit.training.data import DataConfig
-from embedkit.training.methods import simclr
-from embedkit.training.optim import Optimizer
-from embedkit.training.views import (
+from embedkit.training.augment import (
     ColorJitter,
     Compose,
     RandomGrayscale,
     RandomHorizontalFlip,
     RandomResizedCrop,
 )
+from embedkit.training.config import RunConfig
+from embedkit.training.data.images import DataConfig
+from embedkit.training.methods import simclr
+from embedkit.training.optim import Optimizer
 
 __all__ = ["photos", "recipe"]
 

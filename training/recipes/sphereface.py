@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from embedkit.training.config import RunConfig
-from embedkit.training.data import DataConfig, IdentityBalanced
+from embedkit.training.data.images import DataConfig, IdentityBalanced
 from embedkit.training.methods import sphereface
 from embedkit.training.optim import Optimizer
 

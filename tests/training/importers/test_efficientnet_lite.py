@@ -14,8 +14,8 @@ from safetensors.torch import save  # noqa: E402
 
 from embedkit.engine import EngineOptions, OnnxEngine  # noqa: E402
 from embedkit.errors import EntryError, IntegrityError, MissingDependencyError  # noqa: E402
-from embedkit.training.golden import sample_pixels  # noqa: E402
-from embedkit.training.graph import PixelEncoder, export_graph  # noqa: E402
+from embedkit.training.export.golden import sample_pixels  # noqa: E402
+from embedkit.training.export.torch_to_onnx import PixelEncoder, export_graph  # noqa: E402
 from embedkit.training.importers import efficientnet_lite  # noqa: E402
 from embedkit.training.importers.efficientnet_lite import PREPROCESS, checkpoint_bytes, to_timm  # noqa: E402
 

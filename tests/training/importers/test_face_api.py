@@ -23,8 +23,8 @@ from embedkit.entry import EntryConfig, Preprocess  # noqa: E402
 from embedkit.errors import ConfigError, EntryError, IntegrityError, SourceError  # noqa: E402
 from embedkit.golden import verify_entry  # noqa: E402
 from embedkit.load import find_entry, load_encoder  # noqa: E402
-from embedkit.training.export import write_entry  # noqa: E402
-from embedkit.training.golden import synthetic_pictures  # noqa: E402
+from embedkit.training.export.golden import synthetic_pictures  # noqa: E402
+from embedkit.training.export.writer import write_entry  # noqa: E402
 from embedkit.training.importers.face_api import IMPORTS, read_tensors  # noqa: E402
 from embedkit.training.importers.face_networks import (  # noqa: E402
     BLOCKS,

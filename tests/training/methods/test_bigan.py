@@ -12,9 +12,8 @@ from safetensors.torch import load_file  # noqa: E402
 
 from embedkit.errors import ConfigError  # noqa: E402
 from embedkit.training import recipes, run  # noqa: E402
-from embedkit.training.backbones import create_backbone  # noqa: E402
 from embedkit.training.config import Facts, with_overrides  # noqa: E402
-from embedkit.training.data import DataConfig, load_pictures  # noqa: E402
+from embedkit.training.data.images import DataConfig, load_pictures  # noqa: E402
 from embedkit.training.methods.bigan import (  # noqa: E402
     BiGAN,
     Config,
@@ -22,6 +21,7 @@ from embedkit.training.methods.bigan import (  # noqa: E402
     discriminator_loss,
     encoder_generator_loss,
 )
+from embedkit.training.models.backbones import create_backbone  # noqa: E402
 from embedkit.training.optim import Optimizer  # noqa: E402
 
 FACTS = Facts(

@@ -11,9 +11,10 @@ from safetensors.torch import load_file  # noqa: E402
 
 from embedkit.errors import ConfigError  # noqa: E402
 from embedkit.training import recipes, run  # noqa: E402
-from embedkit.training.backbones import create_backbone  # noqa: E402
+from embedkit.training.augment import Compose, RandAugment, RandomInvert  # noqa: E402
+from embedkit.training.augment.randaugment import RANDAUGMENT_RANGES  # noqa: E402
 from embedkit.training.config import Facts, with_overrides  # noqa: E402
-from embedkit.training.data import (  # noqa: E402
+from embedkit.training.data.images import (  # noqa: E402
     Batch,
     DataConfig,
     LabelledAndUnlabelled,
@@ -22,9 +23,8 @@ from embedkit.training.data import (  # noqa: E402
     load_pictures,
 )
 from embedkit.training.methods.fixmatch import Config, FixMatch, consistency_loss, lr_factor  # noqa: E402
+from embedkit.training.models.backbones import create_backbone  # noqa: E402
 from embedkit.training.optim import Optimizer  # noqa: E402
-from embedkit.training.views import Compose, RandAugment, RandomInvert  # noqa: E402
-from embedkit.training.views.randaugment import RANDAUGMENT_RANGES  # noqa: E402
 
 
 def build(total_steps=40, classes=10, **config):

@@ -9,13 +9,13 @@ torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402
 
 from embedkit.errors import ConfigError  # noqa: E402
-from embedkit.training.backbones import create_backbone  # noqa: E402
+from embedkit.training.augment import Compose, GaussianNoise  # noqa: E402
 from embedkit.training.config import Facts  # noqa: E402
-from embedkit.training.data import Batch, DataConfig, load_pictures  # noqa: E402
-from embedkit.training.masking import patchify, unpatchify  # noqa: E402
+from embedkit.training.data.images import Batch, DataConfig, load_pictures  # noqa: E402
 from embedkit.training.methods.mae import MAE, Config, masked_loss, patch_targets, sincos_table  # noqa: E402
+from embedkit.training.models.backbones import create_backbone  # noqa: E402
+from embedkit.training.models.masking import patchify, unpatchify  # noqa: E402
 from embedkit.training.optim import Optimizer  # noqa: E402
-from embedkit.training.views import Compose, GaussianNoise  # noqa: E402
 
 PLAIN = Compose(views=())
 

@@ -10,10 +10,10 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from embedkit.training.backbones import create_backbone  # noqa: E402
 from embedkit.training.config import Facts  # noqa: E402
-from embedkit.training.data import Batch, DataConfig, load_pictures  # noqa: E402
+from embedkit.training.data.images import Batch, DataConfig, load_pictures  # noqa: E402
 from embedkit.training.methods.simclr import Config, SimCLR, nt_xent  # noqa: E402
+from embedkit.training.models.backbones import create_backbone  # noqa: E402
 from embedkit.training.optim import Optimizer  # noqa: E402
 
 FACTS = Facts(

@@ -9,10 +9,8 @@ torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402
 
 from embedkit.training import recipes, run  # noqa: E402
-from embedkit.training.backbones import create_backbone  # noqa: E402
 from embedkit.training.config import Facts, with_overrides  # noqa: E402
-from embedkit.training.data import Batch, DataConfig, load_pictures  # noqa: E402
-from embedkit.training.heads import mlp  # noqa: E402
+from embedkit.training.data.images import Batch, DataConfig, load_pictures  # noqa: E402
 from embedkit.training.methods import simsiam  # noqa: E402
 from embedkit.training.methods.simsiam import (  # noqa: E402
     Config,
@@ -21,6 +19,8 @@ from embedkit.training.methods.simsiam import (  # noqa: E402
     relative_std,
     simsiam_loss,
 )
+from embedkit.training.models.backbones import create_backbone  # noqa: E402
+from embedkit.training.models.heads import mlp  # noqa: E402
 from embedkit.training.optim import Optimizer  # noqa: E402
 
 

@@ -14,9 +14,9 @@ from safetensors.torch import load_file  # noqa: E402
 
 from embedkit.errors import ConfigError  # noqa: E402
 from embedkit.training import recipes, run  # noqa: E402
-from embedkit.training.backbones import create_backbone  # noqa: E402
+from embedkit.training.augment import Compose  # noqa: E402
 from embedkit.training.config import Facts, with_overrides  # noqa: E402
-from embedkit.training.data import Batch, DataConfig, IdentityBalanced, Loader, load_pictures  # noqa: E402
+from embedkit.training.data.images import Batch, DataConfig, IdentityBalanced, Loader, load_pictures  # noqa: E402
 from embedkit.training.methods.sphereface import (  # noqa: E402
     Config,
     SphereFace,
@@ -25,8 +25,8 @@ from embedkit.training.methods.sphereface import (  # noqa: E402
     detached_margin,
     psi,
 )
+from embedkit.training.models.backbones import create_backbone  # noqa: E402
 from embedkit.training.optim import Optimizer  # noqa: E402
-from embedkit.training.views import Compose  # noqa: E402
 
 
 def tensors(n=6, k=5, dim=8, dtype=torch.float64, seed=0):

@@ -7,10 +7,10 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from embedkit.errors import ConfigError  # noqa: E402
-from embedkit.training.backbones import create_backbone  # noqa: E402
 from embedkit.training.config import Facts  # noqa: E402
-from embedkit.training.data import DataConfig, load_pictures  # noqa: E402
+from embedkit.training.data.images import DataConfig, load_pictures  # noqa: E402
 from embedkit.training.methods.supervised import Config, Supervised, smoothed_cross_entropy  # noqa: E402
+from embedkit.training.models.backbones import create_backbone  # noqa: E402
 from embedkit.training.optim import Optimizer  # noqa: E402
 
 

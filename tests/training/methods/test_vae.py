@@ -7,9 +7,8 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from embedkit.errors import ConfigError  # noqa: E402
-from embedkit.training.backbones import create_backbone  # noqa: E402
 from embedkit.training.config import Facts  # noqa: E402
-from embedkit.training.data import DataConfig, load_pictures  # noqa: E402
+from embedkit.training.data.images import DataConfig, load_pictures  # noqa: E402
 from embedkit.training.methods.vae import (  # noqa: E402
     VAE,
     Config,
@@ -18,6 +17,7 @@ from embedkit.training.methods.vae import (  # noqa: E402
     negative_log_likelihood,
     reparameterize,
 )
+from embedkit.training.models.backbones import create_backbone  # noqa: E402
 from embedkit.training.optim import Optimizer  # noqa: E402
 
 FACTS = Facts(

@@ -1,0 +1,120 @@
+import pytest
+
+torch = pytest.importorskip("torch")
+from torch import nn  # noqa: E402
+
+from embedkit.errors import ConfigError  # noqa: E402
+from embedkit.training.models.heads import ConvDecoder, l2_normalize, mlp  # noqa: E402
+
+
+def shape(head: nn.Sequential) -> list[tuple]:
+    """Every layer as the papers list them."""
+    layers: list[tuple] = []
+    for layer in head:
+        if isinstance(layer, nn.Linear):
+            layers.append(("linear", layer.in_features, layer.out_features, layer.bias is not None))
+        elif isinstance(layer, nn.BatchNorm1d):
+            learns = [name for name, p in layer.named_parameters() if p.requires_grad]
+            layers.append(("norm", layer.num_features, *learns))
+        else:
+            layers.append((type(layer).__name__,))
+    return layers
+
+
+def test_simclr_projector():
+    head = mlp((256, 2048, 128), last_norm=True, last_affine="scale")
+    assert shape(head) == [
+        ("linear", 256, 2048, False),
+        ("norm", 2048, "weight", "bias"),
+        ("ReLU",),
+        ("linear", 2048, 128, False),
+        ("norm", 128, "weight"),
+    ]
+    z = head(torch.randn(64, 256))
+    torch.testing.assert_close(z.mean(dim=0), torch.zeros(128), atol=1e-5, rtol=0)
+    z.sum().backward()
+    assert head[-1].bias.grad is None and torch.equal(head[-1].bias, torch.zeros(128))
+
+
+def test_simsiam_projector_and_predictor():
+    assert shape(mlp((512, 512, 512, 2048), last_norm=True, last_affine=False)) == [
+        ("linear", 512, 512, False),
+        ("norm", 512, "weight", "bias"),
+        ("ReLU",),
+        ("linear", 512, 512, False),
+        ("norm", 512, "weight", "bias"),
+        ("ReLU",),
+        ("linear", 512, 2048, False),
+        ("norm", 2048),
+    ]
+    assert shape(mlp((2048, 512, 2048))) == [
+        ("linear", 2048, 512, False),
+        ("norm", 512, "weight", "bias"),
+        ("ReLU",),
+        ("linear", 512, 2048, True),
+    ]
+
+
+def test_plain_mlp_has_biases_and_the_activation_asked_for():
+    assert shape(mlp((8, 4, 2), norm=False, activation=nn.GELU)) == [
+        ("linear", 8, 4, True),
+        ("GELU",),
+        ("linear", 4, 2, True),
+    ]
+    assert shape(mlp((8, 4, 2), bias=False))[-1] == ("linear", 4, 2, False)
+    assert shape(mlp((8, 2))) == [("linear", 8, 2, True)]
+
+
+@pytest.mark.parametrize("dims", [(8,), (), (8, 0)])
+def test_mlp_refuses_what_is_no_mlp(dims):
+    with pytest.raises(ConfigError, match="two or more widths"):
+        mlp(dims)
+
+
+@pytest.mark.parametrize(("size", "start"), [(28, 7), (32, 4), (64, 4), (24, 6)])
+def test_decoder_starts_small_and_ends_at_the_picture(size, start):
+    decoder = ConvDecoder(16, out_chans=3, image_size=size, width=4)
+    assert decoder.start == start
+    picture = decoder(torch.randn(2, 16))
+    assert picture.shape == (2, 3, size, size)
+    picture.square().mean().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in decoder.parameters() if p.ndim > 1)
+
+
+@pytest.mark.parametrize("size", [3, 22, 44, 36])
+def test_decoder_refuses_sizes_it_cannot_double_to(size):
+    with pytest.raises(ConfigError, match="power of 2"):
+        ConvDecoder(16, out_chans=1, image_size=size)
+
+
+def test_decoder_output_is_not_bounded():
+    decoder = ConvDecoder(4, out_chans=1, image_size=28, width=4)
+    with torch.no_grad():
+        decoder.to_pixels.bias.fill_(7.0)
+    assert decoder(torch.randn(3, 4)).mean() > 5.0
+
+
+def test_grouped_decoders_are_independent_decoders():
+    torch.manual_seed(0)
+    one = ConvDecoder(5, out_chans=2, image_size=28, width=3)
+    other = ConvDecoder(5, out_chans=2, image_size=28, width=3)
+    both = ConvDecoder(5, out_chans=2, image_size=28, width=3, groups=2)
+    # parameters and buffers of two decoders one after another are those of the grouped one
+    stacked = {
+        name: value if value.ndim == 0 else torch.cat([value, other.state_dict()[name]])
+        for name, value in one.state_dict().items()
+    }
+    both.load_state_dict(stacked)
+    codes = torch.randn(6, 10)
+    pictures = both(codes)
+    torch.testing.assert_close(pictures[:, :2], one(codes[:, :5]), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(pictures[:, 2:], other(codes[:, 5:]), atol=1e-5, rtol=1e-5)
+
+
+def test_l2_normalize_is_float32_under_autocast():
+    x = torch.tensor([[3.0, 4.0], [0.0, 0.0]])
+    torch.testing.assert_close(l2_normalize(x), torch.tensor([[0.6, 0.8], [0.0, 0.0]]))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        z = l2_normalize(torch.randn(32, 64).bfloat16())
+    assert z.dtype == torch.float32
+    torch.testing.assert_close(z.norm(dim=1), torch.ones(32), atol=1e-6, rtol=0)

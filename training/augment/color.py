@@ -1,0 +1,174 @@
+"""Views that change what pixels say and leave them where they are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Generator, Tensor
+
+from embedkit.errors import ConfigError
+from embedkit.training.augment.augmentation import View
+from embedkit.training.augment.draws import Range, chance, uniform
+from embedkit.training.augment.operations import (
+    adjust_brightness,
+    adjust_contrast,
+    adjust_hue,
+    adjust_saturation,
+    gaussian_blur,
+    luma,
+)
+
+_JITTERS: tuple[tuple[str, Callable[[Tensor, Tensor], Tensor]], ...] = (
+    ("brightness", adjust_brightness),
+    ("contrast", adjust_contrast),
+    ("saturation", adjust_saturation),
+    ("hue", adjust_hue),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ColorJitter(View):
+    """Brightness, contrast, saturation and hue changed by random factors.
+
+    The order of the four is drawn once for the batch, the factors for every picture. torchvision draws an
+    order for every picture too; on a batch that would cost each operation four times, and over the batches of
+    a run every picture sees every order all the same. On one channel saturation and hue change nothing.
+
+    Attributes:
+        brightness: Factor uniform in max(0, 1 - brightness)..1 + brightness.
+        contrast: The same, about the mean luma of the picture.
+        saturation: The same, about the luma of each pixel.
+        hue: Shift uniform in -hue..hue, in turns of the colour circle; at most 0.5.
+        p: Probability for each picture.
+    """
+
+    brightness: float = 0.0
+    contrast: float = 0.0
+    saturation: float = 0.0
+    hue: float = 0.0
+    p: float = 1.0
+
+    def __post_init__(self) -> None:
+        for field in ("brightness", "contrast", "saturation"):
+            self._need(getattr(self, field) >= 0.0, field, "0 or more")
+        self._need(0.0 <= self.hue <= 0.5, "hue", "0 to 0.5")
+        self._need_chance()
+
+    def transform(self, x: Tensor, generator: Generator) -> Tensor:
+        """Jitter; a picture that is left out gets factors of 1, which change nothing."""
+        n = len(x)
+        order = torch.randperm(4, generator=generator, device=generator.device).tolist()
+        chosen = chance(generator, x, self.p).flatten()
+        for index in order:
+            field, adjust = _JITTERS[index]
+            strength = getattr(self, field)
+            factor = uniform(generator, (n,), (max(0.0, 1.0 - strength), 1.0 + strength)).to(x)
+            if strength > 0.0 and adjust is not adjust_hue:
+                x = adjust(x, factor.where(chosen, torch.ones_like(factor)))
+            elif strength > 0.0 and x.shape[1] == 3:
+                turned = adjust_hue(x, factor - 1.0)
+                x = torch.where(chosen[:, None, None, None], turned, x)  # colour to HSV and back is not exact
+        return x
+
+
+@dataclass(frozen=True, kw_only=True)
+class RandomGrayscale(View):
+    """Colour replaced by luma in all three channels, with probability `p` for each picture."""
+
+    p: float = 0.1
+
+    def __post_init__(self) -> None:
+        self._need_chance()
+
+    def transform(self, x: Tensor, generator: Generator) -> Tensor:
+        """Take the colour of some."""
+        return torch.where(chance(generator, x, self.p), luma(x), x)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RandomInvert(View):
+    """1 - x, with probability `p` for each picture."""
+
+    p: float = 0.5
+
+    def __post_init__(self) -> None:
+        self._need_chance()
+
+    def transform(self, x: Tensor, generator: Generator) -> Tensor:
+        """Invert some."""
+        return torch.where(chance(generator, x, self.p), 1.0 - x, x)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RandomSolarize(View):
+    """Pixels at or above `threshold` inverted, with probability `p` for each picture."""
+
+    threshold: float = 0.5
+    p: float = 0.5
+
+    def __post_init__(self) -> None:
+        self._need_chance()
+
+    def transform(self, x: Tensor, generator: Generator) -> Tensor:
+        """Solarize some."""
+        return torch.where(chance(generator, x, self.p) & (x >= self.threshold), 1.0 - x, x)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GaussianBlur(View):
+    """Gaussian blur of a random width, reflected at the borders.
+
+    Attributes:
+        sigma: Standard deviation in pixels, uniform in low..high.
+        kernel_size: Odd side of the kernel in pixels; `None` takes a tenth of the shorter side, as SimCLR
+            does, made odd, and at least 3.
+        p: Probability for each picture.
+    """
+
+    sigma: Range = (0.1, 2.0)
+    kernel_size: int | None = None
+    p: float = 0.5
+
+    def __post_init__(self) -> None:
+        self._need_range("sigma", 1e-3, 1e3)
+        self._need(
+            self.kernel_size is None or (self.kernel_size > 0 and self.kernel_size % 2 == 1),
+            "kernel_size",
+            "an odd number of pixels",
+        )
+        self._need_chance()
+
+    def transform(self, x: Tensor, generator: Generator) -> Tensor:
+        """Blur some."""
+        kernel_size = self.kernel_size or max(3, min(x.shape[2:]) // 10 | 1)
+        if kernel_size // 2 >= min(x.shape[2:]):
+            raise ConfigError(
+                f"GaussianBlur.kernel_size: {kernel_size} is too large for {x.shape[2]}x{x.shape[3]} pixels"
+            )
+        blurred = gaussian_blur(x, uniform(generator, (len(x),), self.sigma).to(x.device), kernel_size)
+        return torch.where(chance(generator, x, self.p), blurred, x)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GaussianNoise(View):
+    """Independent normal noise on every value, cut off at 0 and 1.
+
+    Attributes:
+        sigma: Standard deviation in units of [0, 1], for each picture uniform in low..high.
+        p: Probability for each picture.
+    """
+
+    sigma: Range = (0.0, 0.1)
+    p: float = 1.0
+
+    def __post_init__(self) -> None:
+        self._need_range("sigma", 0.0, 10.0)
+        self._need_chance()
+
+    def transform(self, x: Tensor, generator: Generator) -> Tensor:
+        """Add noise."""
+        sigma = uniform(generator, (len(x), 1, 1, 1), self.sigma).to(x)
+        noise = torch.randn(x.shape, generator=generator, device=generator.device).to(x)
+        return torch.where(chance(generator, x, self.p), (x + noise * sigma).clamp_(0.0, 1.0), x)

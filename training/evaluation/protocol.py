@@ -1,0 +1,448 @@
+"""One protocol for every encoder: figures on the test part of a data set, whatever needs fitting on its training part.
+
+Beside the encoder stand three baselines: the same network at random initialisation, raw pixels, and their principal
+components. The figures are defined in the modules `metrics` and `probe`, which cite their sources.
+
+A label column whose test classes all occur in the training part is a closed set and gets all figures. Where test
+classes are new (identities, as in face verification) nothing can be fitted to them, and retrieval, clustering and
+verification remain.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from embedkit.errors import ConfigError, EntryError
+from embedkit.mixture import Mixture
+from embedkit.training.config import RunConfig
+from embedkit.training.data.datasets import Source, open_source
+from embedkit.training.data.images import Pictures
+from embedkit.training.evaluation import baselines as kept
+from embedkit.training.evaluation import metrics
+from embedkit.training.evaluation.features import (
+    SEED,
+    Features,
+    Subject,
+    device,
+    open_subject,
+    pca_features,
+    pixel_features,
+    random_features,
+)
+from embedkit.training.evaluation.probe import choose_probe
+from embedkit.training.method import Method
+from embedkit.training.run import load_run, pretext_on
+
+__all__ = ["PROTOCOL", "Evaluation", "Result", "evaluate", "pretext_metric"]
+
+#: Stands in entries and cards; figures of two protocols are not compared. Change it with any change of a figure.
+PROTOCOL = (
+    "Protocol 3 of `embedkit evaluate`: fitted on the training part of the data and reported on its test part; "
+    "features as the encoder gives them, neither centred nor whitened. knn_top1: vote of the 20 nearest training "
+    "pictures, weights exp(cosine / 0.1). probe_top1: multinomial logistic regression on standardised features, L2 "
+    "chosen on a tenth of the training part. map_at_r, p_at_1: each test picture queries all others by cosine. "
+    "kmeans_acc, kmeans_nmi, kmeans_ari: k-means on L2-normalised features, as many clusters as classes, best of 10 "
+    "starts. mixture_acc, mixture_nmi, mixture_ari: the likeliest cluster of the entry's own mixture. auc, eer, "
+    "tar_at_far: cosines of pairs of test pictures. rankme: effective rank of the features. Baselines: the same "
+    "network at random initialisation with BatchNorm calibrated on training pictures, its residual branches as they "
+    "are created or all switched on, whichever has the higher map_at_r; the pixels that the network is given, "
+    "averaged down to 32 a side where they are more; and their principal components, as many as the embedding has "
+    "columns, fitted on up to 10,000 training pictures. Intervals: 95 %, bootstrap over test pictures."
+)
+
+FAR_LEVELS = {"tar_at_far_1e-2": 1e-2, "tar_at_far_1e-3": 1e-3}
+#: Training pictures that a random network's BatchNorm is calibrated on, and test pictures of the pretext metric.
+_SAMPLE = 2048
+#: Training pictures that principal components are fitted on.
+_FITTED = 10_000
+
+Notify = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """The figures of one subject by one label column.
+
+    Attributes:
+        subject: `encoder`, `random`, `pixels` or `pca`.
+        label: The column.
+        figures: Name -> number; None where the data are too few to tell.
+        per_picture: Name -> float64 (test pictures,) for the figures that are means over pictures: 1 or 0, or an
+            average precision; NaN where a picture has none. The mean of the others is the figure.
+        l2: The strength that the probe chose; None without a probe.
+    """
+
+    subject: str
+    label: str
+    figures: Mapping[str, float | None]
+    per_picture: Mapping[str, np.ndarray] = field(repr=False, compare=False)
+    l2: float | None = None
+
+    def intervals(self, *, replicates: int = 1000, seed: int = SEED) -> dict[str, tuple[float, float]]:
+        """95 % of the figures that are means over pictures: percentiles of a bootstrap over test pictures."""
+        found = {}
+        for name, values in self.per_picture.items():
+            values = values[~np.isnan(values)]
+            if len(values):
+                rng = np.random.default_rng(seed)
+                means = [values[rng.integers(0, len(values), len(values))].mean() for _ in range(replicates)]
+                low, high = np.quantile(means, (0.025, 0.975))
+                found[name] = float(low), float(high)
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What `evaluate` found.
+
+    Attributes:
+        source: The entry's or the run's name.
+        weights_sha256: Of an entry's weights; empty for a run.
+        data: The data set's name: the last part of its path.
+        train: Training pictures that were fitted on.
+        test: Test pictures that were judged.
+        limit: As asked; 0 for all pictures.
+        classes: Label column -> number of classes in the test part.
+        open_set: The label columns whose test classes are new.
+        results: By subject, then by label column.
+        pretext: A run's pretext metrics on the test part.
+    """
+
+    source: str
+    weights_sha256: str
+    data: str
+    train: int
+    test: int
+    limit: int
+    classes: Mapping[str, int]
+    open_set: tuple[str, ...]
+    results: tuple[Result, ...]
+    pretext: Mapping[str, float]
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON values; without the arrays per picture."""
+        facts = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "results"}
+        results = [
+            {
+                "subject": one.subject,
+                "label": one.label,
+                "l2": one.l2,
+                "figures": dict(one.figures),
+                "intervals": one.intervals(),
+            }
+            for one in self.results
+        ]
+        return {**facts, "open_set": list(self.open_set), "protocol": PROTOCOL, "results": results}
+
+    def table(self) -> str:
+        """A text table per label column: figures down, subjects across; `-` where the data are too few to tell."""
+        lines: list[str] = []
+        for label, classes in self.classes.items():
+            new = "new " if label in self.open_set else ""
+            own = [result for result in self.results if result.label == label]
+            lines += [
+                f"{self.source} on {self.data}, {label}: {classes} {new}classes, {self.train} training and "
+                f"{self.test} test pictures",
+                f"{'':<18}" + "".join(f"{result.subject:>10}" for result in own),
+            ]
+            for name in own[0].figures:
+                values = (result.figures.get(name) for result in own)
+                cells = ("-" if v is None else f"{v:.4g}" if v >= 10 else f"{v:.4f}" for v in values)
+                lines.append(f"{name:<18}" + "".join(f"{cell:>10}" for cell in cells))
+            lines.append("")
+        lines += [f"{f'pretext {name}':<18}{value:>10.4f}" for name, value in self.pretext.items()]
+        return "\n".join(lines).rstrip()
+
+
+@dataclass(frozen=True)
+class _Labels:
+    """One column of both parts, numbered alike: classes of the training part first; -1 where there is none."""
+
+    column: str
+    train: Tensor
+    test: Tensor
+    train_classes: tuple[str, ...]
+    open_set: bool
+
+    @property
+    def test_classes(self) -> int:
+        return len(self.test[self.test >= 0].unique())
+
+
+@dataclass(frozen=True)
+class _Data:
+    """Both parts of a data set, the rows that are used, and the label columns of these rows."""
+
+    train: Source
+    test: Source
+    train_rows: np.ndarray
+    test_rows: np.ndarray
+    columns: tuple[_Labels, ...]
+
+
+@dataclass(frozen=True)
+class _Embedded:
+    """One subject's features of the training part (none where no label column needs them) and of the test part."""
+
+    name: str
+    train: Tensor
+    test: Tensor
+    notify: Notify
+    mixture: Mixture | None
+
+    @functools.cached_property
+    def rankme(self) -> float:
+        """One for all label columns, and not computed where every figure is kept."""
+        return _timed(self.notify, f"{self.name}: RankMe", lambda: metrics.rankme(self.test))
+
+
+def evaluate(
+    source: str | os.PathLike[str],
+    *,
+    data: str,
+    labels: Sequence[str] = ("label",),
+    baselines: bool = True,
+    limit: int = 0,
+    notify: Notify = lambda message: None,
+) -> Evaluation:
+    """Judge an entry or a run; a second call gives equal figures.
+
+    Args:
+        source: An entry by name or folder, as `load_encoder` takes it, or a run's folder.
+        data: As `DataConfig.path`; it must have a training and a test part.
+        labels: Columns of Parquet files; other data have one, whatever its name.
+        baselines: Whether the random network, raw pixels and their principal components are judged too.
+        limit: At most so many evenly spread pictures of each part; 0 for all.
+        notify: Told what was done, with the seconds that it took.
+
+    Raises:
+        ConfigError: Data without a test part or without labels.
+        EntryNotFoundError: No such entry.
+        OutputError: A run's folder without a checkpoint.
+        SourceError: A picture that cannot be read.
+        EntryError: Not an entry, or features that are not finite.
+    """
+    subject = open_subject(source)
+    opened = _open_data(data, labels, limit)
+    for column in opened.columns:
+        if not column.test_classes:
+            named = f"one of {', '.join(opened.test.columns)}" if opened.test.columns else "one"
+            raise ConfigError(
+                f"{data}: no test picture has a label in the column {column.column!r}; name {named} with --label"
+            )
+    results = _judge("encoder", subject.features, opened, notify, subject.mixture)
+    for name, features in _baselines(subject, opened, notify) if baselines else ():
+        results += _judge(name, features, opened, notify)
+    pretext: dict[str, float] = {}
+    if subject.trained is not None:
+        config, method = subject.trained
+        pretext = _timed(notify, "encoder: pretext metric", lambda: _pretext(config, method, data, limit))
+    return Evaluation(
+        source=subject.name,
+        weights_sha256=subject.weights_sha256,
+        data=Path(data).resolve().name,
+        train=len(opened.train_rows),
+        test=len(opened.test_rows),
+        limit=limit,
+        classes={column.column: column.test_classes for column in opened.columns},
+        open_set=tuple(column.column for column in opened.columns if column.open_set),
+        results=tuple(results),
+        pretext=pretext,
+    )
+
+
+def pretext_metric(run: str | os.PathLike[str], data: str) -> dict[str, float]:
+    """How well a run solves its own task on the test part of `data`; an entry, which has no heads, cannot tell.
+
+    Returns:
+        The method's metrics by name, means over up to 2,048 pictures; {} for a method without one, or one that was
+        told labels which these data do not have.
+
+    Raises:
+        ConfigError: Data without a test part.
+        OutputError: No run there, or none with a checkpoint.
+    """
+    return _pretext(*load_run(run), data, 0)
+
+
+def _open_data(path: str, labels: Sequence[str], limit: int) -> _Data:
+    if limit < 0:
+        raise ConfigError(f"limit: expected a number of pictures, or 0 for all; found {limit}")
+    if not labels:
+        raise ConfigError("labels: expected one label column or more, found none")
+    columns: list[_Labels] = []
+    for label in dict.fromkeys(labels):
+        train, test = open_source(path, "train", label=label), open_source(path, "test", label=label)
+        train_rows, test_rows = _spread(len(train), limit), _spread(len(test), limit)
+        numbers = {name: number for number, name in enumerate(train.classes)}
+        for name in test.classes:
+            numbers.setdefault(name, len(numbers))
+        renumber = np.array([*(numbers[name] for name in test.classes), -1])  # the index -1 finds the last
+        own, judged = train.labels[train_rows], renumber[test.labels[test_rows]]
+        seen = own[own >= 0]
+        open_set = not np.isin(judged[judged >= 0], seen).all()
+        columns.append(
+            _Labels(label, torch.from_numpy(own), torch.from_numpy(judged), train.classes, bool(open_set))
+        )
+    return _Data(train, test, train_rows, test_rows, tuple(columns))
+
+
+def _spread(count: int, limit: int) -> np.ndarray:
+    """All rows, or `limit` evenly spread ones."""
+    return np.linspace(0, count - 1, limit).astype(np.int64) if 0 < limit < count else np.arange(count)
+
+
+def _baselines(subject: Subject, data: _Data, notify: Notify) -> list[tuple[str, Features]]:
+    fitted = data.train_rows[_spread(len(data.train_rows), _FITTED)]
+    pixels = [
+        ("pixels", pixel_features(subject.preprocess)),
+        ("pca", pca_features(subject.preprocess, subject.dim, data.train, fitted)),
+    ]
+    rows = data.train_rows[_spread(len(data.train_rows), _SAMPLE)]
+    calibration = data.train.decode(rows, subject.preprocess)
+    try:
+        return [("random", _harder_to_beat(random_features(subject, calibration), data)), *pixels]
+    except ConfigError as error:
+        notify(f"no random baseline: {error}")
+        return pixels
+
+
+def _harder_to_beat(networks: tuple[Features, ...], data: _Data) -> Features:
+    """Of random networks the one with the higher MAP@R, over the queries of all label columns.
+
+    What was embedded to choose it, the test part, is not embedded again.
+    """
+    if len(networks) == 1:
+        return networks[0]
+
+    def map_at_r(x: Tensor) -> float:
+        known = [(column.test, column.test >= 0) for column in data.columns]
+        found = torch.cat([metrics.retrieval(x[rows], labels[rows]).map_at_r for labels, rows in known])
+        return float(found.mean()) if len(found) else 0.0
+
+    tests = [features(data.test, data.test_rows) for features in networks]
+    test, chosen = max(zip(tests, networks, strict=True), key=lambda pair: map_at_r(pair[0]))
+    return lambda source, rows: test if rows is data.test_rows else chosen(source, rows)
+
+
+def _judge(
+    name: str, features: Features, data: _Data, notify: Notify, mixture: Mixture | None = None
+) -> list[Result]:
+    """One subject by every label column."""
+
+    def embed(part: str, source: Source, rows: np.ndarray) -> Tensor:
+        found = _timed(notify, f"{name}: {len(rows)} {part} pictures", lambda: features(source, rows))
+        if not torch.isfinite(found).all():
+            raise EntryError(
+                f"the {name} gives features that are not finite: train it again, with a lower lr"
+            )
+        return found
+
+    test = embed("test", data.test, data.test_rows)
+    train = test[:0]
+    if not all(column.open_set for column in data.columns):
+        train = embed("training", data.train, data.train_rows)
+
+    embedded = _Embedded(name, train, test, notify, mixture)
+    return [_judge_by(embedded, column) for column in data.columns]
+
+
+def _judge_by(embedded: _Embedded, labels: _Labels) -> Result:
+    name = embedded.name
+    if name == "encoder":
+        return _measure(embedded, labels)
+    words = (PROTOCOL, str(labels.open_set), str(len(labels.train_classes)))
+    key = kept.digest(words, (embedded.train, embedded.test, labels.train, labels.test))
+    found = kept.recall(key)
+    if found is not None:
+        embedded.notify(
+            f"{name}: the figures of these very features by {labels.column} are kept from an earlier evaluation"
+        )
+        return Result(subject=name, label=labels.column, per_picture=found[1], **found[0])
+    measured = _measure(embedded, labels)
+    kept.keep(key, {"figures": dict(measured.figures), "l2": measured.l2}, measured.per_picture)
+    return measured
+
+
+def _measure(embedded: _Embedded, labels: _Labels) -> Result:
+    name, train, test = embedded.name, embedded.train, embedded.test
+    labelled = torch.nonzero(labels.test >= 0)[:, 0]
+    x, y = test[labelled], labels.test[labelled]
+    figures: dict[str, float | None] = {}
+    per_picture: dict[str, np.ndarray] = {}
+    l2 = None
+
+    def mean_over(figure: str, pictures: Tensor, values: Tensor) -> None:
+        per_picture[figure] = np.full(len(test), np.nan)
+        per_picture[figure][pictures.numpy()] = values.double().numpy()
+        figures[figure] = float(values.double().mean()) if len(values) else None
+
+    def timed(what: str, work: Callable[[], Any]) -> Any:
+        return _timed(embedded.notify, f"{name}: {what} by {labels.column}", work)
+
+    if not labels.open_set:
+        known = labels.train >= 0
+        fitted, own, k = train[known], labels.train[known], len(labels.train_classes)
+        knn = timed("kNN", lambda: metrics.knn_predict(fitted, own, x, num_classes=k))
+        mean_over("knn_top1", labelled, knn == y)
+        probe = timed("linear probe", lambda: choose_probe(fitted, own, num_classes=k, seed=SEED))
+        l2 = probe.l2
+        mean_over("probe_top1", labelled, probe.predict(x) == y)
+    found = timed("retrieval", lambda: metrics.retrieval(x, y))
+    mean_over("map_at_r", labelled[found.queries], found.map_at_r)
+    mean_over("p_at_1", labelled[found.queries], found.p_at_1)
+    clusters = {"kmeans": timed("k-means", lambda: metrics.kmeans(x, labels.test_classes, seed=SEED))}
+    if embedded.mixture is not None:
+        clusters["mixture"] = torch.from_numpy(embedded.mixture.assign(x.numpy()).labels)
+    for by, partition in clusters.items():
+        agreement = metrics.cluster_agreement(partition, y)
+        figures |= {f"{by}_{key}": value for key, value in dataclasses.asdict(agreement).items()}
+    genuine, impostor = timed("verification pairs", lambda: metrics.pair_scores(x, y, seed=SEED))
+    if len(genuine) and len(impostor):
+        curve = metrics.roc(genuine, impostor)
+        figures |= {"auc": curve.auc, "eer": curve.eer}
+        figures |= {key: curve.tar_at_far(far) for key, far in FAR_LEVELS.items()}
+    else:  # one class, or only classes of one picture
+        figures |= dict.fromkeys(("auc", "eer", *FAR_LEVELS))
+    figures["rankme"] = embedded.rankme
+    # features that are all alike have no rank, and their figures are no numbers
+    known = {
+        key: value if value is not None and math.isfinite(value) else None for key, value in figures.items()
+    }
+    return Result(subject=name, label=labels.column, figures=known, per_picture=per_picture, l2=l2)
+
+
+def _pretext(config: RunConfig, method: Method, path: str, limit: int) -> dict[str, float]:
+    data = _open_data(path, (config.data.label,), limit)
+    column = data.columns[0]
+    # a run without labels cannot need any; one with labels can only be asked about the classes that it knows
+    told = method.facts.num_classes
+    if told and (column.open_set or told != len(column.train_classes)):
+        return {}
+    preprocess = config.data.preprocess(method.facts.mean, method.facts.std)
+    chosen = _spread(len(data.test_rows), _SAMPLE)
+    labels = column.test[chosen] if told else torch.full((len(chosen),), -1)
+    pictures = Pictures(
+        data.test, labels, column.train_classes, torch.from_numpy(data.test_rows[chosen]), preprocess
+    )
+    method = method.to(device())
+    return pretext_on(method, pictures, method.generator("evaluation"))
+
+
+def _timed(notify: Notify, what: str, work: Callable[[], Any]) -> Any:
+    started = time.monotonic()
+    done = work()
+    notify(f"{what}, {time.monotonic() - started:.1f} s")
+    return done

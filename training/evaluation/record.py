@@ -1,0 +1,148 @@
+"""From an evaluation to its entry: the only way by which figures enter a zoo."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from embedkit._io.atomic import replacing_folder
+from embedkit._io.locks import locked_folder
+from embedkit.entry import CARD, CONFIG, INDEX, MANIFEST, MIXTURE, WEIGHTS, Manifest
+from embedkit.errors import ConfigError
+from embedkit.hub.index import update_index
+from embedkit.load import find_entry
+from embedkit.training.evaluation.protocol import PROTOCOL, Evaluation
+from embedkit.training.export.card import NO_LIMITS, USUAL_USE, Card, render_card
+
+__all__ = ["check_writable", "write_figures"]
+
+
+def check_writable(source: str | os.PathLike[str]) -> None:
+    """Refuse what is no entry's folder: by a name figures could go into the cache, or into the package itself.
+
+    Raises:
+        ConfigError: A name, or the folder of a run.
+    """
+    if not (Path(source) / MANIFEST).is_file():
+        raise ConfigError(
+            f"figures are written into an entry where it lies, and {os.fspath(source)} is a name or a run: give the "
+            "entry's folder (a run is exported first)"
+        )
+
+
+def write_figures(
+    evaluation: Evaluation,
+    source: str | os.PathLike[str],
+    notify: Callable[[str], None] = lambda message: None,
+) -> Manifest:
+    """Put an evaluation's figures into its entry: configuration, card, manifest, and the index of a zoo that has one.
+
+    `metrics` of `config.json` becomes `weights_sha256`, `protocol`, and by data set `results` (the encoder's
+    figures), `intervals` (of those that are means over test pictures), `baselines` (of `random`, `pixels` and `pca`)
+    and `pictures` (of the training and the test part).
+    Figures of other data sets stay if they were measured on these weights by this protocol.
+
+    Args:
+        evaluation: Of this entry, with all pictures.
+        source: The entry's folder.
+        notify: Told which older figures were dropped.
+
+    Returns:
+        The new manifest.
+
+    Raises:
+        ConfigError: The figures are a run's, of part of the data, or of other weights, or no folder of an entry.
+        EntryError: Not an entry, or (IntegrityError) its bytes are not those of its manifest.
+        OutputError: The folder cannot be written.
+    """
+    if not evaluation.weights_sha256:
+        raise ConfigError(f"{evaluation.source} is a run: export it, and evaluate the entry")
+    if evaluation.limit:
+        raise ConfigError("figures of part of the data do not enter an entry: evaluate it without a limit")
+    check_writable(source)
+    folder = Path(source).resolve()  # what a link names is written, and the link stays
+    with locked_folder(folder.parent):
+        manifest = _write(evaluation, folder, notify)
+    if (folder.parent / INDEX).is_file():
+        update_index(folder.parent)
+    return manifest
+
+
+def _write(evaluation: Evaluation, folder: Path, notify: Callable[[str], None]) -> Manifest:
+    entry = find_entry(folder)
+    weights = entry.manifest.files[WEIGHTS].sha256
+    if evaluation.weights_sha256 != weights:
+        raise ConfigError(
+            f"{folder}: the figures were measured on weights {evaluation.weights_sha256[:12]}..., and these are "
+            f"{weights[:12]}...: evaluate this entry"
+        )
+    old = entry.config.metrics
+    if (old.get("weights_sha256"), old.get("protocol")) != (weights, PROTOCOL):
+        if old.get("results"):
+            notify(
+                f"older figures, of other weights or another protocol, are dropped: {', '.join(old['results'])}"
+            )
+        old = {}
+    merged = {key: {**old.get(key, {}), **value} for key, value in _by_data(evaluation).items()}
+    config = dataclasses.replace(
+        entry.config, metrics={"weights_sha256": weights, "protocol": PROTOCOL, **merged}
+    )
+    files = {name: entry.read(name) for name in entry.manifest.files}
+    files[CONFIG] = (json.dumps(config.to_json(), indent=1) + "\n").encode()
+    if CARD in files:
+        words = _words_of(entry.card, entry.name, config.method)
+        files[CARD] = render_card(entry.name, config, words, mixture=MIXTURE in files).encode()
+    manifest = Manifest.encode(files)
+    with replacing_folder(folder) as partial:
+        # with what else lies there: a load ignores it, and it is not ours to drop
+        shutil.copytree(folder, partial, dirs_exist_ok=True)
+        for name, content in {**files, MANIFEST: manifest}.items():
+            (partial / name).write_bytes(content)
+    return Manifest.from_json(manifest)
+
+
+def _by_data(evaluation: Evaluation) -> dict[str, dict[str, Any]]:
+    """What goes into `metrics`, by data set and label column; figures that are None are left out."""
+    results: dict[str, Any] = {}
+    baselines: dict[str, Any] = {}
+    intervals: dict[str, Any] = {}
+    for result in evaluation.results:
+        by = "" if result.label == "label" else f" by {result.label}"
+        data = evaluation.data + by
+        figures = {name: round(value, 6) for name, value in result.figures.items() if value is not None}
+        if result.subject == "encoder":
+            results[data] = figures
+            intervals[data] = {
+                name: [round(bound, 6) for bound in bounds] for name, bounds in result.intervals().items()
+            }
+        else:
+            baselines.setdefault(data, {})[result.subject] = figures
+    pictures = {data: {"train": evaluation.train, "test": evaluation.test} for data in results}
+    return {"results": results, "intervals": intervals, "baselines": baselines, "pictures": pictures}
+
+
+def _words_of(card: str, name: str, method: str) -> Card:
+    """The words that a card was rendered with: what `render_card` cannot take from the configuration."""
+    front, _, body = card.removeprefix("---\n").partition("\n---\n")
+    facts = yaml.safe_load(front)
+    summary = body.partition(f"# {name}\n\n")[2].partition("Trained by `")[0].strip()
+    use = body.partition("\n\n## Use\n\n")[2].partition("\n\n## Preprocessing\n")[0]
+    section = body.partition("\n## Limits\n\n")[2].partition("\n\n## ")[0]
+    return Card(
+        summary=summary,
+        use="" if use.startswith(USUAL_USE) else use,
+        datasets=tuple(facts.get("datasets", ())),
+        tags=tuple(
+            tag
+            for tag in facts.get("tags", ())
+            if tag not in ("embedkit", "onnx", "image-embeddings", "timm", method)
+        ),
+        limits=tuple(line[2:] for line in section.splitlines() if line[:2] == "- " and line != NO_LIMITS),
+    )

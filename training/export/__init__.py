@@ -1,0 +1,1 @@
+"""Export: a training run, or any torch network, to a zoo entry."""

@@ -1,0 +1,285 @@
+"""The model card of an entry: YAML front matter for the Hub, then what a reader needs before using it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from embedkit.entry import EntryConfig, Preprocess
+from embedkit.hub.comparison import BASELINES
+from embedkit.hub.markdown import code, escape
+
+_RESIZE = {
+    "shortest": "the shorter side is brought to {0} pixels, keeping the aspect ratio",
+    "longest": "the longer side is brought to {0} pixels, keeping the aspect ratio",
+    "squash": "the picture is brought to {1} x {2} pixels (height x width), whatever its aspect ratio",
+}
+#: The Hub's name of the task, by kind.
+_TASK = {
+    "encoder": "image-feature-extraction",
+    "detector": "object-detection",
+    "landmarks": "keypoint-detection",
+}
+_COLOR = {
+    "rgb": "Three channels, RGB",
+    "gray": "One channel, ITU-R 601 luma",
+    "lab_l": "One channel, CIE L* (D65) scaled to 0..255",
+}
+NO_LIMITS = "- None recorded: nobody has looked yet."
+#: With which every card's Use begins that was not given one of its own.
+USUAL_USE = "```python\nimport embedkit\n\nencoder = embedkit.load_encoder("
+#: What the card says of an entry with `mixture.safetensors`.
+_ASSIGN = """The entry holds a mixture of Gaussians over its embeddings, too: the clusters that training found.
+
+```python
+labels, probabilities = encoder.assign(["a.jpg", "b.jpg"])  # the likeliest cluster of each, and how likely
+```"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """What a model card says beyond the entry's configuration.
+
+    Attributes:
+        summary: One or two sentences: what this encoder is and what it is good for.
+        use: Markdown that shows its use, where that is not to encode whole pictures.
+        datasets: Ids of the training data on the Hub, for example `imagenet-1k`.
+        tags: Further tags of the Hub.
+        limits: One sentence per known limit.
+    """
+
+    summary: str = ""
+    use: str = ""
+    datasets: tuple[str, ...] = ()
+    tags: tuple[str, ...] = ()
+    limits: tuple[str, ...] = ()
+
+
+def render_card(name: str, config: EntryConfig, card: Card, *, mixture: bool = False) -> str:
+    """The text of `README.md`, the same text for the same entry.
+
+    Args:
+        name: The entry's folder name.
+        config: Its final configuration. Of `metrics` the card reads what `write_figures` puts there; of `provenance`
+            it reads `stored`, `parity`, `run` and `cost` (of which `co2_grams` also goes to the front matter) and
+            lists the rest.
+        card: The words.
+        mixture: Whether the entry holds a fitted mixture, which the usual words on its use then show.
+    """
+    shown = ("stored", "parity", "cost", "run")
+    blocks = [
+        f"---\n{yaml.safe_dump(_front_matter(name, config, card), sort_keys=False, width=110)}---",
+        f"# {name}",
+        card.summary,
+        f"Trained by {code(config.method)} on {escape(config.data)}. Network {code(config.architecture)}, "
+        f"{_gives(config)}. Licence of the weights: {escape(config.licence)}.",
+        "## Use",
+        card.use or _use(name, config, mixture),
+        "## Preprocessing",
+        _preprocessing(config.preprocess),
+        "## Figures",
+        *_figures(config.metrics),
+        *_cost(config.provenance.get("cost")),
+        "## Stored weights and parity",
+        _stored(config.provenance),
+        "## Limits",
+        "\n".join(f"- {limit}" for limit in card.limits) or NO_LIMITS,
+        "## Provenance",
+        _list({key: value for key, value in config.provenance.items() if key not in shown}),
+        *_run(config.provenance.get("run")),
+    ]
+    return "\n\n".join(block.strip() for block in blocks if block.strip()) + "\n"
+
+
+def _front_matter(name: str, config: EntryConfig, card: Card) -> dict[str, Any]:
+    library = "timm" if config.timm else "embedkit"
+    front: dict[str, Any] = {
+        "library_name": library,
+        "pipeline_tag": _TASK[config.kind],
+        "license": config.licence.lower(),
+    }
+    if card.datasets:
+        front["datasets"] = list(card.datasets)
+    own = ("image-embeddings", config.method) if config.kind == "encoder" else ()
+    tags = ("embedkit", "onnx", *own, *card.tags)
+    front["tags"] = list(dict.fromkeys(tags if library == "embedkit" else (*tags, "timm")))
+    results = config.metrics.get("results", {})
+    if results:
+        front["model-index"] = [
+            {
+                "name": name,
+                "results": [
+                    {
+                        "task": {"type": "image-feature-extraction"},
+                        "dataset": {"name": data, "type": data.lower().replace(" ", "-")},
+                        "metrics": [
+                            {"type": key, "value": figures[key], "name": key} for key in sorted(figures)
+                        ],
+                    }
+                    for data, figures in sorted(results.items())
+                ],
+            }
+        ]
+    cost = config.provenance.get("cost", {})
+    if "co2_grams" in cost:
+        assumed = ", ".join(f"{key} {value}" for key, value in _flat(cost.get("assumptions", {})))
+        front["co2_eq_emissions"] = {
+            "emissions": cost["co2_grams"],
+            "source": f"an estimate by embedkit ({assumed})" if assumed else "an estimate by embedkit",
+            "training_type": "pre-training",
+        }
+    return front
+
+
+def _gives(config: EntryConfig) -> str:
+    if config.kind == "encoder":
+        return f"D = {config.dim}"
+    outputs = (f"{code(key)} {' x '.join(map(str, shape))}" for key, shape in config.outputs.items())
+    return f"which gives {' and '.join(outputs)} a picture"
+
+
+def _use(name: str, config: EntryConfig, mixture: bool) -> str:
+    if config.kind != "encoder":
+        return "`model.onnx` takes `pixels` as said below; its weights are in `model.safetensors` beside it."
+    text = f"""{USUAL_USE}"{name}")
+rows = encoder.encode(["a.jpg", "b.jpg"])  # float32 (2, {config.dim}), L2-normalised
+print(rows[0] @ rows[1])  # cosine
+```"""
+    plain = (
+        "`model.onnx` holds the graph alone and takes its weights from `model.safetensors`; for one ordinary ONNX "
+        f"file:\n`embedkit export {name} --standalone encoder.onnx`."
+    )
+    if mixture:
+        plain += f"\n\n{_ASSIGN}"
+    if not config.timm or config.preprocess.color == "lab_l":
+        return f"{text}\n\n{plain}"
+    mode = "RGB" if config.preprocess.color == "rgb" else "L"
+    ours = config.architecture.startswith("embedkit_")
+    register = (
+        "import embedkit.training.models.backbones  # registers the network with timm\n" if ours else ""
+    )
+    return f"""{text}
+
+With timm, from this entry's folder (rows are not normalised there):
+
+```python
+import timm
+from PIL import Image
+{register}network = timm.create_model("local-dir:path/to/{name}", pretrained=True, num_classes=0).eval()
+transform = timm.data.create_transform(**timm.data.resolve_model_data_config(network))
+features = network(transform(Image.open("a.jpg").convert("{mode}"))[None])  # (1, {config.dim})
+```
+
+{plain}"""
+
+
+def _preprocessing(preprocess: Preprocess) -> str:
+    height, width = preprocess.size
+    steps = [_RESIZE[preprocess.resize].format(preprocess.resize_size, height, width)]
+    steps[0] += f" ({preprocess.interpolation}, antialiased)"
+    if preprocess.resize != "squash":
+        if preprocess.crop == "center":
+            steps.append(f"the middle {height} x {width} pixels (height x width) are kept")
+        if preprocess.resize == "longest" or preprocess.resize_size < max(preprocess.size):
+            steps.append(f"what is smaller is padded with {preprocess.pad}")
+    return (
+        f"{_COLOR[preprocess.color]}; {'; '.join(steps)}. EXIF orientation is applied, transparency is "
+        "composited on white, an embedded colour profile is converted to sRGB. The graph takes these pixels "
+        f"as uint8 (N, {preprocess.channels}, {height}, {width}) and normalises them itself: x / 255, minus "
+        f"{_numbers(preprocess.mean)}, divided by {_numbers(preprocess.std)}."
+    )
+
+
+def _figures(metrics: Mapping[str, Any]) -> Iterator[str]:
+    """The protocol, then a table for each data set: every figure, its interval and the baselines'."""
+    if not metrics.get("results"):
+        yield "None measured yet by `embedkit evaluate`."
+        return
+    yield escape(metrics.get("protocol", "By `embedkit evaluate`."))
+    for data, figures in sorted(metrics["results"].items()):
+        intervals, baselines, pictures = (
+            metrics.get(part, {}).get(data, {}) for part in ("intervals", "baselines", "pictures")
+        )
+        beside = [name for name in BASELINES if name in baselines]
+        yield f"### {escape(data)}"
+        if pictures:
+            yield f"{pictures['train']:,} training pictures, {pictures['test']:,} test pictures."
+        lines = [f"| figure | this encoder | 95 % |{''.join(f' {name} |' for name in beside)}"]
+        lines.append("|---" * (3 + len(beside)) + "|")
+        for key, value in figures.items():
+            cells = [escape(key), _figure(value), " to ".join(map(_figure, intervals.get(key, ())))]
+            cells += [_figure(baselines[name].get(key)) for name in beside]
+            lines.append(f"| {' | '.join(cells)} |")
+        yield "\n".join(lines)
+
+
+def _figure(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
+
+
+def _cost(cost: Mapping[str, Any] | None) -> list[str]:
+    if not cost:
+        return []
+    return ["## Cost of training", _list(cost)]
+
+
+def _run(run: Mapping[str, Any] | None) -> list[str]:
+    if not run:
+        return []
+    return [f"Every field of the training run:\n\n```json\n{json.dumps(run, indent=1)}\n```"]
+
+
+def _stored(provenance: Mapping[str, Any]) -> str:
+    stored, parity = provenance["stored"], provenance["parity"]
+    kept = (
+        "so they are stored in float16."
+        if stored["dtype"] == "float16"
+        else f"which is below {escape(stored['threshold'])}, so they are stored in float32."
+        if "min_cosine" in stored
+        else f"where {_differences(stored['threshold'])} is allowed, so they are stored in float32."
+    )
+    if "min_cosine" in stored:
+        cost, compared, held = (
+            f"gives embeddings at cosine {escape(stored['min_cosine'])} (lowest) and "
+            f"{escape(stored['mean_cosine'])} (mean) to the float32 original",
+            "L2-normalised rows",
+            "embeddings",
+        )
+    else:
+        cost, compared, held = (
+            f"moves {_differences(stored['max_difference'])} at the most (boxes that score 0.1 or more, and points, "
+            "in shares of the input's side)",
+            "any output",
+            "outputs",
+        )
+    return (
+        f"Rounding the weights to float16 {cost} on {escape(stored['pictures'])} pictures, {kept} "
+        "ONNX Runtime and torch, both holding the stored weights, differ by at most "
+        f"{parity['max_difference']:.1e} on {compared} (limit {parity['limit']:.0e}). `golden.npz` "
+        f"holds four pictures and their {held}."
+    )
+
+
+def _differences(by_output: Mapping[str, float]) -> str:
+    return ", ".join(f"{escape(name)} by {value:.2g}" for name, value in by_output.items())
+
+
+def _list(mapping: Mapping[str, Any]) -> str:
+    return "\n".join(f"- {escape(key)}: {escape(value)}" for key, value in _flat(mapping))
+
+
+def _flat(mapping: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Nested keys joined by dots, lists as JSON."""
+    for key, value in mapping.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value if isinstance(value, str) else json.dumps(value)
+
+
+def _numbers(values: tuple[float, ...]) -> str:
+    return ", ".join(f"{value:.6g}" for value in (values if len(set(values)) > 1 else values[:1]))

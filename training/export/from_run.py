@@ -1,0 +1,160 @@
+"""From a training run to a zoo entry: what the run knows becomes the entry's configuration and card."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from embedkit.entry import ENTRY_NAME, MANIFEST, EntryConfig, Preprocess
+from embedkit.errors import ConfigError
+from embedkit.hub.index import check_zoo
+from embedkit.training import config as configuration
+from embedkit.training.config import RunConfig, method_name
+from embedkit.training.data.images import Pictures, load_pictures, split_validation
+from embedkit.training.export.writer import Card, timm_config, update_index, write_entry
+from embedkit.training.method import Method
+from embedkit.training.models.backbones import Backbone
+from embedkit.training.run import CONFIG as RUN_CONFIG
+from embedkit.training.run import COST, load_run, pretext_on
+
+__all__ = ["export_run"]
+
+SAMPLES = 64
+
+
+def export_run(
+    run: str | os.PathLike[str],
+    name: str,
+    zoo: str | os.PathLike[str],
+    *,
+    licence: str = "other",
+    data: str | None = None,
+    limits: Sequence[str] = (),
+) -> Path:
+    """Write the encoder of a training run as the entry `<zoo>/<name>`.
+
+    Args:
+        run: The folder that `embedkit train` wrote.
+        name: `<method>-<arch>.<data>`.
+        zoo: The folder that holds the entries; its index is written anew.
+        licence: SPDX identifier of the weights' licence.
+        data: What it was trained on, in words; told from the run when None.
+        limits: Sentences about what the encoder is not good for, for its card.
+
+    Returns:
+        The folder of the entry.
+
+    Raises:
+        ConfigError: The folder is not a run, or the name cannot be an entry's.
+        ParityError: ONNX Runtime and torch disagree; nothing is written.
+    """
+    run, folder = Path(run), Path(zoo) / name
+    if not (run / RUN_CONFIG).is_file():
+        raise ConfigError(
+            f"{run} is neither an entry (it has no {MANIFEST}) nor a training run; give the folder that "
+            "`embedkit train` wrote, or an entry's folder with --standalone"
+        )
+    if not (run / COST).is_file():
+        raise ConfigError(
+            f"{run}: the run has not come to its end; go on with `embedkit train --resume {run}`"
+        )
+    if not ENTRY_NAME.fullmatch(name):
+        raise ConfigError(
+            f"{name!r}: expected <method>-<arch>.<data> in small letters, such as simclr-r10.fmnist"
+        )
+    check_zoo(Path(zoo))
+    config, method = load_run(run)
+    encoder = method.encoder().eval()
+    preprocess = config.data.preprocess(method.facts.mean, method.facts.std)
+    network = encoder.net if isinstance(encoder, Backbone) else encoder
+    pictures = load_pictures(config.data)
+    held_out = split_validation(pictures, config.data.validation, config.seed)[1]
+    samples = _samples(held_out if len(held_out) else pictures)
+    entry = EntryConfig(
+        architecture=encoder.architecture if isinstance(encoder, Backbone) else config.backbone,
+        outputs={"embedding": (_width(network, samples),)},
+        method=method_name(config),
+        dim=_width(network, samples),
+        preprocess=preprocess,
+        data=" ".join((data or _data_in_words(config, method)).split()),
+        licence=licence,
+        provenance=_provenance(run, config, pretext_on(method, held_out)),
+        timm=_timm(encoder, preprocess, name, licence),
+    )
+    write_entry(
+        folder,
+        network=network,
+        config=entry,
+        samples=samples,
+        card=_card(method, encoder, limits),
+        extra=method.files(),
+    )
+    update_index(Path(zoo))
+    return folder
+
+
+def _timm(encoder: nn.Module, preprocess: Preprocess, name: str, licence: str) -> dict:
+    """The keys that timm reads; none for an encoder that is more than a timm network."""
+    if not isinstance(encoder, Backbone):
+        return {}
+    return timm_config(
+        encoder.net, preprocess, model_args=encoder.model_args, tag=name.partition(".")[2], licence=licence
+    )
+
+
+def _samples(chosen: Pictures) -> np.ndarray:
+    """Pixels to compare on, uint8 (64, C, H, W), repeated where there are fewer."""
+    images = chosen.batch(torch.arange(min(SAMPLES, len(chosen)))).images.numpy()
+    return np.resize(images, (SAMPLES, *images.shape[1:]))
+
+
+def _width(network: nn.Module, samples: np.ndarray) -> int:
+    with torch.inference_mode():
+        return network(torch.from_numpy(samples[:2]).float() / 255).shape[1]
+
+
+def _data_in_words(config: RunConfig, method: Method) -> str:
+    channels, height, width = method.facts.image_shape
+    name = Path(config.data.path).name or config.data.path
+    return f"{name}: {method.facts.num_pictures:,} training pictures of {channels}x{height}x{width}"
+
+
+def _provenance(run: Path, config: RunConfig, pretext: dict[str, float]) -> dict:
+    stored = configuration.to_json(config)
+    # A path of the machine that trained says nothing to a reader and something about its owner.
+    stored["data"]["path"] = Path(config.data.path).name
+    if stored["method"].get("weights"):
+        stored["method"]["weights"] = Path(stored["method"]["weights"]).name
+    provenance = {"trained_by": "embedkit train", "recipe": config.recipe, "run": stored}
+    if pretext:
+        provenance["pretext"] = {name: round(value, 6) for name, value in pretext.items()}
+    return {**provenance, "cost": json.loads((run / COST).read_text("utf-8"))}
+
+
+def _card(method: Method, encoder: nn.Module, limits: Sequence[str]) -> Card:
+    idea = (sys.modules[type(method).__module__].__doc__ or "").strip().split("\n\n")[0]
+    needs = (
+        ()
+        if not isinstance(encoder, Backbone) or not encoder.architecture.startswith("embedkit_")
+        else (
+            f"`{encoder.architecture}` is registered with timm by `import embedkit.training.models.backbones`; "
+            "import that before timm loads this entry.",
+        )
+    )
+    height, width = method.facts.image_shape[1:]
+    return Card(
+        summary=" ".join(idea.split()),
+        limits=(
+            f"It was trained on pictures of {height} x {width} pixels, and sees no more of any picture.",
+            "It is good for pictures like those that it was trained on; try it on yours before relying on it.",
+            *needs,
+            *(" ".join(limit.split()) for limit in limits if limit.strip()),
+        ),
+    )
