@@ -28,7 +28,7 @@ import torch
 
 from embedkit.training import recipes, run
 from embedkit.training.config import with_overrides
-from embedkit.training.data.images import Loader, load_pictures, split_validation
+from embedkit.training.data import Loader, load_images, split_validation
 from embedkit.training.hardware import keep_freed_memory, multiplies_bf16
 from embedkit.training.method import Method
 
@@ -72,7 +72,7 @@ def embedkit(data: str, steps: int) -> dict[str, float]:
 
 
 class Drawn(torch.utils.data.Dataset):
-    """Pictures as a torchvision data set gives them: one PIL picture at a time, through the transform."""
+    """ImageSet as a torchvision data set gives them: one PIL picture at a time, through the transform."""
 
     def __init__(self, images: np.ndarray, transform: Any) -> None:
         self.images, self.transform = images, transform
@@ -95,9 +95,7 @@ def lightly(data: str, steps: int, *, tuned: bool) -> dict[str, float]:
     from embedkit.training.models.backbones import create_backbone
 
     config = recipes.recipe(RECIPE)
-    pictures = split_validation(load_pictures(with_path(config, data)), config.data.validation, config.seed)[
-        0
-    ]
+    pictures = split_validation(load_images(with_path(config, data)), config.data.validation, config.seed)[0]
     mean, std = pictures.statistics()
     images = pictures.images[pictures.rows][:, 0].numpy()  # type: ignore[index]
     views = {"normalize": {"mean": list(mean), "std": list(std)}, "input_size": config.data.image_size}

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import math
 import os
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -33,10 +35,11 @@ class Checkpoint(lightning.Callback):
     Args:
         path: The file.
         seconds: Time between two.
+        every: Only after a multiple of so many batches: where gradients of several make one step.
     """
 
-    def __init__(self, path: Path, seconds: float) -> None:
-        self.path, self.seconds = path, seconds
+    def __init__(self, path: Path, seconds: float, every: int = 1) -> None:
+        self.path, self.seconds, self.every = path, seconds, every
         self._last = time.monotonic()
 
     def on_train_batch_start(
@@ -44,6 +47,7 @@ class Checkpoint(lightning.Callback):
     ) -> None:
         """Save what the batches before this one came to."""
         due = time.monotonic() - self._last >= self.seconds and method.batches_seen > 0
+        due = due and method.batches_seen % self.every == 0
         # before the number of steps is fixed there is no plan that a resumed run could keep
         if trainer.strategy.broadcast(due) and method.total_steps is not None:
             self.save(trainer)
@@ -74,6 +78,9 @@ class Budget(lightning.Callback):
     Args:
         deadline: On `time.monotonic`, for everything; None without a budget.
         planned: Told the facts when the number of steps is fixed.
+        flops: Of the whole run; 0 for no such budget.
+        cost: Where the operations of the steps are counted.
+        most_steps: Steps at most, whatever the budget would allow.
     """
 
     MEASURED = 50
@@ -82,12 +89,21 @@ class Budget(lightning.Callback):
     #: Share of the remaining time that is planned for, the rest being margin.
     FILLED = 0.95
 
-    def __init__(self, deadline: float | None, planned: Callable[[Facts], None]) -> None:
+    def __init__(
+        self,
+        deadline: float | None,
+        planned: Callable[[Facts], None],
+        *,
+        flops: float = 0.0,
+        cost: Cost | None = None,
+        most_steps: int | None = None,
+    ) -> None:
         self.deadline, self.planned = deadline, planned
+        self.flops, self.cost, self.most_steps = flops, cost, most_steps
         self._begun = 0.0
         self._timed: tuple[int, float] | None = None
         if deadline is not None:
-            # the last checkpoint, the validation pictures and the encoder still take a moment
+            # the last checkpoint, the validation images and the encoder still take a moment
             self.deadline = deadline - min(5.0, 0.1 * (deadline - time.monotonic()))
 
     def on_train_start(self, trainer: lightning.Trainer, method: Any) -> None:
@@ -99,9 +115,18 @@ class Budget(lightning.Callback):
     def on_train_batch_start(
         self, trainer: lightning.Trainer, method: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Time the first steps, then fix the number of steps."""
-        if method.total_steps is not None or self.deadline is None:
+        """Time the first steps, or count their operations, then fix the number of steps."""
+        if method.total_steps is not None or (self.deadline is None and not self.flops):
             return
+        by_flops = None
+        if self.flops and self.cost is not None:
+            if not self.cost.flops:
+                return
+            by_flops = max(1, int(self.flops / (self.cost.flops / method.batches_seen)))
+            if self.deadline is None:
+                self._plan(trainer, method, by_flops)
+                return
+        assert self.deadline is not None
         now, step = time.monotonic(), method.batches_seen
         if step == self.SKIPPED:
             self._timed = step, now
@@ -113,7 +138,12 @@ class Budget(lightning.Callback):
             return
         pace = (now - self._timed[1]) / (step - self._timed[0])  # seconds per step
         left = int(self.FILLED * (self.deadline - now) / pace)
-        method.total_steps = trainer.strategy.broadcast(step + max(1, left))
+        self._plan(trainer, method, min(step + max(1, left), by_flops or sys.maxsize))
+
+    def _plan(self, trainer: lightning.Trainer, method: Any, steps: int) -> None:
+        """Fix the number of steps, on all ranks."""
+        steps = max(method.batches_seen + 1, min(steps, self.most_steps or sys.maxsize))
+        method.total_steps = trainer.strategy.broadcast(steps)
         method.facts = dataclasses.replace(method.facts, total_steps=method.total_steps)
         if trainer.is_global_zero:
             self.planned(method.facts)
@@ -123,6 +153,8 @@ class Budget(lightning.Callback):
     ) -> None:
         """Stop after the last step, or at the deadline."""
         late = self.deadline is not None and trainer.strategy.broadcast(time.monotonic() > self.deadline)
+        spent = self.flops and self.cost is not None and self.cost.flops >= self.flops
+        late = late or trainer.strategy.broadcast(bool(spent))
         if late or (method.total_steps is not None and method.batches_seen >= method.total_steps):
             trainer.should_stop = True
 
@@ -160,7 +192,9 @@ class Metrics(lightning.Callback):
             return
         now = time.monotonic()
         images = (step - self._since[0]) * method.facts.batch_size
-        self.last = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        found = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        # a metric of labels is no number in a batch without any; a loss that is none is to be seen
+        self.last = {name: value for name, value in found.items() if name == "loss" or not math.isnan(value)}
         if not trainer.is_global_zero:
             return
         row = {

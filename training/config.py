@@ -5,20 +5,22 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import importlib
+import json
 import math
 import sys
 import typing
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from embedkit.errors import ConfigError
-from embedkit.training.data.images import DataConfig
+from embedkit.training.data import DataConfig
 from embedkit.training.optim import Optimizer
 
 __all__ = ["Facts", "RunConfig", "from_json", "method_name", "to_json", "with_overrides"]
 
 _PACKAGE = "embedkit.training."
+_MAPPING = "mapping"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,17 +30,22 @@ class RunConfig:
     Attributes:
         recipe: The name that it was made by.
         method: The `Config` of a module of `embedkit.training.methods`; which module says which method.
-        backbone: As `create_backbone` takes it.
-        data: Where the pictures come from and how they are brought to size.
+        backbone: As `create_backbone` takes it; the method says which channels and size it is built for.
+        backbone_args: Further arguments of `create_backbone`, and of the network for timm: `norm`, `drop_path_rate`.
+        data: Where the images come from and how they are brought to size.
         optimizer: And its schedule.
-        batch_size: Pictures of one step, over all devices.
-        epochs: Passes over the training pictures, unless `steps` is above 0.
+        optimizers: Of single networks of the method (`Method.networks`), by name, where they differ.
+        batch_size: Images of one step, over all devices.
+        epochs: Passes over the training images, unless `steps` is above 0.
         steps: Batches of the whole run; 0: as many as `epochs` are.
+        max_images: End after so many images, counted as often as they are seen; 0: no such limit.
+        max_flops: End after so many floating-point operations of training (see `callbacks.Cost`); 0: no such limit.
         seed: Of weights, batches, views and masks.
         precision: `bf16` (autocast), `fp32`, or `auto`: bf16 where the processor multiplies it natively.
         threads: Of torch on the CPU; 0: its own choice. The resolved number is used again on resume.
         accelerator: As Lightning's Trainer takes it.
         devices: As Lightning's Trainer takes it; `batch_size` must be a multiple of all devices.
+        sync_batch_norm: BatchNorm over the images of all devices; torch has it on GPU alone.
         num_nodes: As Lightning's Trainer takes it.
         checkpoint_seconds: Time between two checkpoints.
         log_every: Steps between two rows of `metrics.csv`.
@@ -47,17 +54,22 @@ class RunConfig:
     recipe: str = ""
     method: Any
     backbone: str = "r10"
+    backbone_args: Mapping[str, Any] = field(default_factory=dict)
     data: DataConfig = DataConfig()
     optimizer: Optimizer = Optimizer()
+    optimizers: Mapping[str, Optimizer] = field(default_factory=dict)
     batch_size: int = 512
     epochs: float = 10.0
     steps: int = 0
+    max_images: int = 0
+    max_flops: float = 0.0
     seed: int = 0
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     threads: int = 0
     accelerator: str = "auto"
     devices: int = 1
     num_nodes: int = 1
+    sync_batch_norm: bool = False
     checkpoint_seconds: float = 60.0
     log_every: int = 10
 
@@ -67,15 +79,17 @@ class Facts:
     """What a run tells its method.
 
     Attributes:
-        image_shape: (C, H, W) of the pictures.
-        mean: Per channel, in units of [0, 1], over the training pictures.
+        image_shape: (C, H, W) of the images.
+        mean: Per channel, in units of [0, 1], over the training images.
         std: Per channel, in units of [0, 1].
         num_classes: K; 0 where the data have no labels.
-        num_pictures: Training pictures, the labelled and the others.
-        batch_size: Pictures of one step, over all ranks.
+        targets: Classes of each further target, by name.
+        num_images: Training images, the labeled and the others.
+        batch_size: Images of one step, over all ranks.
         steps_per_epoch: Batches of one pass over the data.
         total_steps: Batches of the whole run; None while a time budget is still being measured.
         optimizer: Of the run.
+        optimizers: Of single networks, by name.
         seed: Of the run.
     """
 
@@ -83,11 +97,13 @@ class Facts:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     num_classes: int = 0
-    num_pictures: int = 0
+    targets: Mapping[str, int] = field(default_factory=dict)
+    num_images: int = 0
     batch_size: int
     steps_per_epoch: int
     total_steps: int | None
     optimizer: Optimizer = Optimizer()
+    optimizers: Mapping[str, Optimizer] = field(default_factory=dict)
     seed: int = 0
 
 
@@ -103,13 +119,15 @@ def to_json(value: Any) -> Any:
         return {"type": _kind(type(value)), **fields}
     if isinstance(value, (tuple, list)):
         return [to_json(item) for item in value]
+    if isinstance(value, Mapping):
+        return {"type": _MAPPING, "items": {str(key): to_json(item) for key, item in value.items()}}
     return value
 
 
 def _kind(cls: type) -> str:
     """`module.Class` below `embedkit.training`: of the package that gives the class, where one does.
 
-    Files outlive the place of a class within its package: `views.Compose`, whichever file of `views` it stands in.
+    Files outlive the place of a class within its package: `augment.Compose`, whichever file of `augment` it stands in.
     """
     module = cls.__module__
     package = module.rpartition(".")[0]
@@ -128,6 +146,11 @@ def from_json(value: Any, where: str = "config") -> Any:
         return tuple(from_json(item, f"{where}.{index}") for index, item in enumerate(value))
     if not isinstance(value, dict):
         return value
+    if value.get("type") == _MAPPING:
+        items = value.get("items")
+        if not isinstance(items, dict):
+            raise ConfigError(f"{where}.items: expected an object, found {type(items).__name__}")
+        return {key: from_json(item, f"{where}.{key}") for key, item in items.items()}
     fields = {key: from_json(item, f"{where}.{key}") for key, item in value.items() if key != "type"}
     kind = str(value.get("type", ""))
     module, _, name = kind.rpartition(".")
@@ -150,7 +173,7 @@ def with_overrides(config: RunConfig, assignments: Iterable[str]) -> RunConfig:
     Args:
         config: A complete configuration, as a recipe returns it.
         assignments: `field=value`, dotted into nested fields and numbered into tuples:
-            `method.temperature=0.2`, `optimizer.lr=1e-3`, `method.views.views.0.scale=0.3,1`.
+            `method.temperature=0.2`, `optimizer.lr=1e-3`, `method.augment.steps.0.scale=0.3,1`.
 
     Raises:
         ConfigError: No `=`, an unknown field, or a value that the field's type does not take.
@@ -171,6 +194,8 @@ def _replace(node: Any, path: list[str], text: str, where: str) -> Any:
         old, hint = node[int(key)], type(node[int(key)])
         new = _replace(old, rest, text, where) if rest else _parse(text, hint, where)
         return (*node[: int(key)], new, *node[int(key) + 1 :])
+    if isinstance(node, Mapping):
+        return {**node, key: _item(node, key, rest, text, where)}
     if not dataclasses.is_dataclass(node) or isinstance(node, type):
         raise ConfigError(f"{where}: {key!r} is one too many: what stands before it is the value {node!r}")
     known = [f.name for f in dataclasses.fields(node)]
@@ -179,12 +204,25 @@ def _replace(node: Any, path: list[str], text: str, where: str) -> Any:
     old = getattr(node, key)
     if rest:
         new = _replace(old, rest, text, where)
-    elif dataclasses.is_dataclass(old):
-        inner = ", ".join(f.name for f in dataclasses.fields(old))
+    elif dataclasses.is_dataclass(old) or isinstance(old, Mapping):
+        inner = ", ".join(old if isinstance(old, Mapping) else [f.name for f in dataclasses.fields(old)])
         raise ConfigError(f"{where}: set one of its fields ({inner}) instead of the whole")
     else:
         new = _parse(text, typing.get_type_hints(type(node))[key], where)
     return dataclasses.replace(node, **{key: new})
+
+
+def _item(node: Mapping[str, Any], key: str, rest: list[str], text: str, where: str) -> Any:
+    """The new value of an item: of a setting within it, or JSON, or a string."""
+    if rest:
+        if key not in node:
+            raise ConfigError(f"{where}: there is no {key!r}; {_nearest(key, list(node))}")
+        return _replace(node[key], rest, text, where)
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return text
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _nearest(key: str, known: list[str]) -> str:

@@ -8,12 +8,26 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-__all__ = ["gather", "rank"]
+__all__ = ["gather", "mean_over_ranks", "rank", "world"]
 
 
 def rank() -> int:
     """This process's number among those that train together; 0 for one alone."""
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def world() -> int:
+    """How many processes train together."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def mean_over_ranks(value: Tensor) -> Tensor:
+    """The mean over all ranks, without gradient; `value` itself for one process alone."""
+    if world() == 1:
+        return value
+    value = value.detach().clone(memory_format=torch.contiguous_format)
+    dist.all_reduce(value)
+    return value / world()
 
 
 def gather(z: Tensor) -> Tensor:
@@ -28,7 +42,7 @@ def gather(z: Tensor) -> Tensor:
     Returns:
         (world * N, ...); the gradient reaches the rows of every rank. `z` itself for one process alone.
     """
-    if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
+    if world() == 1:
         return z
     return _Gather.apply(z)
 

@@ -3,14 +3,12 @@
 The learning rate is set before every batch from the step's number alone: there is no scheduler object whose
 state a checkpoint would have to carry, and methods with two optimizers need nothing more.
 
-Sources: LARS, Large Batch Training of Convolutional Networks (You, Gitman and Ginsburg, 2017, arXiv
-1708.03888, algorithm 1); cosine, SGDR (Loshchilov and Hutter, ICLR 2017, arXiv 1608.03983, equation 5);
-one-cycle, Super-Convergence (Smith and Topin, 2018, arXiv 1708.07120).
+Source: LARS, Large Batch Training of Convolutional Networks (You, Gitman and Ginsburg, 2017, arXiv 1708.03888,
+algorithm 1). Schedules are defined in `embedkit.training.schedules`.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -19,12 +17,9 @@ import torch
 from torch import nn
 
 from embedkit.errors import ConfigError
+from embedkit.training.schedules import Schedule, lr_factor
 
 __all__ = ["LARS", "Optimizer"]
-
-#: one-cycle starts at a 25th of the peak and ends at a 10,000th of that, as in fastai and PyTorch
-_ONE_CYCLE_START = 1 / 25
-_ONE_CYCLE_END = _ONE_CYCLE_START / 1e4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,24 +27,33 @@ class Optimizer:
     """Which optimizer, and how its learning rate goes.
 
     Attributes:
-        name: `adamw`, `sgd` (Nesterov momentum) or `lars`.
+        name: `adamw`, `adam` (coupled L2), `sgd` (Nesterov momentum), `rmsprop` or `lars`.
         lr: Peak learning rate.
         weight_decay: On matrices and kernels only: vectors (biases, BatchNorm, LayerNorm) take none.
-        betas: Of AdamW.
-        momentum: Of SGD and LARS.
-        schedule: `cosine`: linear warm-up, then half a cosine to 0. `one_cycle`: half a cosine up from lr / 25,
-            half a cosine down to nearly 0, momentum left alone. `constant`: linear warm-up, then `lr`.
+        betas: Of Adam and AdamW.
+        momentum: Of SGD, RMSprop and LARS.
+        schedule: As `schedules.lr_factor` takes it; in one-cycle, momentum is left alone.
         warmup_steps: Steps of the rise, at most a third of all steps. It is not a share of them, so that the
             rise is the same before a time budget has fixed their number.
+        milestones: Of `step`: shares of the run at which the rate is multiplied by `gamma`.
+        gamma: Of `step`.
+        end: Share of the peak at the end of `cosine` and `exponential`.
+        clip_norm: Largest norm of the gradient of all that this optimizer moves; 0 for no limit.
+        accumulate: Batches whose gradients are added up (their mean) to one step.
     """
 
-    name: Literal["adamw", "sgd", "lars"] = "adamw"
+    name: Literal["adamw", "adam", "sgd", "rmsprop", "lars"] = "adamw"
     lr: float = 2e-3
     weight_decay: float = 0.05
     betas: tuple[float, float] = (0.9, 0.999)
     momentum: float = 0.9
-    schedule: Literal["cosine", "one_cycle", "constant"] = "one_cycle"
+    schedule: Schedule = "one_cycle"
     warmup_steps: int = 200
+    milestones: tuple[float, ...] = (0.5, 0.75)
+    gamma: float = 0.1
+    end: float = 0.0
+    clip_norm: float = 0.0
+    accumulate: int = 1
 
     def create(self, *modules: nn.Module) -> torch.optim.Optimizer:
         """An optimizer over the trainable parameters of `modules`, each parameter once.
@@ -65,44 +69,41 @@ class Optimizer:
         groups = [group for group in groups if group["params"]]
         if self.name == "adamw":
             return torch.optim.AdamW(groups, lr=self.lr, betas=self.betas, fused=True)
+        if self.name == "adam":
+            return torch.optim.Adam(groups, lr=self.lr, betas=self.betas, fused=True)
+        if self.name == "rmsprop":
+            return torch.optim.RMSprop(groups, lr=self.lr, momentum=self.momentum)
         if self.name == "sgd":
             return torch.optim.SGD(groups, lr=self.lr, momentum=self.momentum, nesterov=self.momentum > 0)
         if self.name == "lars":
             return LARS(groups, lr=self.lr, momentum=self.momentum)
-        raise ConfigError(f"optimizer.name: expected adamw, sgd or lars, found {self.name!r}")
+        raise ConfigError(f"optimizer.name: expected adamw, adam, sgd, rmsprop or lars, found {self.name!r}")
 
     def lr_at(self, step: int, total_steps: int | None) -> float:
         """The learning rate of step `step`, counted from 0.
 
         Args:
-            step: Batches seen before this one.
-            total_steps: Of the whole run; None while that is still being measured, which is within the rise.
+            step: Batches seen before this one, in the run or in its stage.
+            total_steps: Of the run or the stage; None while that is still being measured, which is within the rise.
 
         Raises:
             ConfigError: An unknown schedule.
         """
-        if self.schedule not in ("cosine", "one_cycle", "constant"):
-            raise ConfigError(
-                f"optimizer.schedule: expected cosine, one_cycle or constant, found {self.schedule!r}"
-            )
-        start, end = (_ONE_CYCLE_START, _ONE_CYCLE_END) if self.schedule == "one_cycle" else (0.0, 0.0)
-        warmup = self.warmup_steps if total_steps is None else min(self.warmup_steps, total_steps // 3)
-        if step < warmup:
-            done = (step + 1) / warmup
-            return self.lr * (_cosine(start, 1.0, done) if self.schedule == "one_cycle" else done)
-        if self.schedule == "constant" or total_steps is None:
-            return self.lr
-        return self.lr * _cosine(1.0, end, min(1.0, (step - warmup) / max(1, total_steps - warmup)))
+        return self.lr * lr_factor(
+            self.schedule,
+            step,
+            total_steps,
+            warmup_steps=self.warmup_steps,
+            milestones=self.milestones,
+            gamma=self.gamma,
+            end=self.end,
+        )
 
     def set_lr(self, optimizer: torch.optim.Optimizer, step: int, total_steps: int | None) -> None:
         """Give every group of `optimizer` the learning rate of `step`, times the group's own `lr_scale`."""
         lr = self.lr_at(step, total_steps)
         for group in optimizer.param_groups:
             group["lr"] = lr * group.get("lr_scale", 1.0)
-
-
-def _cosine(start: float, end: float, done: float) -> float:
-    return end + (start - end) * (1 + math.cos(math.pi * done)) / 2
 
 
 class LARS(torch.optim.Optimizer):

@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import json
 import logging
+import math
 import os
 import time
 import warnings
@@ -31,21 +32,20 @@ from embedkit.errors import ConfigError, OutputError
 from embedkit.training import config as configuration
 from embedkit.training.callbacks import Budget, Checkpoint, Cost, Metrics, Progress
 from embedkit.training.config import Facts, RunConfig, method_name
-from embedkit.training.data.datasets import absolute
-from embedkit.training.data.images import (
-    Batch,
+from embedkit.training.data import (
+    ImageSet,
     Loader,
-    Pictures,
     keep_labels,
-    load_pictures,
+    load_images,
     split_validation,
 )
+from embedkit.training.data.datasets import absolute
 from embedkit.training.hardware import describe, keep_freed_memory, multiplies_bf16
 from embedkit.training.method import Method
 from embedkit.training.methods import method_class
-from embedkit.training.models.backbones import Backbone, create_backbone
+from embedkit.training.models.backbones import Backbone, BackboneRequest
 
-__all__ = ["RunResult", "load_run", "resume", "train"]
+__all__ = ["RunResult", "build_method", "facts_of", "load_run", "open_data", "resume", "train"]
 
 CONFIG = "config.json"
 ENVIRONMENT = "environment.json"
@@ -63,7 +63,7 @@ class RunResult:
         run: The run folder.
         finished: Whether all planned steps were made; if not, `resume` goes on.
         steps: Steps made in all.
-        metrics: What the method logged last, and `validation_*`: its pretext metric on held-out pictures.
+        metrics: What the method logged last, and `validation_*`: its pretext metric on held-out images.
         cost: As in `cost.json`.
     """
 
@@ -114,31 +114,23 @@ def train(
         precision=_resolve_precision(config),
         threads=config.threads or torch.get_num_threads(),
     )
-    pictures, validation = _load(config)
-    steps_per_epoch = Loader(
-        pictures, config.data.sampler, batch_size=config.batch_size, seed=config.seed
-    ).steps_per_epoch
+    images, validation = open_data(config)
+    steps_per_epoch = _steps_per_epoch(config, images)
     total: int | None = config.steps or round(config.epochs * steps_per_epoch)
     if not total or total < 1:
         raise ConfigError(f"epochs: {config.epochs:g} epochs of {steps_per_epoch} batches are no step at all")
-    mean, std = pictures.statistics()
-    size = config.data.image_size
-    facts = Facts(
-        image_shape=(len(mean), size, size),
-        mean=mean,
-        std=std,
-        num_classes=len(pictures.classes),
-        num_pictures=len(pictures),
-        batch_size=config.batch_size,
-        steps_per_epoch=steps_per_epoch,
-        total_steps=None if max_minutes is not None else total,
-        optimizer=config.optimizer,
-        seed=config.seed,
-    )
+    if config.max_images:
+        total = min(total, config.max_images // config.batch_size)
+        if not total:
+            raise ConfigError(
+                f"max_images: {config.max_images} are less than one batch of {config.batch_size}"
+            )
+    measured = max_minutes is not None or bool(config.max_flops)
+    facts = facts_of(config, images, None if measured else total)
     deadline = None if max_minutes is None else started + 60 * max_minutes
     try:
-        return _run(config, facts, pictures, validation, out, deadline, None, progress)
-    except ConfigError:  # what is mended may go into the same folder, unless something was trained there
+        return _run(config, facts, images, validation, out, deadline, None, progress)
+    except ConfigError:  # what is repaired may go into the same folder, unless something was trained there
         if _rank() == 0 and not (out / CHECKPOINT).exists():
             (out / CONFIG).unlink(missing_ok=True)
         raise
@@ -169,9 +161,9 @@ def resume(
             f"{run}: the run was stopped before its first checkpoint; train again into a new folder"
         )
     _read_checkpoint(run)  # a damaged one is said to be so before Lightning meets it
-    pictures, validation = _load(config)
+    images, validation = open_data(config)
     deadline = None if max_minutes is None else started + 60 * max_minutes
-    return _run(config, facts, pictures, validation, run, deadline, checkpoint, progress)
+    return _run(config, facts, images, validation, run, deadline, checkpoint, progress)
 
 
 def load_run(run: str | os.PathLike[str]) -> tuple[RunConfig, Method]:
@@ -183,7 +175,7 @@ def load_run(run: str | os.PathLike[str]) -> tuple[RunConfig, Method]:
     run = Path(run)
     config, facts = _read_config(run)
     checkpoint = _read_checkpoint(run)
-    method = _build(config, facts)
+    method = build_method(config, facts)
     method.on_load_checkpoint(checkpoint)  # a method whose parameters change shape resizes them here
     method.load_state_dict(checkpoint["state_dict"])
     return config, method.eval()
@@ -210,6 +202,10 @@ def _check(config: RunConfig) -> None:
         "checkpoint_seconds": (0, config.checkpoint_seconds, 1e9),
         "optimizer.lr": (0, config.optimizer.lr, 1e6),
         "data.workers": (0, config.data.workers, 4096),
+        "max_images": (0, config.max_images, 2**63 - 1),
+        "max_flops": (0, config.max_flops, 1e30),
+        "optimizer.accumulate": (1, config.optimizer.accumulate, 2**31),
+        "optimizer.clip_norm": (0, config.optimizer.clip_norm, 1e30),
     }
     for name, (least, value, most) in numbers.items():
         if not least <= value <= most:
@@ -250,22 +246,58 @@ def _write(path: Path, value: Any) -> None:
     os.replace(partial, path)
 
 
-def _load(config: RunConfig) -> tuple[Pictures, Pictures]:
-    """Training and validation pictures; both come from the training part of the data."""
-    pictures = load_pictures(config.data)
-    train_part, validation = split_validation(pictures, config.data.validation, config.seed)
+def open_data(config: RunConfig) -> tuple[ImageSet, ImageSet]:
+    """Training and validation images; both come from the training part of the data."""
+    images = load_images(config.data)
+    train_part, validation = split_validation(images, config.data.validation, config.seed)
     if config.data.labels_per_class:
         train_part = keep_labels(train_part, config.data.labels_per_class, config.seed)
     return train_part, validation
 
 
-def _build(config: RunConfig, facts: Facts) -> Method:
-    """The method at its random initialisation, a function of the seed; torch's own generator stays as it was."""
+def facts_of(config: RunConfig, images: ImageSet, total_steps: int | None) -> Facts:
+    """What the method of a run over these images is told; `total_steps` is None while a budget is measured."""
+    mean, std = images.statistics()
+    size = config.data.image_size
+    return Facts(
+        image_shape=(len(mean), size, size),
+        mean=mean,
+        std=std,
+        num_classes=len(images.classes),
+        num_images=len(images),
+        batch_size=config.batch_size,
+        targets={name: len(classes) for name, classes in images.target_classes.items()},
+        steps_per_epoch=_steps_per_epoch(config, images),
+        total_steps=total_steps,
+        optimizer=config.optimizer,
+        optimizers=config.optimizers,
+        seed=config.seed,
+    )
+
+
+def _steps_per_epoch(config: RunConfig, images: ImageSet) -> int:
+    sampler = config.data.sampler
+    return Loader(images, sampler, batch_size=config.batch_size, seed=config.seed).steps_per_epoch
+
+
+def build_method(config: RunConfig, facts: Facts) -> Method:
+    """The method at its random initialization, a function of the seed; torch's own generator stays as it was."""
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
         channels, height, width = facts.image_shape
-        backbone = create_backbone(config.backbone, in_chans=channels, image_size=(height, width))
-        return method_class(method_name(config))(backbone, config.method, facts)
+        request = BackboneRequest(
+            name=config.backbone, in_chans=channels, image_size=(height, width), args=config.backbone_args
+        )
+        kind = method_class(method_name(config))
+        backbone = kind.build_backbone(request, config.method, facts)
+        return kind(backbone, config.method, facts)
+
+
+def _most_steps(config: RunConfig, facts: Facts) -> int | None:
+    """The steps that other limits leave to a budget that is measured; None where none is set."""
+    given = config.steps or (round(config.epochs * facts.steps_per_epoch) if config.max_flops else 0)
+    limits = [given, config.max_images // config.batch_size]
+    return min((limit for limit in limits if limit), default=None)
 
 
 def _rank() -> int:
@@ -282,8 +314,8 @@ def _resolve_precision(config: RunConfig) -> Any:
 def _run(
     config: RunConfig,
     facts: Facts,
-    pictures: Pictures,
-    validation: Pictures,
+    images: ImageSet,
+    validation: ImageSet,
     run: Path,
     deadline: float | None,
     checkpoint: Path | None,
@@ -291,10 +323,18 @@ def _run(
 ) -> RunResult:
     torch.set_num_threads(config.threads)
     keep_freed_memory()
-    method = _build(config, facts)
+    method = build_method(config, facts)
     metrics, cost = Metrics(run / METRICS, config.log_every), Cost()
-    budget = Budget(deadline, lambda planned: _write_config(run, config, planned))
-    saver = Checkpoint(run / CHECKPOINT, config.checkpoint_seconds)
+    if config.optimizer.accumulate > 1 and not method.automatic_optimization:
+        raise ConfigError(f"optimizer.accumulate: {method_name(config)} moves several networks; expected 1")
+    budget = Budget(
+        deadline,
+        lambda planned: _write_config(run, config, planned),
+        flops=config.max_flops,
+        cost=cost,
+        most_steps=_most_steps(config, facts),
+    )
+    saver = Checkpoint(run / CHECKPOINT, config.checkpoint_seconds, every=config.optimizer.accumulate)
     callbacks: list[lightning.Callback] = [saver, cost, budget, metrics]
     if progress:
         callbacks.append(Progress())
@@ -318,9 +358,11 @@ def _run(
             enable_progress_bar=False,
             enable_model_summary=False,
             use_distributed_sampler=False,
+            accumulate_grad_batches=config.optimizer.accumulate,
+            sync_batchnorm=config.sync_batch_norm,
         )
         loader = Loader(
-            pictures,
+            images,
             config.data.sampler,
             batch_size=config.batch_size,
             seed=config.seed,
@@ -350,7 +392,7 @@ def _run(
         _write(run / COST, cost.to_json())
     if not all(torch.isfinite(value).all() for value in method.encoder().state_dict().values()):
         raise ConfigError(
-            f"{run}: the training diverged, its weights are no numbers; lower optimizer.lr, and train anew"
+            f"{run}: the training diverged, its weights are no numbers; lower optimizer.lr, and train again"
         )
     return RunResult(
         run=run,
@@ -375,26 +417,27 @@ def _trainer(**settings: Any) -> lightning.Trainer:
 
 
 def pretext_on(
-    method: Method, pictures: Pictures, generator: torch.Generator | None = None
+    method: Method, images: ImageSet, generator: torch.Generator | None = None
 ) -> dict[str, float]:
-    """The pretext metrics on up to 2,048 pictures, means over batches of up to 256; {} where there are none.
+    """The pretext metrics on up to 2,048 images, means over batches of up to 256; {} where there are none.
 
     Args:
         method: Left in eval mode.
-        pictures: Held-out ones.
+        images: Held-out ones.
         generator: One for all batches; when None every batch begins with the same one.
     """
-    if not len(pictures):
+    if not len(images):
         return {}
-    size = min(256, len(pictures))
+    size = min(256, len(images))
     sums: dict[str, list[float]] = {}
     method.eval()
     with torch.no_grad():
-        for rows in torch.arange(min(2048, len(pictures)) // size * size).split(size):
-            batch = Batch(*(tensor.to(method.device) for tensor in pictures.batch(rows)))
+        for rows in torch.arange(min(2048, len(images)) // size * size).split(size):
+            batch = images.batch(rows).to(method.device)
             draws = generator or method.generator("validation")
             for name, value in method.pretext_metric(batch, draws).items():
-                sums.setdefault(name, []).append(float(value))
+                if not math.isnan(float(value)):  # of a batch without any label
+                    sums.setdefault(name, []).append(float(value))
     return {name: sum(values) / len(values) for name, values in sums.items()}
 
 

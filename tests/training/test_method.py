@@ -64,17 +64,17 @@ def test_a_batch_counts_seeds_torch_sets_the_rate_and_begins_epochs():
     assert float(torch.rand(())) == dropout[3]
 
 
-def test_a_view_is_normalised_and_leaves_the_pictures_alone():
+def test_a_view_is_normalized_and_leaves_the_images_alone():
     method = build()
     images = torch.randint(0, 256, (4, 1, 28, 28), dtype=torch.uint8)
     before = images.clone()
     plain = method.view(images)
     torch.testing.assert_close(plain, (images.float() / 255 - 0.25) / 0.5)
-    views = Compose(views=(RandomHorizontalFlip(), GaussianNoise(sigma=(0.1, 0.1))))
-    first, again = method.view(images, views), method.view(images, views)
+    augment = Compose(steps=(RandomHorizontalFlip(), GaussianNoise(sigma=(0.1, 0.1))))
+    first, again = method.view(images, augment), method.view(images, augment)
     assert torch.equal(first, again) and not torch.equal(first, plain) and torch.equal(images, before)
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(method.view(images, views), first)
+        assert torch.equal(method.view(images, augment), first)
 
 
 @pytest.mark.parametrize("channels", [1, 3])

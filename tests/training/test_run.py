@@ -38,7 +38,7 @@ def small(name="simclr", *more):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """A SimCLR run of 30 steps on 80 synthetic pictures: 6 epochs of 4 batches and a half."""
+    """A SimCLR run of 30 steps on 80 synthetic images: 6 epochs of 4 batches and a half."""
     folder = tmp_path_factory.mktemp("runs") / "whole"
     return run.train(small("simclr", "steps=26"), data="synthetic:80", out=folder, progress=False)
 
@@ -71,7 +71,7 @@ def test_the_encoder_has_timm_names_and_the_runs_weights(finished):
 def test_cost_counts_images_and_flops(finished):
     cost = json.loads((finished.run / "cost.json").read_text())
     assert cost["images"] == 26 * 16 and cost["training_flops"] == 26 * cost["flops_per_step"]
-    # r10 at 16 px by hand, multiply-adds per picture of its convolutions (side of the output, kernel, channels):
+    # r10 at 16 px by hand, multiply-adds per image of its convolutions (side of the output, kernel, channels):
     at = {8: 9 * 1 * 32 + 2 * 9 * 32 * 32, 4: 9 * 32 * 64 + 9 * 64 * 64 + 32 * 64}
     at |= {2: 9 * 64 * 128 + 9 * 128 * 128 + 64 * 128, 1: 9 * 128 * 256 + 9 * 256 * 256 + 128 * 256}
     forward = sum(side * side * per_place for side, per_place in at.items())
@@ -242,13 +242,13 @@ def test_overrides_are_typed_by_the_dataclass():
     config = with_overrides(
         recipes.recipe("simclr"),
         ["method.temperature=0.5", "optimizer.betas=0.8,0.9", "epochs=3", "data.stream=true", "backbone=r18",
-         "method.views.views.0.scale=0.3, 1"],
+         "method.augment.steps.0.scale=0.3, 1"],
     )  # fmt: skip
     assert (config.method.temperature, config.optimizer.betas) == (0.5, (0.8, 0.9))
     assert (config.epochs, config.data.stream, config.backbone) == (3.0, True, "r18")
-    assert config.method.views.views[0].scale == (0.3, 1.0)
+    assert config.method.augment.augment[0].scale == (0.3, 1.0)
     assert config.method == dataclasses.replace(
-        simclr.Config(temperature=0.5), views=config.method.views
+        simclr.Config(temperature=0.5), augment=config.method.augment
     )  # the rest is untouched
     assert recipes.recipe("simclr").method.temperature == 0.2
 
@@ -266,7 +266,7 @@ def test_overrides_are_typed_by_the_dataclass():
         ("precision=fp8", "expected one of auto, bf16, fp32"),
         ("optimizer=adam", "set one of its fields"),
         ("seed.x=1", "one too many"),
-        ("method.views.views.9.scale=0,1", "expected a number of 0 to 2"),
+        ("method.augment.steps.9.scale=0,1", "expected a number of 0 to 2"),
         ("seed", "expected field=value"),
     ],
 )

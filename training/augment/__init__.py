@@ -1,15 +1,15 @@
-"""Views: random transforms of a whole batch, on its device, every picture with its own parameters.
+"""Augmentations: random transforms of a whole batch, on its device, every image with its own parameters.
 
-A view is a pure function of a batch and a generator: floating-point pictures (N, C, H, W) in [0, 1] in, a
+An augmentation is a pure function of a batch and a generator: floating-point images (N, C, H, W) in [0, 1] in, a
 batch out. Parameters are drawn as batched tensors on the generator's device and moved to the batch's, so a
-CPU generator gives the same views wherever the pictures are. Nothing loops over pictures; where pictures need
+CPU generator gives the same outcome wherever the images are. Nothing loops over images; where images need
 different operations (RandAugment), they are grouped by operation.
 
-Definitions are torchvision's (`torchvision.transforms.v2`, floating-point pictures) unless a class says
+Definitions are torchvision's (`torchvision.transforms.v2`, floating-point images) unless a class says
 otherwise, and the tests hold each to it; what they do to pixels stands in `operations`.
 """
 
-from embedkit.training.augment.augmentation import Compose, View
+from embedkit.training.augment.augmentation import Augmentation, Compose, Parameters
 from embedkit.training.augment.color import (
     ColorJitter,
     GaussianBlur,
@@ -35,6 +35,7 @@ __all__ = [
     "Compose",
     "GaussianBlur",
     "GaussianNoise",
+    "Parameters",
     "RandAugment",
     "RandomAffine",
     "RandomErasing",
@@ -46,13 +47,13 @@ __all__ = [
     "RandomSolarize",
     "RandomVerticalFlip",
     "Rotate90",
-    "View",
+    "Augmentation",
 ]
 
-#: What methods that compare two views of a small picture draw twice: crops, flips and light. On Fashion-MNIST
+#: What methods that compare two views of a small image draw twice: crops, flips and light. On Fashion-MNIST
 #: milder ones leave SimCLR near a random network.
 TWO_VIEWS = Compose(
-    views=(
+    steps=(
         RandomResizedCrop(scale=(0.2, 1.0)),
         RandomHorizontalFlip(),
         ColorJitter(brightness=0.4, contrast=0.4, saturation=0.0, hue=0.0, p=0.8),

@@ -1,47 +1,57 @@
-"""What every view is: a checked pure function of a batch and a generator."""
+"""What every augmentation is: parameters drawn for each image, and a pure function of images and parameters."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Generator, Tensor
 
 from embedkit.errors import ConfigError
 
+#: What `draw` gives and `apply` takes: tensors by name, or those of each step of a `Compose`.
+Parameters = Any
 
-class View:
-    """The base of every view: checks the batch and records no gradient.
 
-    A subclass is a frozen keyword-only dataclass with a `transform` that leaves its input as it is.
+class Augmentation:
+    """The base of every augmentation.
+
+    A subclass is a frozen keyword-only dataclass with `draw` and `apply`. What is drawn does not depend on the images'
+    size or device: the same parameters can be applied to two sizes of the same images, or read by a method that must
+    predict them.
     """
 
     @torch.no_grad()
     def __call__(self, x: Tensor, generator: Generator) -> Tensor:
-        """The view of a batch.
+        """Draw parameters and apply them.
 
         Args:
-            x: Pictures (N, C, H, W), floating point, in [0, 1]; never changed.
+            x: Images (N, C, H, W), floating point, in [0, 1]; never changed.
             generator: Where every random parameter comes from.
 
         Returns:
-            (N, C, H', W'), same type and device; H' and W' are H and W unless the view says otherwise. It
+            (N, C, H', W'), same type and device; H' and W' are H and W unless the augmentation says otherwise. It
             may be `x` itself where nothing was to be done.
 
         Raises:
-            ConfigError: Not a floating-point batch of pictures.
+            ConfigError: Not a floating-point batch of images.
         """
         if x.ndim != 4 or not x.is_floating_point():
             raise ConfigError(
-                f"{type(self).__name__}: expected floating-point pictures (N, C, H, W) in [0, 1], found "
+                f"{type(self).__name__}: expected floating-point images (N, C, H, W) in [0, 1], found "
                 f"{x.dtype} {tuple(x.shape)}; divide uint8 pixels by 255"
             )
         # under autocast the matrix products of a crop would come out in bfloat16
         with torch.autocast(x.device.type, enabled=False):
-            return self.transform(x, generator)
+            return self.apply(x, self.draw(len(x), generator))
 
-    def transform(self, x: Tensor, generator: Generator) -> Tensor:
-        """What the view does; `x` is checked and no gradient is recorded."""
+    def draw(self, n: int, generator: Generator) -> Parameters:
+        """Parameters of `n` images, on the generator's device."""
+        return {}
+
+    def apply(self, x: Tensor, parameters: Parameters) -> Tensor:
+        """What the augmentation does to images (N, C, H, W) in [0, 1] with the parameters of each."""
         raise NotImplementedError
 
     def _need(self, ok: bool, field: str, expected: str) -> None:
@@ -60,13 +70,17 @@ class View:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Compose(View):
-    """One view after the other."""
+class Compose(Augmentation):
+    """One augmentation after the other; its parameters are a tuple of theirs."""
 
-    views: tuple[View, ...]
+    steps: tuple[Augmentation, ...]
 
-    def transform(self, x: Tensor, generator: Generator) -> Tensor:
-        """The last view of the view before it."""
-        for view in self.views:
-            x = view(x, generator)
+    def draw(self, n: int, generator: Generator) -> Parameters:
+        """The parameters of every step."""
+        return tuple(step.draw(n, generator) for step in self.steps)
+
+    def apply(self, x: Tensor, parameters: Parameters) -> Tensor:
+        """Every step on what the step before it gave."""
+        for step, own in zip(self.steps, parameters, strict=True):
+            x = step.apply(x, own)
         return x

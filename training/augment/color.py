@@ -9,8 +9,8 @@ import torch
 from torch import Generator, Tensor
 
 from embedkit.errors import ConfigError
-from embedkit.training.augment.augmentation import View
-from embedkit.training.augment.draws import Range, chance, uniform
+from embedkit.training.augment.augmentation import Augmentation, Parameters
+from embedkit.training.augment.draws import Range, chance, each, integers, uniform
 from embedkit.training.augment.operations import (
     adjust_brightness,
     adjust_contrast,
@@ -29,19 +29,19 @@ _JITTERS: tuple[tuple[str, Callable[[Tensor, Tensor], Tensor]], ...] = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class ColorJitter(View):
+class ColorJitter(Augmentation):
     """Brightness, contrast, saturation and hue changed by random factors.
 
-    The order of the four is drawn once for the batch, the factors for every picture. torchvision draws an
-    order for every picture too; on a batch that would cost each operation four times, and over the batches of
-    a run every picture sees every order all the same. On one channel saturation and hue change nothing.
+    The order of the four is drawn once for the batch, the factors for every image. torchvision draws an
+    order for every image too; on a batch that would cost each operation four times, and over the batches of
+    a run every image sees every order all the same. On one channel saturation and hue change nothing.
 
     Attributes:
         brightness: Factor uniform in max(0, 1 - brightness)..1 + brightness.
-        contrast: The same, about the mean luma of the picture.
+        contrast: The same, about the mean luma of the image.
         saturation: The same, about the luma of each pixel.
-        hue: Shift uniform in -hue..hue, in turns of the colour circle; at most 0.5.
-        p: Probability for each picture.
+        hue: Shift uniform in -hue..hue, in turns of the color circle; at most 0.5.
+        p: Probability for each image.
     """
 
     brightness: float = 0.0
@@ -56,54 +56,70 @@ class ColorJitter(View):
         self._need(0.0 <= self.hue <= 0.5, "hue", "0 to 0.5")
         self._need_chance()
 
-    def transform(self, x: Tensor, generator: Generator) -> Tensor:
-        """Jitter; a picture that is left out gets factors of 1, which change nothing."""
-        n = len(x)
-        order = torch.randperm(4, generator=generator, device=generator.device).tolist()
-        chosen = chance(generator, x, self.p).flatten()
-        for index in order:
+    def draw(self, n: int, generator: Generator) -> Parameters:
+        """`order` of the four, the same for all images; which are `chosen`; the factors (hue: plus 1)."""
+        order = torch.randperm(4, generator=generator, device=generator.device)
+        parameters = {"order": order, "chosen": chance(generator, n, self.p)}
+        for index in order.tolist():
+            field, _ = _JITTERS[index]
+            strength = getattr(self, field)
+            parameters[field] = uniform(generator, (n,), (max(0.0, 1.0 - strength), 1.0 + strength))
+        return parameters
+
+    def apply(self, x: Tensor, parameters: Parameters) -> Tensor:
+        """Jitter; an image that is left out gets factors of 1, which change nothing."""
+        chosen = parameters["chosen"].to(x.device)
+        for index in parameters["order"].tolist():
             field, adjust = _JITTERS[index]
             strength = getattr(self, field)
-            factor = uniform(generator, (n,), (max(0.0, 1.0 - strength), 1.0 + strength)).to(x)
+            factor = parameters[field].to(x)
             if strength > 0.0 and adjust is not adjust_hue:
                 x = adjust(x, factor.where(chosen, torch.ones_like(factor)))
             elif strength > 0.0 and x.shape[1] == 3:
                 turned = adjust_hue(x, factor - 1.0)
-                x = torch.where(chosen[:, None, None, None], turned, x)  # colour to HSV and back is not exact
+                x = torch.where(chosen[:, None, None, None], turned, x)  # color to HSV and back is not exact
         return x
 
 
 @dataclass(frozen=True, kw_only=True)
-class RandomGrayscale(View):
-    """Colour replaced by luma in all three channels, with probability `p` for each picture."""
+class RandomGrayscale(Augmentation):
+    """Color replaced by luma in all three channels, with probability `p` for each image."""
 
     p: float = 0.1
 
     def __post_init__(self) -> None:
         self._need_chance()
 
-    def transform(self, x: Tensor, generator: Generator) -> Tensor:
-        """Take the colour of some."""
-        return torch.where(chance(generator, x, self.p), luma(x), x)
+    def draw(self, n: int, generator: Generator) -> Parameters:
+        """Which images."""
+        return {"chosen": chance(generator, n, self.p)}
+
+    def apply(self, x: Tensor, parameters: Parameters) -> Tensor:
+        """Take the color of some."""
+        return torch.where(each(parameters["chosen"], x), luma(x), x)
 
 
 @dataclass(frozen=True, kw_only=True)
-class RandomInvert(View):
-    """1 - x, with probability `p` for each picture."""
+class RandomInvert(Augmentation):
+    """1 - x, with probability `p` for each image."""
 
     p: float = 0.5
 
     def __post_init__(self) -> None:
         self._need_chance()
 
-    def transform(self, x: Tensor, generator: Generator) -> Tensor:
+    def draw(self, n: int, generator: Generator) -> Parameters:
+        """Which images."""
+        return {"chosen": chance(generator, n, self.p)}
+
+    def apply(self, x: Tensor, parameters: Parameters) -> Tensor:
         """Invert some."""
-        return torch.where(chance(generator, x, self.p), 1.0 - x, x)
+        return torch.where(each(parameters["chosen"], x), 1.0 - x, x)
 
 
 @dataclass(frozen=True, kw_only=True)
-class RandomSolarize(View):
-    """Pixels at or above `threshold` inverted, with probability `p` for each picture."""
+class RandomSolarize(Augmentation):
+    """Pixels at or above `threshold` inverted, with probability `p` for each image."""
 
     threshold: float = 0.5
     p: float = 0.5
@@ -111,20 +127,24 @@ class RandomSolarize(View):
     def __post_init__(self) -> None:
         self._need_chance()
 
-    def transform(self, x: Tensor, generator: Generator) -> Tensor:
+    def draw(self, n: int, generator: Generator) -> Parameters:
+        """Which images."""
+        return {"chosen": chance(generator, n, self.p)}
+
+    def apply(self, x: Tensor, parameters: Parameters) -> Tensor:
         """Solarize some."""
-        return torch.where(chance(generator, x, self.p) & (x >= self.threshold), 1.0 - x, x)
+        return torch.where(each(parameters["chosen"], x) & (x >= self.threshold), 1.0 - x, x)
 
 
 @dataclass(frozen=True, kw_only=True)
-class GaussianBlur(View):
+class GaussianBlur(Augmentation):
     """Gaussian blur of a random width, reflected at the borders.
 
     Attributes:
         sigma: Standard deviation in pixels, uniform in low..high.
         kernel_size: Odd side of the kernel in pixels; `None` takes a tenth of the shorter side, as SimCLR
             does, made odd, and at least 3.
-        p: Probability for each picture.
+        p: Probability for each image.
     """
 
     sigma: Range = (0.1, 2.0)
@@ -140,24 +160,28 @@ class GaussianBlur(View):
         )
         self._need_chance()
 
-    def transform(self, x: Tensor, generator: Generator) -> Tensor:
+    def draw(self, n: int, generator: Generator) -> Parameters:
+        """Widths, and which images."""
+        return {"sigma": uniform(generator, (n,), self.sigma), "chosen": chance(generator, n, self.p)}
+
+    def apply(self, x: Tensor, parameters: Parameters) -> Tensor:
         """Blur some."""
         kernel_size = self.kernel_size or max(3, min(x.shape[2:]) // 10 | 1)
         if kernel_size // 2 >= min(x.shape[2:]):
             raise ConfigError(
                 f"GaussianBlur.kernel_size: {kernel_size} is too large for {x.shape[2]}x{x.shape[3]} pixels"
             )
-        blurred = gaussian_blur(x, uniform(generator, (len(x),), self.sigma).to(x.device), kernel_size)
-        return torch.where(chance(generator, x, self.p), blurred, x)
+        blurred = gaussian_blur(x, parameters["sigma"].to(x.device), kernel_size)
+        return torch.where(each(parameters["chosen"], x), blurred, x)
 
 
 @dataclass(frozen=True, kw_only=True)
-class GaussianNoise(View):
+class GaussianNoise(Augmentation):
     """Independent normal noise on every value, cut off at 0 and 1.
 
     Attributes:
-        sigma: Standard deviation in units of [0, 1], for each picture uniform in low..high.
-        p: Probability for each picture.
+        sigma: Standard deviation in units of [0, 1], for each image uniform in low..high.
+        p: Probability for each image.
     """
 
     sigma: Range = (0.0, 0.1)
@@ -167,8 +191,18 @@ class GaussianNoise(View):
         self._need_range("sigma", 0.0, 10.0)
         self._need_chance()
 
-    def transform(self, x: Tensor, generator: Generator) -> Tensor:
+    def draw(self, n: int, generator: Generator) -> Parameters:
+        """Standard deviations, the seed of the noise of all images of any size, and which images."""
+        return {
+            "sigma": uniform(generator, (n,), self.sigma),
+            "seed": integers(generator, (1,), 2**62),
+            "chosen": chance(generator, n, self.p),
+        }
+
+    def apply(self, x: Tensor, parameters: Parameters) -> Tensor:
         """Add noise."""
-        sigma = uniform(generator, (len(x), 1, 1, 1), self.sigma).to(x)
-        noise = torch.randn(x.shape, generator=generator, device=generator.device).to(x)
-        return torch.where(chance(generator, x, self.p), (x + noise * sigma).clamp_(0.0, 1.0), x)
+        seed = parameters["seed"]
+        own = Generator(seed.device).manual_seed(int(seed))
+        noise = torch.randn(x.shape, generator=own, device=seed.device).to(x)
+        sigma = each(parameters["sigma"], x).to(x)
+        return torch.where(each(parameters["chosen"], x), (x + noise * sigma).clamp_(0.0, 1.0), x)

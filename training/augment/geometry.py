@@ -1,6 +1,6 @@
 """Views that move pixels, or cover some of them.
 
-A crop is two batched matrix products, `A_y x A_x^T` with matrices of each picture's own: about as fast on CPU as
+A crop is two batched matrix products, `A_y x A_x^T` with matrices of each image's own: about as fast on CPU as
 sampling a grid, and antialiased, which a sampled grid cannot be.
 """
 
@@ -15,13 +15,13 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from embedkit.errors import ConfigError
-from embedkit.training.augment.augmentation import View
-from embedkit.training.augment.draws import Range, box_sides, chance, integers, uniform
+from embedkit.training.augment.augmentation import Augmentation, Parameters
+from embedkit.training.augment.draws import Range, box_sides, box_tries, chance, each, integers, uniform
 from embedkit.training.augment.operations import affine_matrix, box_mask, resize_matrix, separable, warp
 
 
 @dataclass(frozen=True, kw_only=True)
-class RandomResizedCrop(View):
+class RandomResizedCrop(Augmentation):
     """A box of random area and aspect ratio, resized bilinearly with antialiasing.
 
     Boxes are torchvision's: an area uniform in `scale` and a ratio log-uniform in `ratio`, up to ten tries,
@@ -30,7 +30,7 @@ class RandomResizedCrop(View):
 
     Attributes:
         size: Height and width of the result in pixels; `None` keeps those of the batch.
-        scale: Share of the picture's area, low and high.
+        scale: Share of the image's area, low and high.
         ratio: Width over height, low and high.
     """
 
@@ -45,10 +45,14 @@ class RandomResizedCrop(View):
             self.size is None or (len(self.size) == 2 and min(self.size) >= 1), "size", "(height, width)"
         )
 
-    def boxes(self, n: int, height: int, width: int, generator: Generator) -> tuple[Tensor, ...]:
-        """Top, left, height and width of `n` random boxes: four float32 tensors (n,) of whole pixels."""
-        w, h = box_sides(generator, n, height * width, self.scale, self.ratio)  # (tries, n)
-        place = uniform(generator, (2, n), (0.0, 1.0))
+    def draw(self, n: int, generator: Generator) -> Parameters:
+        """Ten tries at a box."""
+        return box_tries(generator, n, self.scale, self.ratio)
+
+    def boxes(self, parameters: Parameters, height: int, width: int) -> tuple[Tensor, ...]:
+        """Top, left, height and width of the boxes in images of a size: four float32 tensors (n,) of whole pixels."""
+        w, h = box_sides(parameters, height * width)  # (tries, n)
+        place = parameters["place"]
         fits = (w > 0) & (w <= width) & (h > 0) & (h <= height)
         first = fits.int().argmax(dim=0, keepdim=True)  # of equal values, the first
         w, h, found = w.gather(0, first)[0], h.gather(0, first)[0], fits.any(dim=0)
@@ -67,10 +71,10 @@ class RandomResizedCrop(View):
             torch.where(found, w, float(last_w)),
         )
 
-    def transform(self, x: Tensor, generator: Generator) -> Tensor:
+    def apply(self, x: Tensor, parameters: Parameters) -> Tensor:
         """Cut and resize."""
-        n, _, height, width = x.shape
-        top, left, h, w = (box.to(x.device) for box in self.boxes(n, height, width, generator))
+        _, _, height, width = x.shape
+        top, left, h, w = (box.to(x.device) for box in self.boxes(parameters, height, width))
         out_h, out_w = self.size or (height, width)
         return separable(
             x,
@@ -80,46 +84,54 @@ class RandomResizedCrop(View):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RandomHorizontalFlip(View):
-    """Left and right exchanged, with probability `p` for each picture."""
+class RandomHorizontalFlip(Augmentation):
+    """Left and right exchanged, with probability `p` for each image."""
 
     p: float = 0.5
 
     def __post_init__(self) -> None:
         self._need_chance()
 
-    def transform(self, x: Tensor, generator: Generator) -> Tensor:
+    def draw(self, n: int, generator: Generator) -> Parameters:
+        """Which images."""
+        return {"chosen": chance(generator, n, self.p)}
+
+    def apply(self, x: Tensor, parameters: Parameters) -> Tensor:
         """Flip some."""
-        return torch.where(chance(generator, x, self.p), x.flip(3), x)
+        return torch.where(each(parameters["chosen"], x), x.flip(3), x)
 
 
 @dataclass(frozen=True, kw_only=True)
-class RandomVerticalFlip(View):
-    """Top and bottom exchanged, with probability `p` for each picture."""
+class RandomVerticalFlip(Augmentation):
+    """Top and bottom exchanged, with probability `p` for each image."""
 
     p: float = 0.5
 
     def __post_init__(self) -> None:
         self._need_chance()
 
-    def transform(self, x: Tensor, generator: Generator) -> Tensor:
+    def draw(self, n: int, generator: Generator) -> Parameters:
+        """Which images."""
+        return {"chosen": chance(generator, n, self.p)}
+
+    def apply(self, x: Tensor, parameters: Parameters) -> Tensor:
         """Flip some."""
-        return torch.where(chance(generator, x, self.p), x.flip(2), x)
+        return torch.where(each(parameters["chosen"], x), x.flip(2), x)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rotate90(View):
+class Rotate90(Augmentation):
     """`k` quarter turns counter-clockwise, exact: `torch.rot90(x, k, (2, 3))`, RotNet's label k."""
 
     k: int = 1
 
-    def transform(self, x: Tensor, generator: Generator) -> Tensor:
-        """Turn; a quarter of a picture that is not square exchanges height and width."""
+    def apply(self, x: Tensor, parameters: Parameters) -> Tensor:
+        """Turn; a quarter of an image that is not square exchanges height and width."""
         return torch.rot90(x, self.k, (2, 3)).contiguous()
 
 
 @dataclass(frozen=True, kw_only=True)
-class RandomShift(View):
+class RandomShift(Augmentation):
     """Moved by whole pixels: padded on every side, then cut out at a random place.
 
     Attributes:
@@ -136,29 +148,33 @@ class RandomShift(View):
             self.pad in ("reflect", "replicate", "constant"), "pad", "'reflect', 'replicate' or 'constant'"
         )
 
-    def transform(self, x: Tensor, generator: Generator) -> Tensor:
+    def draw(self, n: int, generator: Generator) -> Parameters:
+        """The first row and column of the cut, in the padded image."""
+        return {"places": integers(generator, (2, n), 2 * self.pixels + 1)}
+
+    def apply(self, x: Tensor, parameters: Parameters) -> Tensor:
         """Shift."""
         n, _, height, width = x.shape
         if self.pad == "reflect" and self.pixels >= min(height, width):
             raise ConfigError(
                 f"RandomShift.pixels: {self.pixels} cannot be reflected in {height}x{width} pixels"
             )
-        places = integers(generator, (2, n), 2 * self.pixels + 1).to(x.device)
+        places = parameters["places"].to(x.device)
         windows = F.pad(x, [self.pixels] * 4, mode=self.pad).unfold(2, height, 1).unfold(3, width, 1)
         return windows[torch.arange(n, device=x.device), :, places[0], places[1]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class RandomAffine(View):
-    """Turned, moved, scaled and sheared about the centre, bilinear; a sampled grid has no antialiasing.
+class RandomAffine(Augmentation):
+    """Turned, moved, scaled and sheared about the center, bilinear; a sampled grid has no antialiasing.
 
     Attributes:
         degrees: Turned by an angle uniform in -degrees..degrees.
         translate: Moved by up to this share of the width, and of the height, rounded to whole pixels.
         scale: Scaled by a factor uniform in low..high.
         shear: Sheared along x by an angle uniform in -shear..shear degrees.
-        fill: What stands where no picture is, 0..1.
-        p: Probability for each picture.
+        fill: What stands where no image is, 0..1.
+        p: Probability for each image.
     """
 
     degrees: float = 0.0
@@ -179,32 +195,43 @@ class RandomAffine(View):
         self._need(0.0 <= self.shear < 90.0, "shear", "0 to below 90 degrees")
         self._need_chance()
 
-    def transform(self, x: Tensor, generator: Generator) -> Tensor:
-        """Warp."""
-        n, _, height, width = x.shape
+    def draw(self, n: int, generator: Generator) -> Parameters:
+        """`angle` and `shear` in radians, `shift_x` and `shift_y` in shares of width and height, `scale`."""
         angle, shear = uniform(generator, (2, n), (-1.0, 1.0)).mul(math.pi / 180)
         shift_x, shift_y = uniform(generator, (2, n), (-1.0, 1.0))
+        return {
+            "angle": angle * self.degrees,
+            "shift_x": shift_x * self.translate[0],
+            "shift_y": shift_y * self.translate[1],
+            "scale": uniform(generator, (n,), self.scale),
+            "shear": shear * self.shear,
+            **({} if self.p == 1.0 else {"chosen": chance(generator, n, self.p)}),
+        }
+
+    def apply(self, x: Tensor, parameters: Parameters) -> Tensor:
+        """Warp."""
+        _, _, height, width = x.shape
         matrix = affine_matrix(
-            angle=angle * self.degrees,
-            shift_x=(shift_x * self.translate[0] * width).round(),
-            shift_y=(shift_y * self.translate[1] * height).round(),
-            scale=uniform(generator, (n,), self.scale),
-            shear=shear * self.shear,
+            angle=parameters["angle"],
+            shift_x=(parameters["shift_x"] * width).round(),
+            shift_y=(parameters["shift_y"] * height).round(),
+            scale=parameters["scale"],
+            shear=parameters["shear"],
         )
         warped = warp(x, matrix.to(x), self.fill)
-        return warped if self.p == 1.0 else torch.where(chance(generator, x, self.p), warped, x)
+        return warped if self.p == 1.0 else torch.where(each(parameters["chosen"], x), warped, x)
 
 
 @dataclass(frozen=True, kw_only=True)
-class RandomErasing(View):
+class RandomErasing(Augmentation):
     """A random box overwritten (Random Erasing Data Augmentation, Zhong et al., AAAI 2020, arXiv 1708.04896).
 
-    Boxes are torchvision's: as in `RandomResizedCrop`, but smaller than the picture on both sides, and
+    Boxes are torchvision's: as in `RandomResizedCrop`, but smaller than the image on both sides, and
     nothing is erased when ten tries find none.
 
     Attributes:
-        p: Probability for each picture.
-        scale: Share of the picture's area.
+        p: Probability for each image.
+        scale: Share of the image's area.
         ratio: Height over width.
         value: What is written, 0..1.
     """
@@ -219,14 +246,18 @@ class RandomErasing(View):
         self._need_range("scale", 1e-6, 1.0)
         self._need_range("ratio", 1e-3, 1e3)
 
-    def transform(self, x: Tensor, generator: Generator) -> Tensor:
+    def draw(self, n: int, generator: Generator) -> Parameters:
+        """Ten tries at a box, and which images."""
+        return {**box_tries(generator, n, self.scale, self.ratio), "chosen": chance(generator, n, self.p)}
+
+    def apply(self, x: Tensor, parameters: Parameters) -> Tensor:
         """Erase."""
-        n, _, height, width = x.shape
-        h, w = box_sides(generator, n, height * width, self.scale, self.ratio)  # (tries, n)
-        place = uniform(generator, (2, n), (0.0, 1.0))
+        _, _, height, width = x.shape
+        h, w = box_sides(parameters, height * width)  # (tries, n)
+        place = parameters["place"]
         fits = (h < height) & (w < width)
         first = fits.int().argmax(dim=0, keepdim=True)
         h, w = h.gather(0, first)[0] * fits.any(dim=0), w.gather(0, first)[0] * fits.any(dim=0)
         top, left = (place[0] * (height - h + 1)).floor(), (place[1] * (width - w + 1)).floor()
         inside = box_mask(top, left, h, w, height, width).to(x.device)
-        return x.masked_fill(inside & chance(generator, x, self.p), self.value)
+        return x.masked_fill(inside & each(parameters["chosen"], x), self.value)

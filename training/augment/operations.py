@@ -1,6 +1,6 @@
-"""Operations on pictures (N, C, H, W) in [0, 1], with one parameter for each picture: what views are made of.
+"""Operations on images (N, C, H, W) in [0, 1], with one parameter for each image: what views are made of.
 
-Definitions are torchvision's (`torchvision.transforms.v2`, floating-point pictures), and the tests hold each to it.
+Definitions are torchvision's (`torchvision.transforms.v2`, floating-point images), and the tests hold each to it.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ __all__ = [
 
 
 def adjust_brightness(x: Tensor, factor: Tensor) -> Tensor:
-    """Pictures (N, C, H, W) times factors (N,), cut off at 1."""
+    """Images (N, C, H, W) times factors (N,), cut off at 1."""
     return (x * factor[:, None, None, None]).clamp_(0.0, 1.0)
 
 
 def adjust_contrast(x: Tensor, factor: Tensor) -> Tensor:
-    """Distances from the mean luma of each picture times factors (N,), cut off at 0 and 1."""
+    """Distances from the mean luma of each image times factors (N,), cut off at 0 and 1."""
     mean = luma(x).mean(dim=(1, 2, 3), keepdim=True)
     return torch.lerp(mean, x, factor[:, None, None, None]).clamp_(0.0, 1.0)
 
@@ -48,7 +48,7 @@ def adjust_saturation(x: Tensor, factor: Tensor) -> Tensor:
 
 
 def adjust_sharpness(x: Tensor, factor: Tensor) -> Tensor:
-    """Distances from the smoothed picture times factors (N,), cut off at 0 and 1; the border stays."""
+    """Distances from the smoothed image times factors (N,), cut off at 0 and 1; the border stays."""
     channels = x.shape[1]
     kernel = torch.ones(3, 3, dtype=x.dtype, device=x.device)
     kernel[1, 1] = 5.0
@@ -59,7 +59,7 @@ def adjust_sharpness(x: Tensor, factor: Tensor) -> Tensor:
 
 
 def adjust_hue(x: Tensor, turn: Tensor) -> Tensor:
-    """Hue of pictures (N, 3, H, W) moved by turns (N,) of the colour circle, in HSV."""
+    """Hue of images (N, 3, H, W) moved by turns (N,) of the color circle, in HSV."""
     value, low = x.amax(dim=1), x.amin(dim=1)  # (N, H, W)
     spread = value - low
     gray = spread == 0
@@ -90,7 +90,7 @@ def posterize(x: Tensor, bits: Tensor) -> Tensor:
 
 
 def autocontrast(x: Tensor) -> Tensor:
-    """Each channel of each picture stretched to 0..1; a constant channel stays as it is."""
+    """Each channel of each image stretched to 0..1; a constant channel stays as it is."""
     low, high = x.amin(dim=(2, 3), keepdim=True), x.amax(dim=(2, 3), keepdim=True)
     flat = low == high
     spread = (high - low).masked_fill_(flat, 1.0)
@@ -98,7 +98,7 @@ def autocontrast(x: Tensor) -> Tensor:
 
 
 def equalize(x: Tensor) -> Tensor:
-    """Histogram equalisation of each channel of each picture on 256 levels, as Pillow does it."""
+    """Histogram equalisation of each channel of each image on 256 levels, as Pillow does it."""
     n, channels, height, width = x.shape
     levels = (x * 255.999).long().reshape(n * channels, height * width)
     histogram = torch.zeros(n * channels, 256, dtype=torch.long, device=x.device)
@@ -112,20 +112,20 @@ def equalize(x: Tensor) -> Tensor:
 
 
 def gaussian_blur(x: Tensor, sigma: Tensor, kernel_size: int) -> Tensor:
-    """Pictures (N, C, H, W) blurred by normal kernels of standard deviations (N,), `kernel_size` wide."""
+    """Images (N, C, H, W) blurred by normal kernels of standard deviations (N,), `kernel_size` wide."""
     n, channels, height, width = x.shape
     reach = kernel_size // 2
     offsets = torch.arange(-reach, reach + 1, device=x.device)
     weights = torch.exp(-0.5 * (offsets / sigma[:, None].float()) ** 2)
     weights = (weights / weights.sum(dim=1, keepdim=True)).to(x.dtype).repeat_interleave(channels, dim=0)
-    # every channel of every picture is a group of its own: one depthwise convolution along each axis
+    # every channel of every image is a group of its own: one depthwise convolution along each axis
     y = F.pad(x, [reach] * 4, mode="reflect").reshape(1, n * channels, height + 2 * reach, width + 2 * reach)
     y = F.conv2d(y, weights[:, None, :, None], groups=n * channels)
     return F.conv2d(y, weights[:, None, None, :], groups=n * channels).reshape(x.shape)
 
 
 def affine_matrix(*, angle: Tensor, shift_x: Tensor, shift_y: Tensor, scale: Tensor, shear: Tensor) -> Tensor:
-    """Inverse affine maps about the centre, from a place of the result to a place of the source, in pixels.
+    """Inverse affine maps about the center, from a place of the result to a place of the source, in pixels.
 
     Args:
         angle: (N,) radians, clockwise as it is seen.
@@ -146,17 +146,17 @@ def affine_matrix(*, angle: Tensor, shift_x: Tensor, shift_y: Tensor, scale: Ten
 
 
 def luma(x: Tensor) -> Tensor:
-    """ITU-R 601 luma (N, 1, H, W) of colour; one channel is its own."""
+    """ITU-R 601 luma (N, 1, H, W) of color; one channel is its own."""
     if x.shape[1] == 1:
         return x
     if x.shape[1] != 3:
-        raise ConfigError(f"colour views need 1 or 3 channels, found {x.shape[1]}; leave them out")
+        raise ConfigError(f"color views need 1 or 3 channels, found {x.shape[1]}; leave them out")
     red, green, blue = x.unbind(dim=1)
     return (0.2989 * red + 0.587 * green + 0.114 * blue)[:, None]
 
 
 def separable(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """A_y x A_x^T of each picture: x (N, C, H, W), rows (N, H', H), columns (N, W', W) -> (N, C, H', W')."""
+    """A_y x A_x^T of each image: x (N, C, H, W), rows (N, H', H), columns (N, W', W) -> (N, C, H', W')."""
     n, channels, height, width = x.shape
     y = torch.bmm(x.reshape(n, channels * height, width), columns.mT)  # (N, C * H, W')
     y = y.reshape(n, channels, height, -1)
@@ -181,11 +181,11 @@ def resize_matrix(start: Tensor, length: Tensor, size: int, out: int) -> Tensor:
     """
     start, length = start[:, None], length[:, None]
     step = length / out  # source pixels for a pixel of the result
-    centre = start + (torch.arange(out, device=start.device) + 0.5) * step - 0.5  # (N, out)
+    center = start + (torch.arange(out, device=start.device) + 0.5) * step - 0.5  # (N, out)
     pixel = torch.arange(size, device=start.device, dtype=torch.float32)
     outside = (pixel < start) | (pixel >= start + length)  # (N, size)
     slope = -1.0 / step.clamp(min=1.0)[..., None]
-    weights = (pixel - centre[..., None]).abs_().mul_(slope).add_(1.0).clamp_(min=0.0)  # (N, out, size)
+    weights = (pixel - center[..., None]).abs_().mul_(slope).add_(1.0).clamp_(min=0.0)  # (N, out, size)
     weights.masked_fill_(outside[:, None, :], 0.0)
     return weights.div_(weights.sum(dim=2, keepdim=True))
 
@@ -200,7 +200,7 @@ def box_mask(top: Tensor, left: Tensor, h: Tensor | int, w: Tensor | int, height
 
 
 def warp(x: Tensor, matrix: Tensor, fill: float) -> Tensor:
-    """Sample x (N, C, H, W) bilinearly through inverse maps (N, 2, 3) in pixels about the centre."""
+    """Sample x (N, C, H, W) bilinearly through inverse maps (N, 2, 3) in pixels about the center."""
     _, _, height, width = x.shape
     column = torch.arange(width, dtype=x.dtype, device=x.device) - (width - 1) / 2
     row = torch.arange(height, dtype=x.dtype, device=x.device)[:, None] - (height - 1) / 2
@@ -211,5 +211,5 @@ def warp(x: Tensor, matrix: Tensor, fill: float) -> Tensor:
         grid[..., axis] = a * column + (b * row + shift)
     if fill == 0.0:
         return F.grid_sample(x, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
-    # outside counts as 0, so the picture is moved to where `fill` is 0
+    # outside counts as 0, so the image is moved to where `fill` is 0
     return F.grid_sample(x - fill, grid, mode="bilinear", padding_mode="zeros", align_corners=False) + fill

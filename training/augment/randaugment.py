@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
-from embedkit.training.augment.augmentation import View
+from embedkit.training.augment.augmentation import Augmentation, Parameters
 from embedkit.training.augment.draws import Range, chance, integers, uniform
 from embedkit.training.augment.operations import (
     adjust_brightness,
@@ -52,25 +52,25 @@ _POINTWISE: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class RandAugment(View):
+class RandAugment(Augmentation):
     """The strong view of FixMatch: `num_ops` random operations of random magnitude, then one erased square.
 
     Source: FixMatch (Sohn et al., NeurIPS 2020, arXiv 2001.07685, section 2.3 and the appendix's list of
     transformations), after RandAugment (Cubuk et al., 2019, arXiv 1909.13719). Differences from the source:
-    geometry is bilinear (nearest neighbour is coarse on 28 pixels), and operations work on floating-point
+    geometry is bilinear (nearest neighbor is coarse on 28 pixels), and operations work on floating-point
     pixels, `Equalize` on 256 levels of them.
 
     Attributes:
-        num_ops: Operations for each picture, drawn with replacement.
+        num_ops: Operations for each image, drawn with replacement.
         p: Probability that a drawn operation is applied; one half, as in the authors' code.
-        magnitude: Share of each operation's range, uniform in low..high for each picture and operation;
+        magnitude: Share of each operation's range, uniform in low..high for each image and operation;
             (0, 1) is the whole range.
         ops: Names from `RANDAUGMENT_RANGES`, each equally likely. `Color` changes nothing on one channel.
-        cutout: Side of the erased square as a share of each side of the picture; 0 erases nothing. Its centre
-            is uniform over the picture, and what stands out is cut off.
+        cutout: Side of the erased square as a share of each side of the image; 0 erases nothing. Its center
+            is uniform over the image, and what stands out is cut off.
         cutout_value: What is written into the square, 0..1.
-        fill: What stands where a turned, sheared or moved picture leaves nothing, 0..1; mid-gray in the authors'
-            code, here black, the ground of pictures such as Fashion-MNIST's.
+        fill: What stands where a turned, sheared or moved image leaves nothing, 0..1; mid-gray in the authors'
+            code, here black, the ground of images such as Fashion-MNIST's.
     """
 
     num_ops: int = 2
@@ -89,25 +89,38 @@ class RandAugment(View):
         self._need_chance()
         self._need_chance("cutout")
 
-    def transform(self, x: Tensor, generator: Generator) -> Tensor:
-        """Augment: in each round the pictures of one operation go through it together."""
-        n, _, height, width = x.shape
+    def draw(self, n: int, generator: Generator) -> Parameters:
+        """Of each round `ops` (rounds, n), -1 for none, and `magnitudes` (rounds, n); `center` (2, n) of the square."""
+        rounds = []
         for _ in range(self.num_ops):
             which = integers(generator, (n,), len(self.ops))
-            which = which.where(chance(generator, which, self.p).flatten(), -1)
-            magnitude = uniform(generator, (n,), self.magnitude)
+            applied = chance(generator, n, self.p)
+            rounds.append((which.where(applied, -1), uniform(generator, (n,), self.magnitude)))
+        parameters = {
+            "ops": torch.stack([which for which, _ in rounds]) if rounds else None,
+            "magnitudes": torch.stack([share for _, share in rounds]) if rounds else None,
+        }
+        if self.cutout > 0.0:
+            parameters["center"] = uniform(generator, (2, n), (0.0, 1.0))
+        return parameters
+
+    def apply(self, x: Tensor, parameters: Parameters) -> Tensor:
+        """Augment: in each round the images of one operation go through it together."""
+        _, _, height, width = x.shape
+        for index in range(self.num_ops):
+            which, magnitude = parameters["ops"][index], parameters["magnitudes"][index]
             result = x.clone()
-            for index, op in enumerate(self.ops):
-                rows = (which == index).nonzero().flatten()
+            for number, op in enumerate(self.ops):
+                rows = (which == number).nonzero().flatten()
                 if op != "Identity" and len(rows):
                     value = _magnitude_of(op, magnitude[rows]).to(x)
                     rows = rows.to(x.device)
                     result[rows] = _augment(op, x[rows], value, self.fill)
             x = result
         if self.cutout > 0.0:
-            centre = uniform(generator, (2, n), (0.0, 1.0))
+            center = parameters["center"]
             h, w = self.cutout * height, self.cutout * width
-            top, left = (centre[0] * height - h / 2).round(), (centre[1] * width - w / 2).round()
+            top, left = (center[0] * height - h / 2).round(), (center[1] * width - w / 2).round()
             square = box_mask(top, left, round(h), round(w), height, width)
             x = x.masked_fill(square.to(x.device), self.cutout_value)
         return x
@@ -121,13 +134,13 @@ def _magnitude_of(op: str, share: Tensor) -> Tensor:
 
 
 def _augment(op: str, x: Tensor, value: Tensor, fill: float) -> Tensor:
-    """One operation of the pool on pictures (N, C, H, W) with parameters (N,)."""
+    """One operation of the pool on images (N, C, H, W) with parameters (N,)."""
     if op in _POINTWISE:
         return _POINTWISE[op](x, value)
     if op in ("AutoContrast", "Equalize"):
         return autocontrast(x) if op == "AutoContrast" else equalize(x)
-    # The rest move pixels: rows of an inverse matrix about the centre. A shear of the source keeps the top row
-    # (the left column) in place, so about the centre it also shifts by half a side.
+    # The rest move pixels: rows of an inverse matrix about the center. A shear of the source keeps the top row
+    # (the left column) in place, so about the center it also shifts by half a side.
     _, _, height, width = x.shape
     one, zero = torch.ones_like(value), torch.zeros_like(value)
     if op == "Rotate":

@@ -1,1 +1,21 @@
 """Data: where images lie, in which order batches take them, and what is known of each."""
+
+from embedkit.training.data.config import DataConfig, keep_labels, load_images, split_validation
+from embedkit.training.data.images import Batch, ImageSet
+from embedkit.training.data.loader import Loader
+from embedkit.training.data.samplers import IdentityBalanced, Labeled, LabeledAndUnlabeled, Sampler, Shuffled
+
+__all__ = [
+    "Batch",
+    "DataConfig",
+    "IdentityBalanced",
+    "ImageSet",
+    "Labeled",
+    "LabeledAndUnlabeled",
+    "Loader",
+    "Sampler",
+    "Shuffled",
+    "keep_labels",
+    "load_images",
+    "split_validation",
+]

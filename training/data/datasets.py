@@ -1,12 +1,13 @@
-"""Where training pictures lie: IDX files, Parquet files, class folders, scikit-learn's digits, synthetic ones.
+"""Where training images lie: IDX files, Parquet files, class folders, scikit-learn's digits, synthetic ones.
 
-A source knows its labels at once and reads a picture by its row, so that the same source fills memory or is
+A source knows its labels at once and reads an image by its row, so that the same source fills memory or is
 streamed. Formats: IDX as Yann LeCun's MNIST page defined it; Parquet in the Hub's layout, an image column of
 structs {bytes, path}.
 """
 
 from __future__ import annotations
 
+import csv
 import gzip
 import os
 import struct
@@ -46,24 +47,36 @@ _SUFFIXES = (
     ".heic",
 )
 _HINT = "sklearn:digits and synthetic:1000 need no files"
+_FILE_COLUMNS = ("file", "path", "image", "filename")
 #: Row groups of a Parquet file that are kept decoded from disk, at most: two shuffling windows.
 _KEPT_GROUPS = 16
 
 
-def open_source(path: str, split: Split, *, label: str = "label") -> Source:
-    """The pictures that `path` names.
+def open_source(path: str, split: Split, *, label: str = "label", targets: Sequence[str] = ()) -> Source:
+    """The images that `path` names.
 
     Args:
         path: As `DataConfig.path`.
         split: Which part; formats that hold one part alone have it as `train`.
-        label: Label column of a Parquet file.
+        label: Label column of a Parquet or CSV file.
+        targets: Further columns that must be there.
 
     Raises:
         ConfigError: No path, a path that is not there, or a part that the data do not have.
         SourceError: Files that are not what their names say.
     """
+    source = _open(path, split, label, tuple(targets))
+    for name in targets:
+        if name not in source.targets:
+            raise ConfigError(
+                f"data.targets: {path} has no column {name!r}; it has {', '.join(source.columns) or 'none'}"
+            )
+    return source
+
+
+def _open(path: str, split: Split, label: str, targets: tuple[str, ...]) -> Source:
     if not path:
-        raise ConfigError(f"no data: pass --data PATH (IDX files, Parquet or class folders); {_HINT}")
+        raise ConfigError(f"no data: pass --data PATH (IDX files, Parquet, CSV or class folders); {_HINT}")
     if path == "sklearn:digits":
         return _digits(split)
     if path.startswith("synthetic:"):
@@ -74,16 +87,20 @@ def open_source(path: str, split: Split, *, label: str = "label") -> Source:
             raise ConfigError(
                 f"{path}: one Parquet file has no test part; name a folder with train and test files"
             )
-        return ParquetSource([place], label)
+        return ParquetSource([place], label, targets)
+    if place.is_file() and place.suffix.lower() == ".csv":
+        if split == "test":
+            raise ConfigError(f"{path}: one CSV file has no test part")
+        return CSVSource(place, label, targets)
     if not place.is_dir():
-        raise ConfigError(f"{path}: there is no such folder or Parquet file; {_HINT}")
+        raise ConfigError(f"{path}: there is no such folder, Parquet or CSV file; {_HINT}")
     if _idx_file(place, "train", "images") is not None:
         return _idx(place, split)
     if any(place.rglob("*.parquet")):
         files = sorted(file for file in place.rglob("*.parquet") if file.name.startswith(split))
         if not files:
             raise ConfigError(f"{path}: expected Parquet files whose names begin with {split!r}, found none")
-        return ParquetSource(files, label)
+        return ParquetSource(files, label, targets)
     parts = (place / "train", place / "test")
     if all(part.is_dir() for part in parts):
         return FolderSource(parts[split == "test"])
@@ -95,19 +112,25 @@ def open_source(path: str, split: Split, *, label: str = "label") -> Source:
 
 
 class Source(ABC):
-    """Pictures in rows 0..len-1.
+    """Images in rows 0..len-1.
 
     Attributes:
         labels: int64 (N,), -1 where there is none.
         classes: Names of the labels.
         blocks: int64 (N,), rows of one block are read together; None where every row is alone.
         columns: Names of the columns that may be asked for as labels.
+        targets: int64 (N,) of each further target, -1 where there is none.
+        target_classes: Names of their classes.
     """
 
     labels: np.ndarray
     classes: tuple[str, ...]
     blocks: np.ndarray | None = None
     columns: tuple[str, ...] = ()
+
+    def __init__(self) -> None:
+        self.targets: dict[str, np.ndarray] = {}
+        self.target_classes: dict[str, tuple[str, ...]] = {}
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -124,7 +147,7 @@ class Source(ABC):
         """uint8 (len(rows), C, H, W), by the contract.
 
         Raises:
-            SourceError: A picture that cannot be read, by name.
+            SourceError: An image that cannot be read, by name.
         """
         out = np.empty((len(rows), preprocess.channels, *preprocess.size), np.uint8)
 
@@ -133,7 +156,7 @@ class Source(ABC):
             try:
                 read_pixels(self.read(row), preprocess, decode="exact", out=out[place])
             except (ImageError, OSError) as error:
-                raise SourceError(f"{self.where(row)}: {error}; mend or remove it") from error
+                raise SourceError(f"{self.where(row)}: {error}; repair or remove it") from error
 
         if len(rows) < 256 or torch.utils.data.get_worker_info() is not None:
             for place in range(len(rows)):
@@ -146,19 +169,20 @@ class Source(ABC):
 
 
 class ArraySource(Source):
-    """Pictures that are already decoded: uint8 (N, H, W) or (N, H, W, 3)."""
+    """Images that are already decoded: uint8 (N, H, W) or (N, H, W, 3)."""
 
     def __init__(self, arrays: np.ndarray, labels: np.ndarray, classes: Sequence[str], name: str) -> None:
+        super().__init__()
         self.arrays, self.labels, self.classes = arrays, labels.astype(np.int64), tuple(classes)
         self.name = name
 
     def read(self, row: int) -> np.ndarray:
-        """The array of one picture."""
+        """The array of one image."""
         return self.arrays[row]
 
     def where(self, row: int) -> str:
         """The data set and the row."""
-        return f"{self.name}, picture {row}"
+        return f"{self.name}, image {row}"
 
     def decode(self, rows: np.ndarray, preprocess: Preprocess) -> Tensor:
         """As they are where the contract changes nothing."""
@@ -170,30 +194,62 @@ class ArraySource(Source):
 
 
 class FolderSource(Source):
-    """One folder per class; the pictures of a folder without class folders have no labels."""
+    """One folder per class; images beside the class folders, and those of a folder without any, have no label."""
 
     def __init__(self, root: Path) -> None:
+        super().__init__()
         self.files = sorted(file for file in root.rglob("*") if file.suffix.lower() in _SUFFIXES)
         if not self.files:
-            raise ConfigError(f"{root}: no pictures, Parquet or IDX files in this folder; {_HINT}")
+            raise ConfigError(f"{root}: no images, Parquet or IDX files in this folder; {_HINT}")
         names = [file.relative_to(root).parts for file in self.files]
-        flat = any(len(parts) == 1 for parts in names)
-        found = [""] * len(names) if flat else [parts[0] for parts in names]
-        self.classes, self.labels = ((), np.full(len(names), -1)) if flat else _number(found)
+        self.classes, self.labels = _number([parts[0] if len(parts) > 1 else None for parts in names])
 
     def read(self, row: int) -> str:
-        """The path of one picture."""
+        """The path of one image."""
         return str(self.files[row])
 
     def where(self, row: int) -> str:
-        """The path of one picture."""
+        """The path of one image."""
+        return str(self.files[row])
+
+
+class CSVSource(Source):
+    """A CSV file with a header: the column `file` (or `path`, `image`, `filename`) of paths beside it, and labels."""
+
+    def __init__(self, table: Path, label: str, targets: Sequence[str] = ()) -> None:
+        super().__init__()
+        try:
+            with open(table, newline="", encoding="utf-8-sig") as file:
+                rows = list(csv.DictReader(file))
+        except (OSError, UnicodeDecodeError, csv.Error) as error:
+            raise SourceError(f"{table}: not a CSV file that can be read ({error})") from error
+        self.columns = tuple(rows[0]) if rows else ()
+        column = next((name for name in _FILE_COLUMNS if name in self.columns), None)
+        if column is None:
+            raise ConfigError(
+                f"{table}: expected a header with one of the columns {', '.join(_FILE_COLUMNS)}, "
+                f"found {', '.join(map(str, self.columns)) or 'no rows'}"
+            )
+        self.files = [table.parent / (row[column] or "") for row in rows]
+        self.classes, self.labels = _number([row.get(label) or None for row in rows])
+        for name in targets:
+            if name in self.columns:
+                self.target_classes[name], self.targets[name] = _number([row[name] or None for row in rows])
+
+    def read(self, row: int) -> str:
+        """The path of one image."""
+        return str(self.files[row])
+
+    def where(self, row: int) -> str:
+        """The path of one image."""
         return str(self.files[row])
 
 
 class ParquetSource(Source):
-    """Parquet files with one image column; pictures are read a row group at a time, and a few groups are kept."""
+    """Parquet files with one image column; images are read a row group at a time, and a few groups are kept."""
 
-    def __init__(self, files: Sequence[Path], label: str) -> None:
+    def __init__(self, files: Sequence[Path], label: str, targets: Sequence[str] = ()) -> None:
+        super().__init__()
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -212,7 +268,8 @@ class ParquetSource(Source):
                 raise ConfigError(
                     f"{files[0]}: the column {label!r} holds no labels; take one of {', '.join(self.columns)}"
                 )
-            tables = [file.read([label]) for file in opened] if known else []
+            asked = [*([label] if known else []), *(name for name in targets if name in self.columns)]
+            tables = [file.read(list(dict.fromkeys(asked))) for file in opened] if asked else []
         except (OSError, pa.ArrowException) as error:
             raise SourceError(f"{files[0]}: not a Parquet file that can be read ({error})") from error
         sizes = [
@@ -224,10 +281,12 @@ class ParquetSource(Source):
         self._groups = [(number, group) for number, group, _ in sizes]
         self._starts = np.concatenate([[0], np.cumsum(counts)])
         self.blocks = self._block = np.repeat(np.arange(len(counts)), counts)
-        if tables:
-            self.classes, self.labels = _number(pa.concat_tables(tables)[label].to_pylist())
-        else:
-            self.classes, self.labels = (), np.full(int(counts.sum()), -1)
+        table = pa.concat_tables(tables) if tables else None
+        self.classes, self.labels = (), np.full(int(counts.sum()), -1)
+        if table is not None and known:
+            self.classes, self.labels = _number(table[label].to_pylist())
+        for name in asked[known:]:
+            self.target_classes[name], self.targets[name] = _number(table[name].to_pylist())
         self._kept: OrderedDict[int, Any] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -240,7 +299,7 @@ class ParquetSource(Source):
         self._lock = threading.Lock()
 
     def read(self, row: int) -> bytes:
-        """The encoded bytes of one picture."""
+        """The encoded bytes of one image."""
         block = int(self._block[row])
         with self._lock:
             column = self._kept.pop(block, None)
@@ -301,7 +360,7 @@ def _idx(folder: Path, split: Split) -> ArraySource:
         raise ConfigError(f"{folder}: expected the images and the labels of the {split} part as IDX files")
     pixels, numbers = _read_idx(images, 3), _read_idx(labels, 1).astype(np.int64)
     if len(pixels) != len(numbers):
-        raise SourceError(f"{images}: {len(pixels)} pictures, but {labels.name} has {len(numbers)} labels")
+        raise SourceError(f"{images}: {len(pixels)} images, but {labels.name} has {len(numbers)} labels")
     return ArraySource(
         pixels, numbers, [str(n) for n in range(int(numbers.max(initial=-1)) + 1)], str(folder)
     )
@@ -340,10 +399,10 @@ def _digits(split: Split) -> ArraySource:
 
 
 def _synthetic(path: str, split: Split) -> ArraySource:
-    """N coloured 32x32 pictures of 10 classes: a blurred pattern per class, shifted, with noise."""
+    """N colored 32x32 images of 10 classes: a blurred pattern per class, shifted, with noise."""
     text = path.partition(":")[2]
     if not text.isdecimal() or int(text) < 10:
-        raise ConfigError(f"{path}: expected synthetic:N with N of 10 or more pictures")
+        raise ConfigError(f"{path}: expected synthetic:N with N of 10 or more images")
     count = int(text) if split == "train" else max(10, int(text) // 5)
     patterns = np.random.default_rng(0).random((10, 4, 4, 3)).repeat(8, 1).repeat(8, 2)  # (K, 32, 32, 3)
     rng = np.random.default_rng([1, split == "test"])

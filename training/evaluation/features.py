@@ -1,7 +1,7 @@
 """What is judged: an entry or a run, and the baselines beside it. Each is a function from pictures to features.
 
 An entry's features are what the runtime computes from its files; a run's, and the random network's, come from torch.
-Pictures go through the preprocess contract either way, with JPEGs decoded at full scale.
+Images go through the preprocess contract either way, with JPEGs decoded at full scale.
 """
 
 from __future__ import annotations

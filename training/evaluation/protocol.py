@@ -27,8 +27,8 @@ from torch import Tensor
 from embedkit.errors import ConfigError, EntryError
 from embedkit.mixture import Mixture
 from embedkit.training.config import RunConfig
+from embedkit.training.data import ImageSet
 from embedkit.training.data.datasets import Source, open_source
-from embedkit.training.data.images import Pictures
 from embedkit.training.evaluation import baselines as kept
 from embedkit.training.evaluation import metrics
 from embedkit.training.evaluation.features import (
@@ -434,7 +434,7 @@ def _pretext(config: RunConfig, method: Method, path: str, limit: int) -> dict[s
     preprocess = config.data.preprocess(method.facts.mean, method.facts.std)
     chosen = _spread(len(data.test_rows), _SAMPLE)
     labels = column.test[chosen] if told else torch.full((len(chosen),), -1)
-    pictures = Pictures(
+    pictures = ImageSet(
         data.test, labels, column.train_classes, torch.from_numpy(data.test_rows[chosen]), preprocess
     )
     method = method.to(device())

@@ -17,7 +17,7 @@ from embedkit.errors import ConfigError
 from embedkit.hub.index import check_zoo
 from embedkit.training import config as configuration
 from embedkit.training.config import RunConfig, method_name
-from embedkit.training.data.images import Pictures, load_pictures, split_validation
+from embedkit.training.data import ImageSet, load_images, split_validation
 from embedkit.training.export.writer import Card, timm_config, update_index, write_entry
 from embedkit.training.method import Method
 from embedkit.training.models.backbones import Backbone
@@ -74,7 +74,7 @@ def export_run(
     encoder = method.encoder().eval()
     preprocess = config.data.preprocess(method.facts.mean, method.facts.std)
     network = encoder.net if isinstance(encoder, Backbone) else encoder
-    pictures = load_pictures(config.data)
+    pictures = load_images(config.data)
     held_out = split_validation(pictures, config.data.validation, config.seed)[1]
     samples = _samples(held_out if len(held_out) else pictures)
     entry = EntryConfig(
@@ -109,7 +109,7 @@ def _timm(encoder: nn.Module, preprocess: Preprocess, name: str, licence: str) -
     )
 
 
-def _samples(chosen: Pictures) -> np.ndarray:
+def _samples(chosen: ImageSet) -> np.ndarray:
     """Pixels to compare on, uint8 (64, C, H, W), repeated where there are fewer."""
     images = chosen.batch(torch.arange(min(SAMPLES, len(chosen)))).images.numpy()
     return np.resize(images, (SAMPLES, *images.shape[1:]))
@@ -123,7 +123,7 @@ def _width(network: nn.Module, samples: np.ndarray) -> int:
 def _data_in_words(config: RunConfig, method: Method) -> str:
     channels, height, width = method.facts.image_shape
     name = Path(config.data.path).name or config.data.path
-    return f"{name}: {method.facts.num_pictures:,} training pictures of {channels}x{height}x{width}"
+    return f"{name}: {method.facts.num_images:,} training pictures of {channels}x{height}x{width}"
 
 
 def _provenance(run: Path, config: RunConfig, pretext: dict[str, float]) -> dict:

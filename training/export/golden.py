@@ -1,4 +1,4 @@
-"""Pictures that need no data set: what an entry is tried on, and the golden vectors that stand in it."""
+"""Images that need no data set: what an entry is tried on, and the golden vectors that stand in it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TOLERANCES = {"tolerance_fp32": 1e-4, "tolerance_fp16": 0.015, "tolerance_int8":
 
 
 def synthetic_pictures(count: int, *, seed: int = 0, height: int = 48, width: int = 64) -> np.ndarray:
-    """Pictures with structure at several scales: a colour field, striped ellipses, grain.
+    """Images with structure at several scales: a colour field, striped ellipses, grain.
 
     Args:
         count: How many, N.

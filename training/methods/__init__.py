@@ -1,6 +1,6 @@
 """Training methods: one method, one file.
 
-A module is found by its name and holds `Config`, pure functions, and one subclass of `Method`.
+A module (or package) is found by its name and holds `FAMILY`, `Config`, pure functions, and one subclass of `Method`.
 """
 
 from __future__ import annotations
@@ -8,23 +8,12 @@ from __future__ import annotations
 import difflib
 import importlib
 import pkgutil
+from typing import Any
 
 from embedkit.errors import ConfigError
 from embedkit.training.method import Method
 
-__all__ = ["FAMILIES", "family_of", "method_class", "names"]
-
-#: What a method learns from, and the methods.
-FAMILIES = {
-    "labels": ("supervised",),
-    "few labels": ("fixmatch",),
-    "reconstruction": ("autoencoder", "mae", "vae"),
-    "an adversary": ("bigan",),
-    "a pretext task": ("rotnet",),
-    "views": ("simclr", "simsiam"),
-    "clusters": ("deepdpm", "mixae"),
-    "identities": ("sphereface",),
-}
+__all__ = ["families", "family_of", "method_class", "names"]
 
 
 def names() -> list[str]:
@@ -33,8 +22,16 @@ def names() -> list[str]:
 
 
 def family_of(name: str) -> str:
-    """What the method `name` learns from; empty for one that embedkit does not train."""
-    return next((family for family, methods in FAMILIES.items() if name in methods), "")
+    """What the method `name` learns from, as its module's `FAMILY` says; empty for one that embedkit does not train."""
+    return str(_module(name).FAMILY) if name in names() else ""
+
+
+def families() -> dict[str, tuple[str, ...]]:
+    """The methods of each family."""
+    found: dict[str, list[str]] = {}
+    for name in names():
+        found.setdefault(family_of(name), []).append(name)
+    return {family: tuple(members) for family, members in sorted(found.items())}
 
 
 def method_class(name: str) -> type[Method]:
@@ -46,7 +43,7 @@ def method_class(name: str) -> type[Method]:
     if name not in names():
         near = difflib.get_close_matches(name, names(), n=3, cutoff=0.4) or names()
         raise ConfigError(f"method {name!r}: there is none of this name; the nearest are {', '.join(near)}")
-    module = importlib.import_module(f"{__name__}.{name}")
+    module = _module(name)
     found = [
         value
         for value in vars(module).values()
@@ -57,3 +54,7 @@ def method_class(name: str) -> type[Method]:
     if len(found) != 1:
         raise TypeError(f"{module.__name__} must define one subclass of Method, and defines {len(found)}")
     return found[0]
+
+
+def _module(name: str) -> Any:
+    return importlib.import_module(f"{__name__}.{name}")

@@ -1,4 +1,4 @@
-"""Autoencoder: a picture goes through a narrow code and is rebuilt from it, so the code must hold what varies.
+"""Autoencoder: an image goes through a narrow code and is rebuilt from it, so the code must hold what varies.
 
 With linear layers and squared error the codes span the principal components; depth bends that subspace.
 
@@ -7,7 +7,7 @@ Source: Reducing the Dimensionality of Data with Neural Networks (Hinton and Sal
 
 Differences from the source:
 - No pretraining by restricted Boltzmann machines. It was there since deep nets of logistic units stay at the mean
-  picture when they start from small random weights; residual blocks with BatchNorm under AdamW do not.
+  image when they start from small random weights; residual blocks with BatchNorm under AdamW do not.
 - A convolutional encoder, the backbone, pooled and followed by the paper's linear code; a convolutional decoder
   with weights of its own from the start, where the paper's begin as the encoder's transposed.
 - `squared_error` takes the decoder's outputs as they are (no logistic), which is PCA when all layers are linear.
@@ -25,14 +25,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from embedkit.errors import ConfigError
-from embedkit.training.augment import Compose, View
+from embedkit.training.augment import Augmentation, Compose
 from embedkit.training.config import Facts
-from embedkit.training.data.images import Batch
+from embedkit.training.data import Batch
 from embedkit.training.method import Method, float32_loss
 from embedkit.training.models.backbones import Backbone
 from embedkit.training.models.heads import ConvDecoder
 
-__all__ = ["Autoencoder", "Config", "reconstruction_loss"]
+__all__ = ["FAMILY", "Autoencoder", "Config", "reconstruction_loss"]
+
+#: What the method learns from.
+FAMILY = "reconstruction"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,23 +43,23 @@ class Config:
     """Of `autoencoder`.
 
     Attributes:
-        code_dim: Width of the code, below the number of pixels: a code as wide as the picture may copy it.
+        code_dim: Width of the code, below the number of pixels: a code as wide as the image may copy it.
         reconstruction: `cross_entropy` of pixels in [0, 1], the paper's; or `squared_error`.
         decoder_width: Channels of the decoder at full resolution.
         embedding: What is exported: the linear `code`, as in the paper, or the pooled `features` before it.
-        views: What a picture goes through before it is encoded; the outcome is what is rebuilt.
+        augment: What an image goes through before it is encoded; the outcome is what is rebuilt.
     """
 
     code_dim: int = 32
     reconstruction: Literal["cross_entropy", "squared_error"] = "cross_entropy"
     decoder_width: int = 16
     embedding: Literal["code", "features"] = "code"
-    views: View = Compose(views=())
+    augment: Augmentation = Compose(steps=())
 
 
 @float32_loss
 def reconstruction_loss(decoded: Tensor, pixels: Tensor, kind: str = "cross_entropy") -> Tensor:
-    """What a picture lacks, summed over its pixels and meaned over the batch.
+    """What an image lacks, summed over its pixels and meaned over the batch.
 
         cross_entropy:  -sum_i [ p_i log q_i + (1 - p_i) log(1 - q_i) ],   q = 1 / (1 + exp(-decoded))
         squared_error:   sum_i (p_i - decoded_i)^2
@@ -90,7 +93,7 @@ class Autoencoder(Method):
         if not 1 <= config.code_dim < channels * height * width:
             raise ConfigError(
                 f"autoencoder: expected a code_dim of 1 to below the {channels * height * width} values of a "
-                f"picture, found {config.code_dim}; without a bottleneck nothing is learnt"
+                f"image, found {config.code_dim}; without a bottleneck nothing is learned"
             )
         self.code = nn.Linear(backbone.dim, config.code_dim)
         # logits of zero: every pixel starts at one half, and the first loss is ln 2 a pixel
@@ -104,8 +107,8 @@ class Autoencoder(Method):
         self.decoder = decoder.to(memory_format=torch.channels_last)
 
     def loss(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        """Reconstruction of one view of each picture, and its squared error a picture (the paper's figure)."""
-        pixels, decoded = self._rebuild(batch.images, self.config.views, generator)
+        """Reconstruction of one view of each image, and its squared error an image (the paper's figure)."""
+        pixels, decoded = self._rebuild(batch.images, self.config.augment, generator)
         loss = reconstruction_loss(decoded, pixels, self.config.reconstruction)
         error = reconstruction_loss(self._values(decoded.detach()), pixels, "squared_error")
         return {"loss": loss, "squared_error": error}
@@ -117,17 +120,17 @@ class Autoencoder(Method):
         )
 
     def pretext_metric(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        """Squared error a picture, and the share of the pixels' variance that is explained (0: the mean picture)."""
+        """Squared error an image, and the share of the pixels' variance that is explained (0: the mean image)."""
         pixels, decoded = self._rebuild(batch.images, None, generator)
         error = reconstruction_loss(self._values(decoded), pixels, "squared_error")
         variance = reconstruction_loss(pixels.mean(0).expand_as(pixels), pixels, "squared_error")
         return {"squared_error": error, "explained_variance": 1 - error / variance}
 
     def _rebuild(
-        self, images: Tensor, views: View | None, generator: torch.Generator
+        self, images: Tensor, augment: Augmentation | None, generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
         """Pixels in [0, 1] and what the decoder makes of their code, both (N, C, H, W)."""
-        x = self.view(images, views, generator)
+        x = self.view(images, augment, generator)
         pixels = (x * self.std + self.mean).clamp(0, 1)
         return pixels, self.decoder(self.code(self.backbone(x)))
 

@@ -1,4 +1,4 @@
-"""BiGAN: a discriminator tells pairs (picture, its code) from pairs (picture of a code, that code).
+"""BiGAN: a discriminator tells pairs (image, its code) from pairs (image of a code, that code).
 
 To fool it, encoder and generator must invert each other without ever being compared: the encoder learns the
 features that the generator needs, with no loss on pixels.
@@ -21,6 +21,7 @@ Recipe, expected figure, data, time and command: `embedkit.training.recipes.biga
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -30,14 +31,17 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from embedkit.errors import ConfigError
-from embedkit.training.augment import Compose, View
+from embedkit.training.augment import Augmentation, Compose
 from embedkit.training.config import Facts
-from embedkit.training.data.images import Batch
+from embedkit.training.data import Batch
 from embedkit.training.method import Method, float32_loss
 from embedkit.training.models.backbones import Backbone
 from embedkit.training.models.heads import ConvDecoder
 
-__all__ = ["BiGAN", "Config", "Discriminator", "discriminator_loss", "encoder_generator_loss"]
+__all__ = ["FAMILY", "BiGAN", "Config", "Discriminator", "discriminator_loss", "encoder_generator_loss"]
+
+#: What the method learns from.
+FAMILY = "an adversary"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,19 +53,19 @@ class Config:
         generator_width: Channels of G at full resolution.
         discriminator_width: Channels of D's first layer; each of the next two has twice as many.
         discriminator_lr: D's learning rate, as a multiple of the run's; below 1 where D wins.
-        views: What the pictures go through that D calls real.
+        augment: What the images go through that D calls real.
     """
 
     latent_dim: int = 50
     generator_width: int = 16
     discriminator_width: int = 32
     discriminator_lr: float = 1.0
-    views: View = Compose(views=())
+    augment: Augmentation = Compose(steps=())
 
 
 @float32_loss
 def discriminator_loss(real: Tensor, generated: Tensor) -> Tensor:
-    """What D minimises: -E_x log D(x, E(x)) - E_z log(1 - D(G(z), z)), minus equation 3.
+    """What D minimizes: -E_x log D(x, E(x)) - E_z log(1 - D(G(z), z)), minus equation 3.
 
     Args:
         real: Logits (N,) of pairs (x, E(x)).
@@ -75,7 +79,7 @@ def discriminator_loss(real: Tensor, generated: Tensor) -> Tensor:
 
 @float32_loss
 def encoder_generator_loss(real: Tensor, generated: Tensor) -> Tensor:
-    """What E and G minimise: -E_x log(1 - D(x, E(x))) - E_z log D(G(z), z), D's loss with the labels swapped.
+    """What E and G minimize: -E_x log(1 - D(x, E(x))) - E_z log D(G(z), z), D's loss with the labels swapped.
 
     Equation 3 itself would leave them without gradient as soon as D is right.
     """
@@ -83,7 +87,7 @@ def encoder_generator_loss(real: Tensor, generated: Tensor) -> Tensor:
 
 
 class Discriminator(nn.Module):
-    """Pairs of a picture and a code -> a logit, above 0 for (x, E(x)): three convolutions of stride 2, two layers."""
+    """Pairs of an image and a code -> a logit, above 0 for (x, E(x)): three convolutions of stride 2, two layers."""
 
     def __init__(self, in_chans: int, image_size: tuple[int, int], latent_dim: int, width: int) -> None:
         super().__init__()
@@ -101,7 +105,7 @@ class Discriminator(nn.Module):
             nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor, z: Tensor) -> Tensor:
-        """Pictures (N, C, H, W), normalised, and codes (N, latent_dim) -> logits (N,)."""
+        """Images (N, C, H, W), normalized, and codes (N, latent_dim) -> logits (N,)."""
         for index, convolution in enumerate(self.convolutions):
             x = convolution(x)
             x = _batch_norm(x) if index else x  # not of pixels, as in DCGAN
@@ -117,6 +121,11 @@ def _batch_norm(x: Tensor) -> Tensor:
 
 class BiGAN(Method):
     """E (backbone and linear layer), G and D; exported is what stands before E's last layer, the better features."""
+
+    streams = ("prior",)
+    stops_gradient = True
+    overfits = False
+    inert = ("discriminator_lr",)
 
     def __init__(self, backbone: Backbone, config: Config, facts: Facts) -> None:
         super().__init__(backbone, config, facts)
@@ -134,11 +143,16 @@ class BiGAN(Method):
         self.generate = generate.to(memory_format=torch.channels_last)
         self.discriminator = discriminator.to(memory_format=torch.channels_last)
 
+    def networks(self) -> dict[str, Sequence[nn.Module]]:
+        """E and G move together; D by its own loss."""
+        return {
+            "encoder_generator": (self.backbone, self.to_latent, self.generate),
+            "discriminator": (self.discriminator,),
+        }
+
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         """One optimizer for E and G, one for D."""
-        create = self.facts.optimizer.create
-        encoder_generator = create(self.backbone, self.to_latent, self.generate)
-        discriminator = create(self.discriminator)
+        encoder_generator, discriminator = super().configure_optimizers()
         for group in discriminator.param_groups:
             group["lr_scale"] = self.config.discriminator_lr
         return [encoder_generator, discriminator]
@@ -157,18 +171,18 @@ class BiGAN(Method):
     def loss(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         """Both losses; their sum gives every net its own loss's gradient and no other.
 
-        D's loss sees pictures and codes as constants, the other one D's weights: so one backward pass serves
+        D's loss sees images and codes as constants, the other one D's weights: so one backward pass serves
         all three nets, and no gradient is computed to be thrown away.
         """
-        x = self.view(batch.images, self.config.views, generator)
+        x = self.view(batch.images, self.config.augment, generator)
         z = self._prior(len(x), self.generator("prior"))
-        code, picture = self._codes(x), self._pictures(z)
+        code, image = self._codes(x), self._images(z)
         d_loss = discriminator_loss(
-            self.discriminator(x, code.detach()), self.discriminator(picture.detach(), z)
+            self.discriminator(x, code.detach()), self.discriminator(image.detach(), z)
         )
         constant = {name: weight.detach() for name, weight in self.discriminator.named_parameters()}
         real = functional_call(self.discriminator, constant, (x, code))
-        generated = functional_call(self.discriminator, constant, (picture, z))
+        generated = functional_call(self.discriminator, constant, (image, z))
         eg_loss = encoder_generator_loss(real, generated)
         return {
             "loss": d_loss + eg_loss,
@@ -179,9 +193,9 @@ class BiGAN(Method):
         }
 
     def pretext_metric(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        """|x - G(E(x))| over |x' - G(E(x))| of another picture x', means over pictures: 1 where E(x) says nothing."""
+        """|x - G(E(x))| over |x' - G(E(x))| of another image x', means over images: 1 where E(x) says nothing."""
         x = self.view(batch.images)
-        error = x - self._pictures(self._codes(x))
+        error = x - self._images(self._codes(x))
         other = x.roll(1, dims=0) - (x - error)
         norms = [difference.float().flatten(1).norm(dim=1).mean() for difference in (error, other)]
         return {"reconstruction_ratio": norms[0] / norms[1]}
@@ -194,6 +208,6 @@ class BiGAN(Method):
         """E(x): a logistic of the linear layer, stretched to -1..1 (N, latent_dim)."""
         return self.to_latent(self.backbone(x)).float().sigmoid() * 2 - 1
 
-    def _pictures(self, z: Tensor) -> Tensor:
-        """G(z): values in [0, 1], normalised as the pictures of the data are (N, C, H, W)."""
+    def _images(self, z: Tensor) -> Tensor:
+        """G(z): values in [0, 1], normalized as the images of the data are (N, C, H, W)."""
         return (self.generate(z).float().sigmoid() - self.mean) / self.std

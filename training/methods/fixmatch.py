@@ -1,7 +1,7 @@
-"""FixMatch: what the network is sure of on a weakly changed picture is the label of its strongly changed copy.
+"""FixMatch: what the network is sure of on a weakly changed image is the label of its strongly changed copy.
 
-A few labelled pictures teach the first predictions; confident ones become pseudo-labels, and every picture is then
-taught under distortions that no single labelled picture has.
+A few labeled images teach the first predictions; confident ones become pseudo-labels, and every image is then
+taught under distortions that no single labeled image has.
 
 Source: FixMatch: Simplifying Semi-Supervised Learning with Consistency and Confidence (Sohn et al., NeurIPS 2020,
 arXiv 2001.07685), equations 3 and 4 and algorithm 1; the 7/16 cosine and the exponential moving average (EMA) as in
@@ -12,12 +12,12 @@ Differences from the source:
   time. r10 instead of a Wide ResNet.
 - The average looks back 1,000 updates as in the source, but at most a twentieth of the run. Its decay starts low,
   (1 + k) / (10 + k) at update k, which also holds while a time budget is still being measured; the source's does not.
-- The operations of the strong view are those which a public benchmark (USB) keeps for small gray pictures, without
+- The operations of the strong view are those which a public benchmark (USB) keeps for small gray images, without
   brightness: `Color` does nothing to one channel, and factors from 0.05 erase what stands on black. As in public
   re-implementations, the strong view starts from a weak view of its own.
-- Pictures are drawn by class when labels are chosen; the authors do the same, and keep the sets in files.
+- Images are drawn by class when labels are chosen; the authors do the same, and keep the sets in files.
 - `supervised_only` is our baseline: the same labels, steps, average and both kinds of views, where the true label
-  takes the place of the pseudo-label, and no unlabelled picture is seen, not by BatchNorm either.
+  takes the place of the pseudo-label, and no unlabeled image is seen, not by BatchNorm either.
 
 Recipe, expected figure, data, time and command: `embedkit.training.recipes.fixmatch`.
 """
@@ -33,16 +33,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from embedkit.errors import ConfigError
-from embedkit.training.augment import Compose, RandAugment, RandomHorizontalFlip, RandomShift, View
+from embedkit.training.augment import Augmentation, Compose, RandAugment, RandomHorizontalFlip, RandomShift
 from embedkit.training.config import Facts
-from embedkit.training.data.images import Batch
+from embedkit.training.data import Batch
+from embedkit.training.data.targets import accuracy, cross_entropy
 from embedkit.training.method import Method, float32_loss
 from embedkit.training.models.backbones import Backbone
 from embedkit.training.models.ema import EMA, decay_of_a_run
 
-__all__ = ["Config", "FixMatch", "consistency_loss", "lr_factor"]
+__all__ = ["FAMILY", "Config", "FixMatch", "consistency_loss", "lr_factor"]
 
-_WEAK = Compose(views=(RandomHorizontalFlip(), RandomShift(pixels=3, pad="reflect")))
+#: What the method learns from.
+FAMILY = "few labels"
+
+_WEAK = Compose(steps=(RandomHorizontalFlip(), RandomShift(pixels=3, pad="reflect")))
 _GRAY_OPS = ("Equalize", "Identity", "Rotate", "Sharpness", "ShearX", "ShearY", "TranslateX", "TranslateY")
 
 
@@ -51,22 +55,22 @@ class Config:
     """Of `fixmatch`.
 
     Attributes:
-        ratio: mu, unlabelled pictures for each labelled one in a batch; the sampler's `ratio`.
+        ratio: mu, unlabeled images for each labeled one in a batch; the sampler's `ratio`.
         threshold: tau, the probability from which a prediction is a pseudo-label, in [0, 1].
-        unlabelled_weight: lambda_u.
+        unlabeled_weight: lambda_u.
         ema_decay: Of the average, in a run of 20,000 steps or more; see `decay_of_a_run`.
-        supervised_only: The baseline; unlabelled pictures are left out, also from BatchNorm.
-        weak: The view that is labelled: flips, and shifts by an eighth of the side.
+        supervised_only: The baseline; unlabeled images are left out, also from BatchNorm.
+        weak: The view that is labeled: flips, and shifts by an eighth of the side.
         strong: The view that learns pseudo-labels.
     """
 
     ratio: int = 3
     threshold: float = 0.95
-    unlabelled_weight: float = 1.0
+    unlabeled_weight: float = 1.0
     ema_decay: float = 0.999
     supervised_only: bool = False
-    weak: View = _WEAK
-    strong: View = Compose(views=(_WEAK, RandAugment(ops=_GRAY_OPS)))
+    weak: Augmentation = _WEAK
+    strong: Augmentation = Compose(steps=(_WEAK, RandAugment(ops=_GRAY_OPS)))
 
 
 @float32_loss
@@ -75,15 +79,15 @@ def consistency_loss(weak: Tensor, strong: Tensor, threshold: float) -> Tensor:
 
         l_u = 1 / (mu B) sum_b 1[max q_b >= tau] H(argmax q_b, softmax(strong_b)),   q_b = softmax(weak_b)
 
-    The mean runs over all pictures: one below the threshold counts as 0. q takes no gradient.
+    The mean runs over all images: one below the threshold counts as 0. q takes no gradient.
 
     Args:
         weak: Logits (mu B, K).
-        strong: Logits (mu B, K), row by row of the same pictures.
+        strong: Logits (mu B, K), row by row of the same images.
         threshold: tau.
 
     Returns:
-        (2,): the loss in nats, and the share of pictures that were confident.
+        (2,): the loss in nats, and the share of images that were confident.
     """
     confidence, pseudo_labels = weak.detach().softmax(1).max(1)
     mask = (confidence >= threshold).to(strong.dtype)
@@ -100,6 +104,9 @@ def lr_factor(progress: float) -> float:
 class FixMatch(Method):
     """Backbone, a linear classifier (D -> K), and the moving average of both, which is exported and judged."""
 
+    uses_labels = True
+    inert = ("ema_decay",)
+
     def __init__(self, backbone: Backbone, config: Config, facts: Facts) -> None:
         super().__init__(backbone, config, facts)
         if facts.num_classes < 2:
@@ -113,30 +120,30 @@ class FixMatch(Method):
         self.ema = EMA(self._student(), config.ema_decay, buffers="copy")
 
     def loss(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        """Cross-entropy of the labelled pictures, and of the unlabelled ones with their pseudo-labels."""
-        labelled, rest = divmod(len(batch.images), 1 + self.config.ratio)
-        labels, unlabelled = batch.labels[:labelled], batch.images[labelled:]
+        """Cross-entropy of the labeled images, and of the unlabeled ones with their pseudo-labels."""
+        labeled, rest = divmod(len(batch.images), 1 + self.config.ratio)
+        labels, unlabeled = batch.labels[:labeled], batch.images[labeled:]
         if self.batches_seen <= 1 and (rest or bool((labels < 0).any())):
             raise ConfigError(
-                f"fixmatch: the first of {1 + self.config.ratio} parts of a batch must be labelled; give "
+                f"fixmatch: the first of {1 + self.config.ratio} parts of a batch must be labeled; give "
                 "data.sampler.ratio and method.ratio the same value"
             )
-        weak = self.view(batch.images[:labelled], self.config.weak, generator)
+        weak = self.view(batch.images[:labeled], self.config.weak, generator)
         if self.config.supervised_only:
-            strong = self.view(batch.images[:labelled], self.config.strong, generator)
+            strong = self.view(batch.images[:labeled], self.config.strong, generator)
             logits, logits_strong = self._logits(weak, strong)
-            supervised = F.cross_entropy(logits.float(), labels)
-            other = F.cross_entropy(logits_strong.float(), labels)
-            return {"loss": supervised + self.config.unlabelled_weight * other, "supervised": supervised}
+            supervised = cross_entropy(logits.float(), labels)
+            other = cross_entropy(logits_strong.float(), labels)
+            return {"loss": supervised + self.config.unlabeled_weight * other, "supervised": supervised}
         logits, logits_weak, logits_strong = self._logits(
             weak,
-            self.view(unlabelled, self.config.weak, generator),
-            self.view(unlabelled, self.config.strong, generator),
+            self.view(unlabeled, self.config.weak, generator),
+            self.view(unlabeled, self.config.strong, generator),
         )
-        supervised = F.cross_entropy(logits.float(), labels)
+        supervised = cross_entropy(logits.float(), labels)
         consistency, confident = consistency_loss(logits_weak, logits_strong, self.config.threshold)
         return {
-            "loss": supervised + self.config.unlabelled_weight * consistency,
+            "loss": supervised + self.config.unlabeled_weight * consistency,
             "supervised": supervised,
             "consistency": consistency,
             "confident": confident.detach(),
@@ -164,12 +171,12 @@ class FixMatch(Method):
         return cast(nn.Sequential, self.ema.module)[0]
 
     def pretext_metric(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        """Accuracy of the average on labelled pictures as they are; 1 / K by chance."""
-        return {"accuracy": (self.ema(self.view(batch.images)).argmax(1) == batch.labels).float().mean()}
+        """Accuracy of the average on labeled images as they are; 1 / K by chance."""
+        return {"accuracy": accuracy(self.ema(self.view(batch.images)), batch.labels)}
 
     def _student(self) -> nn.Sequential:
         return nn.Sequential(self.backbone, self.classifier)
 
-    def _logits(self, *views: Tensor) -> tuple[Tensor, ...]:
-        """The logits of several sets of pictures, in one pass: BatchNorm's statistics are those of all of them."""
-        return self.classifier(self.backbone(torch.cat(views))).split([len(x) for x in views])
+    def _logits(self, *augment: Tensor) -> tuple[Tensor, ...]:
+        """The logits of several sets of images, in one pass: BatchNorm's statistics are those of all of them."""
+        return self.classifier(self.backbone(torch.cat(augment))).split([len(x) for x in augment])

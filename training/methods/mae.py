@@ -1,21 +1,21 @@
-"""MAE: three quarters of a picture's patches are hidden, the encoder sees the rest, a small decoder paints the hidden.
+"""MAE: three quarters of an image's patches are hidden, the encoder sees the rest, a small decoder paints the hidden.
 
 What is hidden cannot be copied from next to it, so the encoder must know what the whole is; it never sees a mask
-token, which makes a step cheap and the encoder fit for whole pictures.
+token, which makes a step cheap and the encoder fit for whole images.
 
 Source: Masked Autoencoders Are Scalable Vision Learners (He, Chen, Xie, Li, Dollar and Girshick, CVPR 2022, arXiv
 2111.06377), section 3; code facebookresearch/mae.
 
 Differences from the source:
-- A small ViT and decoder for pictures of 28 to 64 pixels in patches of 4 (the paper: ViT-B to ViT-H of patch 14 or
+- A small ViT and decoder for images of 28 to 64 pixels in patches of 4 (the paper: ViT-B to ViT-H of patch 14 or
   16, decoder of width 512 and 8 blocks).
 - Crops are resized bilinearly (bicubically there).
 - `norm_pix_eps` is a setting: with their 1e-6 a nearly constant patch, as in backgrounds, amplifies noise.
 
 As there, the position embedding is the fixed table of sines and cosines, written into timm's `pos_embed` and not
-trained (timm's own is learnt), and layers start Xavier-uniform.
+trained (timm's own is learned), and layers start Xavier-uniform.
 
-Exported is the encoder on the whole picture, no patch hidden; the embedding is the mean of its patch tokens after
+Exported is the encoder on the whole image, no patch hidden; the embedding is the mean of its patch tokens after
 the last LayerNorm. The paper's fine-tuning pools before that norm; here it is trained, and loaded by timm as it is.
 
 Recipe, expected figure, data, time and command: `embedkit.training.recipes.mae`.
@@ -32,14 +32,17 @@ from timm.models.vision_transformer import Attention, Block, VisionTransformer
 from torch import Tensor, nn
 
 from embedkit.errors import ConfigError
-from embedkit.training.augment import Compose, RandomHorizontalFlip, RandomResizedCrop, View
+from embedkit.training.augment import Augmentation, Compose, RandomHorizontalFlip, RandomResizedCrop
 from embedkit.training.config import Facts
-from embedkit.training.data.images import Batch
+from embedkit.training.data import Batch
 from embedkit.training.method import Method, float32_loss
 from embedkit.training.models.backbones import Backbone
 from embedkit.training.models.masking import patchify, random_masking
 
-__all__ = ["MAE", "Config", "masked_loss", "patch_targets", "sincos_table"]
+__all__ = ["FAMILY", "MAE", "Config", "masked_loss", "patch_targets", "sincos_table"]
+
+#: What the method learns from.
+FAMILY = "reconstruction"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,13 +50,13 @@ class Config:
     """Of `mae`.
 
     Attributes:
-        mask_ratio: Share of the patches that is hidden, above 0 and below 1; drawn anew for every picture.
+        mask_ratio: Share of the patches that is hidden, above 0 and below 1; drawn again for every image.
         norm_pix_loss: Whether every patch of the target is brought to mean 0 and variance 1.
         norm_pix_eps: Added to that variance, in units of the variance of the data's pixels.
         decoder_dim: Width of the decoder, a multiple of 4 and of its heads.
         decoder_depth: Blocks of the decoder.
         decoder_heads: Heads of each of them.
-        views: What a picture goes through before it is cut into patches.
+        augment: What an image goes through before it is cut into patches.
     """
 
     mask_ratio: float = 0.75
@@ -62,14 +65,14 @@ class Config:
     decoder_dim: int = 128
     decoder_depth: int = 2
     decoder_heads: int = 4
-    views: View = Compose(views=(RandomResizedCrop(scale=(0.2, 1.0)), RandomHorizontalFlip()))
+    augment: Augmentation = Compose(steps=(RandomResizedCrop(scale=(0.2, 1.0)), RandomHorizontalFlip()))
 
 
 def patch_targets(x: Tensor, patch_size: int, norm_pix: bool = True, eps: float = 1e-6) -> Tensor:
     """What the decoder is to say of each patch: its pixels, or (t - mean) / sqrt(var + eps), var unbiased.
 
     Args:
-        x: Pictures (N, C, H, W), normalised.
+        x: Images (N, C, H, W), normalized.
         patch_size: Side p in pixels.
         norm_pix: Which of the two.
         eps: 0 or more.
@@ -117,6 +120,8 @@ def sincos_table(dim: int, rows: int, columns: int) -> Tensor:
 class MAE(Method):
     """A ViT that sees the patches that are left, and a decoder that sees all places."""
 
+    streams = ("masks",)
+
     decoder_pos: Tensor
 
     def __init__(self, backbone: Backbone, config: Config, facts: Facts) -> None:
@@ -159,8 +164,8 @@ class MAE(Method):
                     module.fused_attn = False  # type: ignore[misc]
 
     def loss(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        """The masked loss of one view of each picture; masks have randomness of their own."""
-        x = self.view(batch.images, self.config.views, generator)
+        """The masked loss of one view of each image; masks have randomness of their own."""
+        x = self.view(batch.images, self.config.augment, generator)
         pred, target, mask = self._predict(x, self.generator("masks"))
         return {"loss": masked_loss(pred, target, mask)}
 
@@ -174,7 +179,7 @@ class MAE(Method):
     def encode(
         self, x: Tensor, mask_ratio: float, generator: torch.Generator
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Pictures (N, C, H, W) -> latents (N, 1 + K, D) of class token and patches that stay, mask, ids_restore."""
+        """Images (N, C, H, W) -> latents (N, 1 + K, D) of class token and patches that stay, mask, ids_restore."""
         vit: Any = self.backbone.net
         tokens = vit.patch_embed(x) + vit.pos_embed[:, 1:]  # places are added before any patch goes
         kept, mask, ids_restore = random_masking(tokens, mask_ratio, generator)
@@ -182,7 +187,7 @@ class MAE(Method):
         return vit.norm(vit.blocks(vit.norm_pre(torch.cat([first, kept], dim=1)))), mask, ids_restore
 
     def decode(self, latent: Tensor, ids_restore: Tensor) -> Tensor:
-        """Latents (N, 1 + K, D) -> a prediction for every patch (N, L, p * p * C), in the picture's order."""
+        """Latents (N, 1 + K, D) -> a prediction for every patch (N, L, p * p * C), in the image's order."""
         tokens = self.decoder_embed(latent)  # (N, 1 + K, decoder_dim)
         n, places = ids_restore.shape
         hidden = self.mask_token.to(tokens.dtype).expand(n, places + 1 - tokens.shape[1], -1)
@@ -192,7 +197,7 @@ class MAE(Method):
         return self.to_patch(self.decoder_norm(self.decoder_blocks(x)))[:, 1:]
 
     def _predict(self, x: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """Prediction, target (N, L, p * p * C) and mask (N, L) of normalised pictures."""
+        """Prediction, target (N, L, p * p * C) and mask (N, L) of normalized images."""
         config = self.config
         latent, mask, ids_restore = self.encode(x, config.mask_ratio, generator)
         target = patch_targets(x, self.patch_size, config.norm_pix_loss, config.norm_pix_eps)

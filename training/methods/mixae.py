@@ -1,7 +1,7 @@
-"""MIXAE: K autoencoders share out the pictures among themselves, and an assignment network says whose each one is.
+"""MIXAE: K autoencoders share out the images among themselves, and an assignment network says whose each one is.
 
-Each autoencoder learns the manifold of the pictures that it is given, the assignment network learns from all
-codes which autoencoder reconstructs a picture best; entropies keep assignments sharp and clusters in use.
+Each autoencoder learns the manifold of the images that it is given, the assignment network learns from all
+codes which autoencoder reconstructs an image best; entropies keep assignments sharp and clusters in use.
 
 Source: Deep Unsupervised Clustering Using Mixture of Autoencoders (Zhang, Sun, Eriksson and Balzano, 2017, arXiv
 1712.07788), the objective of section 3.
@@ -28,15 +28,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from embedkit.errors import ConfigError
-from embedkit.training.augment import Compose, View
+from embedkit.training.augment import Augmentation, Compose
 from embedkit.training.config import Facts
-from embedkit.training.data.images import Batch
+from embedkit.training.data import Batch
 from embedkit.training.distributed import gather
 from embedkit.training.method import Method, float32_loss
 from embedkit.training.models.backbones import Backbone
 from embedkit.training.models.heads import mlp
 
-__all__ = ["MIXAE", "Config", "entropy", "mixae_terms", "term_weights"]
+__all__ = ["FAMILY", "MIXAE", "Config", "entropy", "mixae_terms", "term_weights"]
+
+#: What the method learns from.
+FAMILY = "clusters"
 
 #: Steps whose mean reconstruction error becomes the unit of both weights.
 _CALIBRATION = 100
@@ -52,13 +55,13 @@ class Config:
         assignment_dim: Width of the assignment network's hidden layer.
         decoder_dim: Width of each decoder's hidden layer.
         schedule: `linear`: alpha rises from 0 over the first half of the run while beta falls to `beta_end`;
-            `constant`: both stay; `balanced`: every batch anew, in units that make the entropy of a sample as
+            `constant`: both stay; `balanced`: every batch again, in units that make the entropy of a sample as
             large as the reconstruction error, and then the batch's entropy as large as both together.
         alpha: Weight of a sample's entropy; in units of reconstruction error / ln K, except for `balanced`.
         beta: Weight of the batch's entropy, likewise, at the start.
         beta_end: And from the middle of the run on.
         embedding: What is exported: the trunk's `features`, or all `codes` side by side (K * code_dim).
-        views: What a picture goes through before it is encoded; it is reconstructed as it was.
+        augment: What an image goes through before it is encoded; it is reconstructed as it was.
     """
 
     clusters: int = 10
@@ -70,7 +73,7 @@ class Config:
     beta: float = 1.0
     beta_end: float = 0.1
     embedding: Literal["features", "codes"] = "features"
-    views: View = Compose(views=())
+    augment: Augmentation = Compose(steps=())
 
 
 def entropy(p: Tensor) -> Tensor:
@@ -84,11 +87,11 @@ def mixae_terms(errors: Tensor, p: Tensor) -> Tensor:
     """The three terms of the objective, rec + alpha * sample - beta * batch; gradient flows through p in each.
 
         rec    = 1/N sum_i sum_k p_ik e_ik
-        sample = 1/N sum_i H(p_i)                low: every picture has one autoencoder
-        batch  = H(1/N sum_i p_i)                high: every autoencoder has as many pictures
+        sample = 1/N sum_i H(p_i)                low: every image has one autoencoder
+        batch  = H(1/N sum_i p_i)                high: every autoencoder has as many images
 
     Args:
-        errors: (N, K), e_ik = |x_i - x^_ik|^2 of picture i by autoencoder k.
+        errors: (N, K), e_ik = |x_i - x^_ik|^2 of image i by autoencoder k.
         p: (N, K), the assignment; rows sum to 1.
 
     Returns:
@@ -123,7 +126,7 @@ class Decoders(nn.Module):
 
     Args:
         decoders: K.
-        dims: Widths of code, hidden layer and picture.
+        dims: Widths of code, hidden layer and image.
     """
 
     def __init__(self, decoders: int, dims: tuple[int, int, int]) -> None:
@@ -135,7 +138,7 @@ class Decoders(nn.Module):
         self.weights = nn.ParameterList(uniform)  # the first row of each is the bias
 
     def forward(self, codes: Tensor) -> Tensor:
-        """Codes (N, K, d) -> pictures, flattened (N, K, P)."""
+        """Codes (N, K, d) -> images, flattened (N, K, P)."""
         x = codes.transpose(0, 1)  # (K, N, d)
         for index, weight in enumerate(self.weights):
             x = torch.baddbmm(weight[:, :1], F.relu(x) if index else x, weight[:, 1:])
@@ -144,6 +147,8 @@ class Decoders(nn.Module):
 
 class MIXAE(Method):
     """Trunk -> K codes z_k -> K decoders, and the assignment network on the K codes side by side."""
+
+    stops_gradient = True  # the weights of the entropies follow the error, and take no gradient
 
     unit: Tensor
 
@@ -158,8 +163,8 @@ class MIXAE(Method):
         self.register_buffer("unit", torch.zeros(()))
 
     def loss(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        """Weighted reconstruction and both entropies of one view of each picture."""
-        errors, p = self._mixture(batch.images, self.config.views, generator)
+        """Weighted reconstruction and both entropies of one view of each image."""
+        errors, p = self._mixture(batch.images, self.config.augment, generator)
         terms = mixae_terms(errors, p)
         if self.batches_seen <= _CALIBRATION:
             rec = gather(terms[:1].detach()).mean() / math.log(self.config.clusters)
@@ -175,7 +180,7 @@ class MIXAE(Method):
         }
 
     def assign(self, images: Tensor) -> Tensor:
-        """The cluster of each picture uint8 (N, C, H, W): int64 (N,), argmax_k p_k."""
+        """The cluster of each image uint8 (N, C, H, W): int64 (N,), argmax_k p_k."""
         return self.assignment(self.codes(self.backbone(self.view(images)))).argmax(1)
 
     def encoder(self) -> nn.Module:
@@ -183,7 +188,7 @@ class MIXAE(Method):
         return nn.Sequential(self.backbone, self.codes) if self.config.embedding == "codes" else self.backbone
 
     def pretext_metric(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        """Variance that a picture's own autoencoder explains (0 for the mean picture), and clusters in use."""
+        """Variance that an image's own autoencoder explains (0 for the mean image), and clusters in use."""
         errors, p = self._mixture(batch.images, None, generator)
         own = errors.gather(1, p.argmax(1, keepdim=True)).mean()
         x = self.view(batch.images)
@@ -191,10 +196,10 @@ class MIXAE(Method):
         return {"explained_variance": 1 - own / variance, "used_clusters": entropy(p.mean(0)).exp()}
 
     def _mixture(
-        self, images: Tensor, views: View | None, generator: torch.Generator
+        self, images: Tensor, augment: Augmentation | None, generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
         """Errors (N, K) of every autoencoder and assignments p (N, K)."""
-        z = self.codes(self.backbone(self.view(images, views, generator)))  # (N, K * d)
+        z = self.codes(self.backbone(self.view(images, augment, generator)))  # (N, K * d)
         decoded = self.decoders(z.unflatten(1, (self.config.clusters, -1))).float()  # (N, K, C * H * W)
         errors = (decoded - self.view(images).flatten(1)[:, None]).square().mean(2)
         return errors, self.assignment(z).float().softmax(1)

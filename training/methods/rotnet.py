@@ -1,4 +1,4 @@
-"""RotNet: every picture is turned by 0, 90, 180 and 270 degrees, and the network says by how much.
+"""RotNet: every image is turned by 0, 90, 180 and 270 degrees, and the network says by how much.
 
 To tell, it must know what stands upright: the object's parts and their arrangement. No label is used.
 
@@ -9,8 +9,8 @@ Differences from the source:
 - The classifier starts at zero, so that the first loss is ln 4 exactly and the backbone is not pushed at random.
 - AdamW and a one-cycle schedule instead of SGD over 200 epochs: a run here is ten.
 - Views are the authors' for CIFAR scaled to 28 pixels: a shift of 3 for their 4 of 32, and flips. They come BEFORE
-  the turn, as in the authors' code. Flipped after it, a quarter turn to the left of one picture is one to the right
-  of its mirror image, and pictures that look like their mirror image cap the accuracy at 3/4 (a public benchmark
+  the turn, as in the authors' code. Flipped after it, a quarter turn to the left of one image is one to the right
+  of its mirror image, and images that look like their mirror image cap the accuracy at 3/4 (a public benchmark
   suite has that order).
 - The last pooled features are exported. On the paper's networks earlier maps transfer better than the last ones;
   `stage` exports one of those of a ResNet.
@@ -20,7 +20,6 @@ Recipe, expected figure, data, time and command: `embedkit.training.recipes.rotn
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 
 import torch
@@ -29,13 +28,17 @@ from timm.models.resnet import ResNet
 from torch import Tensor, nn
 
 from embedkit.errors import ConfigError
-from embedkit.training.augment import Compose, RandomHorizontalFlip, RandomShift, View
+from embedkit.training.augment import Augmentation, Compose, RandomHorizontalFlip, RandomShift
 from embedkit.training.config import Facts
-from embedkit.training.data.images import Batch
+from embedkit.training.data import Batch
+from embedkit.training.data.targets import accuracy
 from embedkit.training.method import Method, float32_loss
 from embedkit.training.models.backbones import Backbone
 
-__all__ = ["Config", "RotNet", "rotation_loss", "rotations"]
+__all__ = ["FAMILY", "Config", "RotNet", "rotation_loss", "rotations"]
+
+#: What the method learns from.
+FAMILY = "a pretext task"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,12 +46,12 @@ class Config:
     """Of `rotnet`.
 
     Attributes:
-        views: What a picture goes through before it is turned. A view that draws an edge of its own, such as an
-            affine map with a fill that the pictures do not have, would tell the turn.
+        augment: What an image goes through before it is turned. A view that draws an edge of its own, such as an
+            affine map with a fill that the images do not have, would tell the turn.
         stage: Which map is exported, pooled: 4 is the last, 1 the first; below 4 for timm's ResNets alone.
     """
 
-    views: View = Compose(views=(RandomShift(pixels=3, pad="constant"), RandomHorizontalFlip()))
+    augment: Augmentation = Compose(steps=(RandomShift(pixels=3, pad="constant"), RandomHorizontalFlip()))
     stage: int = 4
 
 
@@ -56,17 +59,17 @@ def rotations(x: Tensor) -> tuple[Tensor, Tensor]:
     """All four quarter turns of a batch, by flips and transposition alone: no pixel is interpolated.
 
     Args:
-        x: Square pictures (N, C, H, H).
+        x: Square images (N, C, H, H).
 
     Returns:
-        Pictures (4N, C, H, H), the k-th N of them turned k times by 90 degrees counter-clockwise, and k as labels
+        Images (4N, C, H, H), the k-th N of them turned k times by 90 degrees counter-clockwise, and k as labels
         int64 (4N,).
 
     Raises:
-        ConfigError: Pictures that are not square, whose shape would tell the turn.
+        ConfigError: Images that are not square, whose shape would tell the turn.
     """
     if x.shape[2] != x.shape[3]:
-        raise ConfigError(f"rotnet: expected square pictures, found {x.shape[2]}x{x.shape[3]}; crop them")
+        raise ConfigError(f"rotnet: expected square images, found {x.shape[2]}x{x.shape[3]}; crop them")
     turned = torch.cat([torch.rot90(x, k, (2, 3)) for k in range(4)])
     labels = torch.arange(4, device=x.device).repeat_interleave(len(x))
     return turned.contiguous(memory_format=torch.channels_last), labels
@@ -74,7 +77,7 @@ def rotations(x: Tensor) -> tuple[Tensor, Tensor]:
 
 @float32_loss
 def rotation_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """The mean over all turned pictures of -log softmax(logits)_label (equations 2 and 3).
+    """The mean over all turned images of -log softmax(logits)_label (equations 2 and 3).
 
     Args:
         logits: (4N, 4).
@@ -101,27 +104,18 @@ class RotNet(Method):
         nn.init.zeros_(self.classifier.bias)
 
     def loss(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        """Cross-entropy over the four turns of one view of each picture, and how many are told right."""
-        logits, labels = self._classify(self.view(batch.images, self.config.views, generator))
-        return {"loss": rotation_loss(logits, labels), "accuracy": _accuracy(logits, labels)}
+        """Cross-entropy over the four turns of one view of each image, and how many are told right."""
+        logits, labels = self._classify(self.view(batch.images, self.config.augment, generator))
+        return {"loss": rotation_loss(logits, labels), "accuracy": accuracy(logits, labels)}
 
     def encoder(self) -> nn.Module:
         """The backbone, or what it is up to an earlier stage, pooled."""
-        if self.config.stage == 4:
-            return self.backbone
-        net = copy.deepcopy(self.backbone.net)
-        for later in range(self.config.stage + 1, 5):
-            setattr(net, f"layer{later}", nn.Sequential())
-        return net
+        return self.backbone if self.config.stage == 4 else self.backbone.until(self.config.stage)
 
     def pretext_metric(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        """Share of turns that are told right, over all four of each picture as it is; 1/4 by chance."""
-        return {"rotation_accuracy": _accuracy(*self._classify(self.view(batch.images)))}
+        """Share of turns that are told right, over all four of each image as it is; 1/4 by chance."""
+        return {"rotation_accuracy": accuracy(*self._classify(self.view(batch.images)))}
 
     def _classify(self, x: Tensor) -> tuple[Tensor, Tensor]:
         turned, labels = rotations(x)  # (4N, C, H, H)
         return self.classifier(self.backbone(turned)), labels
-
-
-def _accuracy(logits: Tensor, labels: Tensor) -> Tensor:
-    return (logits.argmax(1) == labels).float().mean()

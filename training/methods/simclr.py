@@ -1,4 +1,4 @@
-"""SimCLR: two views of a picture are each other's positive, all other views in the batch are negatives.
+"""SimCLR: two views of an image are each other's positive, all other views in the batch are negatives.
 
 The encoder learns what views share, and drops what they do not; the projector takes that loss upon itself, so
 the features before it are exported.
@@ -11,7 +11,7 @@ Differences from the source:
 - The projector ends in BatchNorm without shift, as in the authors' code and not in the paper.
 - AdamW instead of LARS: batches here are 512 pairs and not 4096.
 - Views for one channel of 28 pixels: crops of at least a fifth of the area (the paper's 8 % would be 8x8
-  pixels), no change of hue or saturation, no blur (the authors' advice for small pictures).
+  pixels), no change of hue or saturation, no blur (the authors' advice for small images).
 
 Recipe, expected figure, data, time and command: `embedkit.training.recipes.simclr`.
 """
@@ -24,15 +24,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from embedkit.training.augment import TWO_VIEWS, View
+from embedkit.training.augment import TWO_VIEWS, Augmentation
 from embedkit.training.config import Facts
-from embedkit.training.data.images import Batch
+from embedkit.training.data import Batch
 from embedkit.training.distributed import gather, rank
 from embedkit.training.method import Method, float32_loss
 from embedkit.training.models.backbones import Backbone
 from embedkit.training.models.heads import mlp
 
-__all__ = ["Config", "SimCLR", "nt_xent"]
+__all__ = ["FAMILY", "Config", "SimCLR", "nt_xent"]
+
+#: What the method learns from.
+FAMILY = "views"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,18 +46,18 @@ class Config:
         temperature: The paper's tau, above 0; it divides cosines.
         hidden_dim: Width of the projector's hidden layer.
         projection_dim: Width of z.
-        views: Drawn twice for every picture.
+        augment: Drawn twice for every image.
     """
 
     temperature: float = 0.2
     hidden_dim: int = 512
     projection_dim: int = 128
-    views: View = TWO_VIEWS
+    augment: Augmentation = TWO_VIEWS
 
 
 @float32_loss
 def nt_xent(z1: Tensor, z2: Tensor, temperature: float) -> Tensor:
-    """Normalised temperature-scaled cross-entropy (equation 1), meaned over all anchors.
+    """Normalized temperature-scaled cross-entropy (equation 1), meaned over all anchors.
 
         l(i, j) = -log( exp(s_ij / tau) / sum_{k != i} exp(s_ik / tau) ),   s = cosine, (i, j) a positive pair
 
@@ -63,7 +66,7 @@ def nt_xent(z1: Tensor, z2: Tensor, temperature: float) -> Tensor:
 
     Args:
         z1: Projections of the first views (N, D), any length above 0.
-        z2: Projections of the second views (N, D), row by row of the same pictures.
+        z2: Projections of the second views (N, D), row by row of the same images.
         temperature: tau, above 0.
 
     Returns:
@@ -87,7 +90,7 @@ class SimCLR(Method):
         self.projector = mlp(dims, last_norm=True, last_affine="scale")
 
     def loss(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        """NT-Xent of two views of each picture."""
+        """NT-Xent of two views of each image."""
         z1, z2 = self._project(batch.images, generator)
         return {"loss": nt_xent(z1, z2, self.config.temperature)}
 
@@ -100,6 +103,6 @@ class SimCLR(Method):
 
     def _project(self, images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         # Both views in one pass: one large batch is faster than two, and BatchNorm sees both distributions.
-        x = self.view(torch.cat([images, images]), self.config.views, generator)  # (2N, C, H, W)
+        x = self.view(torch.cat([images, images]), self.config.augment, generator)  # (2N, C, H, W)
         z1, z2 = self.projector(self.backbone(x)).chunk(2)
         return z1, z2

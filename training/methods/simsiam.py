@@ -1,4 +1,4 @@
-"""SimSiam: from one view of a picture a predictor finds the projection of the other, which is held fixed.
+"""SimSiam: from one view of an image a predictor finds the projection of the other, which is held fixed.
 
 There are no negatives and no second network: that the target takes no gradient, and that the predictor stands on
 one side alone, keeps all projections from becoming one.
@@ -26,15 +26,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from embedkit.training.augment import TWO_VIEWS, View
+from embedkit.training.augment import TWO_VIEWS, Augmentation
 from embedkit.training.config import Facts
-from embedkit.training.data.images import Batch
+from embedkit.training.data import Batch
 from embedkit.training.distributed import gather
 from embedkit.training.method import Method, float32_loss
 from embedkit.training.models.backbones import Backbone
 from embedkit.training.models.heads import l2_normalize, mlp
 
-__all__ = ["Config", "SimSiam", "negative_cosine", "relative_std", "simsiam_loss"]
+__all__ = ["FAMILY", "Config", "SimSiam", "negative_cosine", "relative_std", "simsiam_loss"]
+
+#: What the method learns from.
+FAMILY = "views"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,14 +50,14 @@ class Config:
         prediction_dim: Width of the predictor's hidden layer, a bottleneck.
         constant_predictor_lr: Whether the predictor keeps the peak learning rate while the rest follows the
             schedule: it must follow projections that change.
-        views: Drawn twice for every picture. Weak ones make collapse likelier.
+        augment: Drawn twice for every image. Weak ones make collapse likelier.
     """
 
     projector_layers: int = 2
     projection_dim: int = 2048
     prediction_dim: int = 512
     constant_predictor_lr: bool = True
-    views: View = TWO_VIEWS
+    augment: Augmentation = TWO_VIEWS
 
 
 @float32_loss
@@ -63,7 +66,7 @@ def negative_cosine(p: Tensor, z: Tensor) -> Tensor:
 
     Args:
         p: Predictions (N, d), any length above 0.
-        z: Projections (N, d), row by row of the same pictures.
+        z: Projections (N, d), row by row of the same images.
 
     Returns:
         A scalar in [-1, 1].
@@ -95,6 +98,8 @@ def relative_std(z: Tensor) -> Tensor:
 class SimSiam(Method):
     """Backbone f, projector (z) and predictor h (p); the embedding is the backbone's."""
 
+    stops_gradient = True
+
     def __init__(self, backbone: Backbone, config: Config, facts: Facts) -> None:
         super().__init__(backbone, config, facts)
         d = config.projection_dim
@@ -117,12 +122,12 @@ class SimSiam(Method):
                 group["lr"] = self.facts.optimizer.lr
 
     def loss(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        """The symmetric loss of two views of each picture, and the spread of projections, which falls in collapse."""
+        """The symmetric loss of two views of each image, and the spread of projections, which falls in collapse."""
         p1, p2, z1, z2 = self._predict(batch.images, generator)
         return {"loss": simsiam_loss(p1, p2, z1, z2), "z_std": relative_std(torch.cat([z1, z2]))}
 
     def pretext_metric(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        """Share of predictions whose nearest projection of another view is their picture's; 1 / N by chance."""
+        """Share of predictions whose nearest projection of another view is their image's; 1 / N by chance."""
         p1, _, _, z2 = self._predict(batch.images, generator)
         nearest = (l2_normalize(p1) @ F.normalize(z2.float(), dim=1).T).argmax(1)
         return {
@@ -131,6 +136,6 @@ class SimSiam(Method):
         }
 
     def _predict(self, images: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
-        x = self.view(torch.cat([images, images]), self.config.views, generator)  # (2N, C, H, W)
+        x = self.view(torch.cat([images, images]), self.config.augment, generator)  # (2N, C, H, W)
         z = self.projector(self.backbone(x))
         return (*self.predictor(z).chunk(2), *z.chunk(2))

@@ -1,4 +1,4 @@
-"""SphereFace: classification by angles alone, where a picture must be m times closer to its identity than to others.
+"""SphereFace: classification by angles alone, where an image must be m times closer to its identity than to others.
 
 The margin leaves room between identities on the sphere, so that identities which were never seen are told apart by
 their angles too.
@@ -15,7 +15,7 @@ Differences from the source:
 - The embedding is a linear layer on pooled features, not on the last map, and its width is that of r10: 256, not 512.
 - `opensphere` is the default, with its margin of 1.7 rising from 1 over the first tenth of the run, which is ours:
   it needs no lambda and trains stably. `cvpr17` is the paper's m = 4, whose lambda counts steps as the authors' does.
-- For testing, features of a picture and its mirror image are not put side by side.
+- For testing, features of an image and its mirror image are not put side by side.
 
 Recipe, expected figure, data, time and command: `embedkit.training.recipes.sphereface`.
 """
@@ -32,13 +32,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from embedkit.errors import ConfigError
-from embedkit.training.augment import ColorJitter, Compose, RandomAffine, View
+from embedkit.training.augment import Augmentation, ColorJitter, Compose, RandomAffine
 from embedkit.training.config import Facts
-from embedkit.training.data.images import Batch
+from embedkit.training.data import Batch
+from embedkit.training.data.targets import accuracy, cross_entropy
 from embedkit.training.method import Method, float32_loss
 from embedkit.training.models.backbones import Backbone
 
-__all__ = ["Config", "SphereFace", "a_softmax", "annealing", "detached_margin", "psi"]
+__all__ = ["FAMILY", "Config", "SphereFace", "a_softmax", "annealing", "detached_margin", "psi"]
+
+#: What the method learns from.
+FAMILY = "identities"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +50,7 @@ class Config:
     """Of `sphereface`.
 
     Attributes:
-        form: `opensphere` normalises features and gives psi no gradient of its own; `cvpr17` is the paper's.
+        form: `opensphere` normalizes features and gives psi no gradient of its own; `cvpr17` is the paper's.
         margin: m, 1 or more; a whole number for `cvpr17`.
         scale: s, the length that features are given; `opensphere` alone.
         margin_warmup: Share of the run over which m rises from 1; `opensphere` alone.
@@ -54,7 +58,7 @@ class Config:
         lambda_gamma: lambda = max(lambda_min, lambda_base / (1 + lambda_gamma * step)).
         lambda_min: Below this it does not fall, so the margin never acts in full.
         embed_dim: Width of the embedding.
-        views: What a picture goes through.
+        augment: What an image goes through.
     """
 
     form: Literal["opensphere", "cvpr17"] = "opensphere"
@@ -65,8 +69,8 @@ class Config:
     lambda_gamma: float = 0.12
     lambda_min: float = 5.0
     embed_dim: int = 256
-    views: View = Compose(
-        views=(
+    augment: Augmentation = Compose(
+        steps=(
             RandomAffine(degrees=15.0, translate=(0.1, 0.1), scale=(0.8, 1.2), fill=1.0),
             ColorJitter(brightness=0.2, contrast=0.2, saturation=0.2, hue=0.05),
         )
@@ -109,7 +113,7 @@ def a_softmax(embeddings: Tensor, weights: Tensor, labels: Tensor, margin: int, 
     Args:
         embeddings: x (N, D), of their own lengths.
         weights: (K, D), one row for each identity, of any length above 0; there is no bias.
-        labels: int64 (N,), identities 0..K-1.
+        labels: int64 (N,), identities 0..K-1; rows of -1 are left out.
         margin: m, a whole number.
         lambda_: 0 or more; 0 is equation 7.
 
@@ -117,10 +121,10 @@ def a_softmax(embeddings: Tensor, weights: Tensor, labels: Tensor, margin: int, 
         A scalar, in nats.
     """
     cosine = F.normalize(embeddings, dim=1) @ F.normalize(weights, dim=1).T  # (N, K)
-    own = cosine.gather(1, labels[:, None])
+    own = cosine.gather(1, _columns(labels))
     target = (lambda_ * own + psi(own, margin)) / (1 + lambda_)
-    logits = embeddings.norm(dim=1, keepdim=True) * cosine.scatter(1, labels[:, None], target)
-    return F.cross_entropy(logits, labels)
+    logits = embeddings.norm(dim=1, keepdim=True) * cosine.scatter(1, _columns(labels), target)
+    return cross_entropy(logits, labels)
 
 
 @float32_loss
@@ -134,13 +138,22 @@ def detached_margin(
     Arguments are those of `a_softmax`; `margin` is any number from 1, `scale` is s, above 0.
     """
     cosine = F.normalize(embeddings, dim=1) @ F.normalize(weights, dim=1).T  # (N, K)
-    own = cosine.gather(1, labels[:, None]).detach()
-    delta = torch.zeros_like(cosine).scatter(1, labels[:, None], psi(own, margin) - own)
-    return F.cross_entropy(scale * (cosine + delta), labels)
+    own = cosine.gather(1, _columns(labels)).detach()
+    delta = torch.zeros_like(cosine).scatter(1, _columns(labels), psi(own, margin) - own)
+    return cross_entropy(scale * (cosine + delta), labels)
+
+
+def _columns(labels: Tensor) -> Tensor:
+    """The column of each row's identity (N, 1); any, for a row without one, which is left out of the mean."""
+    return labels.clamp(min=0)[:, None]
 
 
 class SphereFace(Method):
     """Backbone, the linear embedding layer, and a unit vector for each identity."""
+
+    uses_labels = True
+    stops_gradient = True
+    inert = ("lambda_base", "lambda_gamma", "lambda_min")
 
     def __init__(self, backbone: Backbone, config: Config, facts: Facts) -> None:
         super().__init__(backbone, config, facts)
@@ -159,8 +172,8 @@ class SphereFace(Method):
         self.identities = nn.Parameter(F.normalize(torch.randn(facts.num_classes, config.embed_dim), dim=1))
 
     def loss(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        """The margin's loss of one view of each picture, and the share of views that are identified."""
-        embeddings = self._embed(batch, self.config.views, generator)
+        """The margin's loss of one view of each image, and the share of views that are identified."""
+        embeddings = self._embed(batch, self.config.augment, generator)
         c, step = self.config, max(0, self.batches_seen - 1)
         if c.form == "cvpr17":
             lambda_ = annealing(step, c.lambda_base, c.lambda_gamma, c.lambda_min)
@@ -184,14 +197,13 @@ class SphereFace(Method):
         return nn.Sequential(OrderedDict(backbone=self.backbone.net, embedding=self.embedding))
 
     def pretext_metric(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        """Share of pictures, as they are, whose nearest identity is their own; 1 / K by chance."""
+        """Share of images, as they are, whose nearest identity is their own; 1 / K by chance."""
         return {"identified": self._accuracy(self._embed(batch), batch.labels)}
 
     def _embed(
-        self, batch: Batch, views: View | None = None, generator: torch.Generator | None = None
+        self, batch: Batch, augment: Augmentation | None = None, generator: torch.Generator | None = None
     ) -> Tensor:
-        return self.embedding(self.backbone(self.view(batch.images, views, generator)))  # (N, D)
+        return self.embedding(self.backbone(self.view(batch.images, augment, generator)))  # (N, D)
 
     def _accuracy(self, embeddings: Tensor, labels: Tensor) -> Tensor:
-        nearest = (embeddings.detach().float() @ self.identities.T).argmax(1)
-        return (nearest == labels).float().mean()
+        return accuracy(embeddings.detach().float() @ self.identities.T, labels)

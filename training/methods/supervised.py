@@ -6,7 +6,7 @@ labels.
 Source: cross-entropy with smoothed labels, Rethinking the Inception Architecture for Computer Vision (Szegedy
 et al., CVPR 2016, arXiv 1512.00567, section 7).
 
-Differences from the source: none in the loss; views and optimizer are ours, for pictures of 28 to 64 pixels.
+Differences from the source: none in the loss; views and optimizer are ours, for images of 28 to 64 pixels.
 
 Recipe, expected figure, data, time and command: `embedkit.training.recipes.supervised`.
 """
@@ -16,17 +16,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from embedkit.errors import ConfigError
-from embedkit.training.augment import Compose, RandomHorizontalFlip, RandomShift, View
+from embedkit.training.augment import Augmentation, Compose, RandomHorizontalFlip, RandomShift
 from embedkit.training.config import Facts
-from embedkit.training.data.images import Batch
+from embedkit.training.data import Batch
+from embedkit.training.data.targets import accuracy, cross_entropy
 from embedkit.training.method import Method, float32_loss
 from embedkit.training.models.backbones import Backbone
 
-__all__ = ["Config", "Supervised", "smoothed_cross_entropy"]
+__all__ = ["FAMILY", "Config", "Supervised", "smoothed_cross_entropy"]
+
+#: What the method learns from.
+FAMILY = "labels"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,11 +38,11 @@ class Config:
 
     Attributes:
         label_smoothing: Share of the target that is spread evenly over all classes, in [0, 1).
-        views: What a picture goes through; flips suit clothes and photographs, not digits or letters.
+        augment: What an image goes through; flips suit clothes and photographs, not digits or letters.
     """
 
     label_smoothing: float = 0.1
-    views: View = Compose(views=(RandomShift(pixels=2), RandomHorizontalFlip()))
+    augment: Augmentation = Compose(steps=(RandomShift(pixels=2), RandomHorizontalFlip()))
 
 
 @float32_loss
@@ -52,13 +55,15 @@ def smoothed_cross_entropy(logits: Tensor, labels: Tensor, smoothing: float = 0.
         smoothing: In [0, 1).
 
     Returns:
-        A scalar, in nats; ln K for equal logits, whatever the smoothing. Not a number without any label.
+        A scalar, in nats; ln K for equal logits, whatever the smoothing; 0 without any label.
     """
-    return F.cross_entropy(logits, labels, ignore_index=-1, label_smoothing=smoothing)
+    return cross_entropy(logits, labels, smoothing)
 
 
 class Supervised(Method):
     """Backbone and a linear classifier (D -> K) that starts at zero."""
+
+    uses_labels = True
 
     def __init__(self, backbone: Backbone, config: Config, facts: Facts) -> None:
         super().__init__(backbone, config, facts)
@@ -73,17 +78,13 @@ class Supervised(Method):
         nn.init.zeros_(self.classifier.bias)
 
     def loss(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        """Cross-entropy of one view of each picture, and the share of views that are classified right."""
+        """Cross-entropy of one view of each image, and the share of views that are classified right."""
         logits = self.classifier(
-            self.backbone(self.view(batch.images, self.config.views, generator))
+            self.backbone(self.view(batch.images, self.config.augment, generator))
         )  # (N, K)
         loss = smoothed_cross_entropy(logits, batch.labels, self.config.label_smoothing)
-        return {"loss": loss, "accuracy": _accuracy(logits, batch.labels)}
+        return {"loss": loss, "accuracy": accuracy(logits, batch.labels)}
 
     def pretext_metric(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        """Accuracy on pictures as they are; 1 / K by chance."""
-        return {"accuracy": _accuracy(self.classifier(self.backbone(self.view(batch.images))), batch.labels)}
-
-
-def _accuracy(logits: Tensor, labels: Tensor) -> Tensor:
-    return (logits.argmax(1) == labels).float().mean()
+        """Accuracy on images as they are; 1 / K by chance."""
+        return {"accuracy": accuracy(self.classifier(self.backbone(self.view(batch.images))), batch.labels)}

@@ -1,6 +1,6 @@
-"""VAE: the encoder gives a distribution over codes, and the decoder must rebuild the picture from a draw of it.
+"""VAE: the encoder gives a distribution over codes, and the decoder must rebuild the image from a draw of it.
 
-The bound on log p(x) asks for pictures that are rebuilt and for codes that say no more than that needs: what does
+The bound on log p(x) asks for images that are rebuilt and for codes that say no more than that needs: what does
 not pay for its nats stays at the prior.
 
 Source: Auto-Encoding Variational Bayes (Kingma and Welling, ICLR 2014, arXiv 1312.6114), equation 10 and appendix
@@ -8,12 +8,12 @@ B; the same bound in Stochastic Backpropagation and Approximate Inference in Dee
 and Wierstra, ICML 2014, arXiv 1401.4082).
 
 Differences from the source:
-- Convolutional encoder and decoder, AdamW and one draw per picture; the paper has one hidden layer and Adagrad.
+- Convolutional encoder and decoder, AdamW and one draw per image; the paper has one hidden layer and Adagrad.
 - The KL term comes in linearly over the first `kl_warmup` of the run, against collapse; beta other than 1 is a
   beta-VAE (Higgins et al., ICLR 2017).
 - Gray values stand in for the probabilities of the Bernoulli likelihood: the bound is then no likelihood of the
-  pictures, and its nats compare only with runs on the same data.
-- The Gaussian likelihood has a fixed sigma: a learnt one makes the likelihood unbounded.
+  images, and its nats compare only with runs on the same data.
+- The Gaussian likelihood has a fixed sigma: a learned one makes the likelihood unbounded.
 - log sigma^2 of the codes is kept within -10..10.
 
 Recipe, expected figure, data, time and command: `embedkit.training.recipes.vae`.
@@ -30,14 +30,25 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from embedkit.errors import ConfigError
-from embedkit.training.augment import Compose, View
+from embedkit.training.augment import Augmentation, Compose
 from embedkit.training.config import Facts
-from embedkit.training.data.images import Batch
+from embedkit.training.data import Batch
 from embedkit.training.method import Method, float32_loss
 from embedkit.training.models.backbones import Backbone
 from embedkit.training.models.heads import ConvDecoder
 
-__all__ = ["VAE", "Config", "active_units", "kl_divergence", "negative_log_likelihood", "reparameterize"]
+__all__ = [
+    "FAMILY",
+    "VAE",
+    "Config",
+    "active_units",
+    "kl_divergence",
+    "negative_log_likelihood",
+    "reparameterize",
+]
+
+#: What the method learns from.
+FAMILY = "reconstruction"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +64,7 @@ class Config:
         decoder_width: Channels of the decoder at full resolution.
         embedding: What is exported: the pooled `features`, or the mean `mu` after them, of which the dimensions
             that the bound leaves unused say nothing. Never a draw.
-        views: What a picture goes through before it is encoded; the outcome is what is rebuilt.
+        augment: What an image goes through before it is encoded; the outcome is what is rebuilt.
     """
 
     latent_dim: int = 32
@@ -63,7 +74,7 @@ class Config:
     kl_warmup: float = 0.2
     decoder_width: int = 16
     embedding: Literal["features", "mu"] = "features"
-    views: View = Compose(views=())
+    augment: Augmentation = Compose(steps=())
 
 
 @float32_loss
@@ -81,7 +92,7 @@ def reparameterize(mu: Tensor, log_var: Tensor, noise: Tensor) -> Tensor:
 def negative_log_likelihood(
     decoded: Tensor, pixels: Tensor, likelihood: str = "bernoulli", sigma: float = 1.0
 ) -> Tensor:
-    """-log p(x|z), SUMMED over all values of a picture: a mean would weigh the KL term by their number.
+    """-log p(x|z), SUMMED over all values of an image: a mean would weigh the KL term by their number.
 
         bernoulli:  -sum_i [ x_i log q_i + (1 - x_i) log(1 - q_i) ],   q = 1 / (1 + exp(-decoded))
         gaussian:    sum_i [ (x_i - decoded_i)^2 / sigma^2 + log(2 pi sigma^2) ] / 2
@@ -110,7 +121,7 @@ def negative_log_likelihood(
 
 
 def active_units(mu: Tensor) -> Tensor:
-    """How many of the D columns of mu (N, D) vary over the pictures by more than 0.01: the others say nothing.
+    """How many of the D columns of mu (N, D) vary over the images by more than 0.01: the others say nothing.
 
     The measure of Importance Weighted Autoencoders (Burda et al., ICLR 2016, arXiv 1509.00519, section 5.2).
     """
@@ -119,6 +130,9 @@ def active_units(mu: Tensor) -> Tensor:
 
 class VAE(Method):
     """Backbone, linear layers to mu and log sigma^2, decoder."""
+
+    streams = ("posterior",)
+    inert = ("sigma",)
 
     def __init__(self, backbone: Backbone, config: Config, facts: Facts) -> None:
         super().__init__(backbone, config, facts)
@@ -130,7 +144,7 @@ class VAE(Method):
         channels, height, _ = facts.image_shape
         self.mu = nn.Linear(backbone.dim, config.latent_dim)
         self.log_var = nn.Linear(backbone.dim, config.latent_dim)
-        # the first picture is gray whatever z is: the first loss is known, and no draw is punished at random
+        # the first image is gray whatever z is: the first loss is known, and no draw is punished at random
         decoder = ConvDecoder(
             config.latent_dim,
             out_chans=channels,
@@ -147,8 +161,8 @@ class VAE(Method):
         return self.config.beta * (min(1.0, self.progress / warmup) if warmup else 1.0)
 
     def loss(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        """Minus the bound of one draw per picture, with the KL term weighted by `beta`."""
-        x = self.view(batch.images, self.config.views, generator)
+        """Minus the bound of one draw per image, with the KL term weighted by `beta`."""
+        x = self.view(batch.images, self.config.augment, generator)
         nll, kl, mu = self._bound(x, self.generator("posterior"))
         rec, divergence = nll.mean(), kl.mean()
         return {
@@ -168,7 +182,7 @@ class VAE(Method):
         return {"elbo": -(nll + kl).mean(), "kl": kl.mean(), "active_units": active_units(mu)}
 
     def _bound(self, x: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """-log p(x|z) (N,) of one draw z, KL (N,) and mu (N, D) of normalised pictures (N, C, H, W)."""
+        """-log p(x|z) (N,) of one draw z, KL (N,) and mu (N, D) of normalized images (N, C, H, W)."""
         features = self.backbone(x)
         # the KL divergence and the draw in float32: exp and squares of 8 bits would be coarse
         mu, log_var = self.mu(features).float(), self.log_var(features).float().clamp(-10, 10)

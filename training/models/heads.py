@@ -1,4 +1,4 @@
-"""Heads that several methods share: multi-layer perceptrons, a picture decoder and L2 normalisation.
+"""Heads that several methods share: multi-layer perceptrons, an image decoder and L2 normalization.
 
 A head that is the method itself (a margin, prototypes, a mixture) stands in the method's file.
 """
@@ -64,21 +64,21 @@ def mlp(
 
 
 class ConvDecoder(nn.Module):
-    """A code -> a picture: a linear layer to a small map, then nearest upsampling and 3x3 convolutions.
+    """A code -> an image: a linear layer to a small map, then nearest upsampling and 3x3 convolutions.
 
     Upsampling before the convolution leaves no checkerboard (Deconvolution and Checkerboard Artifacts, Odena
     et al., Distill 2016). The map starts at 7x7 for 28 pixels and at 4x4 for 32 and 64.
 
     Args:
         code_dim: Width of the code.
-        out_chans: Channels C of the picture.
+        out_chans: Channels C of the image.
         image_size: Side in pixels: 4 to 7 times a power of 2.
         width: Channels at full resolution; twice as many at each halving, at most `max_width`.
         max_width: Upper limit of the channels.
         norm: BatchNorm after every hidden layer.
         start_at_zero: Every output is 0 at first, whatever the code: as logits gray, of a known loss.
         groups: Independent decoders side by side: the code is `groups` codes of `code_dim` one after another,
-            and so are the pictures' channels (MIXAE's K decoders in one pass).
+            and so are the images' channels (MIXAE's K decoders in one pass).
 
     Raises:
         ConfigError: A size that is not 4 to 7 times a power of 2.
@@ -124,7 +124,7 @@ class ConvDecoder(nn.Module):
                 nn.init.zeros_(parameter)
 
     def forward(self, code: Tensor) -> Tensor:
-        """Codes (N, groups * code_dim) -> pictures (N, groups * C, H, W), unbounded: logits or values."""
+        """Codes (N, groups * code_dim) -> images (N, groups * C, H, W), unbounded: logits or values."""
         x = self.expand(code[:, :, None, None])  # (N, widths[0] * start^2, 1, 1)
         x = x.reshape(len(code), self.widths[0], self.start, self.start)
         return self.to_pixels(self.blocks(F.relu(self.norm(x))))
@@ -133,7 +133,7 @@ class ConvDecoder(nn.Module):
 def l2_normalize(x: Tensor, eps: float = 1e-12) -> Tensor:
     """Rows of `x` (..., D) at Euclidean length 1, in float32 whatever autocast made of `x`.
 
-    bfloat16 has 8 bits of significand: cosines of rows normalised in it are off by up to 1e-2, more than the
+    bfloat16 has 8 bits of significand: cosines of rows normalized in it are off by up to 1e-2, more than the
     gaps that a temperature of 0.1 magnifies tenfold. A zero row stays zero.
     """
     return F.normalize(x.float(), dim=-1, eps=eps)

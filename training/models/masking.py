@@ -16,33 +16,33 @@ __all__ = ["patchify", "random_masking", "unpatchify"]
 
 
 def patchify(x: Tensor, patch_size: int) -> Tensor:
-    """Pictures (N, C, H, W) -> patches (N, L, p * p * C), row by row; a patch holds row, column, channel.
+    """Images (N, C, H, W) -> patches (N, L, p * p * C), row by row; a patch holds row, column, channel.
 
     Args:
-        x: Pictures.
+        x: Images.
         patch_size: Side p in pixels.
 
     Raises:
-        ConfigError: Patches that do not tile the picture.
+        ConfigError: Patches that do not tile the image.
     """
     n, c, h, w = x.shape
     if patch_size < 1 or h % patch_size or w % patch_size:
-        raise ConfigError(f"patchify: patches of {patch_size} pixels do not tile a picture of {h}x{w}")
+        raise ConfigError(f"patchify: patches of {patch_size} pixels do not tile an image of {h}x{w}")
     rows, columns = h // patch_size, w // patch_size
     x = x.reshape(n, c, rows, patch_size, columns, patch_size)
     return x.permute(0, 2, 4, 3, 5, 1).reshape(n, rows * columns, patch_size * patch_size * c)
 
 
 def unpatchify(patches: Tensor, patch_size: int, *, image_size: int | tuple[int, int]) -> Tensor:
-    """Patches (N, L, p * p * C) -> pictures (N, C, H, W): the inverse of `patchify`.
+    """Patches (N, L, p * p * C) -> images (N, C, H, W): the inverse of `patchify`.
 
     Args:
         patches: As `patchify` makes them.
         patch_size: Side p in pixels.
-        image_size: Side, or (height, width), of the picture in pixels.
+        image_size: Side, or (height, width), of the image in pixels.
 
     Raises:
-        ConfigError: A number or width of patches that cannot be such a picture.
+        ConfigError: A number or width of patches that cannot be such an image.
     """
     h, w = (image_size, image_size) if isinstance(image_size, int) else image_size
     n, tokens, width = patches.shape
@@ -53,7 +53,7 @@ def unpatchify(patches: Tensor, patch_size: int, *, image_size: int | tuple[int,
         or width % patch_size**2
     ):
         raise ConfigError(
-            f"unpatchify: {tokens} patches of {width} values are not a picture of {h}x{w} "
+            f"unpatchify: {tokens} patches of {width} values are not an image of {h}x{w} "
             f"in patches of {patch_size} pixels"
         )
     x = patches.reshape(n, rows, columns, patch_size, patch_size, -1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from embedkit.training.config import RunConfig
-from embedkit.training.data.images import DataConfig
+from embedkit.training.data import DataConfig
 from embedkit.training.methods import bigan
 from embedkit.training.optim import Optimizer
 
@@ -14,7 +14,7 @@ def recipe() -> RunConfig:
     """r10 on Fashion-MNIST: probe 0.835, kNN 0.803 (at random 0.751 and 0.770).
 
     D has the authors' learning rate, E and G three times that: in 300 steps without decay, on 3,000 held-out training
-    pictures, linear probe 0.77 and kNN 0.67, against 0.72 and 0.58 with one rate for all.
+    images, linear probe 0.77 and kNN 0.67, against 0.72 and 0.58 with one rate for all.
 
     Data: the four IDX files of Fashion-MNIST; no label is used. Time: 4,210 steps, 17 minutes on one core.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from embedkit.training.config import RunConfig
-from embedkit.training.data.images import DataConfig
+from embedkit.training.data import DataConfig
 from embedkit.training.methods import deepdpm
 from embedkit.training.methods.deepdpm.clusters import ClustersConfig
 from embedkit.training.optim import Optimizer
@@ -38,9 +38,9 @@ def umap() -> RunConfig:
     """r10 autoencoder, UMAP in 10 dimensions, clusters from one on: K 10, NMI 0.663, ACC 0.596 on Fashion-MNIST.
 
     So the published figures were made, with the authors' fully connected autoencoder: NMI 0.68, ACC 0.62 and K 10.2
-    +- 0.8 for Fashion-MNIST, as we remember the paper's table. Ours are of the 53,760 training pictures that were
+    +- 0.8 for Fashion-MNIST, as we remember the paper's table. Ours are of the 53,760 training images that were
     clustered; another run, whose autoencoder stopped at a larger rate, had K 12, NMI 0.677, ACC 0.638. The exported
-    mixture, Gaussians of the encoder's own codes, gives test pictures NMI 0.645, ACC 0.581; linear probe 0.778, kNN
+    mixture, Gaussians of the encoder's own codes, gives test images NMI 0.645, ACC 0.581; linear probe 0.778, kNN
     0.847 of the 10 columns (random features of 256: 0.751 and 0.770).
 
     Data: as `recipe`. Time: 1,470 steps, 13 minutes on one core, two of them UMAP's, within one step.
@@ -58,7 +58,7 @@ def umap() -> RunConfig:
 def encoder() -> RunConfig:
     """Clusters of the features of an encoder that is trained already, by the directions of 16 principal components.
 
-    Data and backbone as in the encoder's own run; the time is that of encoding the pictures once, and of 200 epochs
+    Data and backbone as in the encoder's own run; the time is that of encoding the images once, and of 200 epochs
     of the clusters.
 
         embedkit train deepdpm:encoder --data fashion-mnist/ --set method.weights=RUN

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from embedkit.training.config import RunConfig
-from embedkit.training.data.images import DataConfig, LabelledAndUnlabelled
+from embedkit.training.data import DataConfig, LabeledAndUnlabeled
 from embedkit.training.methods import fixmatch
 from embedkit.training.optim import Optimizer
 
@@ -15,8 +15,8 @@ __all__ = ["baseline", "recipe"]
 def recipe() -> RunConfig:
     """r10 on Fashion-MNIST with 40 labels a class: accuracy 0.851 in the mean of three draws, 0.807 without FixMatch.
 
-    Draw by draw (seeds 0, 1, 2) 0.850, 0.857, 0.848 on the test pictures and 0.850, 0.857, 0.859 on the 6,000
-    held-out training pictures; without unlabelled pictures (`fixmatch:baseline`) 0.799, 0.811, 0.811 and 0.809,
+    Draw by draw (seeds 0, 1, 2) 0.850, 0.857, 0.848 on the test images and 0.850, 0.857, 0.859 on the 6,000
+    held-out training images; without unlabeled images (`fixmatch:baseline`) 0.799, 0.811, 0.811 and 0.809,
     0.810, 0.820.
 
     Data: the four IDX files of Fashion-MNIST; 400 labels are drawn by the seed, the others are hidden.
@@ -30,7 +30,7 @@ def recipe() -> RunConfig:
         method=fixmatch.Config(ratio=ratio),
         backbone="r10",
         data=DataConfig(
-            color="gray", image_size=28, labels_per_class=40, sampler=LabelledAndUnlabelled(ratio=ratio)
+            color="gray", image_size=28, labels_per_class=40, sampler=LabeledAndUnlabeled(ratio=ratio)
         ),
         # constant, since the method itself lets it fall along 7/16 of a cosine
         optimizer=Optimizer(name="sgd", lr=0.1, weight_decay=5e-4, schedule="constant", warmup_steps=0),
@@ -40,9 +40,9 @@ def recipe() -> RunConfig:
 
 
 def baseline() -> RunConfig:
-    """Baseline of `fixmatch`, its labels, views and steps without any unlabelled picture: accuracy 0.807.
+    """Baseline of `fixmatch`, its labels, views and steps without any unlabeled image: accuracy 0.807.
 
-    The mean of three draws of the labels on the test pictures; figures draw by draw at `recipe`.
+    The mean of three draws of the labels on the test images; figures draw by draw at `recipe`.
 
     Data: as for `recipe`. Time: 10,000 steps, 16 to 27 minutes on one core.
 

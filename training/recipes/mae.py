@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from embedkit.training.config import RunConfig
-from embedkit.training.data.images import DataConfig
+from embedkit.training.data import DataConfig
 from embedkit.training.methods import mae
 from embedkit.training.optim import Optimizer
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from embedkit.training.config import RunConfig
-from embedkit.training.data.images import DataConfig
+from embedkit.training.data import DataConfig
 from embedkit.training.methods import rotnet
 from embedkit.training.optim import Optimizer
 
@@ -23,6 +23,6 @@ def recipe() -> RunConfig:
         backbone="r10",
         data=DataConfig(color="gray", image_size=28),
         optimizer=Optimizer(name="adamw", lr=2e-3, weight_decay=0.05, schedule="one_cycle", warmup_steps=300),
-        batch_size=128,  # pictures; each stands in the batch in all four turns
+        batch_size=128,  # images; each stands in the batch in all four turns
         epochs=10,
     )

@@ -10,7 +10,7 @@ from embedkit.training.augment import (
     RandomResizedCrop,
 )
 from embedkit.training.config import RunConfig
-from embedkit.training.data.images import DataConfig
+from embedkit.training.data import DataConfig
 from embedkit.training.methods import simclr
 from embedkit.training.optim import Optimizer
 
@@ -38,24 +38,24 @@ def recipe() -> RunConfig:
 
 
 def photos() -> RunConfig:
-    """ResNet-50 on colour pictures of 64 pixels: MAP@R of crops of unseen photographs 0.600 (at random 0.426).
+    """ResNet-50 on color images of 64 pixels: MAP@R of crops of unseen photographs 0.600 (at random 0.426).
 
     P@1 of the same crops 0.997 (at random 0.953), kNN of groups of drawings 0.626 (0.529), after 24 epochs on 15,909
     crops of photographs and drawings.
 
-    Views are those of the source for small pictures, with a quarter of its colour jitter and a quarter of its grays,
-    and no blur; crops of at least a fifth of the area, since a picture of 64 pixels has no smaller part worth naming.
+    Views are those of the source for small images, with a quarter of its color jitter and a quarter of its grays,
+    and no blur; crops of at least a fifth of the area, since an image of 64 pixels has no smaller part worth naming.
     Jitter was chosen with r10, 4 epochs, on photographs and drawings held out of the training files: MAP@R of crops
     0.555, 0.583, 0.619 and 0.650, kNN of groups of emoji 0.486, 0.496, 0.516 and 0.512 at 0.4, 0.2, 0.1 and 0.04. So
     was the temperature: 0.541 at 0.5 for 0.555, 0.566 at 0.1 for 0.583.
 
     Data: a folder with Parquet files whose names begin with `train`, at any depth; no label is used. Time: 97
-    minutes on 2 cores for 16,700 pictures.
+    minutes on 2 cores for 16,700 images.
 
-        embedkit train simclr:photos --data pictures/
+        embedkit train simclr:photos --data images/
     """
-    views = Compose(
-        views=(
+    augment = Compose(
+        steps=(
             RandomResizedCrop(scale=(0.2, 1.0)),
             RandomHorizontalFlip(),
             ColorJitter(brightness=0.1, contrast=0.1, saturation=0.1, hue=0.025, p=0.8),
@@ -64,7 +64,7 @@ def photos() -> RunConfig:
     )
     return RunConfig(
         recipe="simclr:photos",
-        method=simclr.Config(temperature=0.2, views=views),
+        method=simclr.Config(temperature=0.2, augment=augment),
         backbone="r50",
         data=DataConfig(color="rgb", image_size=64, validation=0.05),
         optimizer=Optimizer(name="adamw", lr=1e-3, weight_decay=0.05, schedule="one_cycle", warmup_steps=300),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from embedkit.training.config import RunConfig
-from embedkit.training.data.images import DataConfig
+from embedkit.training.data import DataConfig
 from embedkit.training.methods import simsiam
 from embedkit.training.optim import Optimizer
 
@@ -24,7 +24,7 @@ def recipe() -> RunConfig:
         method=simsiam.Config(),
         backbone="r10",
         data=DataConfig(color="gray", image_size=28),
-        # above the source's 0.03 for every 256 of a batch: after 120 steps, on held-out training pictures, a linear
+        # above the source's 0.03 for every 256 of a batch: after 120 steps, on held-out training images, a linear
         # probe had 0.71 at 0.2 and 0.54 at 0.03
         optimizer=Optimizer(name="sgd", lr=0.2, weight_decay=5e-4, schedule="cosine", warmup_steps=0),
         batch_size=512,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from embedkit.training.config import RunConfig
-from embedkit.training.data.images import DataConfig, IdentityBalanced
+from embedkit.training.data import DataConfig, IdentityBalanced
 from embedkit.training.methods import sphereface
 from embedkit.training.optim import Optimizer
 
@@ -32,7 +32,7 @@ def recipe() -> RunConfig:
             color="rgb",
             image_size=32,
             validation=0.2,
-            sampler=IdentityBalanced(pictures_per_identity=2),
+            sampler=IdentityBalanced(images_per_identity=2),
         ),
         optimizer=Optimizer(name="adamw", lr=2e-3, weight_decay=0.05, schedule="one_cycle", warmup_steps=300),
         batch_size=256,

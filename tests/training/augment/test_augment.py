@@ -39,8 +39,8 @@ def generator(seed: int = 0):
     return torch.Generator().manual_seed(seed)
 
 
-def pictures(n: int = 8, channels: int = 3, height: int = 28, width: int = 24, seed: int = 0):
-    """Random pictures with smooth parts, flat parts, grays and equal channels."""
+def images(n: int = 8, channels: int = 3, height: int = 28, width: int = 24, seed: int = 0):
+    """Random images with smooth parts, flat parts, grays and equal channels."""
     x = torch.rand(n, channels, height, width, generator=generator(seed))
     x[:, :, : height // 2] = torch.linspace(0.1, 0.9, width)
     x[:, :, :4, :4] = 0.5
@@ -60,7 +60,7 @@ def name_of(view) -> str:
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("view", ALL, ids=name_of)
 def test_a_view_is_a_pure_function_of_batch_and_generator(view, channels):
-    x = pictures(channels=channels).requires_grad_(True)
+    x = images(channels=channels).requires_grad_(True)
     before = x.detach().clone()
     first, again = view(x, generator(1)), view(x, generator(1))
     assert torch.equal(first, again)
@@ -72,20 +72,20 @@ def test_a_view_is_a_pure_function_of_batch_and_generator(view, channels):
 
 
 @pytest.mark.parametrize("view", RANDOM, ids=name_of)
-def test_pictures_of_a_batch_and_batches_of_a_run_get_their_own_parameters(view):
-    x = pictures(n=1).expand(64, -1, -1, -1)
+def test_images_of_a_batch_and_batches_of_a_run_get_their_own_parameters(view):
+    x = images(n=1).expand(64, -1, -1, -1)
     run = generator(2)
     first, second = view(x, run), view(x, run)
     assert len(first.unique(dim=0)) >= 2
     assert not torch.equal(first, second)
-    # what a picture gets does not depend on what the others show
+    # what an image gets does not depend on what the others show
     other = torch.cat([x[:1], 1.0 - x[1:]])
     assert torch.equal(view(other, generator(2))[0], first[0])
 
 
 @pytest.mark.parametrize("view", ALL, ids=name_of)
 def test_autocast_does_not_reach_into_a_view(view):
-    x = pictures()
+    x = images()
     plain = view(x, generator(3))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         under = view(x, generator(3))
@@ -94,18 +94,18 @@ def test_autocast_does_not_reach_into_a_view(view):
 
 @pytest.mark.parametrize("view", ALL, ids=name_of)
 def test_views_go_through_json(view):
-    chain = V.Compose(views=(V.RandomHorizontalFlip(p=0.25), view))
+    chain = V.Compose(steps=(V.RandomHorizontalFlip(p=0.25), view))
     text = json.dumps(to_json(chain))
     assert from_json(json.loads(text)) == chain
     # No word of the file that a class stands in: runs outlive it.
-    kinds = [one["type"] for one in (json.loads(text), *json.loads(text)["views"])]
-    assert kinds == ["views.Compose", "views.RandomHorizontalFlip", f"views.{type(view).__name__}"]
+    kinds = [one["type"] for one in (json.loads(text), *json.loads(text)["steps"])]
+    assert kinds == ["augment.Compose", "augment.RandomHorizontalFlip", f"augment.{type(view).__name__}"]
 
 
 @pytest.mark.parametrize(
-    "batch", [torch.zeros(2, 1, 8, 8, dtype=torch.uint8), torch.zeros(1, 8, 8)], ids=["uint8", "one picture"]
+    "batch", [torch.zeros(2, 1, 8, 8, dtype=torch.uint8), torch.zeros(1, 8, 8)], ids=["uint8", "one image"]
 )
-def test_what_is_no_batch_of_pictures_is_refused(batch):
+def test_what_is_no_batch_of_images_is_refused(batch):
     with pytest.raises(ConfigError, match="divide uint8 pixels by 255"):
         V.RandomInvert()(batch, generator())
 
@@ -135,7 +135,7 @@ def test_settings_out_of_range_are_refused(make, field):
         make()
 
 
-def test_pictures_too_small_for_a_view_are_refused():
+def test_images_too_small_for_a_view_are_refused():
     x = torch.zeros(1, 1, 4, 4)
     with pytest.raises(ConfigError, match="cannot be reflected"):
         V.RandomShift(pixels=4)(x, generator())
@@ -156,8 +156,8 @@ def test_crop_boxes_have_torchvisions_distribution(height, width):
     assert (top >= 0).all() and (top + h <= height).all() and (left >= 0).all() and (left + w <= width).all()
     torch.manual_seed(5)
     theirs = tv.RandomResizedCrop((height, width), scale=scale, ratio=ratio)
-    picture = torch.zeros(1, height, width)
-    made = [theirs.make_params([picture]) for _ in range(n)]
+    image = torch.zeros(1, height, width)
+    made = [theirs.make_params([image]) for _ in range(n)]
     for ours, key in ((top, "top"), (left, "left"), (h, "height"), (w, "width")):
         assert stats.ks_2samp(ours, [float(box[key]) for box in made]).pvalue > 1e-3, key
     areas, ratios = h * w / (height * width), w / h
@@ -187,7 +187,7 @@ def test_where_no_box_fits_the_central_one_is_taken(height, width, ratio, box):
 
 @pytest.mark.parametrize("size", [None, (40, 17), (9, 12)], ids=["same", "larger", "smaller"])
 def test_crop_pixels_are_torchvisions_antialiased_ones(size):
-    x = pictures(n=12)
+    x = images(n=12)
     view = V.RandomResizedCrop(size=size, scale=(0.08, 1.0))
     boxes = view.boxes(12, 28, 24, generator(6))
     ours = view(x, generator(6))
@@ -200,7 +200,7 @@ def test_crop_pixels_are_torchvisions_antialiased_ones(size):
 
 
 def test_flips_and_turns_are_exact():
-    x = pictures(n=400, channels=1, height=6, width=5)
+    x = images(n=400, channels=1, height=6, width=5)
     for view, axis in ((V.RandomHorizontalFlip(p=0.3), 3), (V.RandomVerticalFlip(p=0.3), 2)):
         y = view(x, generator(7))
         flipped = (y == x.flip(axis)).flatten(1).all(dim=1)
@@ -212,7 +212,7 @@ def test_flips_and_turns_are_exact():
 
 @pytest.mark.parametrize("pad", ["reflect", "replicate", "constant"])
 def test_shift_is_one_of_the_padded_windows_and_each_is_as_likely(pad):
-    x = pictures(n=1, channels=2, height=7, width=6).expand(900, -1, -1, -1)
+    x = images(n=1, channels=2, height=7, width=6).expand(900, -1, -1, -1)
     padded = torch.nn.functional.pad(x[:1], [1] * 4, mode=pad)
     windows = [padded[0, :, i : i + 7, j : j + 6] for i in range(3) for j in range(3)]
     y = V.RandomShift(pixels=1, pad=pad)(x, generator(8))
@@ -225,7 +225,7 @@ def test_shift_is_one_of_the_padded_windows_and_each_is_as_likely(pad):
 
 
 def test_affine_is_torchvisions():
-    x = pictures(n=6)
+    x = images(n=6)
     draw = generator(9)
     angle = torch.rand(6, generator=draw) * 360 - 180
     shift_x, shift_y = torch.randint(-5, 6, (2, 6), generator=draw).float()
@@ -250,9 +250,7 @@ def test_affine_fills_what_it_uncovers_and_draws_within_its_ranges():
     assert set(columns.sum(dim=1).tolist()) == {0, 1, 2, 3, 4}
     assert torch.equal(V.RandomAffine()(x, generator()), x)
     kept = (
-        (V.RandomAffine(degrees=90, p=0.5)(pictures(n=200), generator(11)) == pictures(n=200))
-        .flatten(1)
-        .all(1)
+        (V.RandomAffine(degrees=90, p=0.5)(images(n=200), generator(11)) == images(n=200)).flatten(1).all(1)
     )
     assert 0.35 < kept.float().mean() < 0.65
 
@@ -274,14 +272,14 @@ def test_erased_boxes_have_torchvisions_distribution():
     made = [theirs.make_params([x[0]]) for _ in range(n)]
     for ours, key in ((h, "h"), (w, "w"), (top, "i")):
         assert stats.ks_2samp(ours.numpy(), [float(box[key]) for box in made]).pvalue > 1e-3, key
-    # a box as high or as wide as the picture is no box: of 4x4 pixels at a ratio of 1, all ten tries are
+    # a box as high or as wide as the image is no box: of 4x4 pixels at a ratio of 1, all ten tries are
     whole = V.RandomErasing(p=1.0, scale=(0.9, 1.0), ratio=(1.0, 1.0))(x[:9, :, :4, :4], generator(13))
     assert torch.equal(whole, x[:9, :, :4, :4])
     left_alone = V.RandomErasing(p=0.25)(x, generator(14)).flatten(1).amin(dim=1) == 1.0
     assert 0.7 < left_alone.float().mean() < 0.8
 
 
-# ---- colour ---------------------------------------------------------------------------------------------------
+# ---- color ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -296,7 +294,7 @@ def test_erased_boxes_have_torchvisions_distribution():
     ids=["brightness", "contrast", "saturation", "sharpness"],
 )
 def test_adjustments_are_torchvisions(ours, theirs, channels):
-    x = pictures(channels=channels)
+    x = images(channels=channels)
     factors = torch.tensor([0.0, 0.05, 0.4, 0.95, 1.0, 1.3, 1.9, 3.0])
     y = ours(x, factors)
     for i, factor in enumerate(factors.tolist()):
@@ -304,7 +302,7 @@ def test_adjustments_are_torchvisions(ours, theirs, channels):
 
 
 def test_hue_is_torchvisions():
-    x = pictures()
+    x = images()
     turns = torch.tensor([-0.5, -0.3, -0.1, 0.0, 0.05, 0.2, 0.4, 0.5])
     y = O.adjust_hue(x, turns)
     for i, turn in enumerate(turns.tolist()):
@@ -315,7 +313,7 @@ def test_hue_is_torchvisions():
 
 
 def test_pixel_operations_are_torchvisions():
-    x = pictures()
+    x = images()
     thresholds = torch.tensor([0.0, 0.1, 0.3, 0.5, 0.5, 0.7, 0.9, 1.0])
     bits = torch.tensor([1.0, 2, 3, 4, 5, 6, 7, 8])
     solarized, posterized = O.solarize(x, thresholds), O.posterize(x, bits)
@@ -330,7 +328,7 @@ def test_pixel_operations_are_torchvisions():
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_equalize_is_torchvisions(channels):
-    x = pictures(n=6, channels=channels) ** 2
+    x = images(n=6, channels=channels) ** 2
     x[0] = 0.4  # one level alone
     x[1] = (x[1] > 0.5).float()  # two levels
     x[2] = x[2] * 0.2  # narrow
@@ -342,7 +340,7 @@ def test_equalize_is_torchvisions(channels):
 
 @pytest.mark.parametrize("kernel_size", [3, 5, 9])
 def test_blur_is_torchvisions(kernel_size):
-    x = pictures()
+    x = images()
     sigma = torch.linspace(0.1, 2.5, 8)
     y = O.gaussian_blur(x, sigma, kernel_size)
     for i in range(8):
@@ -357,8 +355,8 @@ def test_blur_takes_a_tenth_of_the_side_as_its_kernel():
     assert (y > 0).sum() == 9 * 9  # 96 // 10 = 9 is odd
 
 
-def test_grayscale_invert_and_solarize_choose_pictures():
-    x = pictures(n=300)
+def test_grayscale_invert_and_solarize_choose_images():
+    x = images(n=300)
     for view, change in (
         (V.RandomGrayscale(p=0.3), TF.rgb_to_grayscale(x, num_output_channels=3)),
         (V.RandomInvert(p=0.3), 1.0 - x),
@@ -392,7 +390,7 @@ def test_jitter_takes_brightness_and_contrast_in_either_order():
     for seed in range(60):
         draw = generator(seed)
         order = torch.randperm(4, generator=draw).tolist()
-        torch.rand(1, generator=draw)  # whether the picture is jittered at all
+        torch.rand(1, generator=draw)  # whether the image is jittered at all
         expected = x
         for index in order:
             u = torch.rand(1, generator=draw)
@@ -404,12 +402,12 @@ def test_jitter_takes_brightness_and_contrast_in_either_order():
     assert seen == {True, False}
 
 
-def test_jitter_leaves_pictures_out_and_gray_has_no_colour():
-    colour = pictures(n=400)
-    y = V.ColorJitter(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, p=0.8)(colour, generator(19))
-    kept = ((y - colour).abs() < 1e-6).flatten(1).all(dim=1)
+def test_jitter_leaves_images_out_and_gray_has_no_color():
+    color = images(n=400)
+    y = V.ColorJitter(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, p=0.8)(color, generator(19))
+    kept = ((y - color).abs() < 1e-6).flatten(1).all(dim=1)
     assert 0.1 < kept.float().mean() < 0.3
-    gray = pictures(channels=1)
+    gray = images(channels=1)
     assert torch.equal(V.ColorJitter(saturation=0.9, hue=0.5)(gray, generator(20)), gray)
 
 
@@ -427,10 +425,10 @@ def test_noise_has_its_standard_deviation_and_stays_in_range():
 # ---- RandAugment ----------------------------------------------------------------------------------------------
 
 
-def sampled(picture, place):
-    """Naive bilinear sampling of one picture: `place` maps a pixel centre of the result to one of the source."""
-    _, height, width = picture.shape
-    result = torch.zeros_like(picture)
+def sampled(image, place):
+    """Naive bilinear sampling of one image: `place` maps a pixel center of the result to one of the source."""
+    _, height, width = image.shape
+    result = torch.zeros_like(image)
     for row in range(height):
         for column in range(width):
             x, y = place(column + 0.5, row + 0.5)
@@ -438,7 +436,7 @@ def sampled(picture, place):
             for j in (math.floor(y), math.floor(y) + 1):
                 for i in (math.floor(x), math.floor(x) + 1):
                     if 0 <= i < width and 0 <= j < height:
-                        result[:, row, column] += (1 - abs(x - i)) * (1 - abs(y - j)) * picture[:, j, i]
+                        result[:, row, column] += (1 - abs(x - i)) * (1 - abs(y - j)) * image[:, j, i]
     return result
 
 
@@ -453,7 +451,7 @@ def sampled(picture, place):
     ],
 )
 def test_geometry_of_the_pool_is_the_sources(op, place):
-    x = pictures(n=3, height=12, width=10)
+    x = images(n=3, height=12, width=10)
     values = torch.tensor([-0.3, 0.1, 0.27])
     y = randaugment._augment(op, x, values, 0.0)
     for i, v in enumerate(values.tolist()):
@@ -462,7 +460,7 @@ def test_geometry_of_the_pool_is_the_sources(op, place):
 
 
 def test_rotation_of_the_pool_is_torchvisions():
-    x = pictures(n=3)
+    x = images(n=3)
     degrees = torch.tensor([-30.0, 7.0, 30.0])
     y = randaugment._augment("Rotate", x, degrees, 0.0)
     for i, angle in enumerate(degrees.tolist()):
@@ -488,7 +486,7 @@ def test_the_pool_and_its_ranges_are_fixmatchs():
 
 @pytest.mark.parametrize("op", list(randaugment.RANDAUGMENT_RANGES))
 def test_a_pool_of_one_operation_is_that_operation(op):
-    x = pictures()
+    x = images()
     y = V.RandAugment(num_ops=1, p=1.0, ops=(op,), magnitude=(0.8, 0.8), cutout=0.0, fill=0.1)(
         x, generator(25)
     )
@@ -499,8 +497,8 @@ def test_a_pool_of_one_operation_is_that_operation(op):
         assert not torch.equal(y, x)
 
 
-def test_every_picture_goes_through_the_operation_that_it_drew():
-    x = pictures(n=600)
+def test_every_image_goes_through_the_operation_that_it_drew():
+    x = images(n=600)
     ops = ("Solarize", "Identity", "TranslateX")
     y = V.RandAugment(num_ops=1, p=1.0, ops=ops, magnitude=(0.9, 0.9), cutout=0.0)(x, generator(26))
     outcomes = [
@@ -530,7 +528,7 @@ def test_cutout_is_a_square_of_half_a_side_anywhere():
     h, w = erased.any(dim=2).sum(dim=1), erased.any(dim=1).sum(dim=1)
     assert torch.equal(h * w, erased.flatten(1).sum(dim=1))
     assert h.max() == w.max() == 14 and h.min() == w.min() == 7
-    # the centre is uniform: half of all squares are whole along a side, and both borders are as likely
+    # the center is uniform: half of all squares are whole along a side, and both borders are as likely
     assert 0.45 < (h == 14).float().mean() < 0.6
     assert abs(float(erased[:, 0].any(dim=1).float().mean() - erased[:, -1].any(dim=1).float().mean())) < 0.06
     assert torch.equal(V.RandAugment(num_ops=0, cutout=0.0)(x, generator(29)), x)

@@ -1,4 +1,4 @@
-"""Reconstruction against its definition, a linear autoencoder against PCA, and one batch learnt by heart."""
+"""Reconstruction against its definition, a linear autoencoder against PCA, and one batch learned by heart."""
 
 import math
 
@@ -11,7 +11,7 @@ from torch import nn  # noqa: E402
 from embedkit.errors import ConfigError  # noqa: E402
 from embedkit.training.augment import Compose, RandomHorizontalFlip  # noqa: E402
 from embedkit.training.config import Facts  # noqa: E402
-from embedkit.training.data.images import Batch, DataConfig, load_pictures  # noqa: E402
+from embedkit.training.data import Batch, DataConfig, load_images  # noqa: E402
 from embedkit.training.methods.autoencoder import Autoencoder, Config, reconstruction_loss  # noqa: E402
 from embedkit.training.models.backbones import Backbone, create_backbone  # noqa: E402
 from embedkit.training.optim import Optimizer  # noqa: E402
@@ -29,7 +29,7 @@ def build(**config):
 
 
 def batch(n=16):
-    return load_pictures(DataConfig(path="sklearn:digits", image_size=28)).batch(torch.arange(n))
+    return load_images(DataConfig(path="sklearn:digits", image_size=28)).batch(torch.arange(n))
 
 
 def test_the_definitions():
@@ -70,18 +70,18 @@ def test_bfloat16_outputs_are_widened():
 
 
 def test_the_first_loss_is_ln_2_a_pixel():
-    method, pictures = build(), batch()
-    outputs = method.loss(pictures, method.generator())
+    method, images = build(), batch()
+    outputs = method.loss(images, method.generator())
     assert float(outputs["loss"].detach()) == pytest.approx(784 * math.log(2), rel=1e-6)
     # and every pixel is said to be one half
-    squares = (pictures.images.float() / 255 - 0.5).square().flatten(1).sum(1).mean()
+    squares = (images.images.float() / 255 - 0.5).square().flatten(1).sum(1).mean()
     torch.testing.assert_close(outputs["squared_error"], squares)
 
 
 def test_what_is_rebuilt_are_the_pixels_that_the_encoder_saw():
-    method, pictures = build(views=Compose(views=(RandomHorizontalFlip(p=1.0),))), batch()
-    pixels, _ = method._rebuild(pictures.images, method.config.views, method.generator())
-    torch.testing.assert_close(pixels, pictures.images.flip(3).float() / 255)
+    method, images = build(augment=Compose(steps=(RandomHorizontalFlip(p=1.0),))), batch()
+    pixels, _ = method._rebuild(images.images, method.config.augment, method.generator())
+    torch.testing.assert_close(pixels, images.images.flip(3).float() / 255)
 
 
 def test_a_linear_autoencoder_spans_the_principal_subspace():
@@ -97,50 +97,50 @@ def test_a_linear_autoencoder_spans_the_principal_subspace():
     flat = Backbone(nn.Flatten(), architecture="flat", model_args={}, dim=side * side)
     method = Autoencoder(flat, Config(code_dim=k, reconstruction="squared_error"), facts(side))
     method.decoder = nn.Sequential(nn.Linear(k, side * side), nn.Unflatten(1, (1, side, side)))
-    pictures = Batch(images, torch.zeros(300, dtype=torch.int64), rows)
+    found = Batch(images, torch.zeros(300, dtype=torch.int64), rows)
     optimizer = torch.optim.LBFGS(
         method.parameters(), max_iter=600, tolerance_grad=1e-7, tolerance_change=1e-12, line_search_fn="strong_wolfe"
     )  # fmt: skip
 
     def closure():
         optimizer.zero_grad()
-        loss = method.loss(pictures, method.generator())["loss"]
+        loss = method.loss(found, method.generator())["loss"]
         loss.backward()
         return loss
 
     optimizer.step(closure)
     pixels = images.flatten(1).double() / 255
-    centred = pixels - pixels.mean(0)
-    eigenvalues, vectors = torch.linalg.eigh(centred.T @ centred / len(pixels))
-    loss = method.loss(pictures, method.generator())["loss"].detach()
+    centerd = pixels - pixels.mean(0)
+    eigenvalues, vectors = torch.linalg.eigh(centerd.T @ centerd / len(pixels))
+    loss = method.loss(found, method.generator())["loss"].detach()
     assert float(loss) == pytest.approx(float(eigenvalues[:-k].sum()), rel=1e-4)
-    learnt = torch.linalg.qr(method.decoder[0].weight.detach().double())[0]
-    cosines = torch.linalg.svdvals(learnt.T @ vectors[:, -k:])
+    learned = torch.linalg.qr(method.decoder[0].weight.detach().double())[0]
+    cosines = torch.linalg.svdvals(learned.T @ vectors[:, -k:])
     assert float(cosines.min().clamp(max=1).acos()) < 1e-2  # the largest principal angle, in radians
 
 
 @pytest.mark.parametrize(("reconstruction", "share"), [("cross_entropy", 0.4), ("squared_error", 0.1)])
 def test_overfits_one_batch_and_gradient_reaches_the_stem(reconstruction, share):
-    method, pictures = build(reconstruction=reconstruction), batch(8)
+    method, images = build(reconstruction=reconstruction), batch(8)
     optimizer = Optimizer(lr=1e-2, weight_decay=0.0).create(method)
     for step in range(80):
-        outputs = method.loss(pictures, method.generator())
+        outputs = method.loss(images, method.generator())
         optimizer.zero_grad()
         outputs["loss"].backward()
         if step == 1:  # in the first step only the layer of zeros has a gradient
             assert method.backbone.net.conv1.weight.grad.abs().sum() > 0
         optimizer.step()
-    pixels = pictures.images.flatten(1).float() / 255
+    pixels = images.images.flatten(1).float() / 255
     variance = (pixels - pixels.mean(0)).square().sum(1).mean()
     assert float(outputs["squared_error"]) < share * float(variance)
 
 
-def test_the_metric_is_zero_for_the_mean_picture_and_one_for_a_copy():
-    method, pictures = build(reconstruction="squared_error"), batch()
-    pixels = pictures.images.float() / 255
+def test_the_metric_is_zero_for_the_mean_image_and_one_for_a_copy():
+    method, images = build(reconstruction="squared_error"), batch()
+    pixels = images.images.float() / 255
     for decoded, expected in ((pixels.mean(0).expand_as(pixels), 0.0), (pixels, 1.0)):
         method.decoder = Fixed(decoded)
-        metric = method.pretext_metric(pictures, method.generator())
+        metric = method.pretext_metric(images, method.generator())
         assert float(metric["explained_variance"]) == pytest.approx(expected, abs=1e-5)
 
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file  # noqa: E402
 from embedkit.errors import ConfigError  # noqa: E402
 from embedkit.training import recipes, run  # noqa: E402
 from embedkit.training.config import Facts, with_overrides  # noqa: E402
-from embedkit.training.data.images import DataConfig, load_pictures  # noqa: E402
+from embedkit.training.data import DataConfig, load_images  # noqa: E402
 from embedkit.training.methods.bigan import (  # noqa: E402
     BiGAN,
     Config,
@@ -44,7 +44,7 @@ def build(wake=True, **config):
 
 
 def batch(n=16):
-    return load_pictures(DataConfig(path="sklearn:digits", image_size=28)).batch(torch.arange(n))
+    return load_images(DataConfig(path="sklearn:digits", image_size=28)).batch(torch.arange(n))
 
 
 def logits(n=6):
@@ -127,23 +127,23 @@ def parts(method):
     }
 
 
-def gradients(method, name, pictures):
+def gradients(method, name, images):
     method.zero_grad()
-    method.loss(pictures, method.generator())[name].backward()
+    method.loss(images, method.generator())[name].backward()
     return {part: [parameter.grad for parameter in parameters] for part, parameters in parts(method).items()}
 
 
 def test_each_loss_moves_its_own_nets_alone():
-    method, pictures = build(), batch()
-    of_d = gradients(method, "discriminator_loss", pictures)
-    of_eg = gradients(method, "encoder_generator_loss", pictures)
+    method, images = build(), batch()
+    of_d = gradients(method, "discriminator_loss", images)
+    of_eg = gradients(method, "encoder_generator_loss", images)
     assert all(g is None for part in ("encoder", "generator") for g in of_d[part])
     assert all(g is None for g in of_eg["discriminator"])
     assert all(g is not None and g.abs().sum() > 0 for g in of_d["discriminator"])
     for part in ("encoder", "generator"):
         assert sum(g.abs().sum() for g in of_eg[part]) > 0
     # the sum that is differentiated gives every net its own gradient, and nothing of the other's
-    both = gradients(method, "loss", pictures)
+    both = gradients(method, "loss", images)
     for part, expected in {**of_eg, "discriminator": of_d["discriminator"]}.items():
         for found, value in zip(both[part], expected, strict=True):
             torch.testing.assert_close(found, value)
@@ -151,15 +151,15 @@ def test_each_loss_moves_its_own_nets_alone():
 
 def test_gradients_are_those_of_two_plain_steps():
     """The same by the usual way: the whole graph with the weights of the other nets switched off."""
-    method, pictures = build(), batch()
-    found = gradients(method, "loss", pictures)
-    x = method.view(pictures.images)
+    method, images = build(), batch()
+    found = gradients(method, "loss", images)
+    x = method.view(images.images)
     z = torch.rand(16, 50, generator=method.generator("prior")) * 2 - 1
 
     def pairs():
-        picture = (method.generate(z).sigmoid() - method.mean) / method.std
+        image = (method.generate(z).sigmoid() - method.mean) / method.std
         code = (method.to_latent(method.backbone(x)) / 2).tanh()
-        return method.discriminator(x, code), method.discriminator(picture, z)
+        return method.discriminator(x, code), method.discriminator(image, z)
 
     named = parts(method)
     d = torch.autograd.grad(discriminator_loss(*pairs()), named["discriminator"])
@@ -174,30 +174,30 @@ def test_gradients_are_those_of_two_plain_steps():
 
 
 def test_the_encoder_learns_from_real_pairs_and_the_generator_from_generated_ones():
-    method, pictures = build(), batch()
+    method, images = build(), batch()
     named = parts(method)
-    before = [g.clone() for g in gradients(method, "encoder_generator_loss", pictures)["generator"]]
+    before = [g.clone() for g in gradients(method, "encoder_generator_loss", images)["generator"]]
     with torch.no_grad():
         for parameter in named["encoder"]:
             parameter.mul_(0.5)
-    after = gradients(method, "encoder_generator_loss", pictures)["generator"]
+    after = gradients(method, "encoder_generator_loss", images)["generator"]
     for one, other in zip(before, after, strict=True):
         torch.testing.assert_close(one, other)
 
 
 def test_codes_are_uniform_and_not_of_the_views_generator():
-    method, pictures = build(), batch()
-    z, code = method._prior(4000, method.generator("prior")), method._codes(method.view(pictures.images))
+    method, images = build(), batch()
+    z, code = method._prior(4000, method.generator("prior")), method._codes(method.view(images.images))
     assert code.shape == (16, 50) and code.abs().max() <= 1  # E's range is z's
     assert z.shape == (4000, 50) and z.abs().max() <= 1
     assert z.mean().abs() < 0.01 and z.square().mean() == pytest.approx(1 / 3, abs=0.005)
-    losses = [method.loss(pictures, torch.Generator().manual_seed(seed))["loss"].item() for seed in (1, 2)]
+    losses = [method.loss(images, torch.Generator().manual_seed(seed))["loss"].item() for seed in (1, 2)]
     assert losses[0] == losses[1]  # no views here: nothing else is drawn from their generator
     method.batches_seen += 1
-    assert method.loss(pictures, method.generator())["loss"].item() != losses[0]
+    assert method.loss(images, method.generator())["loss"].item() != losses[0]
 
 
-def test_the_discriminator_sees_picture_and_code_at_every_place_and_keeps_nothing_of_a_batch():
+def test_the_discriminator_sees_image_and_code_at_every_place_and_keeps_nothing_of_a_batch():
     torch.manual_seed(0)
     d = Discriminator(3, (28, 20), latent_dim=5, width=8)
     torch.nn.init.normal_(d.logit.weight)
@@ -207,7 +207,7 @@ def test_the_discriminator_sees_picture_and_code_at_every_place_and_keeps_nothin
     assert out.shape == (6,)
     out[0].backward()
     assert (x.grad[0] != 0).all() and (z.grad[0] != 0).all()
-    # real and generated batches are normalised apart: another batch in between changes nothing
+    # real and generated batches are normalized apart: another batch in between changes nothing
     d(torch.randn(6, 3, 28, 20) * 9, z)
     assert torch.equal(d(x, z), out) and torch.equal(d.eval()(x, z), out) and not list(d.buffers())
 
@@ -224,8 +224,8 @@ def test_two_optimizers_and_the_discriminators_own_rate():
     assert not method.automatic_optimization
 
 
-def step(method, optimizers, pictures):
-    outputs = method.loss(pictures, method.generator())
+def step(method, optimizers, images):
+    outputs = method.loss(images, method.generator())
     for optimizer in optimizers:
         optimizer.zero_grad()
     outputs["loss"].backward()
@@ -235,13 +235,13 @@ def step(method, optimizers, pictures):
 
 
 def test_each_side_overfits_one_batch_while_the_other_stands_still():
-    pictures = batch(8)
+    images = batch(8)
     for side, name, share in ((1, "discriminator_loss", 0.1), (0, "encoder_generator_loss", 0.5)):
         method = build()
         only = method.configure_optimizers()[side]
-        first = step(method, [only], pictures)[name]
+        first = step(method, [only], images)[name]
         for _ in range(30):
-            last = step(method, [only], pictures)[name]
+            last = step(method, [only], images)[name]
         assert last < share * first
 
 
@@ -250,13 +250,13 @@ def test_exported_is_what_stands_before_the_code():
     assert method.encoder() is method.backbone
 
 
-def test_the_metric_compares_with_another_picture():
-    method, pictures = build(wake=False), batch()
-    ratio = method.pretext_metric(pictures, method.generator())["reconstruction_ratio"]
-    assert float(ratio.detach()) == pytest.approx(1.0, abs=0.1)  # nothing learnt
-    x = method.view(pictures.images)
-    method._pictures = lambda z: x + 0.5  # every pixel off by a half: a norm of 14
-    ratio = method.pretext_metric(pictures, method.generator())["reconstruction_ratio"]
+def test_the_metric_compares_with_another_image():
+    method, images = build(wake=False), batch()
+    ratio = method.pretext_metric(images, method.generator())["reconstruction_ratio"]
+    assert float(ratio.detach()) == pytest.approx(1.0, abs=0.1)  # nothing learned
+    x = method.view(images.images)
+    method._images = lambda z: x + 0.5  # every pixel off by a half: a norm of 14
+    ratio = method.pretext_metric(images, method.generator())["reconstruction_ratio"]
     others = (x.roll(1, 0) - x - 0.5).flatten(1).norm(dim=1).mean()
     assert float(ratio.detach()) == pytest.approx(float(14 / others), rel=1e-5)
     with pytest.raises(ConfigError, match="latent_dim of 1 or more"):

@@ -14,13 +14,13 @@ from embedkit.training import recipes, run  # noqa: E402
 from embedkit.training.augment import Compose, RandAugment, RandomInvert  # noqa: E402
 from embedkit.training.augment.randaugment import RANDAUGMENT_RANGES  # noqa: E402
 from embedkit.training.config import Facts, with_overrides  # noqa: E402
-from embedkit.training.data.images import (  # noqa: E402
+from embedkit.training.data import (  # noqa: E402
     Batch,
     DataConfig,
-    LabelledAndUnlabelled,
+    LabeledAndUnlabeled,
     Loader,
     keep_labels,
-    load_pictures,
+    load_images,
 )
 from embedkit.training.methods.fixmatch import Config, FixMatch, consistency_loss, lr_factor  # noqa: E402
 from embedkit.training.models.backbones import create_backbone  # noqa: E402
@@ -42,11 +42,11 @@ def build(total_steps=40, classes=10, **config):
     return FixMatch(create_backbone("r10", in_chans=1, image_size=16), Config(**config), facts)
 
 
-def digits(n=16, labelled=4):
-    """The first `labelled` have labels."""
-    pictures = load_pictures(DataConfig(path="sklearn:digits", image_size=16)).batch(torch.arange(n))
-    labels = torch.where(torch.arange(n) < labelled, pictures.labels, -1)
-    return Batch(pictures.images, labels, pictures.indices)
+def digits(n=16, labeled=4):
+    """The first `labeled` have labels."""
+    images = load_images(DataConfig(path="sklearn:digits", image_size=16)).batch(torch.arange(n))
+    labels = torch.where(torch.arange(n) < labeled, images.labels, -1)
+    return Batch(images.images, labels, images.indices)
 
 
 def logits(n=6, k=4, spread=4.0):
@@ -74,7 +74,7 @@ def test_by_hand_the_mean_counts_the_masked():
     weak = torch.tensor([[math.log(9), 0.0], [math.log(1.5), 0.0]], dtype=torch.float64)
     strong = torch.tensor([[0.0, math.log(3)], [5.0, -5.0]], dtype=torch.float64)
     loss, share = consistency_loss(weak, strong, 0.8)
-    assert float(loss) == pytest.approx(math.log(4) / 2) and float(share) == 0.5  # of 2 pictures, not of 1
+    assert float(loss) == pytest.approx(math.log(4) / 2) and float(share) == 0.5  # of 2 images, not of 1
     assert consistency_loss(weak, strong, 0.95).tolist() == [0.0, 0.0]
     assert float(consistency_loss(weak, strong, 0.6)[1]) == 1.0  # the threshold itself counts
 
@@ -101,14 +101,14 @@ def test_the_first_loss_is_ln_k_and_nothing_is_confident():
     assert float(outputs["confident"]) == 0.0 and float(outputs["consistency"].detach()) == 0.0
 
 
-def test_without_its_weight_the_loss_is_the_labelled_cross_entropy():
-    method = build(unlabelled_weight=0.0, threshold=0.0)
+def test_without_its_weight_the_loss_is_the_labeled_cross_entropy():
+    method = build(unlabeled_weight=0.0, threshold=0.0)
     torch.nn.init.normal_(method.classifier.weight)
     outputs = method.loss(digits(), method.generator())
     assert float(outputs["consistency"].detach()) > 0
     assert torch.equal(outputs["loss"], outputs["supervised"])
     with torch.no_grad():
-        whole = build(unlabelled_weight=2.0, threshold=0.0)
+        whole = build(unlabeled_weight=2.0, threshold=0.0)
         whole.load_state_dict(method.state_dict())
         other = whole.loss(digits(), whole.generator())
     expected = float(outputs["supervised"].detach() + 2 * outputs["consistency"].detach())
@@ -116,9 +116,9 @@ def test_without_its_weight_the_loss_is_the_labelled_cross_entropy():
 
 
 def test_no_gradient_reaches_the_network_through_the_weak_branch():
-    method = build(threshold=0.0, weak=Compose(views=()), strong=RandomInvert(p=1.0))
+    method = build(threshold=0.0, weak=Compose(steps=()), strong=RandomInvert(p=1.0))
     torch.nn.init.normal_(method.classifier.weight)
-    pictures = digits()
+    images = digits()
     rows = {}
 
     def keep(_, args, output):
@@ -126,67 +126,67 @@ def test_no_gradient_reaches_the_network_through_the_weak_branch():
         rows["features"] = output
 
     handle = method.backbone.register_forward_hook(keep)
-    method.loss(pictures, method.generator())["loss"].backward()
+    method.loss(images, method.generator())["loss"].backward()
     handle.remove()
-    labelled, weak, strong = rows["features"].grad.split([4, 12, 12])
+    labeled, weak, strong = rows["features"].grad.split([4, 12, 12])
     assert (weak == 0).all()
-    assert (labelled.abs().sum(1) > 0).all() and (strong.abs().sum(1) > 0).all()
+    assert (labeled.abs().sum(1) > 0).all() and (strong.abs().sum(1) > 0).all()
 
 
-def test_labelled_weak_and_strong_views_pass_at_once():
-    method = build(weak=Compose(views=()), strong=RandomInvert(p=1.0))
-    pictures, inputs = digits(), []
+def test_labeled_weak_and_strong_views_pass_at_once():
+    method = build(weak=Compose(steps=()), strong=RandomInvert(p=1.0))
+    images, inputs = digits(), []
     handle = method.backbone.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
-    method.loss(pictures, method.generator())
+    method.loss(images, method.generator())
     handle.remove()
     assert len(inputs) == 1  # so BatchNorm's statistics are those of all three
-    labelled, weak, strong = inputs[0].split([4, 12, 12])
-    x = method.view(pictures.images)
-    assert torch.equal(labelled, x[:4]) and torch.equal(weak, x[4:])
-    inverted = method.view(pictures.images[4:], RandomInvert(p=1.0), method.generator())
+    labeled, weak, strong = inputs[0].split([4, 12, 12])
+    x = method.view(images.images)
+    assert torch.equal(labeled, x[:4]) and torch.equal(weak, x[4:])
+    inverted = method.view(images.images[4:], RandomInvert(p=1.0), method.generator())
     torch.testing.assert_close(strong, inverted)
 
 
-def test_views_of_a_picture_are_drawn_one_by_one():
+def test_views_of_a_image_are_drawn_one_by_one():
     method, inputs = build(), []
     handle = method.backbone.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
     method.loss(digits(), method.generator())
     handle.remove()
     _, weak, strong = inputs[0].split([4, 12, 12])
     assert (weak != strong).flatten(1).any(dim=1).all()
-    assert set(method.config.strong.views[1].ops) < set(RANDAUGMENT_RANGES)
-    assert isinstance(method.config.strong.views[1], RandAugment)
+    assert set(method.config.strong.augment[1].ops) < set(RANDAUGMENT_RANGES)
+    assert isinstance(method.config.strong.augment[1], RandAugment)
 
 
 def test_hidden_labels_are_never_used():
-    pictures = digits()
-    shown = Batch(pictures.images, torch.where(pictures.labels < 0, 7, pictures.labels), pictures.indices)
+    images = digits()
+    shown = Batch(images.images, torch.where(images.labels < 0, 7, images.labels), images.indices)
     losses = []
-    for batch in (pictures, shown):
+    for batch in (images, shown):
         method = build(threshold=0.0)
         losses.append(method.loss(batch, method.generator())["loss"])
     assert torch.equal(*losses)
 
 
-def test_the_baseline_sees_no_unlabelled_picture_and_strong_views_of_the_labelled():
-    pictures = digits()
-    noise = torch.randint(0, 256, pictures.images.shape, dtype=torch.uint8)
-    other = Batch(torch.cat([pictures.images[:4], noise[4:]]), pictures.labels, pictures.indices)
+def test_the_baseline_sees_no_unlabeled_image_and_strong_views_of_the_labeled():
+    images = digits()
+    noise = torch.randint(0, 256, images.images.shape, dtype=torch.uint8)
+    other = Batch(torch.cat([images.images[:4], noise[4:]]), images.labels, images.indices)
     losses = {}
     for only in (True, False):
-        for name, batch in (("pictures", pictures), ("noise", other)):
+        for name, batch in (("pictures", images), ("noise", other)):
             method = build(supervised_only=only, threshold=0.0)
             torch.nn.init.normal_(method.classifier.weight, generator=torch.Generator().manual_seed(1))
             losses[only, name] = method.loss(batch, method.generator())["loss"]
     assert torch.equal(losses[True, "pictures"], losses[True, "noise"])
     assert not torch.equal(losses[False, "pictures"], losses[False, "noise"])
-    method, inputs = build(supervised_only=True, strong=RandomInvert(p=1.0), weak=Compose(views=())), []
+    method, inputs = build(supervised_only=True, strong=RandomInvert(p=1.0), weak=Compose(steps=())), []
     handle = method.backbone.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
-    outputs = method.loss(pictures, method.generator())
+    outputs = method.loss(images, method.generator())
     handle.remove()
     assert inputs[0].shape[0] == 8
     torch.testing.assert_close(
-        inputs[0][4:], method.view(pictures.images[:4], RandomInvert(p=1.0), method.generator())
+        inputs[0][4:], method.view(images.images[:4], RandomInvert(p=1.0), method.generator())
     )
     assert float(outputs["loss"].detach()) == pytest.approx(2 * math.log(10), rel=1e-5)
 
@@ -204,17 +204,17 @@ def test_the_average_looks_back_as_far_as_the_sources_or_a_twentieth_of_the_run(
 
 
 def test_overfits_one_batch():
-    method, pictures = build(total_steps=60, threshold=0.5), digits(20, labelled=5)
+    method, images = build(total_steps=60, threshold=0.5), digits(20, labeled=5)
     optimizer = Optimizer(lr=2e-3).create(method)
     names = {id(p) for group in optimizer.param_groups for p in group["params"]}
     assert not any(id(p) in names for p in method.ema.parameters())
     for step in range(40):
         method.batches_seen = step % 2 + 1
-        outputs = method.loss(pictures, method.generator())
+        outputs = method.loss(images, method.generator())
         optimizer.zero_grad()
         outputs["loss"].backward()
         optimizer.step()
-        method.on_train_batch_end(None, pictures, step)
+        method.on_train_batch_end(None, images, step)
     assert method.backbone.net.conv1.weight.grad.abs().sum() > 0
     assert float(outputs["supervised"].detach()) < 0.2
     assert float(outputs["confident"]) > 0.25
@@ -239,9 +239,9 @@ def test_the_average_is_exported_and_follows_the_equation():
 def test_two_ratios_that_differ_are_refused():
     method = build(ratio=1)
     with pytest.raises(ConfigError, match="ratio"):
-        method.loss(digits(16, labelled=4), method.generator())
+        method.loss(digits(16, labeled=4), method.generator())
     with pytest.raises(ConfigError, match="ratio"):
-        build(ratio=3).loss(digits(15, labelled=4), build().generator())
+        build(ratio=3).loss(digits(15, labeled=4), build().generator())
 
 
 def test_no_labels_are_refused_with_the_next_step():
@@ -252,9 +252,9 @@ def test_no_labels_are_refused_with_the_next_step():
 def test_streams_fit_the_method():
     config = recipes.recipe("fixmatch")
     assert config.method.ratio == config.data.sampler.ratio
-    assert isinstance(config.data.sampler, LabelledAndUnlabelled)
-    pictures = keep_labels(load_pictures(DataConfig(path="sklearn:digits", image_size=16)), 2, seed=0)
-    loader = Loader(pictures, config.data.sampler, batch_size=32, seed=0)
+    assert isinstance(config.data.sampler, LabeledAndUnlabeled)
+    images = keep_labels(load_images(DataConfig(path="sklearn:digits", image_size=16)), 2, seed=0)
+    loader = Loader(images, config.data.sampler, batch_size=32, seed=0)
     for batch, _ in zip(loader, range(3), strict=False):
         assert (batch.labels[:8] >= 0).all() and (batch.labels[8:] < 0).any()
 

@@ -11,13 +11,13 @@ from torch import nn  # noqa: E402
 from embedkit.errors import ConfigError  # noqa: E402
 from embedkit.training.augment import Compose, GaussianNoise  # noqa: E402
 from embedkit.training.config import Facts  # noqa: E402
-from embedkit.training.data.images import Batch, DataConfig, load_pictures  # noqa: E402
+from embedkit.training.data import Batch, DataConfig, load_images  # noqa: E402
 from embedkit.training.methods.mae import MAE, Config, masked_loss, patch_targets, sincos_table  # noqa: E402
 from embedkit.training.models.backbones import create_backbone  # noqa: E402
 from embedkit.training.models.masking import patchify, unpatchify  # noqa: E402
 from embedkit.training.optim import Optimizer  # noqa: E402
 
-PLAIN = Compose(views=())
+PLAIN = Compose(steps=())
 
 
 def build(channels=1, **config):
@@ -34,7 +34,7 @@ def build(channels=1, **config):
 
 
 def batch(n=8):
-    return load_pictures(DataConfig(path="sklearn:digits", image_size=28)).batch(torch.arange(n))
+    return load_images(DataConfig(path="sklearn:digits", image_size=28)).batch(torch.arange(n))
 
 
 def noise(n=3, channels=1, seed=0):
@@ -145,7 +145,7 @@ def test_the_encoder_sees_the_patches_that_stay_and_no_other():
     with torch.no_grad():
         latent, mask, _ = method.encode(x, 0.75, fixed())
         assert latent.shape == (3, 1 + 12, 192) and mask.sum(1).tolist() == [37.0] * 3
-        assert len(mask.unique(dim=0)) == 3  # each picture has a mask of its own
+        assert len(mask.unique(dim=0)) == 3  # each image has a mask of its own
         hidden = unpatchify(mask[:, :, None].expand(-1, -1, 16), 4, image_size=28)
         other = torch.where(hidden == 1, noise(seed=9), x)
         assert torch.equal(method.encode(other, 0.75, fixed())[0], latent)
@@ -179,7 +179,7 @@ def test_predictions_stand_where_their_patches_were():
             moved = (method.decode(changed, ids_restore) != before).any(2)
             assert torch.equal(moved, ids_restore == token)
             assert not (moved & (mask == 1)).any()
-        # what is hidden is the mask token and its place: the same for every picture
+        # what is hidden is the mask token and its place: the same for every image
         hidden = (mask == 1).all(0)
         assert hidden.any() and torch.equal(before[0, hidden], before[1, hidden])
         same = before[0][:, None] == before[0][None]
@@ -188,24 +188,22 @@ def test_predictions_stand_where_their_patches_were():
 
 def test_the_first_loss_of_a_silent_decoder():
     # saying 0 of a target of mean 0 and unbiased variance 1 costs (P - 1) / P, on the hidden patches
-    method = build(views=PLAIN, norm_pix_eps=0.0)
+    method = build(augment=PLAIN, norm_pix_eps=0.0)
     nn.init.zeros_(method.to_patch.weight)
     images = torch.randint(0, 256, (8, 1, 28, 28), dtype=torch.uint8, generator=fixed())
-    pictures = Batch(images, torch.zeros(8), torch.arange(8))
-    assert float(method.loss(pictures, method.generator())["loss"].detach()) == pytest.approx(
-        15 / 16, rel=1e-5
-    )
-    metric = method.pretext_metric(pictures, method.generator())
+    found = Batch(images, torch.zeros(8), torch.arange(8))
+    assert float(method.loss(found, method.generator())["loss"].detach()) == pytest.approx(15 / 16, rel=1e-5)
+    metric = method.pretext_metric(found, method.generator())
     assert float(metric["explained_energy"].detach()) == pytest.approx(0.0, abs=1e-6)
-    plain = build(views=PLAIN, norm_pix_loss=False)
+    plain = build(augment=PLAIN, norm_pix_loss=False)
     nn.init.zeros_(plain.to_patch.weight)
     mask = plain.encode(plain.view(images), 0.75, plain.generator("masks"))[1]
     squares = patchify(plain.view(images), 4).square().mean(2)[mask == 1].mean()
-    torch.testing.assert_close(plain.loss(pictures, plain.generator())["loss"].detach(), squares)
+    torch.testing.assert_close(plain.loss(found, plain.generator())["loss"].detach(), squares)
 
 
 def test_masks_have_randomness_of_their_own():
-    method, x = build(views=Compose(views=(GaussianNoise(sigma=(0.1, 0.1)),))), batch()
+    method, x = build(augment=Compose(steps=(GaussianNoise(sigma=(0.1, 0.1)),))), batch()
     seen = []
     encode = method.encode
     method.encode = lambda *arguments: seen.append(encode(*arguments)) or seen[-1]
@@ -218,11 +216,11 @@ def test_masks_have_randomness_of_their_own():
 
 
 def test_overfits_one_batch_and_gradient_reaches_every_weight_but_the_places():
-    method, pictures = build(views=PLAIN, norm_pix_loss=False), batch(2)
+    method, images = build(augment=PLAIN, norm_pix_loss=False), batch(2)
     optimizer = Optimizer(lr=2e-3, weight_decay=0.0, betas=(0.9, 0.95)).create(method)
     losses = []
     for step in range(80):
-        losses.append(method.loss(pictures, method.generator())["loss"])
+        losses.append(method.loss(images, method.generator())["loss"])
         optimizer.zero_grad()
         losses[-1].backward()
         if step == 0:

@@ -12,7 +12,7 @@ from scipy.optimize import linear_sum_assignment  # noqa: E402
 from embedkit.errors import ConfigError  # noqa: E402
 from embedkit.training import recipes, run  # noqa: E402
 from embedkit.training.config import Facts, with_overrides  # noqa: E402
-from embedkit.training.data.images import Batch, DataConfig, load_pictures  # noqa: E402
+from embedkit.training.data import Batch, DataConfig, load_images  # noqa: E402
 from embedkit.training.methods import mixae  # noqa: E402
 from embedkit.training.methods.mixae import MIXAE, Config, Decoders, entropy, mixae_terms, term_weights  # noqa: E402
 from embedkit.training.models.backbones import create_backbone  # noqa: E402
@@ -50,7 +50,7 @@ def test_terms_by_loop():
 
 def test_terms_by_hand():
     errors = torch.arange(100.0, dtype=torch.float64).reshape(10, 10)
-    # every picture its own autoencoder: the diagonal 0, 11, ..., 99; no doubt, and all ten in use
+    # every image its own autoencoder: the diagonal 0, 11, ..., 99; no doubt, and all ten in use
     rec, sample, batch = mixae_terms(errors, torch.eye(10, dtype=torch.float64)).tolist()
     assert (rec, sample) == (49.5, 0.0) and batch == pytest.approx(2.302585, abs=1e-6)
     # no idea at all: the mean over autoencoders, and ln 10 twice
@@ -196,7 +196,7 @@ def test_without_the_batch_entropy_one_autoencoder_takes_all():
     assert math.exp(terms[2]) < 1.1
 
 
-# ---- on pictures -----------------------------------------------------------------------------------------
+# ---- on images -----------------------------------------------------------------------------------------
 
 
 def test_decoders_are_k_networks_side_by_side():
@@ -211,10 +211,10 @@ def test_decoders_are_k_networks_side_by_side():
     assert all(w.grad[[0, 2]].abs().sum() == 0 < w.grad[1].abs().sum() for w in decoders.weights)
 
 
-def test_errors_are_those_of_the_clean_picture():
+def test_errors_are_those_of_the_clean_image():
     method = build().eval()
-    pictures = load_pictures(DataConfig(path="synthetic:20", image_size=16))
-    batch = pictures.batch(torch.arange(4))
+    images = load_images(DataConfig(path="synthetic:20", image_size=16))
+    batch = images.batch(torch.arange(4))
     with torch.no_grad():
         errors, p = method._mixture(batch.images, None, method.generator())
         x = method.view(batch.images)
@@ -232,9 +232,9 @@ def test_what_is_exported(embedding, dim):
     assert method.encoder()(torch.zeros(2, 1, 16, 16)).shape == (2, dim)
 
 
-def test_one_batch_is_learnt_and_shared_out():
+def test_one_batch_is_learned_and_shared_out():
     method = build(clusters=4)
-    batch = load_pictures(DataConfig(path="synthetic:40", image_size=16)).batch(torch.arange(40))
+    batch = load_images(DataConfig(path="synthetic:40", image_size=16)).batch(torch.arange(40))
     optimizer = torch.optim.AdamW(method.parameters(), lr=3e-3, fused=True)
     with torch.no_grad():
         before = method.pretext_metric(batch, method.generator())
@@ -255,7 +255,7 @@ def test_a_run(tmp_path):
     settings = ["threads=1", "batch_size=24", "data.image_size=16", "steps=40", "optimizer.warmup_steps=5"]
     config = with_overrides(recipes.recipe("mixae"), settings)
     result = run.train(config, data="synthetic:320", out=tmp_path / "run", progress=False)
-    assert result.finished and result.metrics["validation_explained_variance"] > 0.1  # the mean picture: 0
+    assert result.finished and result.metrics["validation_explained_variance"] > 0.1  # the mean image: 0
     assert result.metrics["validation_used_clusters"] > 2
     names = load_file(result.run / "encoder.safetensors")
     assert "conv1.weight" in names and not any("decoder" in name for name in names)

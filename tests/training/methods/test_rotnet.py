@@ -1,4 +1,4 @@
-"""Rotations against numpy, flips before them, ln 4 at the start, and upright pictures told from turned ones."""
+"""Rotations against numpy, flips before them, ln 4 at the start, and upright images told from turned ones."""
 
 import math
 
@@ -11,7 +11,7 @@ from embedkit.errors import ConfigError  # noqa: E402
 from embedkit.training import recipes  # noqa: E402
 from embedkit.training.augment import Compose, RandomHorizontalFlip  # noqa: E402
 from embedkit.training.config import Facts  # noqa: E402
-from embedkit.training.data.images import Batch, DataConfig, load_pictures  # noqa: E402
+from embedkit.training.data import Batch, DataConfig, load_images  # noqa: E402
 from embedkit.training.methods.rotnet import Config, RotNet, rotation_loss, rotations  # noqa: E402
 from embedkit.training.models.backbones import create_backbone  # noqa: E402
 from embedkit.training.optim import Optimizer  # noqa: E402
@@ -31,7 +31,7 @@ def build(size=16, backbone="r10", **config):
 
 
 def digits(rows, size=16):
-    return load_pictures(DataConfig(path="sklearn:digits", image_size=size)).batch(torch.as_tensor(rows))
+    return load_images(DataConfig(path="sklearn:digits", image_size=size)).batch(torch.as_tensor(rows))
 
 
 def seen_by(method, call):
@@ -64,36 +64,36 @@ def test_four_quarter_turns_are_none():
     assert torch.equal(y, x)
 
 
-def test_pictures_that_are_not_square_are_refused():
+def test_images_that_are_not_square_are_refused():
     with pytest.raises(ConfigError, match="square"):
         rotations(torch.zeros(1, 1, 4, 5))
 
 
 def test_all_four_copies_of_one_view_stand_in_one_batch():
-    method, pictures = build(), digits(range(5))
-    inputs = seen_by(method, lambda: method.loss(pictures, method.generator()))
+    method, images = build(), digits(range(5))
+    inputs = seen_by(method, lambda: method.loss(images, method.generator()))
     assert len(inputs) == 1 and inputs[0].shape == (20, 1, 16, 16)
     copies = inputs[0].chunk(4)
     for k, copy in enumerate(copies):
         assert torch.equal(torch.rot90(copy, -k, (2, 3)), copies[0])
-    assert not torch.equal(copies[0], method.view(pictures.images))  # the view acted
+    assert not torch.equal(copies[0], method.view(images.images))  # the view acted
 
 
 def test_flips_come_before_the_turn():
-    always = Compose(views=(RandomHorizontalFlip(p=1.0),))
-    method, pictures = build(views=always), digits(range(4))
-    (inputs,) = seen_by(method, lambda: method.loss(pictures, method.generator()))
-    flipped = Batch(pictures.images.flip(3), pictures.labels, pictures.indices)
+    always = Compose(steps=(RandomHorizontalFlip(p=1.0),))
+    method, images = build(augment=always), digits(range(4))
+    (inputs,) = seen_by(method, lambda: method.loss(images, method.generator()))
+    flipped = Batch(images.images.flip(3), images.labels, images.indices)
     assert torch.equal(inputs, rotations(method.view(flipped.images))[0])
     # The other order would exchange the quarter turns to either side ...
-    left = torch.rot90(pictures.images, 1, (2, 3))
+    left = torch.rot90(images.images, 1, (2, 3))
     assert torch.equal(left.flip(3), torch.rot90(flipped.images, 3, (2, 3)))
-    # ... so that of a mirror-symmetric picture the inputs of both labels would be the same set. Here they differ.
-    half = pictures.images[:, :, :, :8]
+    # ... so that of a mirror-symmetric image the inputs of both labels would be the same set. Here they differ.
+    half = images.images[:, :, :, :8]
     symmetric = torch.cat([half, half.flip(3)], dim=3)
-    batch = Batch(symmetric, pictures.labels, pictures.indices)
+    batch = Batch(symmetric, images.labels, images.indices)
     for p in (0.0, 1.0):
-        method = build(views=RandomHorizontalFlip(p=p))
+        method = build(augment=RandomHorizontalFlip(p=p))
         (inputs,) = seen_by(method, lambda m=method: m.loss(batch, m.generator()))
         assert torch.equal(inputs, rotations(method.view(symmetric))[0])
         assert (inputs[4:8] != inputs[12:16]).flatten(1).any(dim=1).all()
@@ -112,9 +112,9 @@ def test_the_definition():
 
 
 def test_the_first_loss_is_ln_4_and_no_label_is_used():
-    method, pictures = build(), digits(range(8))
-    hidden = Batch(pictures.images, torch.full_like(pictures.labels, -1), pictures.indices)
-    losses = [method.loss(batch, method.generator())["loss"] for batch in (pictures, hidden)]
+    method, images = build(), digits(range(8))
+    hidden = Batch(images.images, torch.full_like(images.labels, -1), images.indices)
+    losses = [method.loss(batch, method.generator())["loss"] for batch in (images, hidden)]
     assert float(losses[0].detach()) == pytest.approx(1.3862944, rel=1e-6)
     assert torch.equal(*losses)
 
@@ -131,14 +131,14 @@ def train(method, batches, lr=2e-3):
 
 
 def test_overfits_one_batch_and_gradient_reaches_the_stem():
-    method, pictures = build(views=Compose(views=())), digits([1, 2, 4, 7, 3])  # none looks the same turned
-    outputs = train(method, [pictures] * 25)
+    method, images = build(augment=Compose(steps=())), digits([1, 2, 4, 7, 3])  # none looks the same turned
+    outputs = train(method, [images] * 25)
     assert method.backbone.net.conv1.weight.grad.abs().sum() > 0
     assert float(outputs["loss"].detach()) < 0.2 * math.log(4)
     assert float(outputs["accuracy"]) == 1.0
 
 
-def test_turns_of_held_out_pictures_are_told_above_chance():
+def test_turns_of_held_out_images_are_told_above_chance():
     # upright has a meaning here: bright above, dark below
     generator = torch.Generator().manual_seed(0)
     ramp = torch.linspace(160, 60, 16)[None, None, :, None]
@@ -180,6 +180,6 @@ def test_the_last_stage_is_the_backbone_and_others_need_a_resnet():
         build(stage=0)
 
 
-def test_the_recipe_draws_pictures_not_copies():
+def test_the_recipe_draws_images_not_copies():
     config = recipes.recipe("rotnet")
     assert config.recipe == "rotnet" and isinstance(config.method, Config) and config.batch_size == 128

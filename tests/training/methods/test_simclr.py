@@ -11,7 +11,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from embedkit.training.config import Facts  # noqa: E402
-from embedkit.training.data.images import Batch, DataConfig, load_pictures  # noqa: E402
+from embedkit.training.data import Batch, DataConfig, load_images  # noqa: E402
 from embedkit.training.methods.simclr import Config, SimCLR, nt_xent  # noqa: E402
 from embedkit.training.models.backbones import create_backbone  # noqa: E402
 from embedkit.training.optim import Optimizer  # noqa: E402
@@ -56,7 +56,7 @@ def test_constants_by_hand():
     assert float(nt_xent(same, same, 0.5)) == pytest.approx(math.log(5))
 
 
-def test_order_of_pictures_of_views_and_length_do_not_matter():
+def test_order_of_images_of_views_and_length_do_not_matter():
     z1, z2 = projections()
     loss = float(nt_xent(z1, z2, 0.2))
     order = torch.randperm(len(z1), generator=torch.Generator().manual_seed(1))
@@ -102,35 +102,35 @@ def build(seed=0):
 
 
 def batch(n=16):
-    pictures = load_pictures(DataConfig(path="sklearn:digits", image_size=28))
-    return pictures.batch(torch.arange(n))
+    images = load_images(DataConfig(path="sklearn:digits", image_size=28))
+    return images.batch(torch.arange(n))
 
 
 def test_overfits_one_batch():
-    method, pictures = build(), batch()
+    method, images = build(), batch()
     optimizer = Optimizer(lr=2e-3).create(method)
     losses = []
     for step in range(30):
         method.batches_seen = step % 2
-        losses.append(method.loss(pictures, method.generator())["loss"])
+        losses.append(method.loss(images, method.generator())["loss"])
         optimizer.zero_grad()
         losses[-1].backward()
         optimizer.step()
-    chance = math.log(2 * len(pictures.images) - 1)
+    chance = math.log(2 * len(images.images) - 1)
     assert float(losses[0].detach()) > 0.7 * chance
     assert float(losses[-1].detach()) < 0.3 * chance
     with torch.no_grad():  # in train mode: BatchNorm's running statistics need more steps than these
-        metric = method.pretext_metric(pictures, method.generator())["positive_is_nearest"]
+        metric = method.pretext_metric(images, method.generator())["positive_is_nearest"]
     assert float(metric) > 0.5  # 1 / 31 by chance
 
 
-def test_the_two_views_of_a_picture_differ_and_no_label_is_used():
-    method, pictures = build(), batch()
-    x = method.view(torch.cat([pictures.images] * 2), method.config.views, method.generator())
+def test_the_two_views_of_a_image_differ_and_no_label_is_used():
+    method, images = build(), batch()
+    x = method.view(torch.cat([images.images] * 2), method.config.augment, method.generator())
     first, second = x.chunk(2)
     assert (first != second).flatten(1).any(dim=1).all()
-    hidden = Batch(pictures.images, torch.full_like(pictures.labels, -1), pictures.indices)
-    losses = [method.loss(b, method.generator())["loss"] for b in (pictures, hidden)]
+    hidden = Batch(images.images, torch.full_like(images.labels, -1), images.indices)
+    losses = [method.loss(b, method.generator())["loss"] for b in (images, hidden)]
     assert torch.equal(*losses)
 
 

@@ -10,7 +10,7 @@ from torch import nn  # noqa: E402
 
 from embedkit.training import recipes, run  # noqa: E402
 from embedkit.training.config import Facts, with_overrides  # noqa: E402
-from embedkit.training.data.images import Batch, DataConfig, load_pictures  # noqa: E402
+from embedkit.training.data import Batch, DataConfig, load_images  # noqa: E402
 from embedkit.training.methods import simsiam  # noqa: E402
 from embedkit.training.methods.simsiam import (  # noqa: E402
     Config,
@@ -39,7 +39,7 @@ def build(**config):
 
 
 def digits(n=16):
-    return load_pictures(DataConfig(path="sklearn:digits", image_size=16)).batch(torch.arange(n))
+    return load_images(DataConfig(path="sklearn:digits", image_size=16)).batch(torch.arange(n))
 
 
 def test_equations_1_to_4_by_a_loop():
@@ -60,7 +60,7 @@ def test_by_hand_and_its_bounds():
     assert float(simsiam_loss(p, z, -z, -p)) == pytest.approx(1.0)
 
 
-def test_the_views_may_be_exchanged_and_the_order_of_pictures_too():
+def test_the_views_may_be_exchanged_and_the_order_of_images_too():
     p1, p2, z1, z2 = tensors()
     loss = float(simsiam_loss(p1, p2, z1, z2))
     assert float(simsiam_loss(p2, p1, z2, z1)) == pytest.approx(loss)
@@ -99,13 +99,13 @@ def test_bfloat16_is_widened():
 
 
 def test_backbone_and_projector_learn_through_predictions_alone():
-    method, pictures = build(), digits()
+    method, images = build(), digits()
     parameters = [*method.backbone.parameters(), *method.projector.parameters()]
 
     def gradients(loss):
         return torch.autograd.grad(loss, [*parameters, *method.predictor.parameters()], retain_graph=True)
 
-    p1, p2, z1, z2 = method._predict(pictures.images, method.generator())
+    p1, p2, z1, z2 = method._predict(images.images, method.generator())
     found = gradients(simsiam_loss(p1, p2, z1, z2))
     constants = z1.detach().clone(), z2.detach().clone()
     for one, other in zip(found, gradients(simsiam_loss(p1, p2, *constants)), strict=True):
@@ -182,8 +182,8 @@ def test_it_is_stop_gradient_and_predictor_that_prevent_collapse(missing, monkey
     optimizer = torch.optim.SGD([*encoder.parameters(), *predictor.parameters()], lr=0.3, momentum=0.9)
     x = torch.randn(256, 20)
     for _ in range(200):
-        views = torch.cat([x + 0.3 * torch.randn_like(x) for _ in range(2)])
-        z = encoder(views)
+        augment = torch.cat([x + 0.3 * torch.randn_like(x) for _ in range(2)])
+        z = encoder(augment)
         loss = simsiam.simsiam_loss(*predictor(z).chunk(2), *z.chunk(2))
         optimizer.zero_grad()
         loss.backward()
@@ -196,12 +196,12 @@ def test_it_is_stop_gradient_and_predictor_that_prevent_collapse(missing, monkey
 
 
 def test_overfits_one_batch_from_a_loss_near_zero():
-    method, pictures = build(), digits()
+    method, images = build(), digits()
     optimizer = Optimizer(lr=2e-3).create(method)
     losses = []
     for step in range(40):
         method.batches_seen = step % 2
-        outputs = method.loss(pictures, method.generator())
+        outputs = method.loss(images, method.generator())
         losses.append(float(outputs["loss"].detach()))
         optimizer.zero_grad()
         outputs["loss"].backward()
@@ -210,14 +210,14 @@ def test_overfits_one_batch_from_a_loss_near_zero():
     assert abs(losses[0]) < 0.15 and losses[-1] < -0.6
     assert float(outputs["z_std"]) > 0.5
     with torch.no_grad():  # in train mode: BatchNorm's running statistics need more steps than these
-        metric = method.pretext_metric(pictures, method.generator())
+        metric = method.pretext_metric(images, method.generator())
     assert float(metric["prediction_is_nearest"]) > 0.25  # 1/16 by chance
 
 
 def test_no_label_is_used_and_the_heads_are_not_exported():
-    method, pictures = build(), digits()
-    hidden = Batch(pictures.images, torch.full_like(pictures.labels, -1), pictures.indices)
-    losses = [method.loss(batch, method.generator())["loss"] for batch in (pictures, hidden)]
+    method, images = build(), digits()
+    hidden = Batch(images.images, torch.full_like(images.labels, -1), images.indices)
+    losses = [method.loss(batch, method.generator())["loss"] for batch in (images, hidden)]
     assert torch.equal(*losses)
     assert method.encoder() is method.backbone
 

@@ -16,7 +16,7 @@ from embedkit.errors import ConfigError  # noqa: E402
 from embedkit.training import recipes, run  # noqa: E402
 from embedkit.training.augment import Compose  # noqa: E402
 from embedkit.training.config import Facts, with_overrides  # noqa: E402
-from embedkit.training.data.images import Batch, DataConfig, IdentityBalanced, Loader, load_pictures  # noqa: E402
+from embedkit.training.data import Batch, DataConfig, IdentityBalanced, Loader, load_images  # noqa: E402
 from embedkit.training.methods.sphereface import (  # noqa: E402
     Config,
     SphereFace,
@@ -128,7 +128,7 @@ def test_by_hand():
 
 
 @pytest.mark.parametrize("lambda_", [0.0, 7.0])
-def test_without_a_margin_it_is_softmax_on_normalised_weights_without_bias(lambda_):
+def test_without_a_margin_it_is_softmax_on_normalized_weights_without_bias(lambda_):
     x, weights, labels = tensors()
     expected = F.cross_entropy(x @ F.normalize(weights, dim=1).T, labels)
     torch.testing.assert_close(a_softmax(x, weights, labels, 1, lambda_), expected)
@@ -232,7 +232,7 @@ def build(classes=8, total_steps=100, **config):
     return SphereFace(create_backbone("r10", in_chans=3, image_size=16), Config(**config), facts)
 
 
-def pictures(n=16, classes=8):
+def images(n=16, classes=8):
     """Each identity a pattern of its own, with noise."""
     generator = torch.Generator().manual_seed(0)
     patterns = torch.randint(40, 200, (classes, 3, 16, 16), generator=generator)
@@ -254,7 +254,7 @@ def test_the_margin_rises_over_the_first_tenth():
 def test_the_first_loss_is_that_of_independent_directions(form):
     classes = 500
     method = build(classes, form=form, margin=4.0 if form == "cvpr17" else 1.7, margin_warmup=0.0)
-    batch = pictures(64, 64)
+    batch = images(64, 64)
     outputs = method.loss(batch, method.generator())
     # cosines of independent directions are about N(0, 1 / D): E exp(s c) = exp(s^2 / 2D)
     length = method._embed(batch).norm(dim=1).mean() if form == "cvpr17" else torch.tensor(30.0)
@@ -267,7 +267,7 @@ def test_the_first_loss_is_that_of_independent_directions(form):
 
 @pytest.mark.parametrize("form, margin", [("opensphere", 1.7), ("cvpr17", 4.0)])
 def test_overfits_one_batch_on_the_sphere(form, margin):
-    method, batch = build(form=form, margin=margin, lambda_base=10.0, views=Compose(views=())), pictures()
+    method, batch = build(form=form, margin=margin, lambda_base=10.0, augment=Compose(steps=())), images()
     optimizer = Optimizer(lr=5e-3, weight_decay=0.0).create(method)
     for step in range(40):
         method.batches_seen = step + 1
@@ -287,7 +287,7 @@ def test_overfits_one_batch_on_the_sphere(form, margin):
 def test_the_embedding_layer_is_exported_and_the_identities_are_not():
     method = build(embed_dim=24).eval()
     encoder = method.encoder()
-    x = method.view(pictures().images)
+    x = method.view(images().images)
     assert torch.equal(encoder(x), method.embedding(method.backbone(x))) and encoder(x).shape == (16, 24)
     names = set(encoder.state_dict())
     assert {"embedding.weight", "embedding.bias", "backbone.conv1.weight"} <= names
@@ -308,7 +308,7 @@ def test_unusable_settings_are_refused():
 
 @pytest.fixture(scope="module")
 def faces(tmp_path_factory):
-    """A Parquet file of 12 identities with 3 to 5 pictures, numbered with gaps, in the Hub's layout."""
+    """A Parquet file of 12 identities with 3 to 5 images, numbered with gaps, in the Hub's layout."""
     pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     rng = np.random.default_rng(0)
     rows, identities = [], []
@@ -340,10 +340,8 @@ def test_a_run_on_identities(name, faces, tmp_path):
 
 def test_batches_hold_each_identity_twice(faces):
     config = recipes.recipe("sphereface")
-    assert (
-        config.data.sampler == IdentityBalanced(pictures_per_identity=2) and config.data.label == "identity"
-    )
-    data = load_pictures(DataConfig(path=str(faces), label="identity", color="rgb", image_size=16))
+    assert config.data.sampler == IdentityBalanced(images_per_identity=2) and config.data.label == "identity"
+    data = load_images(DataConfig(path=str(faces), label="identity", color="rgb", image_size=16))
     for batch, _ in zip(Loader(data, config.data.sampler, batch_size=16, seed=0), range(5), strict=False):
         assert (batch.labels.view(8, 2)[:, 0] == batch.labels.view(8, 2)[:, 1]).all()
         assert len(batch.labels.unique()) == 8 and len(batch.indices.unique()) == 16

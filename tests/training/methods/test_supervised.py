@@ -1,4 +1,4 @@
-"""Cross-entropy against its definition, ln K at the start, and one batch learnt by heart."""
+"""Cross-entropy against its definition, ln K at the start, and one batch learned by heart."""
 
 import math
 
@@ -8,7 +8,7 @@ torch = pytest.importorskip("torch")
 
 from embedkit.errors import ConfigError  # noqa: E402
 from embedkit.training.config import Facts  # noqa: E402
-from embedkit.training.data.images import DataConfig, load_pictures  # noqa: E402
+from embedkit.training.data import DataConfig, load_images  # noqa: E402
 from embedkit.training.methods.supervised import Config, Supervised, smoothed_cross_entropy  # noqa: E402
 from embedkit.training.models.backbones import create_backbone  # noqa: E402
 from embedkit.training.optim import Optimizer  # noqa: E402
@@ -29,7 +29,7 @@ def build(classes=10, **config):
 
 
 def batch(n=20):
-    return load_pictures(DataConfig(path="sklearn:digits", image_size=28)).batch(torch.arange(n))
+    return load_images(DataConfig(path="sklearn:digits", image_size=28)).batch(torch.arange(n))
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.5])
@@ -69,17 +69,17 @@ def test_the_first_loss_is_ln_k(classes):
 
 
 def test_overfits_one_batch_and_gradient_reaches_the_stem():
-    method, pictures = build(label_smoothing=0.0), batch()
+    method, images = build(label_smoothing=0.0), batch()
     optimizer = Optimizer(lr=2e-3).create(method)
     for _ in range(25):
-        outputs = method.loss(pictures, method.generator())
+        outputs = method.loss(images, method.generator())
         optimizer.zero_grad()
         outputs["loss"].backward()
         optimizer.step()
     assert method.backbone.net.conv1.weight.grad.abs().sum() > 0
     assert float(outputs["loss"].detach()) < 0.2 * math.log(10)
     assert float(outputs["accuracy"]) > 0.9
-    assert 0 <= float(method.pretext_metric(pictures, method.generator())["accuracy"].detach()) <= 1
+    assert 0 <= float(method.pretext_metric(images, method.generator())["accuracy"].detach()) <= 1
 
 
 def test_no_labels_are_refused_with_the_next_step():

@@ -8,7 +8,7 @@ torch = pytest.importorskip("torch")
 
 from embedkit.errors import ConfigError  # noqa: E402
 from embedkit.training.config import Facts  # noqa: E402
-from embedkit.training.data.images import DataConfig, load_pictures  # noqa: E402
+from embedkit.training.data import DataConfig, load_images  # noqa: E402
 from embedkit.training.methods.vae import (  # noqa: E402
     VAE,
     Config,
@@ -31,7 +31,7 @@ def build(**config):
 
 
 def batch(n=16):
-    return load_pictures(DataConfig(path="sklearn:digits", image_size=28)).batch(torch.arange(n))
+    return load_images(DataConfig(path="sklearn:digits", image_size=28)).batch(torch.arange(n))
 
 
 def gaussians():
@@ -164,13 +164,13 @@ def test_bfloat16_outputs_are_widened():
 
 
 def test_the_first_loss_is_ln_2_a_pixel_and_beta_times_the_kl():
-    method, pictures = build(), batch()
-    outputs = method.loss(pictures, method.generator())
+    method, images = build(), batch()
+    outputs = method.loss(images, method.generator())
     assert method.beta == 0.0
     assert float(outputs["loss"].detach()) == pytest.approx(784 * math.log(2), rel=1e-6)
     assert float(outputs["kl"].detach()) > 0
     method.batches_seen = 4  # 4 of 40 batches, half of the fifth in which beta rises
-    outputs = method.loss(pictures, method.generator())
+    outputs = method.loss(images, method.generator())
     assert method.beta == pytest.approx(0.5)
     expected = 784 * math.log(2) + 0.5 * outputs["kl"]
     torch.testing.assert_close(outputs["loss"], expected)
@@ -179,11 +179,11 @@ def test_the_first_loss_is_ln_2_a_pixel_and_beta_times_the_kl():
 
 
 def test_draws_are_a_function_of_the_batch_and_not_of_the_views():
-    method, pictures = build(), batch()
+    method, images = build(), batch()
     torch.nn.init.normal_(method.decoder.to_pixels.weight)
 
     def loss():
-        return float(method.loss(pictures, torch.Generator().manual_seed(0))["loss"].detach())
+        return float(method.loss(images, torch.Generator().manual_seed(0))["loss"].detach())
 
     first = loss()
     torch.manual_seed(99)
@@ -193,12 +193,12 @@ def test_draws_are_a_function_of_the_batch_and_not_of_the_views():
 
 
 def test_overfits_one_batch_and_gradient_reaches_every_part():
-    method, pictures = build(kl_warmup=0.0, beta=0.1), batch(8)
+    method, images = build(kl_warmup=0.0, beta=0.1), batch(8)
     optimizer = Optimizer(lr=4e-3, weight_decay=0.0).create(method)
     losses = []
     for step in range(80):
         method.batches_seen = step
-        outputs = method.loss(pictures, method.generator())
+        outputs = method.loss(images, method.generator())
         losses.append(float(outputs["reconstruction"].detach()))
         optimizer.zero_grad()
         outputs["loss"].backward()
@@ -206,7 +206,7 @@ def test_overfits_one_batch_and_gradient_reaches_every_part():
             for weight in (method.backbone.net.conv1, method.mu, method.log_var, method.decoder.expand):
                 assert weight.weight.grad.abs().sum() > 0
         optimizer.step()
-    pixels = pictures.images.flatten(1).float() / 255
+    pixels = images.images.flatten(1).float() / 255
     entropy = torch.special.entr(torch.stack([pixels, 1 - pixels])).sum((0, 2)).mean()  # the least there is
     assert losses[-1] - entropy < 0.25 * (losses[0] - entropy)
     assert outputs["active_units"] > 2
@@ -235,10 +235,10 @@ def test_exported_is_the_mean_and_never_a_draw():
 
 
 def test_extreme_variances_stay_finite():
-    method, pictures = build(), batch(4)
+    method, images = build(), batch(4)
     with torch.no_grad():
         method.log_var.bias.fill_(1e4)
-    outputs = method.loss(pictures, method.generator())
+    outputs = method.loss(images, method.generator())
     assert all(value.isfinite() for value in outputs.values())
     with pytest.raises(ConfigError, match="latent_dim of 1 or more"):
         build(latent_dim=0)

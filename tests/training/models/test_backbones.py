@@ -85,13 +85,13 @@ def test_an_entry_loads_with_timm(tmp_path, name, in_chans, size, dim):
     assert torch.equal(net(x), backbone(x))
 
 
-def test_initialisation_is_a_function_of_the_global_seed_alone():
+def test_initialization_is_a_function_of_the_global_seed_alone():
     torch.manual_seed(3)
     first = create_backbone("r10", in_chans=1, image_size=28)
     after = torch.rand(1)
     torch.manual_seed(3)
     second = timm.create_model("embedkit_r10", num_classes=0, in_chans=1)
-    # the look at one picture neither draws random numbers nor touches BatchNorm's statistics
+    # the look at one image neither draws random numbers nor touches BatchNorm's statistics
     assert torch.equal(after, torch.rand(1))
     assert first.training and first.net.training
     for (name, a), (other, b) in zip(

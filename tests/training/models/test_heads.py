@@ -72,12 +72,12 @@ def test_mlp_refuses_what_is_no_mlp(dims):
 
 
 @pytest.mark.parametrize(("size", "start"), [(28, 7), (32, 4), (64, 4), (24, 6)])
-def test_decoder_starts_small_and_ends_at_the_picture(size, start):
+def test_decoder_starts_small_and_ends_at_the_image(size, start):
     decoder = ConvDecoder(16, out_chans=3, image_size=size, width=4)
     assert decoder.start == start
-    picture = decoder(torch.randn(2, 16))
-    assert picture.shape == (2, 3, size, size)
-    picture.square().mean().backward()
+    image = decoder(torch.randn(2, 16))
+    assert image.shape == (2, 3, size, size)
+    image.square().mean().backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in decoder.parameters() if p.ndim > 1)
 
 
@@ -106,9 +106,9 @@ def test_grouped_decoders_are_independent_decoders():
     }
     both.load_state_dict(stacked)
     codes = torch.randn(6, 10)
-    pictures = both(codes)
-    torch.testing.assert_close(pictures[:, :2], one(codes[:, :5]), atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(pictures[:, 2:], other(codes[:, 5:]), atol=1e-5, rtol=1e-5)
+    images = both(codes)
+    torch.testing.assert_close(images[:, :2], one(codes[:, :5]), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(images[:, 2:], other(codes[:, 5:]), atol=1e-5, rtol=1e-5)
 
 
 def test_l2_normalize_is_float32_under_autocast():

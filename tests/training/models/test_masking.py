@@ -30,7 +30,7 @@ def test_unpatchify_is_the_inverse(shape, patch):
 
 
 def test_patches_that_do_not_fit_are_refused():
-    with pytest.raises(ConfigError, match="do not tile a picture of 28x30"):
+    with pytest.raises(ConfigError, match="do not tile an image of 28x30"):
         patchify(torch.rand(1, 1, 28, 30), 4)
     with pytest.raises(ConfigError, match="48 patches of 16 values"):
         unpatchify(torch.rand(1, 48, 16), 4, image_size=28)

@@ -1,5 +1,11 @@
 """DeepDPM: the method, and what serves it alone."""
 
-from embedkit.training.methods.deepdpm.method import Config, DeepDPM, Stage, alternation_loss, stage_at
+from embedkit.training.methods.deepdpm.method import (
+    FAMILY,
+    Config,
+    DeepDPM,
+    alternation_loss,
+    alternation_plan,
+)
 
-__all__ = ["Config", "DeepDPM", "Stage", "alternation_loss", "stage_at"]
+__all__ = ["FAMILY", "Config", "DeepDPM", "alternation_loss", "alternation_plan"]

@@ -1,4 +1,4 @@
-"""Clusters whose number changes while they are learnt: DeepDPM's two nets, its EM step, its splits and merges.
+"""Clusters whose number changes while they are learned: DeepDPM's two nets, its EM step, its splits and merges.
 
 The clustering net says which cluster a code belongs to. It is trained towards the responsibilities of a Gaussian
 mixture, whose parameters in turn come from the net. For every cluster a sub-clustering net says into which two
@@ -41,7 +41,7 @@ _SMOOTHING = 1e-5
 
 @dataclass(frozen=True, kw_only=True)
 class ClustersConfig:
-    """How clusters are learnt. An epoch is one pass over all codes.
+    """How clusters are learned. An epoch is one pass over all codes.
 
     Attributes:
         init_k: Clusters at the start, from k-means.
@@ -115,8 +115,8 @@ def subcluster_loss(logits: Tensor, codes: Tensor, sub_means: Tensor) -> Tensor:
 
 def principal_halves(codes: Tensor) -> Tensor:
     """The cut in two along the first principal axis that k-means would end with: bool (N,), exact."""
-    centred = codes.double() - codes.double().mean(0)
-    place = centred @ torch.linalg.eigh(centred.T @ centred)[1][:, -1]  # (N,)
+    centerd = codes.double() - codes.double().mean(0)
+    place = centerd @ torch.linalg.eigh(centerd.T @ centerd)[1][:, -1]  # (N,)
     order = place.argsort()
     left = torch.arange(1, len(codes), device=codes.device, dtype=place.dtype)
     # what a cut takes off the squared distances: the halves' squared sums over their sizes
@@ -131,7 +131,7 @@ class Clusters(nn.Module):
 
     Args:
         dim: Width D of the codes.
-        config: How they are learnt.
+        config: How they are learned.
 
     Attributes:
         weights: (K,), float64: pi.
@@ -220,7 +220,7 @@ class Clusters(nn.Module):
 
     @torch.no_grad()
     def start(self, codes: Tensor, optimizer: torch.optim.Optimizer, labels: Tensor | None = None) -> None:
-        """Begin anew: nets at random, prior and clusters from the codes.
+        """Begin again: nets at random, prior and clusters from the codes.
 
         Args:
             codes: (N, D).
@@ -366,7 +366,7 @@ class Clusters(nn.Module):
         self._rebuild(optimizer, (number < 0).nonzero()[:, 0], new)
 
     def _new_clusters(self, codes: Tensor, number: Tensor, found: Moments) -> dict[str, Tensor]:
-        """What clusters with these moments begin with; `number` (N,) says whose each code is, -1: nobody's."""
+        """What clusters with these moments begin with; `number` (N,) says whose each code is, -1: no one's."""
         means, covs = self.prior.mode(found)
         sub_means = found.mean[:, None].repeat(1, 2, 1)
         for k in range(len(means)):
@@ -407,7 +407,7 @@ class Clusters(nn.Module):
 
 
 def fit(codes: Tensor, config: ClustersConfig, *, epochs: int = 120) -> Clusters:
-    """Cluster codes alone, without pictures: the embeddings of any encoder, or points of a plane.
+    """Cluster codes alone, without images: the embeddings of any encoder, or points of a plane.
 
     Randomness is torch's own: call `torch.manual_seed` before.
 

@@ -11,17 +11,17 @@ Differences from the source:
   mean in the place of the points' own, which lowers it.
 - A split leaves all other clusters' responsibilities as they are (its two logits add up to the old one), and of
   the possible merges the likeliest come first; clusters that no code belongs to are dropped before a move.
-- The nets see standardised codes: the clustering net over all of them, a sub-clustering net over its cluster.
+- The nets see standardized codes: the clustering net over all of them, a sub-clustering net over its cluster.
   Far from the origin a sub-clustering net at random gives a whole cluster to one half, and stays there.
 - Mixing weights are smoothed by the Dirichlet's own pseudo-counts alpha / K, and not by 0.1.
 - Larger steps and earlier moves, to fit minutes on a CPU; `ClustersConfig` has the fields to undo it.
-- Later rounds start from the labels of the round before; theirs from its centres. A half that no code belongs to
-  keeps its mean; theirs draws both halves anew.
-- The autoencoder is the backbone, a linear layer and BatchNorm (as in the authors' code, codes are standardised,
+- Later rounds start from the labels of the round before; theirs from its centers. A half that no code belongs to
+  keeps its mean; theirs draws both halves again.
+- The autoencoder is the backbone, a linear layer and BatchNorm (as in the authors' code, codes are standardized,
   so they cannot shrink towards their means; without its ReLU), and a convolutional decoder.
 
 A run is made of rounds of three stages: batches train the autoencoder, batches are encoded, and then each step
-is an epoch of the clusters over all codes, which takes about as long as a batch of pictures. With `weights` the
+is an epoch of the clusters over all codes, which takes about as long as a batch of images. With `weights` the
 encoder is given and stays, and there is one round of the last two. One device: parameters change shape. Longer
 than 300 lines for these stages, which no other method has; the clusters themselves are the module `clusters`,
 the space that they live in `reduction`.
@@ -34,7 +34,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -45,17 +45,21 @@ from torch import Tensor, nn
 
 from embedkit.entry import MIXTURE, WEIGHTS
 from embedkit.errors import ConfigError
-from embedkit.training.augment import Compose, View
+from embedkit.training.augment import Augmentation, Compose
 from embedkit.training.config import Facts
-from embedkit.training.data.images import Batch
+from embedkit.training.data import Batch
 from embedkit.training.method import Method, float32_loss
 from embedkit.training.methods.deepdpm.clusters import Clusters, ClustersConfig
 from embedkit.training.methods.deepdpm.niw import hard_moments, log_densities, precision_cholesky
 from embedkit.training.methods.deepdpm.reduction import Reduction
 from embedkit.training.models.backbones import Backbone
 from embedkit.training.models.heads import ConvDecoder
+from embedkit.training.stages import Plan, Stage
 
-__all__ = ["Config", "DeepDPM", "Stage", "alternation_loss", "stage_at"]
+__all__ = ["FAMILY", "Config", "DeepDPM", "alternation_loss", "alternation_plan"]
+
+#: What the method learns from.
+FAMILY = "clusters"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,8 +80,8 @@ class Config:
         reconstruction_weight: Of the squared error, summed over pixels, from the second round on: the paper's
             lambda.
         cluster_weight: Of half the squared distance between a code and its nearest mean: beta.
-        clusters: How clusters are learnt.
-        views: What a picture goes through before the autoencoder; the outcome is what is rebuilt.
+        clusters: How clusters are learned.
+        augment: What an image goes through before the autoencoder; the outcome is what is rebuilt.
     """
 
     weights: str = ""
@@ -89,56 +93,32 @@ class Config:
     reconstruction_weight: float = 0.005
     cluster_weight: float = 1.0
     clusters: ClustersConfig = ClustersConfig(init_k=3)
-    views: View = Compose(views=())
+    augment: Augmentation = Compose(steps=())
 
 
-class Stage(NamedTuple):
-    """What a step does.
-
-    Attributes:
-        kind: `autoencoder`, `encode` or `cluster`.
-        round: From 0.
-        step: From 0, within the stage.
-        length: Steps of the stage; None while that of the run is not known.
-    """
-
-    kind: str
-    round: int
-    step: int
-    length: int | None
-
-    @property
-    def left(self) -> int:
-        """Steps of the stage after this one; -1 while its length is not known."""
-        return -1 if self.length is None else self.length - 1 - self.step
-
-
-def stage_at(step: int, total: int | None, steps_per_epoch: int, *, rounds: int, trained: bool) -> Stage:
-    """The stage of step `step`: of each round a quarter or more clusters; an epoch, at most another quarter, encodes.
+def alternation_plan(total: int | None, steps_per_epoch: int, *, rounds: int, trained: bool) -> Plan:
+    """The stages of a run: of each round a quarter or more clusters; an epoch, at most another quarter, encodes.
 
     Args:
-        step: From 0.
         total: Steps of the run; None while that is measured.
         steps_per_epoch: Batches of one pass over the data.
         rounds: At most; a round has 4 epochs or more, unless it is the only one.
         trained: Whether there is an autoencoder to train; without one, at most half encodes, and the rest clusters.
     """
     if total is None:
-        return Stage("autoencoder" if trained else "encode", 0, step, None)
+        return [("autoencoder" if trained else "encode", None)]
     rounds = max(1, min(rounds, total // (4 * steps_per_epoch)))
-    number = min(step // (total // rounds), rounds - 1)
-    start = number * (total // rounds)
-    length = (total if number == rounds - 1 else start + total // rounds) - start
-    encode = min(steps_per_epoch, math.ceil(length / (4 if trained else 2)))
-    train = length - encode - length // 4 if trained else 0
-    # where the data begin anew, so that every picture is encoded once
-    train = max((start + train) // steps_per_epoch * steps_per_epoch - start, 0) or train
-    place = step - start
-    for kind, steps in (("autoencoder", train), ("encode", encode)):
-        if place < steps:
-            return Stage(kind, number, place, steps)
-        place -= steps
-    return Stage("cluster", number, place, length - train - encode)
+    plan: list[tuple[str, int | None]] = []
+    for number in range(rounds):
+        start = number * (total // rounds)
+        length = (total if number == rounds - 1 else start + total // rounds) - start
+        encode = min(steps_per_epoch, math.ceil(length / (4 if trained else 2)))
+        train = length - encode - length // 4 if trained else 0
+        # where the data begin again, so that every image is encoded once
+        train = max((start + train) // steps_per_epoch * steps_per_epoch - start, 0) or train
+        plan += [("autoencoder", train)] if train else []
+        plan += [("encode", encode), ("cluster", length - train - encode)]
+    return plan
 
 
 @float32_loss
@@ -148,7 +128,7 @@ def alternation_loss(
     """The sum lambda |x - x^|^2 + beta / 2 min_k |z - mu_k|^2, meaned over rows; no gradient reaches mu.
 
     Args:
-        decoded: Pictures (N, C, H, W).
+        decoded: Images (N, C, H, W).
         x: What they should be.
         codes: z, (N, D).
         means: mu, (K, D).
@@ -169,9 +149,11 @@ class DeepDPM(Method):
     """Backbone, a linear code with BatchNorm and a decoder (unless the encoder is given), and the clusters.
 
     Attributes:
-        codes: (N, D), of the pictures that were encoded last; `known` (N,) says which.
-        labels: int64 (N,), the cluster of each picture, -1 where there is none yet.
+        codes: (N, D), of the images that were encoded last; `known` (N,) says which.
+        labels: int64 (N,), the cluster of each image, -1 where there is none yet.
     """
+
+    inert = ("reduce_dim", "rounds", "cluster_weight")
 
     codes: Tensor
     known: Tensor
@@ -180,7 +162,7 @@ class DeepDPM(Method):
     def __init__(self, backbone: Backbone, config: Config, facts: Facts) -> None:
         super().__init__(backbone, config, facts)
         self.automatic_optimization = False
-        self.entered: tuple[str, int] = ("", -1)
+        self._entering = False
         channels, height, _ = facts.image_shape
         dim = backbone.dim if config.weights else config.code_dim
         self.reduction = Reduction(config.reduce, dim, config.reduce_dim, config.transform)
@@ -190,29 +172,21 @@ class DeepDPM(Method):
             self.code = nn.Sequential(nn.Linear(backbone.dim, dim), nn.BatchNorm1d(dim, affine=False))
             self.decoder = ConvDecoder(dim, out_chans=channels, image_size=height, width=16)
         self.clusters = Clusters(self.reduction.width, config.clusters)
-        pictures = facts.num_pictures
-        self.register_buffer("codes", torch.zeros(pictures, dim))
-        self.register_buffer("known", torch.zeros(pictures, dtype=torch.bool))
-        self.register_buffer("labels", torch.full((pictures,), -1))
+        images = facts.num_images
+        self.register_buffer("codes", torch.zeros(images, dim))
+        self.register_buffer("known", torch.zeros(images, dtype=torch.bool))
+        self.register_buffer("labels", torch.full((images,), -1))
 
-    @property
-    def stage(self) -> Stage:
-        """Of the batch that is being seen."""
-        return self._stage_at(self.batches_seen - 1)
-
-    def kind_of(self, step: int) -> str:
-        """`autoencoder`, `encode` or `cluster`."""
-        return self._stage_at(step).kind
-
-    def _stage_at(self, step: int) -> Stage:
+    def plan(self) -> Plan:
+        """`autoencoder`, `encode` and `cluster`, round by round."""
         rounds = self.config.rounds if self.config.reduce == "none" and not self.config.weights else 1
-        return stage_at(
-            step,
-            self.total_steps,
-            self.facts.steps_per_epoch,
-            rounds=rounds,
-            trained=not self.config.weights,
+        return alternation_plan(
+            self.total_steps, self.facts.steps_per_epoch, rounds=rounds, trained=not self.config.weights
         )
+
+    def begin_stage(self, stage: Stage) -> None:
+        """Say so to the step that follows."""
+        self._entering = True
 
     def encoder(self) -> nn.Module:
         """The backbone as it was given, or the backbone and the layer to the code."""
@@ -242,7 +216,7 @@ class DeepDPM(Method):
                 reason = str(error).splitlines()[0]
                 raise ConfigError(
                     f"method.weights: {self.config.weights} does not fit the backbone ({reason}); name the folder of "
-                    "a run or an entry with the same backbone and pictures"
+                    "a run or an entry with the same backbone and images"
                 ) from error
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -251,29 +225,25 @@ class DeepDPM(Method):
         self.reduction.resize(len(checkpoint["state_dict"]["reduction.embedded"]))
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """As all methods; each stage that trains the autoencoder has the schedule of its own, the clusters none."""
+        """As all methods; the clusters have rates of their own."""
         super().on_train_batch_start(batch, batch_idx)
-        stage = self.stage
-        if stage.kind == "autoencoder":
-            self.facts.optimizer.set_lr(self.trainer.optimizers[0], stage.step, stage.length)
         for group in self.trainer.optimizers[-1].param_groups:
             group["lr"] = group["own_lr"]
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """A step of the autoencoder, the codes of a batch, or an epoch of the clusters."""
         stage = self.stage
-        entering = self.entered != stage[:2]
-        self.entered = stage[:2]
-        if stage.kind == "autoencoder":
-            self.log_dict(self._train_autoencoder(batch, stage.round))
+        entering, self._entering = self._entering, False
+        if stage.name == "autoencoder":
+            self.log_dict(self._train_autoencoder(batch))
             return
         with torch.autocast(self.device.type, enabled=False):
-            if entering and stage.kind == "encode":
+            if entering and stage.name == "encode":
                 self.known.zero_()
-            if stage.kind == "encode" or not self.known.any():
+            if stage.name == "encode" or not self.known.any():
                 self.codes[batch.indices] = self._embed(batch.images)
                 self.known[batch.indices] = True
-            if stage.kind == "cluster":
+            if stage.name == "cluster":
                 optimizer = self.trainer.optimizers[-1]
                 if entering:
                     self._begin_clusters(optimizer)
@@ -284,7 +254,7 @@ class DeepDPM(Method):
                 self.log_dict({"loss": logs["cluster_loss"], **logs})
 
     def pretext_metric(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        """On held-out pictures: nats by which the mixture is likelier than one Gaussian, and clusters in use."""
+        """On held-out images: nats by which the mixture is likelier than one Gaussian, and clusters in use."""
         if not self.known.any():
             return {}
         weights, means, covs = self._gaussians()
@@ -324,33 +294,29 @@ class DeepDPM(Method):
         # one key: several have no order
         return {MIXTURE: save(self.mixture(), {"transform": self.reduction.space_transform})}
 
-    def get_extra_state(self) -> dict[str, Any]:
-        """The batch counter and the stage, for the checkpoint."""
-        return {**super().get_extra_state(), "entered": list(self.entered)}
-
-    def set_extra_state(self, state: dict[str, Any]) -> None:
-        """The batch counter and the stage, from the checkpoint."""
-        super().set_extra_state(state)
-        kind, number = state["entered"]
-        self.entered = (kind, number)
-
-    def _train_autoencoder(self, batch: Batch, number: int) -> dict[str, Tensor]:
-        x = self.view(batch.images, self.config.views)
+    def loss(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        """Of the autoencoder: reconstruction, and from the second round on the distance to the nearest cluster."""
+        number = self.stage.round
+        x = self.view(batch.images, self.config.augment, generator)
         codes = self.code(self.backbone(x))
         decoded = self.decoder(codes)
         # in the first round there are no clusters yet
         means = self.clusters.means if number else codes.detach()[:1]
         weights = (self.config.reconstruction_weight, self.config.cluster_weight if number else 0.0)
         loss = alternation_loss(decoded, x, self.reduction.space(codes.float()), means, weights)
+        return {"loss": loss, "reconstruction": (decoded.detach().float() - x).square().mean()}
+
+    def _train_autoencoder(self, batch: Batch) -> dict[str, Tensor]:
+        outputs = self.loss(batch, self.generator())
         optimizer = self.optimizers()[0]  # type: ignore[index]
         optimizer.zero_grad()
-        self.manual_backward(loss)
+        self.manual_backward(outputs["loss"])
         optimizer.step()
-        return {"loss": loss.detach(), "reconstruction": (decoded.detach().float() - x).square().mean()}
+        return {name: value.detach() for name, value in outputs.items()}
 
     @torch.no_grad()
     def _embed(self, images: Tensor) -> Tensor:
-        """The codes of pictures as they are, (N, D) float32, by the running statistics of BatchNorm."""
+        """The codes of images as they are, (N, D) float32, by the running statistics of BatchNorm."""
         encoder = self.encoder()
         training = self.training
         codes = encoder.eval()(self.view(images)).float()

@@ -199,7 +199,7 @@ def worth_splitting(
 
 
 def merge_pairs(
-    prior: NIW, data: Moments, alpha: float, chance: Tensor, neighbours: int = 2
+    prior: NIW, data: Moments, alpha: float, chance: Tensor, neighbors: int = 2
 ) -> list[tuple[int, int]]:
     """Which pairs of clusters to merge: among each cluster's nearest, the likeliest first, each cluster once.
 
@@ -208,13 +208,13 @@ def merge_pairs(
         data: Hard moments of all K clusters, none empty.
         alpha: Concentration of the Dirichlet process.
         chance: (K, K), uniform in [0, 1); (i, j) with i < j is used.
-        neighbours: How many of a cluster's nearest means are candidates.
+        neighbors: How many of a cluster's nearest means are candidates.
 
     Returns:
         Pairs (i, j), i < j.
     """
     near = torch.cdist(data.mean, data.mean).fill_diagonal_(torch.inf)
-    near = near.argsort(1)[:, : min(neighbours, len(data.count) - 1)].tolist()
+    near = near.argsort(1)[:, : min(neighbors, len(data.count) - 1)].tolist()
     pairs = sorted({(min(i, j), max(i, j)) for i, row in enumerate(near) for j in row})
     if not pairs:
         return []
@@ -255,8 +255,8 @@ def log_densities(codes: Tensor, means: Tensor, precisions: Tensor) -> Tensor:
 def _moments(codes: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     count = weights.sum()
     mean = weights @ codes / count.clamp(min=torch.finfo(count.dtype).tiny)
-    centred = codes - mean
-    return count, mean, (centred * weights[:, None]).T @ centred
+    centerd = codes - mean
+    return count, mean, (centerd * weights[:, None]).T @ centerd
 
 
 def _stack(parts: list[tuple[Tensor, Tensor, Tensor]]) -> Moments:

@@ -71,8 +71,8 @@ class Reduction(nn.Module):
         """Learn from codes (N, D) what there is to learn; `seed` is UMAP's."""
         if self.kind == "pca":
             self.center = codes.mean(0)
-            centred = codes.double() - self.center
-            axes = torch.linalg.eigh(centred.T @ centred)[1].flip(1)  # the widest first
+            centerd = codes.double() - self.center
+            axes = torch.linalg.eigh(centerd.T @ centerd)[1].flip(1)  # the widest first
             self.components = axes[:, : self.width].float().contiguous()
         if self.kind == "umap":
             self.embedded = _umap(codes, self.width, seed)
@@ -94,7 +94,7 @@ class Reduction(nn.Module):
 
 
 def _umap(codes: Tensor, dim: int, seed: int) -> Tensor:
-    """UMAP with 20 neighbours and no minimal distance, as in the authors' code; one thread, so that it repeats."""
+    """UMAP with 20 neighbors and no minimal distance, as in the authors' code; one thread, so that it repeats."""
     try:
         from umap import UMAP
     except ImportError:

@@ -1,100 +1,82 @@
-"""Backbones: timm networks by name, and the two small ones that the comparison table is made with.
+"""Backbones: timm networks by name, and small ones of our own that timm builds too.
 
-`embedkit_r10` and `embedkit_vit_t4` are registered with timm when this module is imported, so that
-`timm.create_model("local-dir:<entry>")` builds an entry of theirs. Both are timm's own classes, so parameter
-names are timm's.
-
-Sources: Deep Residual Learning for Image Recognition (He et al., CVPR 2016, arXiv 1512.03385); An Image is
-Worth 16x16 Words (Dosovitskiy et al., ICLR 2021, arXiv 2010.11929). Widths and depths of the two are ours,
-chosen for pictures of 28 to 64 pixels on a few CPU cores.
+The networks of `small` and `plain` are registered with timm when this package is imported, so that
+`timm.create_model("local-dir:<entry>")` builds an entry of theirs.
 """
 
 from __future__ import annotations
 
+import copy
 import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import timm
 import torch
-from timm.models import (
-    build_model_with_cfg,
-    generate_default_cfgs,
-    get_pretrained_cfg,
-    is_model_in_modules,
-    register_model,
-)
-from timm.models.resnet import BasicBlock, ResNet
+from timm.models import get_pretrained_cfg, is_model_in_modules
+from timm.models.resnet import ResNet
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from embedkit.errors import ConfigError
-
-__all__ = ["SHORT_NAMES", "Backbone", "SmallStemResNet", "create_backbone", "embedkit_r10", "embedkit_vit_t4"]
-
-#: Our short names -> timm's. Any other name is timm's own.
-SHORT_NAMES = {"r10": "embedkit_r10", "r18": "resnet18", "r50": "resnet50", "vit_t4": "embedkit_vit_t4"}
-
-
-def _small_cfg(**changes: Any) -> dict[str, Any]:
-    cfg = {"url": "", "num_classes": 0, "input_size": (1, 28, 28), "mean": (0.5,), "std": (0.5,)}
-    return {**cfg, "interpolation": "bilinear", "crop_pct": 1.0, **changes}
-
-
-# timm reads this name of the module in which a network is registered
-default_cfgs = generate_default_cfgs(
-    {
-        "embedkit_r10": _small_cfg(pool_size=(2, 2), first_conv="conv1", classifier="fc"),
-        "embedkit_vit_t4": _small_cfg(
-            fixed_input_size=True, first_conv="patch_embed.proj", classifier="head"
-        ),
-    }
+from embedkit.training.models.backbones.norms import NORMS, ChannelAffine, Norm, norm_layer
+from embedkit.training.models.backbones.plain import (
+    MLP,
+    GRURows,
+    StagedConvNet,
+    embedkit_alexnet,
+    embedkit_gru,
+    embedkit_mlp,
+    embedkit_vgg11,
+)
+from embedkit.training.models.backbones.small import (
+    SmallStemResNet,
+    embedkit_r10,
+    embedkit_r18s,
+    embedkit_r50s,
+    embedkit_vit_t4,
 )
 
+__all__ = [
+    "MLP",
+    "NORMS",
+    "SHORT_NAMES",
+    "Backbone",
+    "BackboneRequest",
+    "ChannelAffine",
+    "GRURows",
+    "Norm",
+    "SmallStemResNet",
+    "StagedConvNet",
+    "create_backbone",
+    "embedkit_alexnet",
+    "embedkit_gru",
+    "embedkit_mlp",
+    "embedkit_r10",
+    "embedkit_r18s",
+    "embedkit_r50s",
+    "embedkit_vgg11",
+    "embedkit_vit_t4",
+    "norm_layer",
+]
 
-class SmallStemResNet(ResNet):
-    """timm's ResNet with one 3x3 convolution of stride 2 as its stem, and no pooling after it.
-
-    The 7x7 stride-2 stem and max-pool of the paper leave 7x7 positions of a 28-pixel picture before the first
-    block; this stem, as wide as the first stage, leaves 14x14.
-    """
-
-    def __init__(self, *, channels: tuple[int, ...], in_chans: int = 3, **kwargs: Any) -> None:
-        # timm fixes a one-convolution stem at 64 channels, while its deep stem has twice `stem_width`: that one
-        # is asked for, and its three convolutions are replaced by one
-        super().__init__(
-            channels=channels, in_chans=in_chans, stem_type="deep", stem_width=channels[0] // 2, **kwargs
-        )
-        stem = nn.Conv2d(in_chans, channels[0], kernel_size=3, stride=2, padding=1, bias=False)
-        nn.init.kaiming_normal_(stem.weight, mode="fan_out", nonlinearity="relu")
-        self.conv1 = stem  # type: ignore[assignment]
-        self.maxpool = nn.Identity()  # type: ignore[assignment]
-        for stage in self.feature_info[1:]:
-            stage["reduction"] = cast(int, stage["reduction"]) // 2
-
-
-@register_model
-def embedkit_r10(pretrained: bool = False, **kwargs: Any) -> ResNet:
-    """ResNet of four BasicBlocks, widths 32-64-128-256, small stem: 1.2 M parameters, D = 256, stride 16."""
-    args = {"block": BasicBlock, "layers": (1, 1, 1, 1), "channels": (32, 64, 128, 256), **kwargs}
-    return build_model_with_cfg(SmallStemResNet, "embedkit_r10", pretrained, **args)
-
-
-@register_model
-def embedkit_vit_t4(pretrained: bool = False, **kwargs: Any) -> VisionTransformer:
-    """ViT of patch 4, D = 192, 6 blocks of 3 heads, with a class token: 2.7 M parameters.
-
-    The last LayerNorm stands before the mean over patch tokens (`fc_norm=False`): masked pretraining, which
-    never pools, then trains every weight that the pooled encoder uses.
-    """
-    args = {
-        "patch_size": 4,
-        "embed_dim": 192,
-        "depth": 6,
-        "num_heads": 3,
-        "global_pool": "avg",
-        "fc_norm": False,
-    }
-    return build_model_with_cfg(VisionTransformer, "embedkit_vit_t4", pretrained, **{**args, **kwargs})
+#: Our short names -> timm's. Any other name is timm's own.
+SHORT_NAMES = {
+    "r10": "embedkit_r10",
+    "r18s": "embedkit_r18s",
+    "r50s": "embedkit_r50s",
+    "r18": "resnet18",
+    "r50": "resnet50",
+    "vit_t4": "embedkit_vit_t4",
+    "alexnet_bn": "embedkit_alexnet",
+    "vgg11": "embedkit_vgg11",
+    "mlp": "embedkit_mlp",
+    "gru": "embedkit_gru",
+}
+#: Networks that know the arguments `norm` and `width`.
+_WITH_NORM = {f"embedkit_{name}" for name in ("r10", "r18s", "r50s", "alexnet", "vgg11", "mlp")}
+_WITH_WIDTH = _WITH_NORM - {"embedkit_mlp"}
 
 
 class Backbone(nn.Module):
@@ -104,24 +86,148 @@ class Backbone(nn.Module):
         net: The timm network (`num_classes=0`); its state dict has timm's own names.
         architecture: The timm name.
         model_args: What `timm.create_model(architecture, num_classes=0, **model_args)` needs to build the
-            same module: JSON values, `global_pool` included.
+            same module: JSON values, `global_pool` included. None for part of a network, which timm cannot build.
         dim: Width D of the embedding.
+        in_chans: Channels C of the images.
+        image_size: (height, width) that it was built for.
     """
 
-    def __init__(self, net: nn.Module, *, architecture: str, model_args: dict[str, Any], dim: int) -> None:
+    def __init__(
+        self,
+        net: nn.Module,
+        *,
+        architecture: str,
+        model_args: dict[str, Any] | None,
+        dim: int,
+        in_chans: int,
+        image_size: tuple[int, int],
+    ) -> None:
         super().__init__()
         self.net = net
         self.architecture = architecture
         self.model_args = model_args
         self.dim = dim
+        self.in_chans, self.image_size = in_chans, image_size
 
     def forward(self, x: Tensor) -> Tensor:
-        """Pictures (N, C, H, W), normalised -> pooled features (N, D)."""
+        """Images (N, C, H, W), normalized -> pooled features (N, D)."""
         return self.net(x)
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Pictures (N, C, H, W), normalised -> the last map (N, D, h, w), or a ViT's tokens (N, L, D)."""
+        """Images (N, C, H, W), normalized -> the last map (N, D, h, w), or a ViT's tokens (N, L, D)."""
         return cast(Any, self.net).forward_features(x)
+
+    def pool(self, features: Tensor) -> Tensor:
+        """What `forward_features` gives -> pooled features (N, D)."""
+        return cast(Any, self.net).forward_head(features, pre_logits=True)
+
+    @property
+    def num_stages(self) -> int:
+        """Stages that `maps` and `until` count: 4 of a ResNet, the blocks of a ViT; 0 where there are none."""
+        net: Any = self.net
+        if isinstance(net, ResNet):
+            return 4
+        stages = net.blocks if isinstance(net, VisionTransformer) else getattr(net, "stages", ())
+        return len(stages)
+
+    def maps(self, x: Tensor) -> list[Tensor]:
+        """Images (N, C, H, W), normalized -> the map (N, D_k, h_k, w_k) behind every stage, from the first.
+
+        Raises:
+            ConfigError: A network without stages.
+        """
+        self._stage(1)
+        net: Any = self.net
+        if isinstance(net, StagedConvNet):
+            found = []
+            for stage in net.stages:
+                x = stage(x)
+                found.append(x)
+            return found
+        found = net.forward_intermediates(x, intermediates_only=True)
+        return found[-self.num_stages :]
+
+    def until(self, stage: int) -> Backbone:
+        """A copy of the network up to a stage, pooled: a mid-level encoder.
+
+        Args:
+            stage: 1 is the first; `num_stages` gives a copy of the whole.
+
+        Raises:
+            ConfigError: A network without stages, or a stage that it does not have.
+        """
+        stage = self._stage(stage)
+        net: Any = copy.deepcopy(self.net)
+        if isinstance(net, ResNet):
+            for later in range(stage + 1, 5):
+                setattr(net, f"layer{later}", nn.Sequential())
+        elif isinstance(net, VisionTransformer):
+            net.blocks = net.blocks[:stage]
+        else:
+            net.stages = net.stages[:stage]
+        training = net.training
+        with torch.no_grad():
+            weight = next(net.parameters())
+            dim = net.eval()(weight.new_zeros(1, self.in_chans, *self.image_size)).shape[1]
+        whole = stage == self.num_stages
+        return Backbone(
+            net.train(training),
+            architecture=self.architecture,
+            model_args=self.model_args if whole else None,
+            dim=dim,
+            in_chans=self.in_chans,
+            image_size=self.image_size,
+        )
+
+    def _stage(self, stage: int) -> int:
+        if not 1 <= stage <= self.num_stages:
+            raise ConfigError(
+                f"stage: expected 1 to {self.num_stages} of {self.architecture}, found {stage}"
+                if self.num_stages
+                else f"stage: {self.architecture} has no stages; take a ResNet, a ViT, alexnet_bn or vgg11"
+            )
+        return stage
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackboneRequest:
+    """What a run offers its method to build backbones with; called, it builds one.
+
+    Attributes:
+        name: `RunConfig.backbone`.
+        in_chans: Channels C of the data's images.
+        image_size: (height, width) of the data's images, in pixels.
+        args: `RunConfig.backbone_args`: for timm, and `norm` and `width`.
+    """
+
+    name: str
+    in_chans: int
+    image_size: tuple[int, int]
+    args: Mapping[str, Any] = field(default_factory=dict)
+
+    def __call__(
+        self,
+        *,
+        name: str | None = None,
+        in_chans: int | None = None,
+        image_size: int | tuple[int, int] | None = None,
+        **args: Any,
+    ) -> Backbone:
+        """A backbone at random initialization; what is not given is as the run says.
+
+        Args:
+            name: Of another network.
+            in_chans: Where the method's input has other channels than the data.
+            image_size: Where it has another size: that of a tile.
+            **args: As `create_backbone` takes them (`norm`, `width`, ...); the run's `backbone_args` come last, so
+                that a user has the last word.
+        """
+        return create_backbone(
+            name or self.name,
+            in_chans=in_chans or self.in_chans,
+            image_size=image_size or self.image_size,
+            **{**args, **self.args},
+        )
 
 
 def create_backbone(
@@ -131,17 +237,25 @@ def create_backbone(
     image_size: int | tuple[int, int],
     global_pool: str | None = None,
     small_stem: bool = False,
+    norm: Norm | None = None,
+    width: float = 1.0,
+    **args: Any,
 ) -> Backbone:
-    """Build a backbone at random initialisation, from torch's global seed.
+    """Build a backbone at random initialization, from torch's global seed.
 
     Args:
-        name: `r10`, `r18`, `r50`, `vit_t4`, or any name that timm knows.
-        in_chans: Channels C of the pictures.
-        image_size: Side, or (height, width), of the pictures in pixels. It shapes networks of fixed input
+        name: `r10`, `r18s`, `r50s`, `vit_t4`, `alexnet_bn`, `vgg11`, `mlp`, `gru` (small ones of ours), `r18`, `r50`,
+            or any name that timm knows.
+        in_chans: Channels C of the images.
+        image_size: Side, or (height, width), of the images in pixels. It shapes networks of fixed input
             size (ViTs); others also take other sizes later.
         global_pool: timm's pooling (`avg`, `max`, `token`, ...); by default the network's own, and the mean
             of the patch tokens for a ViT.
         small_stem: Patches of 4 pixels for a ViT that has larger ones; `r10` and `vit_t4` are small already.
+        norm: `batch`, `layer` (over one image, CPC's), `group` or `none`; by default the network's own. timm's ResNets
+            and the convolutional networks of ours can be asked for another.
+        width: Factor of all channels, for the convolutional networks of ours: one half of split-brain is 0.5.
+        **args: Further arguments of the network for timm, such as `drop_path_rate` or `stem_stride`.
 
     Returns:
         The backbone, in train mode.
@@ -173,6 +287,7 @@ def create_backbone(
                 "vit_t4 or another ViT, or leave small_stem out"
             )
         model_args["patch_size"] = 4
+    model_args |= _own_args(name, architecture, norm, width, is_vit)
     cfg = get_pretrained_cfg(architecture)
     if cfg is not None and cfg.fixed_input_size:
         model_args["img_size"] = list(size)
@@ -181,8 +296,9 @@ def create_backbone(
     elif is_vit:
         # one rule for every ViT, see `embedkit_vit_t4`
         model_args |= {"global_pool": "avg", "fc_norm": False}
+    model_args |= args
 
-    # One empty picture tells the width, and whether this network can take pictures of this size at all.
+    # One empty image tells the width, and whether this network can take images of this size at all.
     try:
         net = timm.create_model(architecture, num_classes=0, **model_args)
         with torch.no_grad():
@@ -190,22 +306,55 @@ def create_backbone(
         net.train()
     except (AssertionError, RuntimeError, TypeError, ValueError) as error:
         raise ConfigError(
-            f"backbone {name!r} on pictures of {size[0]}x{size[1]} with {model_args}: timm refuses: {error}"
+            f"backbone {name!r} on images of {size[0]}x{size[1]} with {model_args}: timm refuses: {error}"
         ) from error
     patch = getattr(getattr(net, "patch_embed", None), "patch_size", None)
     if is_vit and patch is not None and (size[0] % patch[0] or size[1] % patch[1]):
         raise ConfigError(
-            f"backbone {name!r}: patches of {patch[0]}x{patch[1]} do not tile a picture of "
+            f"backbone {name!r}: patches of {patch[0]}x{patch[1]} do not tile an image of "
             f"{size[0]}x{size[1]}; choose an image_size that is a multiple of the patch"
         )
     if features.ndim != 2:
         raise ConfigError(
-            f"backbone {name!r}: with global_pool {global_pool!r} a picture gives {tuple(features.shape[1:])}, "
+            f"backbone {name!r}: with global_pool {global_pool!r} an image gives {tuple(features.shape[1:])}, "
             "not one vector; choose a pooling such as avg"
         )
     if "global_pool" not in model_args and (pooling := _pooling(net)):
         model_args["global_pool"] = pooling  # written down, it holds whatever a later timm's default is
-    return Backbone(net, architecture=architecture, model_args=model_args, dim=features.shape[1])
+    return Backbone(
+        net,
+        architecture=architecture,
+        model_args=model_args,
+        dim=features.shape[1],
+        in_chans=in_chans,
+        image_size=(size[0], size[1]),
+    )
+
+
+#: timm's names of our norms, for timm's own ResNets.
+_TIMM_NORMS = {"batch": "batchnorm2d", "layer": "groupnorm1", "group": "groupnorm"}
+
+
+def _own_args(name: str, architecture: str, norm: str | None, width: float, is_vit: bool) -> dict[str, Any]:
+    """The arguments that say which norm and width."""
+    found: dict[str, Any] = {}
+    if norm is not None:
+        norm_layer(norm)
+        if architecture in _WITH_NORM:
+            found["norm"] = norm
+        elif norm in _TIMM_NORMS and is_model_in_modules(architecture, {"resnet"}):
+            found["norm_layer"] = _TIMM_NORMS[norm]
+        elif not (is_vit and norm == "layer") and not (architecture == "embedkit_gru" and norm == "none"):
+            raise ConfigError(
+                f"backbone {name!r}: it has no norm {norm!r}; take r10, r18s, r50s or alexnet_bn"
+            )
+    if width != 1.0:
+        if architecture not in _WITH_WIDTH or width <= 0:
+            raise ConfigError(
+                f"backbone {name!r}: its width cannot be multiplied by {width:g}; take r10, r18s, r50s or alexnet_bn"
+            )
+        found["width"] = width
+    return found
 
 
 def _pooling(net: nn.Module) -> str | None:

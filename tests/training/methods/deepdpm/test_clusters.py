@@ -1,4 +1,4 @@
-"""DeepDPM's clusters: losses by hand, surgery that touches nobody else, and 15 Gaussians found from every start."""
+"""DeepDPM's clusters: losses by hand, surgery that touches no one else, and 15 Gaussians found from every start."""
 
 import copy
 import math
@@ -33,11 +33,11 @@ def fifteen_gaussians(seed, n=10_000):
     return torch.from_numpy(means[labels] + noise).float(), labels
 
 
-def blobs(centres, n=60, seed=0, scale=0.3):
+def blobs(centers, n=60, seed=0, scale=0.3):
     generator = torch.Generator().manual_seed(seed)
-    centres = torch.tensor(centres, dtype=torch.float32)
-    labels = torch.arange(n * len(centres)) % len(centres)
-    return centres[labels] + scale * torch.randn(len(labels), centres.shape[1], generator=generator), labels
+    centers = torch.tensor(centers, dtype=torch.float32)
+    labels = torch.arange(n * len(centers)) % len(centers)
+    return centers[labels] + scale * torch.randn(len(labels), centers.shape[1], generator=generator), labels
 
 
 def started(codes, labels, **changes):
@@ -290,7 +290,7 @@ def test_a_schedule_is_kept():
         means.append(clusters.means)
     assert sizes[5] == 2 and sizes[6] == 3  # the split of epoch 6
     moved = [not torch.equal(a, b) for a, b in zip(means[:-1], means[1:], strict=True)]
-    assert moved[:3] == [False] * 3 and moved[3]  # learnt by the nets first
+    assert moved[:3] == [False] * 3 and moved[3]  # learned by the nets first
     assert moved[6:9] == [True, False, False]  # the split itself, then two epochs of rest
     assert clusters.moves == 4 and clusters.epoch == 20  # epochs 6, 10, 14, 18
 

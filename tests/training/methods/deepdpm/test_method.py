@@ -1,4 +1,4 @@
-"""DeepDPM on pictures: its stages, its alternation, its three kinds of codes, and a resumed run whose K changed."""
+"""DeepDPM on images: its stages, its alternation, its three kinds of codes, and a resumed run whose K changed."""
 
 import csv
 import dataclasses
@@ -26,6 +26,7 @@ from embedkit.training.methods import deepdpm  # noqa: E402
 from embedkit.training.methods.deepdpm import (  # noqa: E402
     DeepDPM,
     alternation_loss,
+    clusters,  # noqa: E402
     reduction,  # noqa: E402
     stage_at,
 )
@@ -57,7 +58,7 @@ def rows(folder):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """54 steps: 30 of the autoencoder, 6 that encode 96 of 108 pictures, 18 of the clusters."""
+    """54 steps: 30 of the autoencoder, 6 that encode 96 of 108 images, 18 of the clusters."""
     return train(tmp_path_factory.mktemp("runs") / "whole", "steps=54", "method.rounds=1")
 
 
@@ -130,7 +131,7 @@ def test_the_autoencoder_ends_its_stage_at_a_small_rate(finished):
     assert rates[-1] < 0.02 * max(rates)
 
 
-def test_rounds_forget_the_labels_of_pictures_that_they_left_out(tmp_path):
+def test_rounds_forget_the_labels_of_images_that_they_left_out(tmp_path):
     result = train(tmp_path / "run", "steps=72", "method.rounds=3")
     _, method = run.load_run(result.run)
     assert method.known.sum() == 96  # of 108, and others in every round
@@ -167,9 +168,9 @@ def test_the_cost_of_each_kind_of_step_is_its_own(finished):
 
 def test_an_entry_of_the_run_holds_its_mixture(finished, tmp_path):
     folder = export_run(
-        finished.run, "deepdpm-r10.synthetic", tmp_path, limits=["It knows\nsynthetic pictures alone."]
+        finished.run, "deepdpm-r10.synthetic", tmp_path, limits=["It knows\nsynthetic images alone."]
     )
-    assert "\n- It knows synthetic pictures alone.\n" in (folder / CARD).read_text()
+    assert "\n- It knows synthetic images alone.\n" in (folder / CARD).read_text()
     assert (folder / MIXTURE).read_bytes() == run.load_run(finished.run)[1].files()[MIXTURE]
     manifest = Manifest.from_json((folder / MANIFEST).read_bytes())
     assert manifest.files[MIXTURE].sha256 == sha256_hex((folder / MIXTURE).read_bytes())
@@ -178,8 +179,8 @@ def test_an_entry_of_the_run_holds_its_mixture(finished, tmp_path):
 def test_the_encoder_makes_the_codes_that_were_clustered(finished):
     _, method = run.load_run(finished.run)
     config, _ = run._read_config(finished.run)
-    pictures, _ = run._load(config)
-    batch = pictures.batch(method.known.nonzero()[:10, 0])
+    images, _ = run._load(config)
+    batch = images.batch(method.known.nonzero()[:10, 0])
     with torch.no_grad():
         codes = method.encoder()(method.view(batch.images))
     assert codes.shape == (10, 4)
@@ -275,13 +276,13 @@ def test_the_mixture_as_arrays(finished):
 
 def test_rounds_alternate_and_carry_their_clusters_over(tmp_path, monkeypatch):
     started = []
-    start = deepdpm.Clusters.start
+    start = clusters.Clusters.start
 
     def watched(self, codes, optimizer, labels=None):
         started.append(None if labels is None else labels.clone())
         start(self, codes, optimizer, labels)
 
-    monkeypatch.setattr(deepdpm.Clusters, "start", watched)
+    monkeypatch.setattr(clusters.Clusters, "start", watched)
     # 3 batches an epoch, so 48 steps are three rounds of 16: 9 train, 3 encode, 4 cluster, and so on
     result = train(tmp_path / "run", "steps=48", data="synthetic:60")
     assert result.finished and len(started) == 3
@@ -305,7 +306,7 @@ def test_a_given_encoder_stays_and_its_features_are_reduced(tmp_path):
     codes = method.codes[method.known]
     torch.testing.assert_close(method.reduction.points(codes).norm(dim=1), torch.ones(len(codes)))
     space = (codes - method.reduction.center) @ method.reduction.components
-    covariance = torch.cov(space.T)  # principal components: centred, uncorrelated, the widest first
+    covariance = torch.cov(space.T)  # principal components: centered, uncorrelated, the widest first
     torch.testing.assert_close(space.mean(0), torch.zeros(3), atol=1e-5, rtol=0)
     torch.testing.assert_close(covariance, torch.diag(covariance.diagonal()), atol=1e-6, rtol=0)
     assert (covariance.diagonal().diff() <= 0).all()
@@ -356,7 +357,7 @@ def test_several_devices_are_refused():
         image_shape=(1, 16, 16),
         mean=(0.3,),
         std=(0.3,),
-        num_pictures=8,
+        num_images=8,
         batch_size=4,
         steps_per_epoch=2,
         total_steps=9,

@@ -181,7 +181,7 @@ def test_what_is_worth_splitting():
     assert not worth_splitting(prior, empty[:1], empty[1:], 10.0, torch.zeros(1)).any()
 
 
-def test_merges_are_between_neighbours_the_likeliest_first_and_each_cluster_once():
+def test_merges_are_between_neighbors_the_likeliest_first_and_each_cluster_once():
     # one Gaussian in four quarters along a line and another far off: the middle pair alone would leave two behind
     generator = torch.Generator().manual_seed(0)
     line = torch.randn(400, 2, generator=generator).double()
@@ -190,16 +190,16 @@ def test_merges_are_between_neighbours_the_likeliest_first_and_each_cluster_once
     found = hard_moments(points, labels, 5)
     prior = NIW(points.mean(0), 1e-4, torch.eye(2).double() * 0.005, 4.0)
     chance = torch.full((5, 5), 1 - 1e-9)
-    pairs = merge_pairs(prior, found, 10.0, chance, neighbours=4)
+    pairs = merge_pairs(prior, found, 10.0, chance, neighbors=4)
     used = [k for pair in pairs for k in pair]
     assert len(pairs) == 2 and sorted(used) == [0, 1, 2, 3] and all(i < j for i, j in pairs)
     first, second = torch.triu_indices(4, 4, 1)
     ratios = -log_hastings_split(prior, found[first], found[second], 10.0)
     likeliest = int(ratios.argmax())
     assert pairs[0] == (int(first[likeliest]), int(second[likeliest]))
-    # with one neighbour only nearest means are asked
+    # with one neighbor only nearest means are asked
     near = torch.cdist(found.mean, found.mean).fill_diagonal_(torch.inf).argmin(1)
-    for i, j in merge_pairs(prior, found, 10.0, chance, neighbours=1):
+    for i, j in merge_pairs(prior, found, 10.0, chance, neighbors=1):
         assert near[i] == j or near[j] == i
     assert merge_pairs(prior, found[:1], 10.0, torch.zeros(1, 1)) == []
 

@@ -33,8 +33,8 @@ def test_principal_components_are_those_of_a_singular_value_decomposition():
     codes = codes_of(50, 4)
     space = Reduction("pca", 4, 2, "none")
     space.fit(codes, 0)
-    centred = codes.double().numpy() - codes.double().numpy().mean(0)
-    left, values, _ = np.linalg.svd(centred, full_matrices=False)
+    centerd = codes.double().numpy() - codes.double().numpy().mean(0)
+    left, values, _ = np.linalg.svd(centerd, full_matrices=False)
     expected = left[:, :2] * values[:2]
     found = space.points(codes).numpy()
     np.testing.assert_allclose(np.abs(found), np.abs(expected), atol=1e-4)
