@@ -103,5 +103,5 @@ def test_float32_loss_leaves_autocast_and_keeps_float64():
 
 
 def test_every_method_is_of_one_family():
-    assert sorted(name for members in methods.FAMILIES.values() for name in members) == methods.names()
+    assert sorted(name for members in methods.families().values() for name in members) == methods.names()
     assert (methods.family_of("simsiam"), methods.family_of("moco_v2")) == ("views", "")

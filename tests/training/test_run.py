@@ -246,7 +246,7 @@ def test_overrides_are_typed_by_the_dataclass():
     )  # fmt: skip
     assert (config.method.temperature, config.optimizer.betas) == (0.5, (0.8, 0.9))
     assert (config.epochs, config.data.stream, config.backbone) == (3.0, True, "r18")
-    assert config.method.augment.augment[0].scale == (0.3, 1.0)
+    assert config.method.augment.steps[0].scale == (0.3, 1.0)
     assert config.method == dataclasses.replace(
         simclr.Config(temperature=0.5), augment=config.method.augment
     )  # the rest is untouched

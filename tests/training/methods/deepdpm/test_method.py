@@ -26,11 +26,12 @@ from embedkit.training.methods import deepdpm  # noqa: E402
 from embedkit.training.methods.deepdpm import (  # noqa: E402
     DeepDPM,
     alternation_loss,
+    alternation_plan,
     clusters,  # noqa: E402
     reduction,  # noqa: E402
-    stage_at,
 )
 from embedkit.training.models.backbones import create_backbone  # noqa: E402
+from embedkit.training.stages import stage_at  # noqa: E402
 
 SMALL = [
     *(
@@ -66,13 +67,14 @@ def finished(tmp_path_factory):
 
 
 def kinds(total, epoch, rounds, trained):
-    return [stage_at(step, total, epoch, rounds=rounds, trained=trained) for step in range(total)]
+    plan = alternation_plan(total, epoch, rounds=rounds, trained=trained)
+    return [stage_at(step, plan) for step in range(total)]
 
 
 def test_a_round_trains_encodes_and_clusters():
     found = kinds(120, 10, 3, True)
-    assert [s.kind for s in found[:40]] == ["autoencoder"] * 20 + ["encode"] * 10 + ["cluster"] * 10
-    assert [s.kind for s in found] == [s.kind for s in found[:40]] * 3
+    assert [s.name for s in found[:40]] == ["autoencoder"] * 20 + ["encode"] * 10 + ["cluster"] * 10
+    assert [s.name for s in found] == [s.name for s in found[:40]] * 3
     assert [s.round for s in found] == [0] * 40 + [1] * 40 + [2] * 40
     assert [s.left for s in found[:40]] == [*range(19, -1, -1), *range(9, -1, -1), *range(9, -1, -1)]
 
@@ -82,15 +84,15 @@ def test_rounds_are_fewer_where_they_would_be_short_and_every_run_ends_with_clus
     assert {s.round for s in kinds(12, 10, 3, True)} == {0}
     for total in (4, 5, 7, 12, 119, 121):
         found = kinds(total, 10, 3, True)
-        assert found[-1].kind == "cluster" and found[-1].left == 0
+        assert found[-1].name == "cluster" and found[-1].left == 0
         for number in {s.round for s in found}:
-            order = [s.kind for s in found if s.round == number]
+            order = [s.name for s in found if s.round == number]
             assert order == sorted(order, key=["autoencoder", "encode", "cluster"].index)
     given = kinds(40, 10, 1, False)
-    assert [s.kind for s in given] == ["encode"] * 10 + ["cluster"] * 30
+    assert [s.name for s in given] == ["encode"] * 10 + ["cluster"] * 30
     # while a time budget is measured nothing but the first stage happens
-    assert stage_at(49, None, 10, rounds=3, trained=True).kind == "autoencoder"
-    assert stage_at(49, None, 10, rounds=3, trained=False).kind == "encode"
+    assert stage_at(49, alternation_plan(None, 10, rounds=3, trained=True)).name == "autoencoder"
+    assert stage_at(49, alternation_plan(None, 10, rounds=3, trained=False)).name == "encode"
 
 
 def test_alternation_loss_by_hand_and_no_gradient_to_the_means():
@@ -179,7 +181,7 @@ def test_an_entry_of_the_run_holds_its_mixture(finished, tmp_path):
 def test_the_encoder_makes_the_codes_that_were_clustered(finished):
     _, method = run.load_run(finished.run)
     config, _ = run._read_config(finished.run)
-    images, _ = run._load(config)
+    images, _ = run.open_data(config)
     batch = images.batch(method.known.nonzero()[:10, 0])
     with torch.no_grad():
         codes = method.encoder()(method.view(batch.images))

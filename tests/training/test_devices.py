@@ -1,0 +1,51 @@
+"""Several devices: two processes compute what one does, and groups stay whole on a rank."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from embedkit.errors import ConfigError  # noqa: E402
+from embedkit.training import methods  # noqa: E402
+from embedkit.training.data import IdentityBalanced, LabeledAndUnlabeled, Shuffled  # noqa: E402
+
+
+def test_two_processes_are_one(tmp_path):
+    script = Path(__file__).parent / "two_processes.py"
+    environment = {**os.environ, "MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1"}
+    subprocess.run([sys.executable, script, str(tmp_path)], check=True, timeout=120, env=environment)
+    one = torch.load(tmp_path / "one.pt")
+    assert set(methods.families()) <= set(one)
+    for rank in range(2):
+        both = torch.load(tmp_path / f"rank{rank}.pt")
+        assert both.keys() == one.keys()
+        for name, (loss, gradients) in one.items():
+            torch.testing.assert_close(both[name][0], loss, rtol=1e-6, atol=1e-7, msg=name)
+            assert any(g.abs().max() > 1e-6 for g in gradients), name
+            for found, expected in zip(both[name][1], gradients, strict=True):
+                torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_ranks_share_a_batch_and_groups_stay_whole(world):
+    for sampler in (Shuffled(), IdentityBalanced(images_per_identity=4), LabeledAndUnlabeled(ratio=3)):
+        columns = [sampler.columns(32, rank, world) for rank in range(world)]
+        assert sorted(torch.cat(columns).tolist()) == list(range(32))
+        assert {len(own) for own in columns} == {32 // world}
+    identities = torch.arange(8).repeat_interleave(4)
+    for rank in range(world):
+        own = identities[IdentityBalanced(images_per_identity=4).columns(32, rank, world)]
+        assert (own.bincount(minlength=8) % 4 == 0).all()
+        own = LabeledAndUnlabeled(ratio=3).columns(32, rank, world)
+        assert (own[: len(own) // 4] < 8).all() and (own[len(own) // 4 :] >= 8).all()
+
+
+def test_groups_that_devices_cannot_share_are_refused():
+    with pytest.raises(ConfigError, match="3 identities"):
+        IdentityBalanced(images_per_identity=4).columns(12, 0, 2)
+    with pytest.raises(ConfigError, match="3 labeled"):
+        LabeledAndUnlabeled(ratio=3).columns(12, 1, 2)
