@@ -80,6 +80,32 @@ def test_lars_takes_a_plain_step_from_zero_weights():
 
 @pytest.mark.parametrize("field", ["name", "schedule"])
 def test_unknown_names_are_refused(field):
-    optimizer = Optimizer(**{field: "adam"})
+    optimizer = Optimizer(**{field: "adagrad"})
     with pytest.raises(ConfigError, match=f"optimizer.{field}: expected"):
         optimizer.create(torch.nn.Linear(1, 1)) if field == "name" else optimizer.lr_at(0, 1)
+
+
+def test_adam_and_rmsprop_are_torchs():
+    module = torch.nn.Linear(2, 2)
+    adam = Optimizer(name="adam", betas=(0.5, 0.999), weight_decay=0.1).create(module)
+    assert type(adam) is torch.optim.Adam and adam.param_groups[0]["betas"] == (0.5, 0.999)
+    assert [group["weight_decay"] for group in adam.param_groups] == [0.1, 0.0]
+    rmsprop = Optimizer(name="rmsprop", momentum=0.0).create(module)
+    assert type(rmsprop) is torch.optim.RMSprop
+
+
+def test_steps_and_exponential_end():
+    steps = Optimizer(lr=1.0, schedule="step", milestones=(0.5, 0.75), gamma=0.1, warmup_steps=0)
+    assert [round(steps.lr_at(step, 100), 6) for step in (0, 49, 50, 74, 75, 99)] == [
+        1,
+        1,
+        0.1,
+        0.1,
+        0.01,
+        0.01,
+    ]
+    falling = Optimizer(lr=2.0, schedule="exponential", end=0.01, warmup_steps=0)
+    assert falling.lr_at(50, 100) == pytest.approx(0.2) and falling.lr_at(100, 100) == pytest.approx(0.02)
+    assert Optimizer(lr=1.0, schedule="cosine", end=0.25, warmup_steps=0).lr_at(100, 100) == pytest.approx(
+        0.25
+    )

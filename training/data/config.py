@@ -14,7 +14,7 @@ from torch import Tensor
 from embedkit.entry import Preprocess
 from embedkit.errors import ConfigError
 from embedkit.training.data.datasets import open_source
-from embedkit.training.data.images import ImageSet
+from embedkit.training.data.images import ImageSet, say_unreadable
 from embedkit.training.data.samplers import Sampler, Shuffled
 
 __all__ = ["DataConfig", "keep_labels", "load_images", "split_validation"]
@@ -69,19 +69,21 @@ def load_images(config: DataConfig, split: Literal["train", "test"] = "train") -
         split: `test` is for reporting alone; choices are made on a part of `train`.
 
     Returns:
-        All images of the split; labels are numbered by the sorted names that the split holds.
+        All images of the split that can be read (streamed: all); labels are numbered by the sorted names that the
+        split holds.
 
     Raises:
         ConfigError: No path, or nothing there that is understood.
-        SourceError: A file that cannot be read.
+        SourceError: A file of the data set that cannot be read, or no image that can.
     """
     source = open_source(config.path, split, label=config.label, targets=config.targets)
     channels = 3 if config.color == "rgb" else 1
     preprocess = config.preprocess((0.0,) * channels, (1.0,) * channels)
     labels, rows = torch.from_numpy(source.labels), torch.arange(len(source))
     targets = {name: torch.from_numpy(values) for name, values in source.targets.items()}
-    images = source if config.stream else source.decode(rows.numpy(), preprocess)
-    return ImageSet(
+    unreadable: dict[int, str] = {}
+    images = source if config.stream else source.decode(rows.numpy(), preprocess, unreadable)
+    found = ImageSet(
         images,
         labels,
         source.classes,
@@ -90,6 +92,10 @@ def load_images(config: DataConfig, split: Literal["train", "test"] = "train") -
         targets,
         dict(source.target_classes),
     )
+    if unreadable:
+        say_unreadable(unreadable, len(rows))
+        return found.subset(torch.tensor([row for row in range(len(rows)) if row not in unreadable]))
+    return found
 
 
 def split_validation(images: ImageSet, share: float, seed: int) -> tuple[ImageSet, ImageSet]:

@@ -143,11 +143,18 @@ class Source(ABC):
     def where(self, row: int) -> str:
         """The row's name in a message."""
 
-    def decode(self, rows: np.ndarray, preprocess: Preprocess) -> Tensor:
+    def decode(
+        self, rows: np.ndarray, preprocess: Preprocess, unreadable: dict[int, str] | None = None
+    ) -> Tensor:
         """uint8 (len(rows), C, H, W), by the contract.
 
+        Args:
+            rows: Which images.
+            preprocess: The contract.
+            unreadable: Where given, it gets the place and the reason of each image that cannot be read, which is black.
+
         Raises:
-            SourceError: An image that cannot be read, by name.
+            SourceError: An image that cannot be read, by name; not where `unreadable` is given.
         """
         out = np.empty((len(rows), preprocess.channels, *preprocess.size), np.uint8)
 
@@ -156,7 +163,10 @@ class Source(ABC):
             try:
                 read_pixels(self.read(row), preprocess, decode="exact", out=out[place])
             except (ImageError, OSError) as error:
-                raise SourceError(f"{self.where(row)}: {error}; repair or remove it") from error
+                if unreadable is None:
+                    raise SourceError(f"{self.where(row)}: {error}; repair or remove it") from error
+                out[place] = 0
+                unreadable[place] = f"{self.where(row)}: {error}"
 
         if len(rows) < 256 or torch.utils.data.get_worker_info() is not None:
             for place in range(len(rows)):
@@ -184,13 +194,15 @@ class ArraySource(Source):
         """The data set and the row."""
         return f"{self.name}, image {row}"
 
-    def decode(self, rows: np.ndarray, preprocess: Preprocess) -> Tensor:
+    def decode(
+        self, rows: np.ndarray, preprocess: Preprocess, unreadable: dict[int, str] | None = None
+    ) -> Tensor:
         """As they are where the contract changes nothing."""
         shape = self.arrays.shape
         if shape[1:3] == preprocess.size and preprocess.color == {3: "gray", 4: "rgb"}[len(shape)]:
             taken = self.arrays[rows]
             return torch.from_numpy(taken[:, None] if len(shape) == 3 else taken.transpose(0, 3, 1, 2).copy())
-        return super().decode(rows, preprocess)
+        return super().decode(rows, preprocess, unreadable)
 
 
 class FolderSource(Source):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -10,10 +11,25 @@ import torch
 from torch import Tensor
 
 from embedkit.entry import Preprocess
-from embedkit.errors import ConfigError
+from embedkit.errors import ConfigError, SourceError
 from embedkit.training.data.datasets import Source
 
 __all__ = ["Batch", "ImageSet"]
+
+
+def say_unreadable(unreadable: dict[int, str], count: int) -> None:
+    """Say on stderr that images are left out, and why the first of them is.
+
+    Raises:
+        SourceError: None of the `count` images can be read.
+    """
+    first = next(iter(unreadable.values()))
+    if len(unreadable) == count:
+        raise SourceError(f"{first}; none of {count} images can be read")
+    print(
+        f"embedkit: {len(unreadable)} of {count} images cannot be read and are left out: {first}",
+        file=sys.stderr,
+    )
 
 
 class Batch(NamedTuple):
@@ -75,11 +91,10 @@ class ImageSet:
 
     def batch(self, indices: Tensor) -> Batch:
         """The images `indices` (N,), each in 0..len(self)-1."""
-        rows = self.rows[indices]
         if isinstance(self.images, Tensor):
-            images = self.images[rows]
+            images = self.images[self.rows[indices]]
         else:
-            images = self.images.decode(rows.numpy(), self._contract())
+            images, indices = self._decode(self.images, indices)
         targets = {name: values[indices] for name, values in self.targets.items()}
         return Batch(images, self.labels[indices], indices, targets)
 
@@ -98,6 +113,19 @@ class ImageSet:
         values = images.movedim(1, 0).flatten(1).double() / 255  # (C, pixels)
         mean, std = values.mean(1), values.std(1, correction=0).clamp(min=1 / 255)
         return tuple(round(v, 5) for v in mean.tolist()), tuple(round(v, 5) for v in std.tolist())
+
+    def _decode(self, source: Source, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """The images `indices`; in the place of one that cannot be read, the next of them that can."""
+        unreadable: dict[int, str] = {}
+        images = source.decode(self.rows[indices].numpy(), self._contract(), unreadable)
+        if unreadable:
+            say_unreadable(unreadable, len(indices))
+            fine = torch.tensor([place for place in range(len(indices)) if place not in unreadable])
+            places = torch.arange(len(indices))
+            bad = torch.tensor(list(unreadable))
+            places[bad] = fine[torch.searchsorted(fine, bad) % len(fine)]
+            images, indices = images[places], indices[places]
+        return images, indices
 
     def _contract(self) -> Preprocess:
         if self.preprocess is None:

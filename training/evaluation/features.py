@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +26,11 @@ from embedkit.errors import ConfigError, SourceError
 from embedkit.load import find_entry, is_path, load_encoder
 from embedkit.mixture import Mixture
 from embedkit.training import run
-from embedkit.training.config import RunConfig
+from embedkit.training.config import Facts, RunConfig, from_json
 from embedkit.training.data.datasets import Source
 from embedkit.training.export.torch_to_onnx import PixelEncoder
 from embedkit.training.method import Method
-from embedkit.training.models.backbones import SHORT_NAMES, create_backbone
+from embedkit.training.models.backbones import SHORT_NAMES, ChannelAffine, create_backbone
 
 __all__ = [
     "Features",
@@ -41,6 +41,7 @@ __all__ = [
     "pixel_features",
     "random_features",
     "random_network",
+    "timm_network",
 ]
 
 SEED = 0
@@ -64,6 +65,9 @@ class Subject:
         dim: Columns of the features, D.
         architecture: The timm name of its network, or a short name of ours.
         model_args: With which timm builds the network; None where an entry's `config.json` does not say.
+        create: Makes the encoder that is exported, at random initialization: with the layers that the method put behind
+            its backbone, or up to the stage that it exports.
+        recreated: Whether `create` makes that encoder, and not the network that it was trained from alone.
         weights_sha256: Of an entry's weights; empty for a run.
         mixture: That an entry holds beside its encoder.
         trained: A run's configuration and method.
@@ -75,6 +79,8 @@ class Subject:
     dim: int
     architecture: str
     model_args: Mapping[str, Any] | None
+    create: Callable[[], nn.Module]
+    recreated: bool = True
     weights_sha256: str = ""
     mixture: Mixture | None = None
     trained: tuple[RunConfig, Method] | None = None
@@ -93,19 +99,20 @@ def open_subject(source: str | os.PathLike[str]) -> Subject:
         config, method = run.load_run(place)
         preprocess = config.data.preprocess(method.facts.mean, method.facts.std)
         network = method.encoder().eval()
-        with torch.inference_mode():
-            dim = network(torch.zeros(2, *method.facts.image_shape)).shape[1]
+        dim = _width(network, method.facts)
         return Subject(
             name=place.resolve().name,
             preprocess=preprocess,
             features=_torch_features(network, preprocess),
             dim=dim,
-            architecture=method.backbone.architecture,
-            model_args=method.backbone.model_args,
+            architecture=getattr(method.backbone, "architecture", config.backbone),
+            model_args=getattr(method.backbone, "model_args", None),
+            create=lambda: _anew(config, method.facts),
             trained=(config, method),
         )
     entry = find_entry(source)
     encoder = load_encoder(entry.location)
+    create, recreated = _creator(encoder)
     return Subject(
         name=entry.name,
         preprocess=encoder.preprocess,
@@ -113,53 +120,102 @@ def open_subject(source: str | os.PathLike[str]) -> Subject:
         dim=encoder.dim,
         architecture=encoder.config.architecture,
         model_args=encoder.config.timm.get("model_args"),
+        create=create,
+        recreated=recreated,
         weights_sha256=entry.manifest.files[WEIGHTS].sha256,
         mixture=Mixture.of_entry(entry) if MIXTURE in entry.manifest.files else None,
     )
 
 
+def _anew(config: RunConfig, facts: Facts) -> nn.Module:
+    """The encoder of a method before its training, from torch's global generator."""
+    return run.build_method(replace(config, seed=torch.initial_seed()), facts).encoder()
+
+
+def _creator(encoder: Encoder) -> tuple[Callable[[], nn.Module], bool]:
+    """What makes an entry's encoder again: the run that it was trained by, else the timm network that it names."""
+    config, contract = encoder.config, encoder.preprocess
+    stored = config.provenance.get("run")
+    if stored and not config.timm:  # more than a timm network
+        try:
+            trained = from_json(stored)
+            facts = Facts(
+                image_shape=(contract.channels, *contract.size),
+                mean=contract.mean,
+                std=contract.std,
+                num_classes=2,  # classifiers are not exported
+                num_images=1,
+                batch_size=2,
+                steps_per_epoch=1,
+                total_steps=1,
+            )
+            if _width(_anew(trained, facts), facts) == encoder.dim:
+                return lambda: _anew(trained, facts), True
+        except (ConfigError, AttributeError, TypeError):
+            pass  # a run of an older or a newer embedkit
+    args = config.timm.get("model_args")
+    return lambda: timm_network(config.architecture, args, contract), bool(config.timm)
+
+
+def _width(network: nn.Module, facts: Facts) -> int:
+    with torch.inference_mode():
+        return network.eval()(torch.zeros(2, *facts.image_shape)).shape[1]
+
+
+def timm_network(
+    architecture: str, model_args: Mapping[str, Any] | None, preprocess: Preprocess
+) -> nn.Module:
+    """A network by its timm name, or a short name of ours, at random initialization.
+
+    Args:
+        architecture: The name.
+        model_args: For `timm.create_model`; None for those that `create_backbone` chooses.
+        preprocess: The contract, for its channels and size.
+
+    Raises:
+        ConfigError: timm has no such network.
+    """
+    if model_args is None:
+        return create_backbone(architecture, in_chans=preprocess.channels, image_size=preprocess.size).net
+    name = SHORT_NAMES.get(architecture, architecture)
+    if not timm.is_model(name):
+        raise ConfigError(f"backbone {architecture!r}: timm knows no network of this name")
+    return timm.create_model(name, num_classes=0, **model_args)
+
+
 def random_network(
-    architecture: str,
-    model_args: Mapping[str, Any] | None,
+    create: Callable[[], nn.Module],
     pixels: Tensor,
     preprocess: Preprocess,
     *,
     open_branches: bool,
     seed: int = SEED,
 ) -> nn.Module:
-    """A network at random initialisation whose BatchNorm has the statistics of pictures.
+    """A network at random initialization whose BatchNorm has the statistics of images.
 
     Args:
-        architecture: A timm name, or a short name of ours.
-        model_args: For `timm.create_model`; None for those that `create_backbone` chooses.
-        pixels: uint8 (N, C, H, W), training pictures.
+        create: Makes it, from torch's global generator.
+        pixels: uint8 (N, C, H, W), training images.
         preprocess: The contract that they obey.
-        open_branches: Switch on the residual branches that start switched off (a BatchNorm scale of zero, as in
+        open_branches: Switch on the residual branches that start switched off (a scale of zero behind them, as in
             timm's ResNets).
         seed: Of the weights.
 
     Returns:
-        The network, in eval mode: normalised float32 (N, C, H, W) -> (N, D).
-
-    Raises:
-        ConfigError: timm has no such network.
+        The network, in eval mode: normalized float32 (N, C, H, W) -> (N, D).
     """
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        if model_args is None:
-            network = create_backbone(
-                architecture, in_chans=preprocess.channels, image_size=preprocess.size
-            ).net
-        else:
-            name = SHORT_NAMES.get(architecture, architecture)
-            if not timm.is_model(name):
-                raise ConfigError(f"backbone {architecture!r}: timm knows no network of this name")
-            network = timm.create_model(name, num_classes=0, **model_args)
+        network = create()
     encoder = PixelEncoder(network, preprocess).to(device())
     if open_branches:
         for norm in _closed(network):
             nn.init.ones_(norm.weight)
-    norms = [module for module in network.modules() if isinstance(module, _BatchNorm)]
+    norms = [
+        module
+        for module in network.modules()
+        if isinstance(module, _BatchNorm) and module.track_running_stats
+    ]
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None  # the mean over all batches
@@ -188,9 +244,7 @@ def random_features(subject: Subject, pixels: Tensor) -> tuple[Features, ...]:
     """
 
     def features(open_branches: bool) -> tuple[nn.Module, Features]:
-        network = random_network(
-            subject.architecture, subject.model_args, pixels, subject.preprocess, open_branches=open_branches
-        )
+        network = random_network(subject.create, pixels, subject.preprocess, open_branches=open_branches)
         return network, _torch_features(network, subject.preprocess)
 
     created, plain = features(False)
@@ -238,12 +292,14 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _closed(network: nn.Module) -> list[_BatchNorm]:
-    """Norms that switch a branch off."""
+def _closed(network: nn.Module) -> list[Any]:
+    """Norms, and scales in the place of norms, that switch a branch off."""
     return [
         module
         for module in network.modules()
-        if isinstance(module, _BatchNorm) and module.affine and not module.weight.any()
+        if isinstance(module, (_BatchNorm, nn.GroupNorm, ChannelAffine))
+        and module.weight is not None
+        and not module.weight.any()
     ]
 
 

@@ -152,7 +152,7 @@ def test_images_too_small_for_a_view_are_refused():
 def test_crop_boxes_have_torchvisions_distribution(height, width):
     n, scale, ratio = 4000, (0.2, 1.0), (3 / 4, 4 / 3)
     view = V.RandomResizedCrop(scale=scale, ratio=ratio)
-    top, left, h, w = (box.double().numpy() for box in view.boxes(n, height, width, generator(4)))
+    top, left, h, w = (box.double().numpy() for box in view.boxes(view.draw(n, generator(4)), height, width))
     assert (top >= 0).all() and (top + h <= height).all() and (left >= 0).all() and (left + w <= width).all()
     torch.manual_seed(5)
     theirs = tv.RandomResizedCrop((height, width), scale=scale, ratio=ratio)
@@ -177,7 +177,8 @@ def test_crop_boxes_have_torchvisions_distribution(height, width):
     ],
 )
 def test_where_no_box_fits_the_central_one_is_taken(height, width, ratio, box):
-    boxes = V.RandomResizedCrop(scale=(1.0, 1.0), ratio=ratio).boxes(50, height, width, generator())
+    crop = V.RandomResizedCrop(scale=(1.0, 1.0), ratio=ratio)
+    boxes = crop.boxes(crop.draw(50, generator()), height, width)
     for value, expected in zip(boxes, box, strict=True):
         assert value.unique().tolist() == [float(expected)]
     theirs = tv.RandomResizedCrop((8, 8), scale=(1.0, 1.0), ratio=ratio)
@@ -189,7 +190,7 @@ def test_where_no_box_fits_the_central_one_is_taken(height, width, ratio, box):
 def test_crop_pixels_are_torchvisions_antialiased_ones(size):
     x = images(n=12)
     view = V.RandomResizedCrop(size=size, scale=(0.08, 1.0))
-    boxes = view.boxes(12, 28, 24, generator(6))
+    boxes = view.boxes(view.draw(12, generator(6)), 28, 24)
     ours = view(x, generator(6))
     for index, (top, left, h, w) in enumerate(torch.stack(boxes, dim=1).int().tolist()):
         theirs = TF.resized_crop(x[index], top, left, h, w, list(size or (28, 24)), BILINEAR, antialias=True)
@@ -532,3 +533,42 @@ def test_cutout_is_a_square_of_half_a_side_anywhere():
     assert 0.45 < (h == 14).float().mean() < 0.6
     assert abs(float(erased[:, 0].any(dim=1).float().mean() - erased[:, -1].any(dim=1).float().mean())) < 0.06
     assert torch.equal(V.RandAugment(num_ops=0, cutout=0.0)(x, generator(29)), x)
+
+
+def test_what_was_drawn_can_be_applied_again_at_another_size():
+    crop = V.RandomResizedCrop(scale=(0.3, 0.6))
+    small = torch.rand(6, 3, 16, 16)
+    large = small.repeat_interleave(4, 2).repeat_interleave(4, 3)
+    drawn = crop.draw(6, generator(3))
+    tops = [box / side for side in (16, 64) for box in crop.boxes(drawn, side, side)]
+    for one, other in zip(tops[:4], tops[4:], strict=True):
+        assert (one - other).abs().max() <= 1.5 / 16  # the same boxes, in whole pixels
+    means = [crop.apply(x, drawn).mean((2, 3)) for x in (small, large)]
+    assert (
+        (means[0] - means[1]).abs().max()
+        < 0.06
+        < (means[0] - crop(small, generator(4)).mean((2, 3))).abs().max()
+    )
+
+
+def test_an_affine_map_tells_what_it_did():
+    affine = V.RandomAffine(degrees=30.0, translate=(0.2, 0.1), scale=(0.9, 1.1))
+    drawn = affine.draw(200, generator(1))
+    assert drawn["angle"].abs().max() <= math.radians(30) < 1.2 * drawn["angle"].abs().max()
+    assert drawn["shift_x"].abs().max() <= 0.2 and drawn["shift_y"].abs().max() <= 0.1
+    x = torch.zeros(1, 1, 21, 21)
+    x[0, 0, 10, 10] = 1
+    moved = {
+        **{k: v[:1] * 0 for k, v in drawn.items()},
+        "scale": torch.ones(1),
+        "shift_x": torch.tensor([3 / 21]),
+    }
+    assert affine.apply(x, moved)[0, 0, 10, 13] == 1  # to the right
+    quarter = {
+        **{k: v * 0 for k, v in moved.items()},
+        "scale": torch.ones(1),
+        "angle": torch.tensor([math.pi / 2]),
+    }
+    x = torch.zeros(1, 1, 21, 21)
+    x[0, 0, 10, 15] = 1
+    assert affine.apply(x, quarter)[0, 0, :, 10].argmax() == 15  # clockwise, as torchvision turns

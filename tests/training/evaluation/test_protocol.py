@@ -31,7 +31,13 @@ from embedkit.training.data.datasets import ArraySource, open_source  # noqa: E4
 from embedkit.training.evaluation import baselines as kept  # noqa: E402
 from embedkit.training.evaluation import features as subjects  # noqa: E402
 from embedkit.training.evaluation import protocol  # noqa: E402
-from embedkit.training.evaluation.features import open_subject, pca_features, pixel_features, random_network  # noqa: E402
+from embedkit.training.evaluation.features import (  # noqa: E402
+    open_subject,
+    pca_features,
+    pixel_features,
+    random_network,
+    timm_network,
+)
 from embedkit.training.evaluation.metrics import knn_predict  # noqa: E402
 from embedkit.training.evaluation.protocol import evaluate, pretext_metric  # noqa: E402
 from embedkit.training.evaluation.record import write_figures  # noqa: E402
@@ -399,7 +405,9 @@ def test_a_random_network_passes_its_input_on():
     pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (300, 1, 8, 8), dtype=np.uint8))
     pixels = torch.cat([pixels, pixels // 4])  # two batches of different statistics
     state = torch.random.get_rng_state()
-    network = random_network("resnet18", ARGS, pixels, CONTRACT, open_branches=True)
+    network = random_network(
+        lambda: timm_network("resnet18", ARGS, CONTRACT), pixels, CONTRACT, open_branches=True
+    )
     assert torch.equal(torch.random.get_rng_state(), state)
     norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
     assert len(norms) == 13 and all((norm.weight == 1).all() for norm in norms)
@@ -413,9 +421,13 @@ def test_a_random_network_passes_its_input_on():
         variance = torch.stack([part.movedim(1, 0).flatten(1).var(1) for part in batches]).mean(0)
         torch.testing.assert_close(norms[0].running_var, variance, atol=1e-5, rtol=1e-4)
 
-    again = random_network("resnet18", ARGS, pixels, CONTRACT, open_branches=True).state_dict()
+    again = random_network(
+        lambda: timm_network("resnet18", ARGS, CONTRACT), pixels, CONTRACT, open_branches=True
+    ).state_dict()
     assert all(torch.equal(value, again[name]) for name, value in network.state_dict().items())
-    other = random_network("resnet18", ARGS, pixels, CONTRACT, open_branches=True, seed=1)
+    other = random_network(
+        lambda: timm_network("resnet18", ARGS, CONTRACT), pixels, CONTRACT, open_branches=True, seed=1
+    )
     assert not torch.equal(other.conv1.weight, network.conv1.weight)
 
 
@@ -447,12 +459,12 @@ def test_the_random_baseline_is_the_start_that_is_harder_to_beat(better, trained
 
 def test_random_networks_of_entries_that_timm_cannot_build():
     pixels = torch.zeros(4, 1, 8, 8, dtype=torch.uint8)
-    assert random_network("r10", None, pixels, CONTRACT, open_branches=True)(
+    assert random_network(lambda: timm_network("r10", None, CONTRACT), pixels, CONTRACT, open_branches=True)(
         torch.zeros(2, 1, 8, 8)
     ).shape == (2, 256)
     for args in (None, {"in_chans": 1}):
         with pytest.raises(ConfigError, match="no network"):
-            random_network("resnet_of_nobody", args, pixels, CONTRACT, open_branches=True)
+            timm_network("resnet_of_nobody", args, CONTRACT)
 
 
 def test_pixels_are_the_contracts():

@@ -147,7 +147,7 @@ def test_labeled_weak_and_strong_views_pass_at_once():
     torch.testing.assert_close(strong, inverted)
 
 
-def test_views_of_a_image_are_drawn_one_by_one():
+def test_views_of_an_image_are_drawn_one_by_one():
     method, inputs = build(), []
     handle = method.backbone.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
     method.loss(digits(), method.generator())

@@ -120,7 +120,7 @@ def test_overfits_one_batch():
     assert float(metric) > 0.5  # 1 / 31 by chance
 
 
-def test_the_two_views_of_a_image_differ_and_no_label_is_used():
+def test_the_two_views_of_an_image_differ_and_no_label_is_used():
     method, images = build(), batch()
     x = method.view(torch.cat([images.images] * 2), method.config.augment, method.generator())
     first, second = x.chunk(2)

@@ -7,7 +7,7 @@ timm = pytest.importorskip("timm")
 from safetensors.torch import save_file  # noqa: E402
 
 from embedkit.errors import ConfigError  # noqa: E402
-from embedkit.training.models.backbones import create_backbone  # noqa: E402
+from embedkit.training.models.backbones import BackboneRequest, create_backbone  # noqa: E402
 
 
 def r10_parameters(in_chans: int) -> int:
@@ -126,3 +126,70 @@ def test_small_stem_is_patches_of_four_pixels():
 def test_what_cannot_be_built_is_refused_with_the_next_step(arguments, message):
     with pytest.raises(ConfigError, match=message):
         create_backbone(**{"in_chans": 1, "image_size": 28, **arguments})
+
+
+@pytest.mark.parametrize("name", ["r18s", "r50s", "alexnet_bn", "vgg11", "mlp", "gru"])
+def test_the_other_small_networks_are_built_again_by_timm(name):
+    torch.manual_seed(0)
+    backbone = create_backbone(name, in_chans=2, image_size=(16, 12)).eval()
+    twin = timm.create_model(backbone.architecture, num_classes=0, **backbone.model_args).eval()
+    twin.load_state_dict(backbone.net.state_dict())
+    x = torch.randn(3, 2, 16, 12)
+    features = backbone(x)
+    assert features.shape == (3, backbone.dim)
+    torch.testing.assert_close(twin(x), features)
+    torch.testing.assert_close(backbone.pool(backbone.forward_features(x)), features)
+
+
+@pytest.mark.parametrize("norm", ["layer", "group", "none"])
+@pytest.mark.parametrize("name", ["r10", "alexnet_bn"])
+def test_without_batch_norm_a_row_does_not_depend_on_its_batch(name, norm):
+    torch.manual_seed(0)
+    backbone = create_backbone(name, in_chans=1, image_size=12, norm=norm).train()
+    x = torch.randn(4, 1, 12, 12)
+    torch.testing.assert_close(backbone(x)[:2], backbone(x[:2]), atol=1e-5, rtol=1e-4)
+    assert backbone.model_args["norm"] == norm
+
+
+def test_norms_and_widths_that_a_network_does_not_have():
+    assert (
+        create_backbone("r18", in_chans=1, image_size=32, norm="layer").model_args["norm_layer"]
+        == "groupnorm1"
+    )
+    half = create_backbone("r10", in_chans=1, image_size=28, width=0.5)
+    assert half.dim == 128 and sum(p.numel() for p in half.parameters()) < 0.3 * 1.2e6
+    with pytest.raises(ConfigError, match="norm: expected one of batch"):
+        create_backbone("r10", in_chans=1, image_size=28, norm="instance")
+    with pytest.raises(ConfigError, match="no norm 'batch'"):
+        create_backbone("vit_t4", in_chans=1, image_size=28, norm="batch")
+    with pytest.raises(ConfigError, match="width cannot be multiplied"):
+        create_backbone("r18", in_chans=1, image_size=28, width=0.5)
+
+
+@pytest.mark.parametrize("name", ["r10", "alexnet_bn", "vit_t4"])
+def test_a_mid_level_encoder_is_the_pooled_map_of_its_stage(name):
+    torch.manual_seed(0)
+    backbone = create_backbone(name, in_chans=1, image_size=16).eval()
+    x = torch.randn(2, 1, 16, 16)
+    maps = backbone.maps(x)
+    assert len(maps) == backbone.num_stages
+    for stage in (1, 2, backbone.num_stages):
+        part = backbone.until(stage).eval()
+        assert part(x).shape == (2, part.dim) and (part.model_args is None) == (stage < backbone.num_stages)
+        if name != "vit_t4":  # whose last norm stands before the pooling
+            torch.testing.assert_close(part(x), maps[stage - 1].mean((2, 3)))
+    torch.testing.assert_close(backbone.until(backbone.num_stages)(x), backbone(x))
+    next(part.parameters()).data.zero_()
+    assert any(p.any() for p in backbone.parameters())  # a copy
+    with pytest.raises(ConfigError, match=f"expected 1 to {backbone.num_stages}"):
+        backbone.until(0)
+    with pytest.raises(ConfigError, match="has no stages"):
+        create_backbone("mlp", in_chans=1, image_size=8).until(1)
+
+
+def test_a_request_is_the_runs_with_what_the_method_asks_for():
+    request = BackboneRequest(name="r10", in_chans=3, image_size=(28, 28), args={"norm": "group"})
+    assert request().in_chans == 3 and request().model_args["norm"] == "group"
+    tile = request(in_chans=1, image_size=12, norm="layer")  # the user has the last word
+    assert (tile.in_chans, tile.image_size, tile.model_args["norm"]) == (1, (12, 12), "group")
+    assert request(name="vgg11", norm="none").architecture == "embedkit_vgg11"
