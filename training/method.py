@@ -17,6 +17,7 @@ import lightning
 import torch
 from torch import Tensor, nn
 
+from embedkit.entry import Preprocess
 from embedkit.training.augment import Augmentation
 from embedkit.training.config import Facts
 from embedkit.training.data import Batch
@@ -77,6 +78,11 @@ class Method(lightning.LightningModule):
         returns them in an `nn.ModuleList` or a module of its own.
         """
         return request()
+
+    @classmethod
+    def contract(cls, config: Any) -> Preprocess | None:
+        """The preprocess contract of an encoder that the method is given, which the run then takes over; else None."""
+        return None
 
     def loss(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         """`loss`, a scalar that carries gradient, and whatever else is to be logged."""

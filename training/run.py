@@ -13,6 +13,7 @@ import json
 import logging
 import math
 import os
+import sys
 import time
 import warnings
 import zipfile
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning
+import numpy as np
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -39,8 +41,9 @@ from embedkit.training.data import (
     load_images,
     split_validation,
 )
-from embedkit.training.data.datasets import absolute
+from embedkit.training.data.datasets import absolute, open_source
 from embedkit.training.hardware import describe, keep_freed_memory, multiplies_bf16
+from embedkit.training.init import ENCODER, under_contract
 from embedkit.training.method import Method
 from embedkit.training.methods import method_class
 from embedkit.training.models.backbones import Backbone, BackboneRequest
@@ -51,7 +54,6 @@ CONFIG = "config.json"
 ENVIRONMENT = "environment.json"
 METRICS = "metrics.csv"
 COST = "cost.json"
-ENCODER = "encoder.safetensors"
 CHECKPOINT = Path("checkpoints") / "last.ckpt"
 
 
@@ -107,6 +109,9 @@ def train(
     if max_minutes is not None and not 0 < max_minutes < 1e6:
         raise ConfigError(f"max_minutes: expected more than 0 and less than a million, found {max_minutes}")
     _check(config)
+    contract = method_class(method_name(config)).contract(config.method)
+    if contract is not None:
+        config = dataclasses.replace(config, data=under_contract(config.data, contract))
     path = absolute(config.data.path if data is None else data)
     config = dataclasses.replace(
         config,
@@ -115,6 +120,7 @@ def train(
         threads=config.threads or torch.get_num_threads(),
     )
     images, validation = open_data(config)
+    _say_what_is_lost(config)
     steps_per_epoch = _steps_per_epoch(config, images)
     total: int | None = config.steps or round(config.epochs * steps_per_epoch)
     if not total or total < 1:
@@ -257,7 +263,7 @@ def open_data(config: RunConfig) -> tuple[ImageSet, ImageSet]:
 
 def facts_of(config: RunConfig, images: ImageSet, total_steps: int | None) -> Facts:
     """What the method of a run over these images is told; `total_steps` is None while a budget is measured."""
-    mean, std = images.statistics()
+    mean, std = (config.data.mean, config.data.std) if config.data.mean else images.statistics()
     size = config.data.image_size
     return Facts(
         image_shape=(len(mean), size, size),
@@ -291,6 +297,23 @@ def build_method(config: RunConfig, facts: Facts) -> Method:
         kind = method_class(method_name(config))
         backbone = kind.build_backbone(request, config.method, facts)
         return kind(backbone, config.method, facts)
+
+
+def _say_what_is_lost(config: RunConfig) -> None:
+    """Say on stderr that color images are trained without their color."""
+    if config.data.color != "gray" or config.data.path.startswith("synthetic:") or _rank():
+        return
+    source = open_source(config.data.path, "train", label=config.data.label)
+    rows = np.linspace(0, len(source) - 1, min(16, len(source))).astype(np.int64)
+    colored = dataclasses.replace(config.data, color="rgb").preprocess((0.0,) * 3, (1.0,) * 3)
+    pixels = source.decode(rows, colored, {}).short()
+    if int((pixels.amax(1) - pixels.amin(1)).max()) > 32:
+        side = config.data.image_size
+        print(
+            f"embedkit: the images have color, and are trained gray at {side}x{side} pixels; "
+            "--set data.color=rgb and data.image_size=PIXELS keep it",
+            file=sys.stderr,
+        )
 
 
 def _most_steps(config: RunConfig, facts: Facts) -> int | None:

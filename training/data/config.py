@@ -31,7 +31,13 @@ class DataConfig:
         label: Column of a Parquet or CSV file; where there is no such column the images have no labels.
         targets: Further columns that a method learns from, by name; `Batch.targets` holds them.
         color: `gray`, `rgb` or `lab_l`.
-        image_size: Side in pixels: the shorter side is brought to it, the middle kept.
+        image_size: Side in pixels of what the encoder sees.
+        resize: As in the preprocess contract: `shortest` brings the shorter side to `resize_size` and keeps the middle.
+        resize_size: In pixels; 0 for `image_size`.
+        interpolation: As in the preprocess contract.
+        pad: As in the preprocess contract.
+        mean: Per channel, in units of [0, 1]; by default those of the training images.
+        std: Likewise.
         validation: Share of the training images that is set aside, by class; 0 for none.
         labels_per_class: Labels that are kept; 0 for all.
         stream: Decode batch by batch, for data larger than memory.
@@ -44,6 +50,12 @@ class DataConfig:
     targets: tuple[str, ...] = ()
     color: Literal["gray", "rgb", "lab_l"] = "gray"
     image_size: int = 28
+    resize: Literal["shortest", "longest", "squash"] = "shortest"
+    resize_size: int = 0
+    interpolation: str = "bicubic"
+    pad: int = 0
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
     validation: float = 0.1
     labels_per_class: int = 0
     stream: bool = False
@@ -55,7 +67,10 @@ class DataConfig:
         return Preprocess(
             color=self.color,
             size=(self.image_size, self.image_size),
-            resize_size=self.image_size,
+            resize=self.resize,
+            resize_size=self.resize_size or self.image_size,
+            interpolation=self.interpolation,
+            pad=self.pad,
             mean=mean,
             std=std,
         )

@@ -102,7 +102,7 @@ def export_run(
 
 def _timm(encoder: nn.Module, preprocess: Preprocess, name: str, licence: str) -> dict:
     """The keys that timm reads; none for an encoder that is more than a timm network."""
-    if not isinstance(encoder, Backbone):
+    if not isinstance(encoder, Backbone) or encoder.model_args is None:
         return {}
     return timm_config(
         encoder.net, preprocess, model_args=encoder.model_args, tag=name.partition(".")[2], licence=licence
@@ -142,7 +142,9 @@ def _card(method: Method, encoder: nn.Module, limits: Sequence[str]) -> Card:
     idea = (sys.modules[type(method).__module__].__doc__ or "").strip().split("\n\n")[0]
     needs = (
         ()
-        if not isinstance(encoder, Backbone) or not encoder.architecture.startswith("embedkit_")
+        if not isinstance(encoder, Backbone)
+        or encoder.model_args is None
+        or not encoder.architecture.startswith("embedkit_")
         else (
             f"`{encoder.architecture}` is registered with timm by `import embedkit.training.models.backbones`; "
             "import that before timm loads this entry.",

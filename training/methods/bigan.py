@@ -12,7 +12,8 @@ Differences from the source:
 - AdamW and a cosine, theirs is Adam with L2, a constant rate and an exponential end.
 - As in their code: E(x) is squashed to z's range (unsquashed its square rose to twice z's); D has BatchNorm, real and
   generated batches apart (without it D won in a hundred steps); D's output starts at zero; beta_1 is 0.5; all three
-  nets move at once. D's BatchNorm keeps no running statistics, since D is never used alone.
+  nets move at once. D's BatchNorm has neither scale nor shift of its own (the code's bias is
+  the shift), and keeps no running statistics, since D is never used alone.
 - The loss is the sum of both terms, 2 ln 2 at the start; the authors' code prints half of it.
 
 Recipe, expected figure, data, time and command: `embedkit.training.recipes.bigan`.

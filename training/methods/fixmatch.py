@@ -13,8 +13,10 @@ Differences from the source:
 - The average looks back 1,000 updates as in the source, but at most a twentieth of the run. Its decay starts low,
   (1 + k) / (10 + k) at update k, which also holds while a time budget is still being measured; the source's does not.
 - The operations of the strong view are those which a public benchmark (USB) keeps for small gray images, without
-  brightness: `Color` does nothing to one channel, and factors from 0.05 erase what stands on black. As in public
+  brightness: `Color` does nothing to one channel, and factors from 0.05 erase what stands on black. Left out of the 14
+  are AutoContrast, Brightness, Color, Contrast, Posterize and Solarize. As in public
   re-implementations, the strong view starts from a weak view of its own.
+- The peak learning rate is 0.1 and not 0.03, for steps that are 100 times fewer, and the classifier starts at zero.
 - Images are drawn by class when labels are chosen; the authors do the same, and keep the sets in files.
 - `supervised_only` is our baseline: the same labels, steps, average and both kinds of views, where the true label
   takes the place of the pseudo-label, and no unlabeled image is seen, not by BatchNorm either.

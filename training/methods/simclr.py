@@ -10,6 +10,9 @@ Differences from the source:
 - The loss is the mean over the 2N anchors, as the paper writes it; the authors' code returns twice that.
 - The projector ends in BatchNorm without shift, as in the authors' code and not in the paper.
 - AdamW instead of LARS: batches here are 512 pairs and not 4096.
+- The temperature is 0.2 (0.1 for ImageNet and 0.5 for CIFAR there), the projector's hidden layer 512 wide and not as
+  wide as the features of a ResNet-50 (2,048).
+- BatchNorm's statistics are those of a device, theirs of all; `RunConfig.sync_batch_norm` makes them so on GPU.
 - Views for one channel of 28 pixels: crops of at least a fifth of the area (the paper's 8 % would be 8x8
   pixels), no change of hue or saturation, no blur (the authors' advice for small images).
 

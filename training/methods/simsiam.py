@@ -12,6 +12,7 @@ Differences from the source:
   takes it away.
 - The projector's hidden layers are as wide as the backbone, as in the authors' code; the paper says 2,048, which is
   the width of its ResNet-50. Two layers, which is what we recall of its CIFAR experiments; its ImageNet's are three.
+- BatchNorm's statistics are those of a device; theirs are synchronized (`RunConfig.sync_batch_norm` on GPU).
 - SGD has Nesterov momentum, and vectors (biases, BatchNorm) take no weight decay, as everywhere in this package.
 - Views are SimCLR's for one channel of 28 pixels: no change of hue or saturation, no blur.
 

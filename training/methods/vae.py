@@ -14,6 +14,8 @@ Differences from the source:
 - Gray values stand in for the probabilities of the Bernoulli likelihood: the bound is then no likelihood of the
   images, and its nats compare only with runs on the same data.
 - The Gaussian likelihood has a fixed sigma: a learned one makes the likelihood unbounded.
+- Exported are the pooled features before the layer to mu, which separate classes better; `embedding="mu"` exports
+  the code itself. Never a draw.
 - log sigma^2 of the codes is kept within -10..10.
 
 Recipe, expected figure, data, time and command: `embedkit.training.recipes.vae`.

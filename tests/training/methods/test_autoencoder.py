@@ -94,7 +94,9 @@ def test_a_linear_autoencoder_spans_the_principal_subspace():
     rows = torch.arange(300)
 
     torch.manual_seed(0)
-    flat = Backbone(nn.Flatten(), architecture="flat", model_args={}, dim=side * side)
+    flat = Backbone(
+        nn.Flatten(), architecture="flat", model_args={}, dim=side * side, in_chans=1, image_size=(side, side)
+    )
     method = Autoencoder(flat, Config(code_dim=k, reconstruction="squared_error"), facts(side))
     method.decoder = nn.Sequential(nn.Linear(k, side * side), nn.Unflatten(1, (1, side, side)))
     found = Batch(images, torch.zeros(300, dtype=torch.int64), rows)

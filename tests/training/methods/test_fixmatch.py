@@ -154,8 +154,8 @@ def test_views_of_an_image_are_drawn_one_by_one():
     handle.remove()
     _, weak, strong = inputs[0].split([4, 12, 12])
     assert (weak != strong).flatten(1).any(dim=1).all()
-    assert set(method.config.strong.augment[1].ops) < set(RANDAUGMENT_RANGES)
-    assert isinstance(method.config.strong.augment[1], RandAugment)
+    assert set(method.config.strong.steps[1].ops) < set(RANDAUGMENT_RANGES)
+    assert isinstance(method.config.strong.steps[1], RandAugment)
 
 
 def test_hidden_labels_are_never_used():

@@ -43,11 +43,12 @@ from safetensors.numpy import save
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from embedkit.entry import MIXTURE, WEIGHTS
+from embedkit.entry import MIXTURE, Preprocess
 from embedkit.errors import ConfigError
 from embedkit.training.augment import Augmentation, Compose
 from embedkit.training.config import Facts
 from embedkit.training.data import Batch
+from embedkit.training.init import contract_of, weights_in
 from embedkit.training.method import Method, float32_loss
 from embedkit.training.methods.deepdpm.clusters import Clusters, ClustersConfig
 from embedkit.training.methods.deepdpm.niw import hard_moments, log_densities, precision_cholesky
@@ -139,12 +140,6 @@ def alternation_loss(
     return (weights[0] * rebuilt + weights[1] / 2 * nearest).mean()
 
 
-def _weights_in(place: Path) -> Path:
-    """The weights' file of a run's or an entry's folder; what is no such folder is taken for the file itself."""
-    inside = (place / name for name in ("encoder.safetensors", WEIGHTS))
-    return next((path for path in inside if path.is_file()), place)
-
-
 class DeepDPM(Method):
     """Backbone, a linear code with BatchNorm and a decoder (unless the encoder is given), and the clusters.
 
@@ -176,6 +171,11 @@ class DeepDPM(Method):
         self.register_buffer("codes", torch.zeros(images, dim))
         self.register_buffer("known", torch.zeros(images, dtype=torch.bool))
         self.register_buffer("labels", torch.full((images,), -1))
+
+    @classmethod
+    def contract(cls, config: Config) -> Preprocess | None:
+        """That of the entry or the run whose encoder is given: color, resize rule, mean and std."""
+        return contract_of(Path(config.weights)) if config.weights else None
 
     def plan(self) -> Plan:
         """`autoencoder`, `encode` and `cluster`, round by round."""
@@ -211,7 +211,7 @@ class DeepDPM(Method):
             raise ConfigError(f"deepdpm: expected one device, found {self.trainer.world_size}; set devices=1")
         if self.config.weights and not self.batches_seen:
             try:
-                self.backbone.net.load_state_dict(load_file(_weights_in(Path(self.config.weights))))
+                self.backbone.net.load_state_dict(load_file(weights_in(Path(self.config.weights))))
             except (OSError, ValueError, RuntimeError, SafetensorError) as error:
                 reason = str(error).splitlines()[0]
                 raise ConfigError(

@@ -1,0 +1,66 @@
+"""Where an encoder that is given comes from: its weights, and the contract that its images obey."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+from embedkit.entry import CONFIG, MANIFEST, WEIGHTS, EntryConfig, Preprocess
+from embedkit.errors import ConfigError, EntryError
+from embedkit.training.config import from_json
+from embedkit.training.data import DataConfig
+
+__all__ = ["contract_of", "under_contract", "weights_in"]
+
+#: In a run folder.
+ENCODER = "encoder.safetensors"
+
+
+def weights_in(place: Path) -> Path:
+    """The weights' file of a run's or an entry's folder; what is no such folder is taken for the file itself."""
+    return next((path for path in (place / ENCODER, place / WEIGHTS) if path.is_file()), place)
+
+
+def contract_of(place: Path) -> Preprocess | None:
+    """The preprocess contract of an entry's or a run's folder; None of a file of weights alone.
+
+    Raises:
+        ConfigError: A folder whose `config.json` cannot be read.
+    """
+    file = place / CONFIG
+    if not file.is_file():
+        return None
+    try:
+        content = file.read_bytes()
+        if (place / MANIFEST).is_file():
+            return EntryConfig.from_json(content).preprocess
+        stored = json.loads(content)
+        facts = from_json(stored["facts"], "facts")
+        return from_json(stored["config"]["data"]).preprocess(facts.mean, facts.std)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, EntryError) as error:
+        raise ConfigError(f"{file}: neither an entry's configuration nor a run's ({error})") from error
+
+
+def under_contract(data: DataConfig, contract: Preprocess) -> DataConfig:
+    """`data` whose images are brought to size and normalized as the contract says.
+
+    Raises:
+        ConfigError: A contract of images that are not square.
+    """
+    height, width = contract.size
+    if height != width:
+        raise ConfigError(
+            f"data.image_size: the given encoder takes {height}x{width} pixels, which are not square"
+        )
+    return dataclasses.replace(
+        data,
+        color=contract.color,  # type: ignore[arg-type]
+        image_size=height,
+        resize=contract.resize,  # type: ignore[arg-type]
+        resize_size=contract.resize_size,
+        interpolation=contract.interpolation,
+        pad=contract.pad,
+        mean=contract.mean,
+        std=contract.std,
+    )
