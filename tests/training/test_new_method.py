@@ -98,7 +98,7 @@ def quadrants(tmp_path, monkeypatch):
 
 def test_a_new_method_touches_no_shared_file(quadrants, tmp_path, monkeypatch):
     assert quadrants in methods.names() and quadrants in methods.families()["a pretext task"]
-    assert recipes.summaries()[quadrants] == "Quadrants of gray images."
+    assert recipes.summaries()[quadrants] == "Quadrants of gray images; not measured yet."
     config = contract.tiny(quadrants)
     assert to_json(config)["method"]["type"] == "methods.quadrants.Config"
     contract.check_augmentations_reach_the_backbone(config)

@@ -1,7 +1,8 @@
 """Recipes: functions that return one complete run configuration.
 
-A module's `recipe()` is found by the module's name, another function of it by `name:function`. What a recipe
-promises (figure, data, time, command) stands in its docstring.
+A module's `recipe()` is found by the module's name, another function of it by `name:function`. A docstring says what
+data, time and command belong to it; what was measured stands beside it as data, in the module's `RESULTS`: by function
+the data set, `metrics` by name, and those of the same encoder at `random` initialization.
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ from __future__ import annotations
 import difflib
 import importlib
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from embedkit.errors import ConfigError
 from embedkit.training.config import RunConfig
@@ -18,12 +20,25 @@ __all__ = ["recipe", "summaries"]
 
 
 def summaries() -> dict[str, str]:
-    """Every recipe, variants too, by name: the first line of what it says of itself."""
-    return {
-        module if key == "recipe" else f"{module}:{key}": (function.__doc__ or "").partition("\n")[0]
-        for module in _modules()
-        for key, function in sorted(_recipes(module).items(), key=lambda item: item[0] != "recipe")
-    }
+    """Every recipe, variants too, by name: what it is, and what was measured of it."""
+    found = {}
+    for module in _modules():
+        results = getattr(importlib.import_module(f"{__name__}.{module}"), "RESULTS", {})
+        for key, function in sorted(_recipes(module).items(), key=lambda item: item[0] != "recipe"):
+            line = (function.__doc__ or "").partition("\n")[0]
+            name = module if key == "recipe" else f"{module}:{key}"
+            found[name] = f"{line.removesuffix('.')}{_in_words(results.get(key, {}))}."
+    return found
+
+
+def _in_words(result: Mapping[str, Any]) -> str:
+    """What was measured: `; on DATA NAME VALUE (random VALUE), ...`."""
+    random = result.get("random", {})
+    metrics = [
+        f"{name} {value:g}" + (f" (random {random[name]:g})" if name in random else "")
+        for name, value in result.get("metrics", {}).items()
+    ]
+    return f"; on {result['data']} {', '.join(metrics)}" if metrics else "; not measured yet"
 
 
 def recipe(name: str) -> RunConfig:

@@ -11,9 +11,18 @@ from embedkit.training.optim import Optimizer
 
 __all__ = ["features", "recipe"]
 
+#: What was measured, by function; see `recipes.summaries`.
+RESULTS = {
+    "features": {
+        "data": "fashion-mnist",
+        "metrics": {"probe_top1": 0.871, "knn_top1": 0.875},
+        "random": {"probe_top1": 0.751, "knn_top1": 0.77},
+    }
+}
+
 
 def recipe() -> RunConfig:
-    """r10 on Fashion-MNIST, exported is the code of 32: the same run as `autoencoder:features`, not evaluated so.
+    """r10 on Fashion-MNIST, exported is the code of 32: the same run as `autoencoder:features`.
 
     Data: the four IDX files of Fashion-MNIST; no label is used. Time: 1,680 steps, 8 minutes on one core.
 
@@ -31,7 +40,7 @@ def recipe() -> RunConfig:
 
 
 def features() -> RunConfig:
-    """r10 on Fashion-MNIST, exported are the features before the code: probe 0.871, kNN 0.875 (random 0.751, 0.770).
+    """r10 on Fashion-MNIST, exported are the features before the code.
 
     The better part: after 200 steps, on 3,000 held-out training images, the features' linear probe was at 0.83 and
     the code's at 0.77.

@@ -9,9 +9,18 @@ from embedkit.training.optim import Optimizer
 
 __all__ = ["recipe"]
 
+#: What was measured, by function; see `recipes.summaries`.
+RESULTS = {
+    "recipe": {
+        "data": "fashion-mnist",
+        "metrics": {"probe_top1": 0.835, "knn_top1": 0.803},
+        "random": {"probe_top1": 0.751, "knn_top1": 0.77},
+    }
+}
+
 
 def recipe() -> RunConfig:
-    """r10 on Fashion-MNIST: probe 0.835, kNN 0.803 (at random 0.751 and 0.770).
+    """r10 on Fashion-MNIST.
 
     D has the authors' learning rate, E and G three times that: in 300 steps without decay, on 3,000 held-out training
     images, linear probe 0.77 and kNN 0.67, against 0.72 and 0.58 with one rate for all.

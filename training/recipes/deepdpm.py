@@ -12,9 +12,12 @@ from embedkit.training.optim import Optimizer
 
 __all__ = ["encoder", "recipe", "umap"]
 
+#: What was measured, by function; see `recipes.summaries`.
+RESULTS = {"umap": {"data": "fashion-mnist", "metrics": {"clusters": 10, "nmi": 0.663, "acc": 0.596}}}
+
 
 def recipe() -> RunConfig:
-    """r10 autoencoder on Fashion-MNIST, alternating with its clusters: figure of the whole run not measured yet.
+    """r10 autoencoder on Fashion-MNIST, alternating with its clusters.
 
     One round of 440 steps found K 34 at NMI 0.57 and kNN 0.795: the codes of a garment are no Gaussian, and 54,000
     of them are reason enough to split it.
@@ -35,7 +38,7 @@ def recipe() -> RunConfig:
 
 
 def umap() -> RunConfig:
-    """r10 autoencoder, UMAP in 10 dimensions, clusters from one on: K 10, NMI 0.663, ACC 0.596 on Fashion-MNIST.
+    """r10 autoencoder on Fashion-MNIST, UMAP in 10 dimensions, clusters from one on.
 
     So the published figures were made, with the authors' fully connected autoencoder: NMI 0.68, ACC 0.62 and K 10.2
     +- 0.8 for Fashion-MNIST, as we remember the paper's table. Ours are of the 53,760 training images that were

@@ -9,9 +9,18 @@ from embedkit.training.optim import Optimizer
 
 __all__ = ["recipe"]
 
+#: What was measured, by function; see `recipes.summaries`.
+RESULTS = {
+    "recipe": {
+        "data": "fashion-mnist",
+        "metrics": {"probe_top1": 0.867, "knn_top1": 0.842},
+        "random": {"probe_top1": 0.753, "knn_top1": 0.612},
+    }
+}
+
 
 def recipe() -> RunConfig:
-    """vit_t4 on Fashion-MNIST: probe 0.867, kNN 0.842 (at random 0.753 and 0.612).
+    """vit_t4 on Fashion-MNIST.
 
     Data: the four IDX files of Fashion-MNIST; no label is used. Time: 2,100 steps, 52 minutes on one core.
 

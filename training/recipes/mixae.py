@@ -9,9 +9,18 @@ from embedkit.training.optim import Optimizer
 
 __all__ = ["recipe"]
 
+#: What was measured, by function; see `recipes.summaries`.
+RESULTS = {
+    "recipe": {
+        "data": "fashion-mnist",
+        "metrics": {"probe_top1": 0.866, "knn_top1": 0.862},
+        "random": {"probe_top1": 0.751, "knn_top1": 0.77},
+    }
+}
+
 
 def recipe() -> RunConfig:
-    """r10 trunk with 10 autoencoders on Fashion-MNIST: probe 0.866, kNN 0.862 (at random 0.751 and 0.770).
+    """r10 trunk with 10 autoencoders on Fashion-MNIST.
 
     Data: the four IDX files of Fashion-MNIST; no label is used. Time: 2,100 steps, 8 minutes on one core.
 

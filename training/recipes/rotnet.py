@@ -9,9 +9,18 @@ from embedkit.training.optim import Optimizer
 
 __all__ = ["recipe"]
 
+#: What was measured, by function; see `recipes.summaries`.
+RESULTS = {
+    "recipe": {
+        "data": "fashion-mnist",
+        "metrics": {"probe_top1": 0.861, "knn_top1": 0.832, "rotation_accuracy": 0.989},
+        "random": {"probe_top1": 0.751, "knn_top1": 0.77},
+    }
+}
+
 
 def recipe() -> RunConfig:
-    """r10 on Fashion-MNIST: probe 0.861, kNN 0.832 (at random 0.751 and 0.770), turns told apart 0.989.
+    """r10 on Fashion-MNIST.
 
     Data: the four IDX files of Fashion-MNIST; no label is used. Time: 2,200 steps, 17 minutes on one busy core.
 

@@ -9,9 +9,18 @@ from embedkit.training.optim import Optimizer
 
 __all__ = ["recipe"]
 
+#: What was measured, by function; see `recipes.summaries`.
+RESULTS = {
+    "recipe": {
+        "data": "fashion-mnist",
+        "metrics": {"probe_top1": 0.865, "knn_top1": 0.834},
+        "random": {"probe_top1": 0.751, "knn_top1": 0.77},
+    }
+}
+
 
 def recipe() -> RunConfig:
-    """r10 on Fashion-MNIST: probe 0.865, kNN 0.834 (at random 0.751 and 0.770).
+    """r10 on Fashion-MNIST.
 
     Data: the four IDX files of Fashion-MNIST; no label is used. Time: 36 epochs, 53 minutes on one core. In
     `metrics.csv` the loss falls slowly towards -1 (-0.89 at the end) and `z_std` stays near 1; a loss of -1 within the

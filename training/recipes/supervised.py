@@ -9,9 +9,18 @@ from embedkit.training.optim import Optimizer
 
 __all__ = ["recipe"]
 
+#: What was measured, by function; see `recipes.summaries`.
+RESULTS = {
+    "recipe": {
+        "data": "fashion-mnist",
+        "metrics": {"probe_top1": 0.936, "knn_top1": 0.934, "validation_accuracy": 0.934},
+        "random": {"probe_top1": 0.751, "knn_top1": 0.77},
+    }
+}
+
 
 def recipe() -> RunConfig:
-    """r10 on Fashion-MNIST: probe 0.936, kNN 0.934 (at random 0.751 and 0.770), held-out accuracy 0.934.
+    """r10 on Fashion-MNIST.
 
     Data: the four IDX files of Fashion-MNIST. Time: 20 minutes on 2 cores.
 
