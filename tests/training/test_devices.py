@@ -1,6 +1,7 @@
 """Several devices: two processes compute what one does, and groups stay whole on a rank."""
 
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from embedkit.errors import ConfigError  # noqa: E402
-from embedkit.training import methods  # noqa: E402
+from embedkit.training import methods, run  # noqa: E402
 from embedkit.training.data import IdentityBalanced, LabeledAndUnlabeled, Shuffled  # noqa: E402
 
 
@@ -49,3 +50,20 @@ def test_groups_that_devices_cannot_share_are_refused():
         IdentityBalanced(images_per_identity=4).columns(12, 0, 2)
     with pytest.raises(ConfigError, match="3 labeled"):
         LabeledAndUnlabeled(ratio=3).columns(12, 1, 2)
+
+
+def test_a_run_on_two_devices_is_that_on_one(tmp_path):
+    script = Path(__file__).parent / "two_devices.py"
+    runpy.run_path(str(script))["train"](tmp_path / "one", 1)
+    done = subprocess.run(
+        [sys.executable, script, str(tmp_path / "two")],
+        timeout=200,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    one, two = (run.load_run(tmp_path / name)[1].state_dict() for name in ("one", "two"))
+    for key, value in one.items():
+        if isinstance(value, torch.Tensor):
+            torch.testing.assert_close(two[key], value, atol=2e-5, rtol=1e-4, msg=key)
