@@ -72,7 +72,7 @@ def embedkit(data: str, steps: int) -> dict[str, float]:
 
 
 class Drawn(torch.utils.data.Dataset):
-    """ImageSet as a torchvision data set gives them: one PIL picture at a time, through the transform."""
+    """Images as a torchvision data set gives them: one PIL picture at a time, through the transform."""
 
     def __init__(self, images: np.ndarray, transform: Any) -> None:
         self.images, self.transform = images, transform

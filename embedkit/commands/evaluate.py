@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from embedkit.commands.options import AsJson
+from embedkit.commands.terminal import tell
 from embedkit.errors import ConfigError, MissingDependencyError
 
 
@@ -26,7 +27,7 @@ def evaluate(
     baselines: Annotated[
         bool, typer.Option(help="Judge the same network at random, and raw pixels, too.")
     ] = True,
-    limit: Annotated[int, typer.Option(min=0, help="ImageSet of each part; 0 for all.")] = 0,
+    limit: Annotated[int, typer.Option(min=0, help="Pictures of each part; 0 for all.")] = 0,
     write: Annotated[bool, typer.Option("--write", help="Put the figures into the entry.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -44,9 +45,6 @@ def evaluate(
         ) from None
     if write:
         check_writable(source)  # before the work of minutes
-
-    def tell(message: str) -> None:
-        tell(message)
 
     found = protocol.evaluate(
         source,

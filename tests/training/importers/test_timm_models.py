@@ -274,7 +274,7 @@ def test_arguments_that_no_network_has(arguments, vit, tmp_path):
     (tmp_path / "config.json").write_text(text)
     save_file(vit.state_dict(), tmp_path / "model.safetensors")
     with pytest.raises(
-        EntryError, match="timm cannot build|the network has|tensors? of the network"
+        EntryError, match="timm cannot build|the network has|tensors? of the network|beyond any float"
     ) as caught:
         import_timm(f"local-dir:{tmp_path}", Request(name="supervised-tiny.noise", zoo=tmp_path / "zoo"))
     assert "\n" not in str(caught.value) and not (tmp_path / "zoo").exists()
