@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from embedkit.entry import Preprocess
 from embedkit.errors import ConfigError, EmbedkitError, ImageError
-from embedkit.preprocess import read_pixels
+from embedkit.images.transform import read_pixels
+from embedkit.model.preprocess import Preprocess
 
 CONTRACT = Preprocess(size=(32, 32), resize_size=36, mean=(0.0,) * 3, std=(1.0,) * 3)
 
@@ -183,7 +183,7 @@ def test_heic_without_its_plugin_names_the_pip_line():
     """In a process that cannot import the plugin, whether or not it is installed."""
     code = (
         "import sys; sys.modules['pillow_heif'] = None\n"
-        "from embedkit.preprocess import read_pixels; from embedkit.entry import Preprocess\n"
+        "from embedkit.images.transform import read_pixels; from embedkit.model.config import Preprocess\n"
         "c = Preprocess(size=(8, 8), resize_size=8, mean=(0.,) * 3, std=(1.,) * 3)\n"
         f"for data in ({HEIC!r}, {HEIC.replace(b'ftypheic', b'ftypmif1')!r}):\n"
         "    try: read_pixels(data, c)\n"

@@ -15,11 +15,14 @@ from pathlib import Path
 import pytest
 
 import embedkit
-from embedkit import commands, doctor, engine, load
+from embedkit import cli as commands
 from embedkit._io.text import safe_for_terminal
-from embedkit.engine import CPU, CUDA
 from embedkit.errors import MissingDependencyError
+from embedkit.hub import resolve as load
 from embedkit.hub.folder import FolderPlace
+from embedkit.model.engines import onnx as engine
+from embedkit.model.providers import CPU, CUDA
+from embedkit.workflows import doctor
 
 
 @pytest.fixture
@@ -53,7 +56,7 @@ def package(by_hand, tmp_path, monkeypatch) -> Path:
 
 def process(*arguments: object, **environment: str) -> subprocess.CompletedProcess:
     """The command line in a process of its own."""
-    code = "from embedkit.commands import main; main()"
+    code = "from embedkit.cli import main; main()"
     command = [sys.executable, "-c", code, *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment})
 
@@ -350,7 +353,7 @@ def test_an_interrupt_says_that_the_work_is_kept():
 @pytest.mark.parametrize("buffered", ["", "1"])
 def test_a_reader_that_goes_away_leaves_no_traceback(buffered):
     """As in `embedkit zoo list | head -0`."""
-    code = SLOW if buffered else "from embedkit.commands import main; main()"
+    code = SLOW if buffered else "from embedkit.cli import main; main()"
     arguments = ["slow"] if buffered else ["zoo", "list"]
     environment = {**os.environ, "PYTHONUNBUFFERED": ""}
     with subprocess.Popen(

@@ -12,15 +12,16 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from embedkit import engine as engine_module
-from embedkit.engine import (
+from embedkit.encoder import load_encoder
+from embedkit.errors import ConfigError, DeviceError, EntryError
+from embedkit.model.engines import onnx as engine_module
+from embedkit.model.engines.onnx import OnnxEngine, _provider_of
+from embedkit.model.providers import (
     AZURE,
     CPU,
     CUDA,
     TENSORRT,
     EngineOptions,
-    OnnxEngine,
-    _provider_of,
     available_cpus,
     available_providers,
     check_precision,
@@ -29,8 +30,6 @@ from embedkit.engine import (
     installed_runtimes,
     onnxruntime,
 )
-from embedkit.errors import ConfigError, DeviceError, EntryError
-from embedkit.load import load_encoder
 
 CPU_WHEEL = ("AzureExecutionProvider", CPU)
 GPU_WHEEL = (TENSORRT, CUDA, CPU)
@@ -417,5 +416,5 @@ def test_cores():
     assert 1 <= available_cpus() <= (os.cpu_count() or 1)
     if hasattr(os, "sched_setaffinity"):
         done = python("import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
-                      "from embedkit.engine import available_cpus; print(available_cpus())")  # fmt: skip
+                      "from embedkit.model.engines.onnx import available_cpus; print(available_cpus())")  # fmt: skip
         assert done.stdout == "1\n"

@@ -13,17 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embedkit._io.json import canonical_json
-from embedkit.entry import (
-    EntryConfig,
-    FileRecord,
-    Manifest,
-    Preprocess,
-    check_file_name,
-    parse_json,
-    sha256_hex,
-    space_fingerprint,
-)
 from embedkit.errors import EntryError
+from embedkit.model.config import EntryConfig
+from embedkit.model.layout import check_file_name, parse_json, sha256_hex
+from embedkit.model.manifest import FileRecord, Manifest, space_fingerprint
+from embedkit.model.preprocess import Preprocess
 
 CONTRACT = {
     "color": "rgb",

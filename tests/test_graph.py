@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embedkit.errors import EntryError
-from embedkit.graph import ExternalTensor, check_graph, tensor_table
-from embedkit.onnxproto import _TABLES, _varint, read_model
+from embedkit.model.onnx_guard import ExternalTensor, check_graph, tensor_table
+from embedkit.model.onnx_proto import _TABLES, _varint, read_model
 
 
 @pytest.fixture(scope="module")
@@ -314,7 +314,7 @@ def test_dimensions_and_types_say_one_thing(entry, by_hand):
 
 
 def test_a_file_of_very_many_fields_is_refused_before_it_takes_memory(entry, by_hand, monkeypatch):
-    monkeypatch.setattr("embedkit.onnxproto.MOST_FIELDS", 1000)
+    monkeypatch.setattr("embedkit.model.onnx_proto.MOST_FIELDS", 1000)
     check_graph(entry.graph, entry.weights, "model.onnx")
     assert "more than 1000 fields" in refused(
         entry.make_graph(nodes=by_hand.field(1, b"") * 1000), entry.weights
@@ -477,7 +477,7 @@ def test_mutations_of_real_graphs_are_refused_or_written_back_as_they_are(onnx_m
 
 def test_what_onnx_runtime_writes_is_read(default_entry, tmp_path):
     """A graph after ONNX Runtime's own optimizations, by its C++ writer."""
-    from embedkit.engine import onnxruntime
+    from embedkit.model.providers import onnxruntime
 
     ort = onnxruntime()
     options = ort.SessionOptions()

@@ -20,13 +20,13 @@ import pytest
 from PIL import Image
 
 import embedkit
-from embedkit import job as job_module
-from embedkit.embeddings import Embeddings
+from embedkit.embeddings.table import Embeddings
+from embedkit.pipeline import job as job_module
 
 ROUNDS = int(os.environ.get("EMBEDKIT_TEST_KILLS", "3"))
 COUNT = 48
 #: Commits after every batch of four.
-MAIN = "import embedkit.job as j; j.SHARD_ROWS = 1; from embedkit.commands import main; main()"
+MAIN = "import embedkit.pipeline.job as j; j.SHARD_ROWS = 1; from embedkit.cli import main; main()"
 
 
 @pytest.fixture(scope="module")

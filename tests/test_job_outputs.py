@@ -19,10 +19,11 @@ import pytest
 from PIL import Image
 
 import embedkit
-from embedkit import lancetable
-from embedkit.embeddings import Embeddings, errors_path
-from embedkit.job import Progress
-from embedkit.scope import Scope
+from embedkit.embeddings import lance as lancetable
+from embedkit.embeddings.paths import errors_path
+from embedkit.embeddings.table import Embeddings
+from embedkit.pipeline.job import Progress
+from embedkit.pipeline.scope import Scope
 
 
 def draw(folder: Path, *names: str) -> Path:
@@ -282,7 +283,7 @@ def test_labels_of_an_array_keep_their_types(tmp_path, tiny, jpeg_maker):
 
 # --- disks and file systems ---------------------------------------------------------------------------------
 
-LIMITED = "import embedkit.job as j; j.SHARD_ROWS = 1; from embedkit.commands import main; main()"
+LIMITED = "import embedkit.pipeline.job as j; j.SHARD_ROWS = 1; from embedkit.cli import main; main()"
 
 
 @pytest.mark.parametrize(("limit", "kept"), [(1000, False), (9000, True)])
@@ -326,7 +327,7 @@ def test_a_full_disk_under_an_array(tmp_path, by_hand):
     source = draw(tmp_path / "in", *(f"{i}.png" for i in range(24)))
     (tmp_path / "disk").mkdir()
     words = f"embed {source} -o {tmp_path}/disk/x.npy --encoder {entry} --batch-size 4"
-    code = "from embedkit.commands import main; main()"
+    code = "from embedkit.cli import main; main()"
     script = f"""
 mount -t tmpfs -o size=600k tmpfs {tmp_path}/disk || exit 77
 {sys.executable} -c '{code}' {words}; echo $?; ls -A {tmp_path}/disk
@@ -366,7 +367,7 @@ def test_a_user_without_a_home_folder(tmp_path, monkeypatch):
     import pwd
 
     from embedkit.hub.access import default_cache_dir
-    from embedkit.load import places
+    from embedkit.hub.resolve import places
 
     def missing(*_: object) -> None:
         raise KeyError

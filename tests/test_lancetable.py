@@ -13,8 +13,9 @@ from typer.testing import CliRunner
 pytest.importorskip("onnxruntime")
 
 from embedkit import embed, load_encoder
-from embedkit.commands.search import search as command
-from embedkit.embeddings import read_passport
+from embedkit.cli.search import search as command
+from embedkit.embeddings.lance import table_path
+from embedkit.embeddings.parquet_write import read_passport
 from embedkit.errors import (
     ConfigError,
     EmbedkitError,
@@ -22,8 +23,7 @@ from embedkit.errors import (
     OutputError,
     SpaceMismatchError,
 )
-from embedkit.lancetable import table_path
-from embedkit.pictures.search import keep_index, open_index, search
+from embedkit.workflows.search import keep_index, open_index, search
 
 
 @pytest.fixture(scope="module")

@@ -14,12 +14,13 @@ import numpy as np
 import pytest
 
 import embedkit
-from embedkit import load
-from embedkit.entry import sha256_hex
+from embedkit.encoder import load_encoder, resolve_threads
 from embedkit.errors import ConfigError, EntryError, EntryNotFoundError, IntegrityError
+from embedkit.hub import resolve as load
+from embedkit.hub.catalog import Index
 from embedkit.hub.folder import FolderPlace
-from embedkit.hub.place import Index
-from embedkit.load import find_entry, list_encoders, load_encoder, resolve_threads
+from embedkit.hub.resolve import find_entry, list_encoders
+from embedkit.model.layout import sha256_hex
 
 PICTURE = np.arange(8 * 8 * 3, dtype=np.uint8).reshape(8, 8, 3)
 

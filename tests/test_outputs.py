@@ -15,21 +15,23 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from embedkit import commands
-from embedkit.analysis.calibration import Calibration
-from embedkit.analysis.clustering import Clustering
-from embedkit.embeddings import Passport, schema_of, write_rows
+from embedkit import cli as commands
+from embedkit.analysis.clustering.cluster import Clustering
+from embedkit.analysis.matching.calibration import Calibration
+from embedkit.embeddings.metadata import Passport
+from embedkit.embeddings.npy import write_npy
+from embedkit.embeddings.parquet_write import write_rows
+from embedkit.embeddings.schema import schema_of
 from embedkit.errors import OutputError
-from embedkit.npyfile import write_npy
-from embedkit.pictures.atlas import write_atlas
-from embedkit.pictures.reading import Originals
-from embedkit.pictures.sheets import Section, Tile, write_sheet
+from embedkit.images.originals import Originals
+from embedkit.workflows.visual.atlas import write_atlas
+from embedkit.workflows.visual.contact_sheet import Section, Tile, write_sheet
 
 PASSPORT = Passport(
     entry="linear-tiny.noise", manifest_sha256="a" * 64, fingerprint="b" * 64, dim=8, normalized=True
 )
 ROWS = 40
-COMMAND = [sys.executable, "-c", "from embedkit.commands import main; main()"]
+COMMAND = [sys.executable, "-c", "from embedkit.cli import main; main()"]
 posix = pytest.mark.skipif(os.name == "nt", reason="POSIX shells and descriptors")
 
 
@@ -248,7 +250,7 @@ def test_no_name_reaches_the_terminal_as_it_is(folder, by_hand, monkeypatch, cap
     """File names, suffixes, label columns, entries' names and cards, in every command that prints them."""
     import pyarrow.parquet as pq
 
-    from embedkit.embeddings import PASSPORT_KEY
+    from embedkit.embeddings.metadata import PASSPORT_KEY
 
     for name in (f"p/x.{ESCAPE}", f"p/0/{ESCAPE}.jpg", f"p/0/{ESCAPE}.png"):
         Path(name).write_bytes(b"x")

@@ -20,9 +20,10 @@ import pyarrow.parquet as pq
 import pytest
 
 import embedkit
-from embedkit import job as job_module
-from embedkit.embeddings import Embeddings, read_passport
-from embedkit.job import Progress
+from embedkit.embeddings.parquet_write import read_passport
+from embedkit.embeddings.table import Embeddings
+from embedkit.pipeline import job as job_module
+from embedkit.pipeline.job import Progress
 
 COUNT = 40
 
@@ -55,8 +56,8 @@ def whole(pictures, tmp_path_factory, encoder) -> Path:
 
 def command(*arguments: object, shard_rows: int = 512, before: str = "") -> list[str]:
     """The command line in a process of its own, committing after `shard_rows` rows."""
-    main = "from embedkit.commands import main; main()"
-    code = f"import embedkit.job as j; j.SHARD_ROWS = {shard_rows}; {before}\n{main}"
+    main = "from embedkit.cli import main; main()"
+    code = f"import embedkit.pipeline.job as j; j.SHARD_ROWS = {shard_rows}; {before}\n{main}"
     return [sys.executable, "-c", code, *map(str, arguments)]
 
 
@@ -156,7 +157,7 @@ def test_failures_keep_their_place_so_that_a_resumed_run_is_equal(pictures, tmp_
     assert done.returncode == 0 and "4 failed" in done.stderr
     # The second shard is cut by an exception in the middle of the job, as a full disk would.
     breaking = (
-        "import embedkit.store as s; real = s.ShardStore.append\n"
+        "import embedkit.pipeline.checkpoint as s; real = s.ShardStore.append\n"
         "def append(self, table, failures):\n"
         "    if self._next == 2: raise OSError(28, 'No space left on device')\n"
         "    real(self, table, failures)\n"
@@ -400,7 +401,7 @@ def test_unreadable_pictures_and_a_read_only_output(pictures):
     # One job before the drop imports all that is imported late: nobody may not be able to read the installation.
     code = """
 import os, sys
-import embedkit, embedkit.pipeline
+import embedkit, embedkit.pipeline.embed
 encoder = embedkit.load_encoder(device="cpu", threads=1)
 base = sys.argv[1]
 embedkit.embed(f"{base}/warm", f"{base}/warm.parquet", encoder=encoder)

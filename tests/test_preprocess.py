@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from embedkit import preprocess as reading
-from embedkit.entry import Preprocess
 from embedkit.errors import ConfigError, ImageError
-from embedkit.preprocess import read_pixels
+from embedkit.images import transform as reading
+from embedkit.images.transform import read_pixels
+from embedkit.model.preprocess import Preprocess
 
 TRANSPOSED = {
     # How a picture is stored so that this orientation turns it upright: the inverse of what a viewer does.

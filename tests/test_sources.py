@@ -20,8 +20,8 @@ import pytest
 
 from embedkit.errors import ImageError, SourceError
 from embedkit.images import archives, tables
-from embedkit.pictures.reading import Originals
-from embedkit.sources import Listing, list_sources
+from embedkit.images.originals import Originals
+from embedkit.images.sources import Listing, list_sources
 
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
@@ -961,7 +961,7 @@ def test_few_tables_stay_open():
 def test_pyarrow_and_torch_are_not_imported_for_a_folder():
     make("p/a.jpg")
     code = (
-        "import sys; from embedkit.sources import list_sources; assert len(list_sources(['p']).items) == 1; "
+        "import sys; from embedkit.images.sources import list_sources; assert len(list_sources(['p']).items) == 1; "
         "print(sorted({'pyarrow', 'torch', 'numpy'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -12,13 +12,17 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from embedkit import lancetable, stored
-from embedkit.analysis.rows import Rows
-from embedkit.commands import atlas, calibrate, cluster, duplicates, leaks, lint
-from embedkit.embeddings import Embeddings, Passport, Run, schema_of, write_rows
+from embedkit.analysis.vectors import Rows
+from embedkit.cli import atlas, calibrate, cluster, duplicates, leaks, lint
+from embedkit.embeddings import formats as stored
+from embedkit.embeddings import lance as lancetable
+from embedkit.embeddings.formats import is_stored, open_stored
+from embedkit.embeddings.metadata import Passport, Run
+from embedkit.embeddings.npy import write_npy
+from embedkit.embeddings.parquet_write import write_rows
+from embedkit.embeddings.schema import schema_of
+from embedkit.embeddings.table import Embeddings
 from embedkit.errors import ConfigError, OutputError, SpaceMismatchError
-from embedkit.npyfile import write_npy
-from embedkit.stored import is_stored, open_stored
 
 PASSPORT = Passport(
     entry="linear-tiny.noise", manifest_sha256="a" * 64, fingerprint="b" * 64, dim=8, normalized=True

@@ -6,8 +6,10 @@ import dataclasses
 import json
 from pathlib import Path
 
-from embedkit.entry import CONFIG, MANIFEST, WEIGHTS, EntryConfig, Preprocess
 from embedkit.errors import ConfigError, EntryError
+from embedkit.model.config import EntryConfig
+from embedkit.model.layout import CONFIG, MANIFEST, WEIGHTS
+from embedkit.model.preprocess import Preprocess
 from embedkit.training.config import from_json
 from embedkit.training.data import DataConfig
 

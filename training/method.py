@@ -17,7 +17,7 @@ import lightning
 import torch
 from torch import Tensor, nn
 
-from embedkit.entry import Preprocess
+from embedkit.model.preprocess import Preprocess
 from embedkit.training.augment import Augmentation
 from embedkit.training.config import Facts
 from embedkit.training.data import Batch

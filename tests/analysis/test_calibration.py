@@ -11,11 +11,11 @@ from statistics import NormalDist
 import numpy as np
 import pytest
 
-from embedkit.analysis.calibrating import calibrate, calibrate_pairs, check_support
-from embedkit.analysis.calibration import Calibration, verify_vectors
-from embedkit.analysis.identification import identify
-from embedkit.analysis.pairs import sample_pairs
-from embedkit.analysis.rates import (
+from embedkit.analysis.matching.calibrate import calibrate, calibrate_pairs, check_support
+from embedkit.analysis.matching.calibration import Calibration, verify_vectors
+from embedkit.analysis.matching.identification import identify
+from embedkit.analysis.matching.pairs import sample_pairs
+from embedkit.analysis.matching.rates import (
     Curve,
     SortedPairs,
     Spread,
@@ -24,7 +24,8 @@ from embedkit.analysis.rates import (
     prediction_interval,
 )
 from embedkit.analysis.similarity import pair_similarity, similarity
-from embedkit.embeddings import Embeddings, Passport
+from embedkit.embeddings.metadata import Passport
+from embedkit.embeddings.table import Embeddings
 from embedkit.errors import ConfigError, MissingDependencyError, OutputError, SpaceMismatchError
 
 PASSPORT = Passport(

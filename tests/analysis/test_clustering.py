@@ -19,14 +19,18 @@ sklearn_cluster = pytest.importorskip("sklearn.cluster")
 metrics = pytest.importorskip("sklearn.metrics")
 pytest.importorskip("scipy")
 
-from embedkit.analysis import agreement as agreement_  # noqa: E402
-from embedkit.analysis import clustering, kmeans  # noqa: E402
-from embedkit.analysis.agreement import agreement  # noqa: E402
-from embedkit.analysis.clustering import Clustering, cluster  # noqa: E402
-from embedkit.analysis.dpmm import DPMMConfig  # noqa: E402
-from embedkit.analysis.reduction import fit_reduction  # noqa: E402
-from embedkit.commands.cluster import cluster as command  # noqa: E402
-from embedkit.embeddings import Embeddings, Passport, read_passport, schema_of, write_rows  # noqa: E402
+from embedkit.analysis.clustering import cluster as clustering  # noqa: E402
+from embedkit.analysis.clustering import kmeans
+from embedkit.analysis.clustering import scores as agreement_  # noqa: E402
+from embedkit.analysis.clustering.cluster import Clustering, cluster  # noqa: E402
+from embedkit.analysis.clustering.dpmm import DPMMConfig  # noqa: E402
+from embedkit.analysis.clustering.reduction import fit_reduction  # noqa: E402
+from embedkit.analysis.clustering.scores import agreement  # noqa: E402
+from embedkit.cli.cluster import cluster as command  # noqa: E402
+from embedkit.embeddings.metadata import Passport
+from embedkit.embeddings.parquet_write import read_passport, write_rows
+from embedkit.embeddings.schema import schema_of  # noqa: E402
+from embedkit.embeddings.table import Embeddings
 from embedkit.errors import (  # noqa: E402
     ConfigError,
     EntryError,
@@ -35,9 +39,9 @@ from embedkit.errors import (  # noqa: E402
     SourceError,
     SpaceMismatchError,
 )
-from embedkit.mixture import Mixture  # noqa: E402
-from embedkit.pictures import folders  # noqa: E402
-from embedkit.pictures.folders import sort_into_folders  # noqa: E402
+from embedkit.model.mixture import Mixture  # noqa: E402
+from embedkit.workflows import cluster_folders as folders  # noqa: E402
+from embedkit.workflows.cluster_folders import sort_into_folders  # noqa: E402
 
 CENTRES = np.array([[0.0, 8, 0], [9, 0, 0], [0, 0, 9], [9, 9, 9]])
 
@@ -649,8 +653,8 @@ def test_a_mixture_file_and_an_entry_without_one(run, tmp_path, tiny_entry):
 
 
 def test_an_entrys_mixture_takes_the_entrys_embeddings_alone(by_hand, tmp_path):
-    from embedkit.entry import space_fingerprint
-    from embedkit.load import find_entry
+    from embedkit.hub.resolve import find_entry
+    from embedkit.model.manifest import space_fingerprint
 
     entry = by_hand.TinyEntry()
     files = entry.files()

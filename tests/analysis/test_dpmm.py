@@ -14,11 +14,11 @@ stats = pytest.importorskip("scipy.stats")
 
 from safetensors.numpy import save  # noqa: E402
 
-from embedkit import mixture as mixture_  # noqa: E402
-from embedkit.analysis.dpmm import DPMMConfig, fit, log_joint, log_merge, log_split  # noqa: E402
-from embedkit.analysis.niw import NIW, Moments, moments, union  # noqa: E402
+from embedkit.analysis.clustering.dpmm import DPMMConfig, fit, log_joint, log_merge, log_split  # noqa: E402
+from embedkit.analysis.clustering.niw import NIW, Moments, moments, union  # noqa: E402
 from embedkit.errors import ConfigError, EntryError, SpaceMismatchError  # noqa: E402
-from embedkit.mixture import Mixture  # noqa: E402
+from embedkit.model import mixture as mixture_  # noqa: E402
+from embedkit.model.mixture import Mixture  # noqa: E402
 
 FIVE = np.array([(0.0, 0), (1, 0), (0, 2), (1, 3), (2, 1)])
 UNIT = NIW(np.zeros(2), 1.0, np.eye(2), 4.0)

@@ -14,10 +14,11 @@ import pytest
 import rounding
 
 from embedkit._io.atomic import replacing
-from embedkit.analysis import index as module
-from embedkit.analysis import rows as blocks
-from embedkit.analysis.index import Index
-from embedkit.embeddings import Embeddings, Passport
+from embedkit.analysis import neighbors as module
+from embedkit.analysis import vectors as blocks
+from embedkit.analysis.neighbors import Index
+from embedkit.embeddings.metadata import Passport
+from embedkit.embeddings.table import Embeddings
 from embedkit.errors import ConfigError, MissingDependencyError, OutputError, SpaceMismatchError
 
 PASSPORT = Passport(
@@ -226,7 +227,7 @@ def test_whenever_a_build_is_killed_the_index_is_one_of_the_two(tmp_path, step):
     path = tmp_path / "x.index"
     code = (
         "import sys, numpy as np\n"
-        "from embedkit.analysis.index import Index\n"
+        "from embedkit.analysis.neighbors import Index\n"
         "a, b = (Index.build(np.eye(n, 64, dtype='f4') + 1) for n in (60, 61))\n"
         "a.save(sys.argv[1]); print('on', flush=True)\n"
         "while True: b.save(sys.argv[1]); a.save(sys.argv[1])\n"

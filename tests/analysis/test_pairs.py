@@ -8,7 +8,7 @@ import itertools
 import numpy as np
 import pytest
 
-from embedkit.analysis.pairs import (
+from embedkit.analysis.matching.pairs import (
     Pairs,
     folder_identities,
     identity_codes,

@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from embedkit.analysis import reduction
-from embedkit.analysis.reduction import fit_reduction, parse_reduction
+from embedkit.analysis.clustering import reduction
+from embedkit.analysis.clustering.reduction import fit_reduction, parse_reduction
 from embedkit.errors import ConfigError
 
 

@@ -9,18 +9,18 @@ import warnings
 import numpy as np
 import pytest
 
-from embedkit.analysis.calibrating import calibrate
-from embedkit.analysis.calibration import verify_vectors
-from embedkit.analysis.clustering import cluster
-from embedkit.analysis.dpmm import DPMMConfig
+from embedkit.analysis.clustering.cluster import cluster
+from embedkit.analysis.clustering.dpmm import DPMMConfig
+from embedkit.analysis.clustering.reduction import fit_reduction
 from embedkit.analysis.duplicates import find_duplicates, leaks
-from embedkit.analysis.index import Index
 from embedkit.analysis.lint import lint
-from embedkit.analysis.reduction import fit_reduction
-from embedkit.analysis.rows import as_count, as_numbers, check_rows, magnitudes
+from embedkit.analysis.matching.calibrate import calibrate
+from embedkit.analysis.matching.calibration import verify_vectors
+from embedkit.analysis.neighbors import Index
 from embedkit.analysis.similarity import pair_similarity, similarity, top_k
+from embedkit.analysis.vectors import as_count, as_numbers, check_rows, magnitudes
 from embedkit.errors import ConfigError, EmbedkitError
-from embedkit.mixture import Mixture
+from embedkit.model.mixture import Mixture
 
 MIXTURE = Mixture(np.ones(1), np.zeros((1, 2)), np.eye(2)[None], np.zeros(8), np.ones((8, 2)))
 

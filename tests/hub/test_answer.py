@@ -10,13 +10,13 @@ from urllib.parse import quote
 import pytest
 import servers
 
+from embedkit._io.messages import one_line, quoted, redacted
 from embedkit.errors import EmbedkitError, EntryError, PlaceError, UnreachableError
 from embedkit.hub.access import Access
-from embedkit.hub.answer import SLOWEST
-from embedkit.hub.messages import one_line, quoted, redacted
-from embedkit.hub.publish import publish
-from embedkit.hub.web import POST_LIMIT, WebStorage
-from embedkit.load import find_entry
+from embedkit.hub.publish.publish import publish
+from embedkit.hub.resolve import find_entry
+from embedkit.storage.answer import SLOWEST
+from embedkit.storage.http import POST_LIMIT, WebStorage
 
 TOKEN = "glpat-SECRETSECRET123"
 
@@ -197,7 +197,7 @@ class Api(servers.Handler):
     ],
 )
 def test_what_a_hub_says_of_a_commit(status, code, found, monkeypatch):
-    from embedkit.hub.huggingface import HubPlace
+    from embedkit.hub.hf import HubPlace
 
     server = servers.Server(Api)
     server.mode = status, code

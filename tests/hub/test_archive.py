@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from embedkit.errors import EntryError, OutputError
-from embedkit.hub.archive import ArchiveStorage, read_members, write_archive
-from embedkit.load import find_entry
+from embedkit.hub.bundle import write_archive
+from embedkit.hub.resolve import find_entry
+from embedkit.storage.tar import ArchiveStorage, read_members
 
 NAME = "linear-tiny.noise"
 
@@ -41,7 +42,7 @@ def bomb(path: Path, kind: bytes, size: int) -> Path:
 def test_a_header_that_claims_a_terabyte_is_refused_in_little_memory(kind, tmp_path):
     path = bomb(tmp_path / "zoo.tar", kind, 1 << 40)
     code = (
-        "import sys, pathlib, resource\nfrom embedkit.hub.archive import ArchiveStorage\n"
+        "import sys, pathlib, resource\nfrom embedkit.storage.tar import ArchiveStorage\n"
         "from embedkit.errors import EntryError\n"
         "resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))\n"
         "try: ArchiveStorage(pathlib.Path(sys.argv[1]))\nexcept EntryError as error: print(error)"
@@ -139,8 +140,8 @@ def test_a_tar_of_somebody_else_is_not_overwritten(zoo, tmp_path):
 
 
 def test_a_bundle_does_not_overwrite_what_it_reads(zoo, tmp_path):
+    from embedkit.hub.bulk import bundle
     from embedkit.hub.cache import commercial_only
-    from embedkit.hub.pull import bundle
 
     out = tmp_path / "zoo.tar"
     write_archive([find_entry(zoo / NAME)], out)

@@ -8,8 +8,9 @@ import os
 import tarfile
 import warnings
 
-from embedkit.hub.publish import publish
-from embedkit.load import find_entry, load_encoder
+from embedkit.encoder import load_encoder
+from embedkit.hub.publish.publish import publish
+from embedkit.hub.resolve import find_entry
 
 NAME, ALIAS = "linear-tiny.noise", "linear-tiny"
 

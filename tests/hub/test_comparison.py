@@ -8,9 +8,9 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
-from embedkit.hub.comparison import COLUMNS, compare, with_protocols
-from embedkit.hub.index import TABLE, make_index, pages
-from embedkit.hub.plot import _apart, plot_bytes
+from embedkit.hub.leaderboard import COLUMNS, compare, with_protocols
+from embedkit.hub.publish.index import TABLE, make_index, pages
+from embedkit.hub.publish.plot import _apart, plot_bytes
 
 
 def facts(method="rotnet", *, probe=0.8, flops=1e15, data="digits", protocol="p", **more):

@@ -9,13 +9,13 @@ import threading
 
 import pytest
 
-from embedkit.entry import INDEX
 from embedkit.errors import ConfigError, PlaceError
-from embedkit.hub.buckets import BucketStorage
-from embedkit.hub.bucketstore import change_index
 from embedkit.hub.lockfile import LockFile
-from embedkit.hub.publish import publish, withdraw
-from embedkit.load import find_entry, list_encoders
+from embedkit.hub.publish.bucket import change_index
+from embedkit.hub.publish.publish import publish, withdraw
+from embedkit.hub.resolve import find_entry, list_encoders
+from embedkit.model.layout import INDEX
+from embedkit.storage.fsspec import BucketStorage
 
 #: Waits for a line, so that all begin at once, and stops between reading an index and writing it.
 PUBLISHER = """
@@ -151,7 +151,7 @@ def test_a_store_without_conditions_finds_the_line_that_another_overwrote(zoo, m
 
 def test_an_index_that_always_changes_is_given_up(s3, zoo, monkeypatch):
     publish(find_entry(zoo / "linear-tiny.noise"), s3)
-    monkeypatch.setattr("embedkit.hub.bucketstore.SETTLE", 0.0)
+    monkeypatch.setattr("embedkit.hub.publish.bucket.SETTLE", 0.0)
     monkeypatch.setattr(BucketStorage, "write_if", lambda *_: False)
     with pytest.raises(PlaceError, match="other publishers changed it 20 times in a row"):
         withdraw("linear-tiny.noise", s3)

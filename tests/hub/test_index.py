@@ -12,14 +12,14 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from embedkit.entry import CONFIG, INDEX
 from embedkit.errors import EntryError
-from embedkit.hub.fitness import check_facts
-from embedkit.hub.index import build_index, index_bytes, make_index, pages, update_index
-from embedkit.hub.markdown import escape
-from embedkit.hub.pages import TABLE
-from embedkit.hub.publish import publish, refresh
-from embedkit.load import find_entry, list_encoders
+from embedkit.hub.publish.fitness import check_facts
+from embedkit.hub.publish.index import build_index, index_bytes, make_index, pages, update_index
+from embedkit.hub.publish.markdown import escape
+from embedkit.hub.publish.pages import TABLE
+from embedkit.hub.publish.publish import publish, refresh
+from embedkit.hub.resolve import find_entry, list_encoders
+from embedkit.model.layout import CONFIG, INDEX
 
 NAME = "linear-tiny.noise"
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import servers
 
-from embedkit.entry import MANIFEST
+from embedkit.encoder import load_encoder
 from embedkit.errors import (
     AccessError,
     ConfigError,
@@ -19,8 +19,9 @@ from embedkit.errors import (
     MissingDependencyError,
     UnreachableError,
 )
-from embedkit.hub.publish import publish
-from embedkit.load import find_entry, list_encoders, load_encoder
+from embedkit.hub.publish.publish import publish
+from embedkit.hub.resolve import find_entry, list_encoders
+from embedkit.model.layout import MANIFEST
 
 NAME, ALIAS = "linear-tiny.noise", "linear-tiny"
 PICTURE = np.arange(8 * 8 * 3, dtype=np.uint8).reshape(8, 8, 3)
@@ -75,7 +76,7 @@ def place(request, zoo, tmp_path):
     if kind == "site":
         return request.getfixturevalue("site").url
     if kind == "archive":
-        from embedkit.hub.archive import write_archive
+        from embedkit.hub.bundle import write_archive
 
         write_archive([find_entry(zoo / NAME)], tmp_path / "zoo.tar")
         return str(tmp_path / "zoo.tar")
@@ -204,7 +205,7 @@ def test_a_sites_token_goes_nowhere_else(site, zoo, tmp_path, monkeypatch, capsy
 
 def test_a_token_stands_in_no_error_and_no_repr(site):
     from embedkit.hub.access import Access
-    from embedkit.hub.web import WebStorage
+    from embedkit.storage.http import WebStorage
 
     site.token = "other"
     with pytest.raises(AccessError) as caught:

@@ -16,16 +16,18 @@ from pathlib import Path
 import pytest
 
 from embedkit._io.atomic import replacing_folder
-from embedkit.entry import INDEX, MANIFEST, Manifest
+from embedkit.encoder import load_encoder
 from embedkit.errors import AccessError, ConfigError, EntryError, IntegrityError
-from embedkit.golden import verify_entry
-from embedkit.hub.address import is_url
 from embedkit.hub.cache import Cache
-from embedkit.hub.index import TABLE, build_index, index_bytes, table_bytes, update_index
+from embedkit.hub.catalog import Index
 from embedkit.hub.mirror import mirror
-from embedkit.hub.place import Index
-from embedkit.hub.publish import publish, refresh, withdraw
-from embedkit.load import find_entry, list_encoders, load_encoder
+from embedkit.hub.publish.index import TABLE, build_index, index_bytes, table_bytes, update_index
+from embedkit.hub.publish.publish import publish, refresh, withdraw
+from embedkit.hub.resolve import find_entry, list_encoders
+from embedkit.hub.urls import is_url
+from embedkit.model.layout import INDEX, MANIFEST
+from embedkit.model.manifest import Manifest
+from embedkit.workflows.check_entry import verify_entry
 
 NAME = "linear-tiny.noise"
 ALL = {"config.json", "model.onnx", "model.safetensors", "README.md", "golden.npz", MANIFEST, INDEX}
@@ -191,7 +193,7 @@ def test_the_later_writer_of_an_index_sees_both_entries(by_hand, tmp_path, monke
             assert go_on.wait(20)
         return found
 
-    monkeypatch.setattr("embedkit.hub.index.build_index", slow)
+    monkeypatch.setattr("embedkit.hub.publish.index.build_index", slow)
     first, second = (threading.Thread(target=update_index, args=(tmp_path,)) for _ in range(2))
     first.start()
     assert built.wait(20)
@@ -212,7 +214,7 @@ def test_two_publishers_of_one_folder(by_hand, tmp_path):
     for number, name in enumerate(names):
         by_hand.TinyEntry(seed=number).write(tmp_path / "from" / name)
     code = (
-        "import sys; from embedkit.hub.publish import publish; from embedkit.load import find_entry\n"
+        "import sys; from embedkit.hub.publish.publish import publish; from embedkit.hub.resolve import find_entry\n"
         "for name in sys.argv[2:]: publish(find_entry(sys.argv[1] + '/from/' + name), sys.argv[1] + '/to')"
     )
     running = [
@@ -267,7 +269,7 @@ def test_files_that_are_gone_are_removed(entry, by_hand, tmp_path, hub):
 
 def test_two_publishers_of_one_index(entry, hub, by_hand, tmp_path, monkeypatch):
     """Somebody commits to the index between our reading and our writing: neither entry is lost."""
-    from embedkit.hub import hubcommits
+    from embedkit.hub.publish import hf as hubcommits
 
     other = find_entry(by_hand.TinyEntry(seed=2).write(tmp_path / "o" / "linear-other.noise"))
     plain, done = hubcommits._commit, []

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from embedkit.entry import MANIFEST, Manifest
+from embedkit.encoder import load_encoder
 from embedkit.errors import (
     AccessError,
     ConfigError,
@@ -28,11 +28,13 @@ from embedkit.errors import (
     UnreachableError,
 )
 from embedkit.hub.access import Access
+from embedkit.hub.bulk import pull
 from embedkit.hub.cache import Cache, commercial_only
-from embedkit.hub.filelist import is_non_commercial
-from embedkit.hub.publish import publish
-from embedkit.hub.pull import pull
-from embedkit.load import find_entry, load_encoder
+from embedkit.hub.limits import is_non_commercial
+from embedkit.hub.publish.publish import publish
+from embedkit.hub.resolve import find_entry
+from embedkit.model.layout import MANIFEST
+from embedkit.model.manifest import Manifest
 
 NAME = "linear-tiny.noise"
 PICTURE = np.arange(8 * 8 * 3, dtype=np.uint8).reshape(8, 8, 3)
@@ -176,7 +178,10 @@ def test_a_download_goes_on_in_another_process(site, heavy, cache, python):
     assert part.stat().st_size == 150_000
     site.faults = []
     site.requests.clear()
-    python("import sys; from embedkit.load import find_entry; find_entry(sys.argv[1])", f"{site.url}/{NAME}")
+    python(
+        "import sys; from embedkit.hub.resolve import find_entry; find_entry(sys.argv[1])",
+        f"{site.url}/{NAME}",
+    )
     ranges = {path: headers.get("Range") for _, path, headers in site.requests}
     assert ranges[f"/{NAME}/big.safetensors"] == "bytes=150000-"
     assert f"/{NAME}/config.json" not in ranges, "what was whole was fetched again"
@@ -203,7 +208,7 @@ def test_a_server_without_ranges_starts_over(site, heavy, cache):
 
 
 def test_a_bucket_goes_on_with_a_part(s3, heavy, zoo, cache, monkeypatch):
-    from embedkit.hub import buckets
+    from embedkit.storage import fsspec as buckets
 
     publish(find_entry(zoo / NAME), s3)
     monkeypatch.setattr(buckets, "PART", 100_000)
@@ -247,7 +252,7 @@ def kill_pulls(site, python, url: str, times: int, seed: int) -> dict[str, int]:
     ends = {"killed": 0, "done": 0}
     for _ in range(times):
         process = python(
-            "import sys; from embedkit.load import find_entry; print('on', flush=True); find_entry(sys.argv[1])",
+            "import sys; from embedkit.hub.resolve import find_entry; print('on', flush=True); find_entry(sys.argv[1])",
             url,
             wait=False,
         )
@@ -353,7 +358,7 @@ def test_a_full_disk(site, heavy, cache, python, monkeypatch):
         find_entry(f"{site.url}/{NAME}")
     assert entries(cache) == []
     said = python(
-        "import resource, signal, sys, embedkit\nfrom embedkit.load import find_entry\n"
+        "import resource, signal, sys, embedkit\nfrom embedkit.hub.resolve import find_entry\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
         "try: find_entry(sys.argv[1])\nexcept embedkit.OutputError as error: print(error)",
@@ -385,7 +390,7 @@ def test_a_proxy_of_the_environment_does_not_see_loopback(site, monkeypatch):
 def test_a_proxy_of_the_environment_is_gone_through(monkeypatch):
     from urllib.parse import urlsplit
 
-    from embedkit.hub.answer import _connection
+    from embedkit.storage.answer import _connection
 
     monkeypatch.setenv("https_proxy", "http://me:pass%20word@proxy.example:3128")
     monkeypatch.delenv("no_proxy", raising=False)

@@ -10,11 +10,11 @@ import sys
 import fsspec
 import pytest
 
-from embedkit.entry import INDEX, MANIFEST
 from embedkit.errors import ConfigError, OutputError
-from embedkit.hub.index import TABLE, update_index
-from embedkit.hub.publish import publish, refresh, withdraw
-from embedkit.load import find_entry, list_encoders
+from embedkit.hub.publish.index import TABLE, update_index
+from embedkit.hub.publish.publish import publish, refresh, withdraw
+from embedkit.hub.resolve import find_entry, list_encoders
+from embedkit.model.layout import INDEX, MANIFEST
 
 NAME = "linear-tiny.noise"
 
@@ -61,9 +61,9 @@ def test_of_a_link_the_link_is_removed(to, zoo, entry):
 def test_a_removal_is_whole_or_can_be_repeated(to):
     """Killed between the folder and the index: the next removal ends it."""
     code = (
-        "import os, signal, sys, pathlib\nimport embedkit.hub.index as index\n"
+        "import os, signal, sys, pathlib\nimport embedkit.hub.publish.index as index\n"
         "index.write_file = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "from embedkit.hub.publish import withdraw\nwithdraw(sys.argv[1], sys.argv[2])"
+        "from embedkit.hub.publish.publish import withdraw\nwithdraw(sys.argv[1], sys.argv[2])"
     )
     killed = subprocess.run([sys.executable, "-c", code, NAME, str(to)], timeout=60)
     assert killed.returncode == -signal.SIGKILL and not (to / NAME).exists()
@@ -78,7 +78,7 @@ def test_a_file_written_by_hand_is_refused_not_replaced(
     to, entry, by_hand, tmp_path, name, content, monkeypatch
 ):
     monkeypatch.setattr(
-        "embedkit.hub.index.pages", lambda index: {TABLE: b"# new", "quality-digits.svg": b"new"}
+        "embedkit.hub.publish.index.pages", lambda index: {TABLE: b"# new", "quality-digits.svg": b"new"}
     )
     (to / name).write_text(content)
     other = by_hand.TinyEntry(seed=4).write(tmp_path / "linear-other.noise")

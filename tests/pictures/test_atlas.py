@@ -20,16 +20,19 @@ import typer
 from PIL import Image
 from typer.testing import CliRunner
 
-from embedkit.analysis.clustering import Clustering
-from embedkit.analysis.rows import Rows
-from embedkit.commands.atlas import atlas as command
-from embedkit.embeddings import Embeddings, Passport, schema_of, write_rows
+from embedkit.analysis.clustering.cluster import Clustering
+from embedkit.analysis.vectors import Rows
+from embedkit.cli.atlas import atlas as command
+from embedkit.embeddings.metadata import Passport
+from embedkit.embeddings.npy import write_npy
+from embedkit.embeddings.parquet_write import write_rows
+from embedkit.embeddings.schema import schema_of
+from embedkit.embeddings.table import Embeddings
 from embedkit.errors import ConfigError, MissingDependencyError, OutputError, SourceError, SpaceMismatchError
-from embedkit.npyfile import write_npy
-from embedkit.pictures import atlas as module
-from embedkit.pictures.atlas import project, write_atlas
-from embedkit.pictures.groups import groups_of_clusters, groups_of_labels
-from embedkit.pictures.reading import Originals
+from embedkit.images.originals import Originals
+from embedkit.workflows.visual import atlas as module
+from embedkit.workflows.visual.atlas import project, write_atlas
+from embedkit.workflows.visual.groups import groups_of_clusters, groups_of_labels
 
 PASSPORT = Passport(
     entry="linear-tiny.noise", manifest_sha256="a" * 64, fingerprint="b" * 64, dim=8, normalized=True

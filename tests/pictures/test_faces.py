@@ -16,12 +16,13 @@ from typer.testing import CliRunner
 
 pytest.importorskip("onnxruntime")
 
-from embedkit.commands.verify import verify as verify_command
-from embedkit.entry import Preprocess
+from embedkit.cli.verify import verify as verify_command
+from embedkit.encoder import load_encoder
 from embedkit.errors import ConfigError, EntryError, ImageError, OutputError, SpaceMismatchError
-from embedkit.load import load_encoder
-from embedkit.pictures import faces as module
-from embedkit.pictures.faces import (
+from embedkit.images.transform import read_pixels
+from embedkit.model.preprocess import Preprocess
+from embedkit.workflows.faces import faces as module
+from embedkit.workflows.faces.faces import (
     DETECTOR,
     ENCODER,
     LANDMARKS,
@@ -34,8 +35,7 @@ from embedkit.pictures.faces import (
     similarity_transform,
     upright,
 )
-from embedkit.pictures.verification import known_threshold, verify
-from embedkit.preprocess import read_pixels
+from embedkit.workflows.verify import known_threshold, verify
 
 ROOT = Path(__file__).parents[2]
 ZOO = ROOT / "zoo"

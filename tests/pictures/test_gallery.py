@@ -20,9 +20,11 @@ from typer.testing import CliRunner
 pytest.importorskip("onnxruntime")
 
 from embedkit import embed, load_encoder
-from embedkit.commands.identify import identify as command
-from embedkit.commands.verify import verify
-from embedkit.embeddings import Embeddings, schema_of, write_rows
+from embedkit.cli.identify import identify as command
+from embedkit.cli.verify import verify
+from embedkit.embeddings.parquet_write import write_rows
+from embedkit.embeddings.schema import schema_of
+from embedkit.embeddings.table import Embeddings
 from embedkit.errors import (
     ConfigError,
     EmbedkitError,
@@ -32,10 +34,10 @@ from embedkit.errors import (
     SourceError,
     SpaceMismatchError,
 )
-from embedkit.pictures import gallery as module
-from embedkit.pictures.faces import ENCODER, FaceEncoder
-from embedkit.pictures.gallery import identify_pictures
-from embedkit.pictures.known import calibrate_pictures
+from embedkit.workflows import identify as module
+from embedkit.workflows.calibrate import calibrate_pictures
+from embedkit.workflows.faces.faces import ENCODER, FaceEncoder
+from embedkit.workflows.identify import identify_pictures
 
 ROOT = Path(__file__).parents[2]
 ASTRONAUT, COFFEE = ROOT / "samples" / "astronaut.jpg", ROOT / "samples" / "coffee.jpg"

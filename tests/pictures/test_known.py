@@ -16,15 +16,15 @@ from typer.testing import CliRunner
 pytest.importorskip("onnxruntime")
 
 from embedkit import embed, load_encoder
-from embedkit.analysis.calibrating import calibrate_pairs
-from embedkit.analysis.calibration import Calibration
-from embedkit.analysis.pairs import sample_pairs
-from embedkit.commands.calibrate import calibrate as command
-from embedkit.embeddings import Embeddings
+from embedkit.analysis.matching.calibrate import calibrate_pairs
+from embedkit.analysis.matching.calibration import Calibration
+from embedkit.analysis.matching.pairs import sample_pairs
+from embedkit.cli.calibrate import calibrate as command
+from embedkit.embeddings.table import Embeddings
 from embedkit.errors import ConfigError, OutputError, SourceError
-from embedkit.pictures import embedding
-from embedkit.pictures.known import calibrate_pictures, known_pictures, picture_pairs
-from embedkit.pictures.verification import verify
+from embedkit.workflows import embedding
+from embedkit.workflows.calibrate import calibrate_pictures, known_pictures, picture_pairs
+from embedkit.workflows.verify import verify
 
 PEOPLE, SHOTS = 14, 3
 

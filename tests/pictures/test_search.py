@@ -15,10 +15,13 @@ from typer.testing import CliRunner
 pytest.importorskip("onnxruntime")
 
 from embedkit import embed, load_encoder
-from embedkit.analysis import index as indexes
-from embedkit.analysis.index import Index
-from embedkit.commands.search import search as command
-from embedkit.embeddings import Embeddings, Passport, schema_of, write_rows
+from embedkit.analysis import neighbors as indexes
+from embedkit.analysis.neighbors import Index
+from embedkit.cli.search import search as command
+from embedkit.embeddings.metadata import Passport
+from embedkit.embeddings.parquet_write import write_rows
+from embedkit.embeddings.schema import schema_of
+from embedkit.embeddings.table import Embeddings
 from embedkit.errors import (
     ConfigError,
     EntryNotFoundError,
@@ -27,7 +30,7 @@ from embedkit.errors import (
     SourceError,
     SpaceMismatchError,
 )
-from embedkit.pictures.search import keep_index, open_index, search
+from embedkit.workflows.search import keep_index, open_index, search
 
 
 @pytest.fixture(scope="module")

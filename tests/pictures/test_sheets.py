@@ -13,14 +13,16 @@ import typer
 from PIL import Image
 from typer.testing import CliRunner
 
-from embedkit.analysis.clustering import Clustering
+from embedkit.analysis.clustering.cluster import Clustering
 from embedkit.analysis.duplicates import find_duplicates
-from embedkit.embeddings import Passport, schema_of, write_rows
+from embedkit.embeddings.metadata import Passport
+from embedkit.embeddings.parquet_write import write_rows
+from embedkit.embeddings.schema import schema_of
 from embedkit.errors import ConfigError, OutputError, SourceError
-from embedkit.pictures import sheets
-from embedkit.pictures.reading import Originals
-from embedkit.pictures.search import Match, Matches
-from embedkit.pictures.sheets import (
+from embedkit.images.originals import Originals
+from embedkit.workflows.search import Match, Matches
+from embedkit.workflows.visual import contact_sheet as sheets
+from embedkit.workflows.visual.contact_sheet import (
     Section,
     Tile,
     common_folder,
@@ -234,7 +236,7 @@ def test_sections_of_matches_duplicates_and_clusters():
 
 
 def test_duplicates_with_a_sheet(folder):
-    from embedkit.commands.duplicates import duplicates
+    from embedkit.cli.duplicates import duplicates
 
     vectors = np.eye(4, dtype=np.float32)[[0, 1, 0, 2]]
     source = write(folder, vectors, [f"{number}.png" for number in range(4)])
@@ -251,7 +253,7 @@ def test_duplicates_with_a_sheet(folder):
 
 def test_cluster_with_a_sheet(folder):
     pytest.importorskip("faiss")
-    from embedkit.commands.cluster import cluster
+    from embedkit.cli.cluster import cluster
 
     rng = np.random.default_rng(0)
     vectors = np.eye(4)[[0] * 6 + [1] * 6] + rng.normal(0, 0.05, (12, 4))

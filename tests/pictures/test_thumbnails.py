@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 
 from embedkit.errors import ConfigError, ImageError, SourceError
-from embedkit.pictures.reading import Originals
-from embedkit.pictures.thumbnails import encoded, placeholder, thumbnail, thumbnails
-from embedkit.sources import list_sources
+from embedkit.images.originals import Originals
+from embedkit.images.sources import list_sources
+from embedkit.workflows.visual.thumbnails import encoded, placeholder, thumbnail, thumbnails
 
 
 def png(color, size=(40, 20)) -> bytes:

@@ -11,8 +11,8 @@ torch = pytest.importorskip("torch")
 
 import contract  # noqa: E402
 
-from embedkit.entry import Preprocess  # noqa: E402
 from embedkit.errors import ConfigError  # noqa: E402
+from embedkit.model.preprocess import Preprocess  # noqa: E402
 from embedkit.training import recipes, run  # noqa: E402
 from embedkit.training.config import from_json, to_json, with_overrides  # noqa: E402
 from embedkit.training.data import DataConfig  # noqa: E402

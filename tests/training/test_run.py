@@ -288,7 +288,7 @@ def test_the_command_trains_resumes_and_refuses(tmp_path):
     typer = pytest.importorskip("typer")
     from typer.testing import CliRunner
 
-    from embedkit.commands.train import train
+    from embedkit.cli.train import train
 
     app = typer.Typer()
     app.command()(train)

@@ -12,7 +12,8 @@ torch = pytest.importorskip("torch")
 
 import embedkit.training.models.backbones  # noqa: E402, F401  (registers the small networks)
 from embedkit import load_encoder  # noqa: E402
-from embedkit.entry import ENTRY_NAME, EntryConfig  # noqa: E402
+from embedkit.model.config import EntryConfig  # noqa: E402
+from embedkit.model.layout import ENTRY_NAME
 
 ZOO = Path(__file__).parents[2] / "zoo"
 ENTRIES = sorted(path for path in ZOO.iterdir() if ENTRY_NAME.fullmatch(path.name))

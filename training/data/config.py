@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from embedkit.entry import Preprocess
 from embedkit.errors import ConfigError
+from embedkit.model.preprocess import Preprocess
 from embedkit.training.data.datasets import open_source
 from embedkit.training.data.images import ImageSet, say_unreadable
 from embedkit.training.data.samplers import Sampler, Shuffled

@@ -10,8 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from embedkit.entry import Preprocess
 from embedkit.errors import ConfigError, SourceError
+from embedkit.model.preprocess import Preprocess
 from embedkit.training.data.datasets import Source
 
 __all__ = ["Batch", "ImageSet"]

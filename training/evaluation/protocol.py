@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from embedkit.errors import ConfigError, EntryError
-from embedkit.mixture import Mixture
+from embedkit.model.mixture import Mixture
 from embedkit.training.config import RunConfig
 from embedkit.training.data import ImageSet
 from embedkit.training.data.datasets import Source, open_source

@@ -27,8 +27,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from embedkit.entry import EntryConfig, Manifest, Preprocess, sha256_hex
 from embedkit.errors import EntryError, IntegrityError, SourceError
+from embedkit.model.config import EntryConfig
+from embedkit.model.layout import sha256_hex
+from embedkit.model.manifest import Manifest
+from embedkit.model.preprocess import Preprocess
 from embedkit.training.export.golden import sample_pixels
 from embedkit.training.export.writer import Card, update_index, write_entry
 from embedkit.training.importers.face_networks import VERSION, face_detector, face_landmarks, face_resnet
@@ -165,7 +168,7 @@ IMPORTS = (
         ),
         card=Card(
             summary="dlib's face recognition network: pictures of one person's aligned face lie close together. It "
-            "takes chips of 150 x 150 pixels as `embedkit.pictures.faces` cuts them from photographs, not "
+            "takes chips of 150 x 150 pixels as `embedkit.workflows.faces.faces` cuts them from photographs, not "
             "photographs.",
             tags=("face-recognition", "dlib"),
             use=_PHOTOGRAPHS,
@@ -213,7 +216,7 @@ IMPORTS = (
         ),
         card=Card(
             summary="Finds faces in photographs: 5118 boxes and how sure each is a face. "
-            "`embedkit.pictures.faces` keeps the best of those that overlap.",
+            "`embedkit.workflows.faces.faces` keeps the best of those that overlap.",
             tags=("face-detection",),
             use=_PHOTOGRAPHS,
             limits=(

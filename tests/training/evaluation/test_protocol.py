@@ -19,12 +19,15 @@ from PIL import Image  # noqa: E402
 from torch import nn  # noqa: E402
 from typer.testing import CliRunner  # noqa: E402
 
-from embedkit.commands.evaluate import evaluate as command  # noqa: E402
-from embedkit.entry import CARD, CONFIG, INDEX, MANIFEST, MIXTURE, EntryConfig, Manifest, Preprocess  # noqa: E402
+from embedkit.cli.evaluate import evaluate as command  # noqa: E402
+from embedkit.encoder import load_encoder  # noqa: E402
 from embedkit.errors import ConfigError, EntryError, IntegrityError, OutputError, SourceError  # noqa: E402
-from embedkit.golden import verify_entry  # noqa: E402
-from embedkit.load import find_entry, load_encoder  # noqa: E402
-from embedkit.mixture import Mixture  # noqa: E402
+from embedkit.hub.resolve import find_entry
+from embedkit.model.config import EntryConfig
+from embedkit.model.layout import CARD, CONFIG, INDEX, MANIFEST, MIXTURE
+from embedkit.model.manifest import Manifest
+from embedkit.model.mixture import Mixture  # noqa: E402
+from embedkit.model.preprocess import Preprocess  # noqa: E402
 from embedkit.training import recipes, run  # noqa: E402
 from embedkit.training.config import with_overrides  # noqa: E402
 from embedkit.training.data.datasets import ArraySource, open_source  # noqa: E402
@@ -45,6 +48,7 @@ from embedkit.training.export.card import Card  # noqa: E402
 from embedkit.training.export.golden import sample_pixels  # noqa: E402
 from embedkit.training.export.torch_to_onnx import PixelEncoder  # noqa: E402
 from embedkit.training.export.writer import timm_config, update_index, write_entry  # noqa: E402
+from embedkit.workflows.check_entry import verify_entry  # noqa: E402
 
 NAME = "random-tiny.digits"
 CONTRACT = Preprocess(color="gray", size=(8, 8), resize_size=8, mean=(0.3,), std=(0.4,))

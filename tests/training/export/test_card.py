@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from embedkit.entry import EntryConfig, Preprocess
+from embedkit.model.config import EntryConfig
+from embedkit.model.preprocess import Preprocess
 
 pytest.importorskip("yaml")  # the runtime does without
 from embedkit.training.export.card import Card, render_card  # noqa: E402

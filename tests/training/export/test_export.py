@@ -22,20 +22,8 @@ from safetensors.torch import load_file, save  # noqa: E402
 from torch import nn  # noqa: E402
 
 from embedkit._io import atomic  # noqa: E402
-from embedkit.commands.export import export  # noqa: E402
-from embedkit.entry import (  # noqa: E402
-    CARD,
-    CONFIG,
-    GOLDEN,
-    GRAPH,
-    INDEX,
-    MANIFEST,
-    WEIGHTS,
-    EntryConfig,
-    Manifest,
-    Preprocess,
-    sha256_hex,
-)
+from embedkit.cli.export import export  # noqa: E402
+from embedkit.encoder import load_encoder  # noqa: E402
 from embedkit.errors import (  # noqa: E402
     ConfigError,
     EntryError,
@@ -44,9 +32,12 @@ from embedkit.errors import (  # noqa: E402
     OutputError,
     ParityError,
 )
-from embedkit.graph import check_graph  # noqa: E402
-from embedkit.load import load_encoder  # noqa: E402
-from embedkit.preprocess import read_pixels  # noqa: E402
+from embedkit.images.transform import read_pixels  # noqa: E402
+from embedkit.model.config import EntryConfig
+from embedkit.model.layout import CARD, CONFIG, GOLDEN, GRAPH, INDEX, MANIFEST, WEIGHTS, sha256_hex
+from embedkit.model.manifest import Manifest
+from embedkit.model.onnx_guard import check_graph  # noqa: E402
+from embedkit.model.preprocess import Preprocess
 from embedkit.training.export import writer as exporter  # noqa: E402
 from embedkit.training.export.golden import npz_bytes, sample_pixels, synthetic_pictures  # noqa: E402
 from embedkit.training.export.writer import standalone, timm_config, update_index, write_entry  # noqa: E402

@@ -29,8 +29,8 @@ from safetensors.torch import save, save_file  # noqa: E402
 from embedkit import load_encoder  # noqa: E402
 from embedkit.errors import ConfigError, EntryError, SourceError  # noqa: E402
 from embedkit.hub.access import Access  # noqa: E402
-from embedkit.hub.publish import refresh  # noqa: E402
-from embedkit.load import find_entry  # noqa: E402
+from embedkit.hub.publish.publish import refresh  # noqa: E402
+from embedkit.hub.resolve import find_entry  # noqa: E402
 from embedkit.training.importers import checkpoints, foreign  # noqa: E402
 from embedkit.training.importers.checkpoints import import_checkpoint  # noqa: E402
 from embedkit.training.importers.foreign import Request  # noqa: E402

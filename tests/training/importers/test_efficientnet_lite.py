@@ -12,8 +12,9 @@ pytest.importorskip("onnxruntime")
 
 from safetensors.torch import save  # noqa: E402
 
-from embedkit.engine import EngineOptions, OnnxEngine  # noqa: E402
 from embedkit.errors import EntryError, IntegrityError, MissingDependencyError  # noqa: E402
+from embedkit.model.engines.onnx import OnnxEngine  # noqa: E402
+from embedkit.model.providers import EngineOptions
 from embedkit.training.export.golden import sample_pixels  # noqa: E402
 from embedkit.training.export.torch_to_onnx import PixelEncoder, export_graph  # noqa: E402
 from embedkit.training.importers import efficientnet_lite  # noqa: E402

@@ -29,7 +29,7 @@ from safetensors.torch import save_file  # noqa: E402
 
 from embedkit import load_encoder  # noqa: E402
 from embedkit.errors import ConfigError, EntryError, IntegrityError, PlaceError, SourceError  # noqa: E402
-from embedkit.preprocess import read_pixels  # noqa: E402
+from embedkit.images.transform import read_pixels  # noqa: E402
 from embedkit.training.export.golden import synthetic_pictures  # noqa: E402
 from embedkit.training.importers.checkpoints import import_checkpoint  # noqa: E402
 from embedkit.training.importers.foreign import Request  # noqa: E402

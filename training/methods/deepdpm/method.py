@@ -43,8 +43,9 @@ from safetensors.numpy import save
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from embedkit.entry import MIXTURE, Preprocess
 from embedkit.errors import ConfigError
+from embedkit.model.layout import MIXTURE
+from embedkit.model.preprocess import Preprocess
 from embedkit.training.augment import Augmentation, Compose
 from embedkit.training.config import Facts
 from embedkit.training.data import Batch

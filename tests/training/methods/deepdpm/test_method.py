@@ -17,8 +17,9 @@ stats = pytest.importorskip("scipy.stats")
 from safetensors.numpy import load  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 
-from embedkit.entry import CARD, MANIFEST, MIXTURE, Manifest, sha256_hex  # noqa: E402
 from embedkit.errors import ConfigError  # noqa: E402
+from embedkit.model.layout import CARD, MANIFEST, MIXTURE, sha256_hex
+from embedkit.model.manifest import Manifest  # noqa: E402
 from embedkit.training import recipes, run  # noqa: E402
 from embedkit.training.config import with_overrides  # noqa: E402
 from embedkit.training.export.from_run import export_run  # noqa: E402
