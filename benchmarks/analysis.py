@@ -150,7 +150,7 @@ def duplicates_all_pairs() -> Callable[[np.ndarray], Found]:
 
 
 def kmeans_embedkit() -> Callable[[np.ndarray], Found]:
-    from embedkit.analysis.clustering import cluster
+    from embedkit.analysis.clustering.cluster import cluster
     from embedkit.analysis.similarity import faiss_module
 
     faiss_module()
@@ -186,7 +186,7 @@ def inertia(rows: np.ndarray, labels: np.ndarray) -> float:
 
 
 def dpmm_embedkit() -> Callable[[np.ndarray], Found]:
-    from embedkit.analysis.clustering import cluster
+    from embedkit.analysis.clustering.cluster import cluster
 
     def job(rows: np.ndarray) -> Found:
         labels = cluster(np.ascontiguousarray(rows[:, :2]), "dpmm").labels

@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 
 from embedkit import Embeddings
-from embedkit.analysis.calibrating import calibrate_pairs
-from embedkit.analysis.pairs import identity_codes, sample_pairs
+from embedkit.analysis.matching.calibrate import calibrate_pairs
+from embedkit.analysis.matching.pairs import identity_codes, sample_pairs
 from embedkit.analysis.similarity import pair_similarity
 
 

@@ -185,7 +185,7 @@ def standalone(entry: Path, work: Path, python: str, contract: dict[str, Any]) -
     path = work / f"standalone-{digest}" / "model.onnx"
     if not path.exists():
         path.parent.mkdir(exist_ok=True)
-        code = "from embedkit.commands import main; main()"
+        code = "from embedkit.cli import main; main()"
         subprocess.run(
             [python, "-c", code, "export", entry, "--standalone", path], check=True, stdout=sys.stderr
         )

@@ -20,8 +20,9 @@ import timm
 import torch
 from safetensors.torch import save
 
-from embedkit.engine import EngineOptions, OnnxEngine
-from embedkit.entry import Preprocess
+from embedkit.model.engines.onnx import OnnxEngine
+from embedkit.model.preprocess import Preprocess
+from embedkit.model.providers import EngineOptions
 from embedkit.training.backbones import create_backbone
 from embedkit.training.graph import OPSET, PixelEncoder, export_graph, holding, stored_state
 

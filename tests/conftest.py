@@ -17,7 +17,7 @@ import pytest
 from hypothesis import settings
 from PIL import Image
 
-from embedkit import commands
+from embedkit import cli as commands
 
 # The same examples on every run, and no limit of time for one of them on a busy machine.
 settings.register_profile("embedkit", derandomize=True, deadline=None)
@@ -195,7 +195,8 @@ class TinyEntry:
     name = "linear-tiny.noise"
 
     def __init__(self, *, color: str = "rgb", dim: int = 4, seed: int = 0, preprocess: Mapping | None = None):
-        from embedkit.entry import EntryConfig, Preprocess
+        from embedkit.model.config import EntryConfig
+        from embedkit.model.preprocess import Preprocess
 
         channels = 3 if color == "rgb" else 1
         contract = {"size": (8, 8), "resize_size": 8, "mean": (0.0,) * channels, "std": (1.0,) * channels}
@@ -275,7 +276,7 @@ class TinyEntry:
 
     def files(self) -> dict[str, bytes]:
         """File name -> content, without the manifest."""
-        from embedkit.preprocess import read_pixels
+        from embedkit.images.transform import read_pixels
 
         pictures = np.random.default_rng(9).integers(0, 256, (4, 12, 10, 3), dtype=np.uint8)
         pixels = np.stack([read_pixels(picture, self.preprocess) for picture in pictures])
@@ -297,7 +298,7 @@ class TinyEntry:
 
     def write(self, folder: Path, files: Mapping[str, bytes] | None = None) -> Path:
         """Write the entry into `folder`, with a manifest that is true."""
-        from embedkit.entry import Manifest
+        from embedkit.model.manifest import Manifest
 
         files = self.files() if files is None else files
         folder.mkdir(parents=True, exist_ok=True)
@@ -311,7 +312,8 @@ def write_index(zoo: Path, aliases: Mapping[str, str] | None = None, **changes: 
     """An `index.json` over the entries of a zoo folder; `changes` replace facts of every row."""
     entries = {}
     for manifest in sorted(zoo.glob("*/manifest.json")):
-        from embedkit.entry import EntryConfig, sha256_hex
+        from embedkit.model.config import EntryConfig
+        from embedkit.model.layout import sha256_hex
 
         config = EntryConfig.from_json((manifest.parent / "config.json").read_bytes())
         entries[manifest.parent.name] = {

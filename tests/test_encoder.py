@@ -19,10 +19,9 @@ from PIL import Image
 from safetensors.numpy import save
 
 import embedkit
-from embedkit.encoder import WINDOW, l2_normalize
+from embedkit.encoder import WINDOW, l2_normalize, load_encoder
 from embedkit.errors import ConfigError, EntryError, ImageError, IntegrityError
-from embedkit.load import load_encoder
-from embedkit.preprocess import read_pixels
+from embedkit.images.transform import read_pixels
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,10 @@ from typing import Any
 
 import yaml
 
-from embedkit.entry import EntryConfig, Preprocess
-from embedkit.hub.comparison import BASELINES
-from embedkit.hub.markdown import code, escape
+from embedkit.hub.leaderboard import BASELINES
+from embedkit.hub.publish.markdown import code, escape
+from embedkit.model.config import EntryConfig
+from embedkit.model.preprocess import Preprocess
 
 _RESIZE = {
     "shortest": "the shorter side is brought to {0} pixels, keeping the aspect ratio",

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from embedkit.entry import Preprocess
 from embedkit.errors import ConfigError
+from embedkit.model.preprocess import Preprocess
 from embedkit.training.datasets import Source, open_source
 
 __all__ = [

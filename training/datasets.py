@@ -23,9 +23,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from embedkit.entry import Preprocess
 from embedkit.errors import ConfigError, ImageError, MissingDependencyError, SourceError
-from embedkit.preprocess import ImageLike, read_pixels
+from embedkit.images.transform import ImageLike, read_pixels
+from embedkit.model.preprocess import Preprocess
 
 __all__ = ["Source", "open_source"]
 

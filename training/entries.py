@@ -12,9 +12,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from embedkit.entry import ENTRY_NAME, MANIFEST, EntryConfig, Preprocess
 from embedkit.errors import ConfigError
-from embedkit.hub.index import check_zoo
+from embedkit.hub.publish.index import check_zoo
+from embedkit.model.config import EntryConfig
+from embedkit.model.layout import ENTRY_NAME, MANIFEST
+from embedkit.model.preprocess import Preprocess
 from embedkit.training import config as configuration
 from embedkit.training.backbones import Backbone
 from embedkit.training.config import RunConfig, method_name

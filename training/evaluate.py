@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from embedkit.errors import ConfigError, EntryError
-from embedkit.mixture import Mixture
+from embedkit.model.mixture import Mixture
 from embedkit.training import kept, metrics
 from embedkit.training.config import RunConfig
 from embedkit.training.data import Pictures

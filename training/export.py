@@ -23,8 +23,13 @@ from torch import nn
 
 from embedkit._io.atomic import replacing_folder
 from embedkit.encoder import comparable
-from embedkit.engine import EngineOptions, OnnxEngine
-from embedkit.entry import (
+from embedkit.errors import ConfigError, ParityError
+from embedkit.hub.folder import check_entry_place
+from embedkit.hub.publish.index import update_index
+from embedkit.images.transform import read_pixels
+from embedkit.model.config import EntryConfig
+from embedkit.model.engines.onnx import OnnxEngine
+from embedkit.model.layout import (
     CARD,
     CONFIG,
     ENTRY_NAME,
@@ -34,15 +39,11 @@ from embedkit.entry import (
     MIXTURE,
     SCHEMA_VERSION,
     WEIGHTS,
-    EntryConfig,
-    Manifest,
-    Preprocess,
     sha256_hex,
 )
-from embedkit.errors import ConfigError, ParityError
-from embedkit.hub.folder import check_entry_place
-from embedkit.hub.index import update_index
-from embedkit.preprocess import read_pixels
+from embedkit.model.manifest import Manifest
+from embedkit.model.preprocess import Preprocess
+from embedkit.model.providers import EngineOptions
 from embedkit.training.card import Card, render_card
 from embedkit.training.golden import TOLERANCES, npz_bytes, synthetic_pictures
 from embedkit.training.graph import PixelEncoder, export_graph, holding, stored_state

@@ -14,10 +14,11 @@ import yaml
 
 from embedkit._io.atomic import replacing_folder
 from embedkit._io.locks import locked_folder
-from embedkit.entry import CARD, CONFIG, INDEX, MANIFEST, MIXTURE, WEIGHTS, Manifest
 from embedkit.errors import ConfigError
-from embedkit.hub.index import update_index
-from embedkit.load import find_entry
+from embedkit.hub.publish.index import update_index
+from embedkit.hub.resolve import find_entry
+from embedkit.model.layout import CARD, CONFIG, INDEX, MANIFEST, MIXTURE, WEIGHTS
+from embedkit.model.manifest import Manifest
 from embedkit.training.card import NO_LIMITS, USUAL_USE, Card, render_card
 from embedkit.training.evaluate import PROTOCOL, Evaluation
 

@@ -9,10 +9,10 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from embedkit.entry import Preprocess
 from embedkit.errors import ConfigError
-from embedkit.preprocess import ImageLike, read_pixels
-from embedkit.sources import list_sources
+from embedkit.images.sources import list_sources
+from embedkit.images.transform import ImageLike, read_pixels
+from embedkit.model.preprocess import Preprocess
 
 #: Largest absolute difference of L2-normalised rows. Rows at cosine c differ by sqrt(2 - 2c) in length, so no
 #: single number differs by more: 0.015 is cosine 0.9999 (float16 arithmetic), 0.15 is cosine 0.99 (int8).

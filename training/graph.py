@@ -17,9 +17,10 @@ from onnxscript import optimizer
 from torch import Tensor, nn
 
 import embedkit
-from embedkit.entry import GRAPH, WEIGHTS, Preprocess
 from embedkit.errors import EntryError
-from embedkit.graph import check_graph, tensor_table
+from embedkit.model.layout import GRAPH, WEIGHTS
+from embedkit.model.onnx_guard import check_graph, tensor_table
+from embedkit.model.preprocess import Preprocess
 
 OPSET = 20
 IR_VERSION = 10

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from embedkit.analysis.agreement import agreement
+from embedkit.analysis.clustering.scores import agreement
 from embedkit.errors import ConfigError
 
 __all__ = [

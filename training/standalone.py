@@ -13,10 +13,10 @@ import onnx
 from onnx import numpy_helper
 
 from embedkit._io.atomic import write_file
-from embedkit.entry import GRAPH, WEIGHTS
-from embedkit.graph import check_graph
-from embedkit.hub.place import VerifiedEntry
-from embedkit.load import find_entry
+from embedkit.hub.resolve import find_entry
+from embedkit.hub.verified import VerifiedEntry
+from embedkit.model.layout import GRAPH, WEIGHTS
+from embedkit.model.onnx_guard import check_graph
 
 
 def standalone(entry: VerifiedEntry | str | os.PathLike[str], out: Path) -> Path:

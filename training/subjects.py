@@ -20,11 +20,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from embedkit.encoder import Encoder, reason_of
-from embedkit.entry import MANIFEST, MIXTURE, WEIGHTS, Preprocess
+from embedkit.encoder import Encoder, load_encoder, reason_of
 from embedkit.errors import ConfigError, SourceError
-from embedkit.load import find_entry, is_path, load_encoder
-from embedkit.mixture import Mixture
+from embedkit.hub.resolve import find_entry, is_path
+from embedkit.model.layout import MANIFEST, MIXTURE, WEIGHTS
+from embedkit.model.mixture import Mixture
+from embedkit.model.preprocess import Preprocess
 from embedkit.training import run
 from embedkit.training.backbones import SHORT_NAMES, create_backbone
 from embedkit.training.config import RunConfig

@@ -13,9 +13,11 @@ import pyarrow as pa
 import pytest
 
 from embedkit.analysis.duplicates import find_duplicates
-from embedkit.embeddings import Passport, schema_of, write_rows
+from embedkit.embeddings.metadata import Passport
+from embedkit.embeddings.parquet_write import write_rows
+from embedkit.embeddings.schema import schema_of
 from embedkit.errors import OutputError
-from embedkit.sources import list_sources
+from embedkit.images.sources import list_sources
 
 PASSPORT = Passport(
     entry="linear-tiny.noise", manifest_sha256="a" * 64, fingerprint="b" * 64, dim=64, normalized=True

@@ -11,14 +11,17 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from embedkit.analysis import rows as blocks
+from embedkit.analysis import vectors as blocks
 from embedkit.analysis.duplicates import find_duplicates, leaks, threshold_for_precision
-from embedkit.analysis.pairs import Pairs
+from embedkit.analysis.matching.pairs import Pairs
 from embedkit.analysis.similarity import pair_similarity, similarity
-from embedkit.commands.calibrate import calibrate
-from embedkit.commands.duplicates import duplicates
-from embedkit.commands.duplicates import leaks as leaks_command
-from embedkit.embeddings import Embeddings, Passport, schema_of, write_rows
+from embedkit.cli.calibrate import calibrate
+from embedkit.cli.duplicates import duplicates
+from embedkit.cli.duplicates import leaks as leaks_command
+from embedkit.embeddings.metadata import Passport
+from embedkit.embeddings.parquet_write import write_rows
+from embedkit.embeddings.schema import schema_of
+from embedkit.embeddings.table import Embeddings
 from embedkit.errors import ConfigError, OutputError, SpaceMismatchError
 
 PASSPORT = Passport(

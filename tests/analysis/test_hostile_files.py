@@ -20,12 +20,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save
 
-from embedkit.analysis.calibrating import calibrate
-from embedkit.analysis.calibration import Calibration
-from embedkit.analysis.clustering import Clustering
-from embedkit.analysis.index import MAGIC, Index
+from embedkit.analysis.clustering.cluster import Clustering
+from embedkit.analysis.matching.calibrate import calibrate
+from embedkit.analysis.matching.calibration import Calibration
+from embedkit.analysis.neighbors import MAGIC, Index
 from embedkit.errors import ConfigError, EmbedkitError, EntryError, OutputError
-from embedkit.mixture import Mixture
+from embedkit.model.mixture import Mixture
 
 NESTED = "[" * 100_000
 VALUES = [
@@ -297,18 +297,18 @@ def test_metadata_of_mixtures(metadata):
 
 WRITERS = {
     "clusters": (
-        "from embedkit.analysis.clustering import Clustering\n"
+        "from embedkit.analysis.clustering.cluster import Clustering\n"
         "def make(n): return Clustering([f'{i}.jpg' for i in range(n)], np.zeros(n, 'i4'), np.zeros(n, int), "
         "np.ones(n), np.array([n]), [[0]], 'kmeans')\n",
         lambda path: len(Clustering.read(path).ids),
     ),
     "calibration": (
-        "from embedkit.analysis.calibrating import calibrate\n"
+        "from embedkit.analysis.matching.calibrate import calibrate\n"
         "def make(n): return calibrate(np.arange(n) / n, np.arange(n) % 2 == 0, 0.2, replicates=2)\n",
         lambda path: 2 * Calibration.load(path).genuine,
     ),
     "mixture": (
-        "from embedkit.mixture import Mixture\n"
+        "from embedkit.model.mixture import Mixture\n"
         "def make(n): return Mixture(np.ones(1), np.zeros((1, 2)), np.eye(2)[None], np.zeros(n), np.ones((n, 2)))\n",
         lambda path: Mixture.load(path).dim,
     ),

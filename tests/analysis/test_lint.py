@@ -13,10 +13,13 @@ from typer.testing import CliRunner
 
 from embedkit.analysis import lint as module
 from embedkit.analysis.lint import lint
-from embedkit.commands.lint import lint as command
-from embedkit.embeddings import Embeddings, Passport, schema_of, write_rows
+from embedkit.cli.lint import lint as command
+from embedkit.embeddings.metadata import Passport
+from embedkit.embeddings.npy import write_npy
+from embedkit.embeddings.parquet_write import write_rows
+from embedkit.embeddings.schema import schema_of
+from embedkit.embeddings.table import Embeddings
 from embedkit.errors import ConfigError, OutputError
-from embedkit.npyfile import write_npy
 
 
 def healthy(n=400, dim=8, seed=0):

@@ -10,9 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 import rounding
 
-from embedkit.analysis import rows as blocks
 from embedkit.analysis import similarity as module
-from embedkit.analysis.rows import Rows, row_names
+from embedkit.analysis import vectors as blocks
 from embedkit.analysis.similarity import (
     Groups,
     pair_similarity,
@@ -20,9 +19,13 @@ from embedkit.analysis.similarity import (
     similarity,
     top_k,
 )
-from embedkit.embeddings import Embeddings, Passport, schema_of, write_rows
+from embedkit.analysis.vectors import Rows, row_names
+from embedkit.embeddings.metadata import Passport
+from embedkit.embeddings.npy import write_npy
+from embedkit.embeddings.parquet_write import write_rows
+from embedkit.embeddings.schema import schema_of
+from embedkit.embeddings.table import Embeddings
 from embedkit.errors import ConfigError, MissingDependencyError, OutputError, SpaceMismatchError
-from embedkit.npyfile import write_npy
 
 PASSPORT = Passport(
     entry="linear-tiny.noise", manifest_sha256="a" * 64, fingerprint="b" * 64, dim=6, normalized=False

@@ -14,15 +14,17 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from embedkit.entry import CONFIG, EntryConfig, Manifest
 from embedkit.errors import EmbedkitError
-from embedkit.graph import check_graph, tensor_table
-from embedkit.hub.address import parse_entry, parse_place
-from embedkit.hub.archive import ArchiveStorage
-from embedkit.hub.filelist import check_file_list
+from embedkit.hub.catalog import Index
+from embedkit.hub.limits import check_file_list
 from embedkit.hub.lockfile import LockFile
-from embedkit.hub.place import Index
-from embedkit.hub.site import StaticPlace
+from embedkit.hub.static import StaticPlace
+from embedkit.hub.urls import parse_entry, parse_place
+from embedkit.model.config import EntryConfig
+from embedkit.model.layout import CONFIG
+from embedkit.model.manifest import Manifest
+from embedkit.model.onnx_guard import check_graph, tensor_table
+from embedkit.storage.tar import ArchiveStorage
 
 _WEIGHTS = (16).to_bytes(8, "little") + b'{"a":{}}        '
 

@@ -15,18 +15,18 @@ import pytest
 from PIL import Image
 
 from embedkit import embed
-from embedkit.analysis.calibration import Calibration
-from embedkit.analysis.index import Index
-from embedkit.analysis.rows import Rows
-from embedkit.doctor import examine
+from embedkit.analysis.matching.calibration import Calibration
+from embedkit.analysis.neighbors import Index
+from embedkit.analysis.vectors import Rows
 from embedkit.errors import ConfigError, SpaceMismatchError
 from embedkit.hub.access import Access, is_offline
-from embedkit.hub.publish import publish, withdraw
-from embedkit.load import DEFAULT_ENCODER, find_entry
-from embedkit.pictures.embedding import encoder_of_pictures
-from embedkit.pictures.gallery import identify_pictures
-from embedkit.pictures.known import calibrate_pictures
-from embedkit.pictures.search import open_index, search
+from embedkit.hub.publish.publish import publish, withdraw
+from embedkit.hub.resolve import DEFAULT_ENCODER, find_entry
+from embedkit.workflows.calibrate import calibrate_pictures
+from embedkit.workflows.doctor import examine
+from embedkit.workflows.embedding import encoder_of_pictures
+from embedkit.workflows.identify import identify_pictures
+from embedkit.workflows.search import open_index, search
 
 #: Seconds that a child lives on: ONNX Runtime's telemetry looks its host up about ten seconds after the import.
 LIFE = 20
@@ -122,7 +122,7 @@ def test_telemetry_is_off_unless_the_user_decides():
 
 
 def test_doctor_says_that_telemetry_is_on_where_the_host_imported_first(tiny_entry):
-    code = "from embedkit.doctor import examine; print([x for x in examine().problems if 'telemetry' in x])"
+    code = "from embedkit.workflows.doctor import examine; print([x for x in examine().problems if 'telemetry' in x])"
     assert child(code).stdout == "[]\n"
     said = child("import onnxruntime; " + code).stdout
     assert "ONNX Runtime's telemetry is on" in said and "set ORT_DISABLE_TELEMETRY=1" in said
@@ -246,8 +246,8 @@ def test_a_url_or_a_path_in_a_file_is_not_opened(searched, zoo, site, monkeypatc
     pictures = [str(searched / "query.png")]
     Index.build(Rows(searched / "x.parquet"), "flat").save(searched / "x.index")
     opened: list[object] = []
-    monkeypatch.setattr("embedkit.pictures.embedding.load_encoder", lambda *a, **k: opened.append(a))
-    monkeypatch.setattr("embedkit.pictures.embedding.find_entry", lambda *a, **k: opened.append(a))
+    monkeypatch.setattr("embedkit.workflows.embedding.load_encoder", lambda *a, **k: opened.append(a))
+    monkeypatch.setattr("embedkit.workflows.embedding.find_entry", lambda *a, **k: opened.append(a))
     for source in ("x.parquet", "x.index"):
         with pytest.raises(ConfigError, match="is no entry's name, and what a file says is not opened"):
             search(open_index(searched / source), pictures, where=source)

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import servers
 
-from embedkit.entry import Manifest
+from embedkit.encoder import load_encoder
 from embedkit.errors import (
     AccessError,
     EmbedkitError,
@@ -26,11 +26,12 @@ from embedkit.errors import (
     PlaceError,
     UnreachableError,
 )
-from embedkit.golden import verify_entry
+from embedkit.hub.bulk import pull
 from embedkit.hub.cache import commercial_only
-from embedkit.hub.publish import publish
-from embedkit.hub.pull import pull
-from embedkit.load import find_entry, load_encoder
+from embedkit.hub.publish.publish import publish
+from embedkit.hub.resolve import find_entry
+from embedkit.model.manifest import Manifest
+from embedkit.workflows.check_entry import verify_entry
 
 # huggingface_hub 2.x passes a file to its HTTP library by the older of two argument names.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
@@ -185,7 +186,7 @@ def test_a_moved_manifest_beside_a_pin(site, zoo, by_hand, attacked, tmp_path):
     url = f"{site.url}/{NAME}"
     (tmp_path / "work" / "embedkit.lock").write_text('{"schema": 1, "entries": {}}')
     entry = find_entry(url)
-    from embedkit.hub.pull import forget
+    from embedkit.hub.bulk import forget
 
     forget(NAME)
     by_hand.TinyEntry(seed=1).write(zoo / NAME)
@@ -272,7 +273,7 @@ def test_a_commit_between_the_manifest_and_its_files(published, zoo, by_hand, tm
     """A branch that moves while it is read: all files come from the commit that it was on."""
     newer = find_entry(by_hand.TinyEntry(seed=1).write(tmp_path / "newer" / NAME))
     old = find_entry(zoo / NAME).revision
-    from embedkit.hub.huggingface import HubPlace
+    from embedkit.hub.hf import HubPlace
 
     plain, moved = HubPlace.commit, []
 

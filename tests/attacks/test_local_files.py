@@ -17,14 +17,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from embedkit.entry import Manifest
+from embedkit.encoder import load_encoder
 from embedkit.errors import ConfigError, EntryError, EntryNotFoundError, IntegrityError
-from embedkit.golden import verify_entry
+from embedkit.hub.bulk import pull
 from embedkit.hub.cache import Cache
 from embedkit.hub.folder import FolderPlace
 from embedkit.hub.lockfile import LockFile
-from embedkit.hub.pull import pull
-from embedkit.load import find_entry, load_encoder
+from embedkit.hub.resolve import find_entry
+from embedkit.model.manifest import Manifest
+from embedkit.workflows.check_entry import verify_entry
 
 NAME = "linear-tiny.noise"
 NAMES = ("config.json", "model.onnx", "model.safetensors")
@@ -238,7 +239,7 @@ def test_a_lock_file_moves_no_name_of_the_packages_index_to_another_version(
     by_hand.TinyEntry(seed=3).write(tmp_path / "package" / NAME)
     by_hand.write_index(tmp_path / "package")
     shutil.rmtree(tmp_path / "package" / NAME)
-    monkeypatch.setattr("embedkit.load.package_zoo", lambda: FolderPlace(tmp_path / "package"))
+    monkeypatch.setattr("embedkit.hub.resolve.package_zoo", lambda: FolderPlace(tmp_path / "package"))
     lock(linear_tiny=other)
     with pytest.raises(IntegrityError, match="which none of the zoos holds, and the index of this package"):
         load_encoder("linear-tiny")

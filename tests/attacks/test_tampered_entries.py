@@ -14,12 +14,13 @@ import numpy as np
 import pytest
 
 import embedkit
-from embedkit.entry import Manifest, sha256_hex
 from embedkit.errors import EmbedkitError, EntryError, IntegrityError
-from embedkit.golden import verify_entry
 from embedkit.hub.folder import FolderEntry
-from embedkit.hub.place import VerifiedEntry
-from embedkit.load import find_entry
+from embedkit.hub.resolve import find_entry
+from embedkit.hub.verified import VerifiedEntry
+from embedkit.model.layout import sha256_hex
+from embedkit.model.manifest import Manifest
+from embedkit.workflows.check_entry import verify_entry
 
 FILES = ("README.md", "config.json", "golden.npz", "model.onnx", "model.safetensors")
 
@@ -135,7 +136,7 @@ def test_the_same_bytes_are_hashed_and_used(by_hand, tmp_path):
             return super().read(name, limit)
 
     from embedkit.encoder import Encoder
-    from embedkit.engine import EngineOptions
+    from embedkit.model.providers import EngineOptions
 
     files = Counting(by_hand.TinyEntry().write(tmp_path / "x"))
     encoder = Encoder(VerifiedEntry("x", files), EngineOptions(device="cpu"))
@@ -312,18 +313,18 @@ BAD_FIGURES = {
 
 @pytest.mark.parametrize("what", sorted(BAD_FIGURES))
 def test_figures_that_no_table_can_show_stop_at_their_own_entry(by_hand, tmp_path, what):
-    from embedkit.hub.publish import publish
+    from embedkit.hub.publish.publish import publish
 
     entry = by_hand.TinyEntry()
     config = json.loads(entry.files()["config.json"])
     config["embedkit"] |= BAD_FIGURES[what]
     text = json.dumps(config).replace("Infinity", "1e999").encode()
-    good = embedkit.load.find_entry(entry.write(tmp_path / "zoo" / "linear-tiny.noise"))
+    good = embedkit.hub.resolve.find_entry(entry.write(tmp_path / "zoo" / "linear-tiny.noise"))
     publish(good, str(tmp_path / "to"))
     bad = entry.write(tmp_path / "linear-bad.noise", {**entry.files(), "config.json": text})
     why = r"config\.json(: embedkit\.(metrics|provenance)| is not JSON \(1e999)"
     with pytest.raises(EntryError, match=why) as caught:
-        publish(embedkit.load.find_entry(bad), str(tmp_path / "to"))
+        publish(embedkit.hub.resolve.find_entry(bad), str(tmp_path / "to"))
     assert "\n" not in str(caught.value)
     publish(good, str(tmp_path / "to"))  # the zoo is as it was
     assert [path.name for path in (tmp_path / "to").iterdir() if path.is_dir()] == ["linear-tiny.noise"]

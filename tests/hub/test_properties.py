@@ -12,12 +12,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from embedkit.entry import MANIFEST, FileRecord, Manifest, check_file_name, sha256_hex
 from embedkit.errors import ConfigError, EmbedkitError, EntryError, IntegrityError, UnreachableError
 from embedkit.hub import download as machine
-from embedkit.hub.address import parse_entry, parse_place
-from embedkit.hub.filelist import check_file_list
-from embedkit.hub.place import Index
+from embedkit.hub.catalog import Index
+from embedkit.hub.limits import check_file_list
+from embedkit.hub.urls import parse_entry, parse_place
+from embedkit.model.layout import MANIFEST, check_file_name, sha256_hex
+from embedkit.model.manifest import FileRecord, Manifest
 
 NASTY = st.sampled_from(
     ["..", ".", "/", "\\", "\0", "%2e", "@", "::", "://", "~", "con", "CON.txt", "\u202e", "а", "a" * 300, ":", "?",

@@ -15,16 +15,18 @@ pytest.importorskip("model_signing", reason="pip install 'embedkit[sign]'")
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
-from embedkit.commands import app
-from embedkit.entry import MANIFEST, Manifest
+from embedkit.cli import app
+from embedkit.encoder import load_encoder
 from embedkit.errors import ConfigError, EntryError, SignatureError
+from embedkit.hub.bulk import bundle, pull
 from embedkit.hub.cache import Cache, commercial_only
-from embedkit.hub.index import update_index
 from embedkit.hub.mirror import mirror
-from embedkit.hub.publish import publish
-from embedkit.hub.pull import bundle, pull
+from embedkit.hub.publish.index import update_index
+from embedkit.hub.publish.publish import publish
+from embedkit.hub.resolve import find_entry
 from embedkit.hub.signing import SIGNATURE, check_signature, sign
-from embedkit.load import find_entry, load_encoder
+from embedkit.model.layout import MANIFEST
+from embedkit.model.manifest import Manifest
 
 NAME = "linear-tiny.noise"
 

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from embedkit.errors import ImageError
-from embedkit.preprocess import read_pixels, upright
+from embedkit.images.transform import read_pixels, upright
 from tests.support.image_files import chunk, identity, png, profile, saved
 
 COLORS = np.random.default_rng(0).integers(0, 256, (6, 8, 3), np.uint8)

@@ -8,7 +8,7 @@ import unicodedata
 import pytest
 
 from embedkit.images.files import other_form, read_file
-from embedkit.pictures.reading import Originals
+from embedkit.images.originals import Originals
 
 NAMES = [unicodedata.normalize(form, "Fotos Köln/Müller.jpg") for form in ("NFC", "NFD")]
 

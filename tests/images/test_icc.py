@@ -7,7 +7,7 @@ import pytest
 from PIL import Image, ImageCms
 
 from embedkit.images.icc import srgb_transform
-from embedkit.preprocess import read_pixels
+from embedkit.images.transform import read_pixels
 from tests.support.image_files import WIDE, identity, profile, saved, srgb_curve
 
 

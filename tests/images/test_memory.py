@@ -14,12 +14,12 @@ import pytest
 from PIL import Image
 
 import embedkit
-from embedkit import preprocess
-from embedkit.entry import Preprocess
 from embedkit.errors import ConfigError, ImageError
 from embedkit.images import memory
+from embedkit.images import transform as preprocess
 from embedkit.images.memory import PixelBudget
-from embedkit.preprocess import read_pixels, upright
+from embedkit.images.transform import read_pixels, upright
+from embedkit.model.preprocess import Preprocess
 from tests.support.image_files import chunk, png, saved, tiff
 
 CONTRACT = Preprocess(size=(32, 32), resize_size=36, mean=(0.0,) * 3, std=(1.0,) * 3)
@@ -146,7 +146,7 @@ def test_many_workers_hold_one_large_image_at_a_time():
     """Four threads, 100 megapixels of 16 bits each: 0.2 GB decoded, and 0.8 GB if all four were at once."""
     code = (
         "import sys, resource; from concurrent.futures import ThreadPoolExecutor\n"
-        "from embedkit.entry import Preprocess; from embedkit.preprocess import read_pixels\n"
+        "from embedkit.model.config import Preprocess; from embedkit.images.transform import read_pixels\n"
         f"c = Preprocess(**{dict(size=(32, 32), resize_size=36, mean=(0.0,) * 3, std=(1.0,) * 3)!r})\n"
         "data = sys.stdin.buffer.read()\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"

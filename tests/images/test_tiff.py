@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from embedkit.errors import ImageError
-from embedkit.preprocess import read_pixels
+from embedkit.images.transform import read_pixels
 from tests.support.image_files import identity, saved, tiff
 
 RAMP = np.tile(np.linspace(0, 1, 37), (5, 1))  # an odd width: packed rows end inside a byte

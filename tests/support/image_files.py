@@ -9,7 +9,7 @@ import zlib
 import numpy as np
 from PIL import Image
 
-from embedkit.entry import Preprocess
+from embedkit.model.preprocess import Preprocess
 
 #: sRGB's own primaries adapted to D50 (the colorants of every sRGB profile), and ones of a wide gamut.
 SRGB = ((0.43607, 0.22249, 0.01392), (0.38515, 0.71687, 0.09708), (0.14307, 0.06061, 0.71410))

@@ -8,8 +8,8 @@ import numpy as np
 import timm
 import torch
 
-from embedkit.entry import EntryConfig
-from embedkit.preprocess import read_pixels
+from embedkit.images.transform import read_pixels
+from embedkit.model.config import EntryConfig
 from embedkit.training.golden import synthetic_pictures
 from embedkit.training.graph import PixelEncoder
 

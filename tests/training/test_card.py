@@ -4,10 +4,11 @@ import json
 
 import pytest
 
-from embedkit.entry import EntryConfig, Preprocess
+from embedkit.model.config import EntryConfig
+from embedkit.model.preprocess import Preprocess
 
 pytest.importorskip("yaml")  # the runtime does without
-from embedkit.training.card import Card, render_card  # noqa: E402
+from embedkit.training.card import Card, render_card
 
 NAME = "deepdpm-r10.digits"
 PROVENANCE = {

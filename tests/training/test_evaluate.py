@@ -14,29 +14,33 @@ pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 pytest.importorskip("sklearn")
 
-import typer  # noqa: E402
-from PIL import Image  # noqa: E402
-from torch import nn  # noqa: E402
-from typer.testing import CliRunner  # noqa: E402
+import typer
+from PIL import Image
+from torch import nn
+from typer.testing import CliRunner
 
-from embedkit.commands.evaluate import evaluate as command  # noqa: E402
-from embedkit.entry import CARD, CONFIG, INDEX, MANIFEST, MIXTURE, EntryConfig, Manifest, Preprocess  # noqa: E402
-from embedkit.errors import ConfigError, EntryError, IntegrityError, OutputError, SourceError  # noqa: E402
-from embedkit.golden import verify_entry  # noqa: E402
-from embedkit.load import find_entry, load_encoder  # noqa: E402
-from embedkit.mixture import Mixture  # noqa: E402
-from embedkit.training import evaluate as protocol  # noqa: E402
-from embedkit.training import kept, recipes, run, subjects  # noqa: E402
-from embedkit.training.card import Card  # noqa: E402
-from embedkit.training.config import with_overrides  # noqa: E402
-from embedkit.training.datasets import ArraySource, open_source  # noqa: E402
-from embedkit.training.evaluate import evaluate, pretext_metric  # noqa: E402
-from embedkit.training.export import timm_config, update_index, write_entry  # noqa: E402
-from embedkit.training.figures import write_figures  # noqa: E402
-from embedkit.training.golden import sample_pixels  # noqa: E402
-from embedkit.training.graph import PixelEncoder  # noqa: E402
-from embedkit.training.metrics import knn_predict  # noqa: E402
-from embedkit.training.subjects import open_subject, pca_features, pixel_features, random_network  # noqa: E402
+from embedkit.cli.evaluate import evaluate as command
+from embedkit.encoder import load_encoder
+from embedkit.errors import ConfigError, EntryError, IntegrityError, OutputError, SourceError
+from embedkit.hub.resolve import find_entry
+from embedkit.model.config import EntryConfig
+from embedkit.model.layout import CARD, CONFIG, INDEX, MANIFEST, MIXTURE
+from embedkit.model.manifest import Manifest
+from embedkit.model.mixture import Mixture
+from embedkit.model.preprocess import Preprocess
+from embedkit.training import evaluate as protocol
+from embedkit.training import kept, recipes, run, subjects
+from embedkit.training.card import Card
+from embedkit.training.config import with_overrides
+from embedkit.training.datasets import ArraySource, open_source
+from embedkit.training.evaluate import evaluate, pretext_metric
+from embedkit.training.export import timm_config, update_index, write_entry
+from embedkit.training.figures import write_figures
+from embedkit.training.golden import sample_pixels
+from embedkit.training.graph import PixelEncoder
+from embedkit.training.metrics import knn_predict
+from embedkit.training.subjects import open_subject, pca_features, pixel_features, random_network
+from embedkit.workflows.check_entry import verify_entry
 
 NAME = "random-tiny.digits"
 CONTRACT = Preprocess(color="gray", size=(8, 8), resize_size=8, mean=(0.3,), std=(0.4,))

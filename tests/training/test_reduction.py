@@ -8,9 +8,9 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from embedkit.errors import ConfigError, MissingDependencyError  # noqa: E402
-from embedkit.training import reduction  # noqa: E402
-from embedkit.training.reduction import Reduction  # noqa: E402
+from embedkit.errors import ConfigError, MissingDependencyError
+from embedkit.training import reduction
+from embedkit.training.reduction import Reduction
 
 
 def codes_of(count, dim):

@@ -8,7 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from embedkit.entry import (
+from embedkit.hub.catalog import Index
+from embedkit.hub.publish.index import build_index, index_bytes, pages
+from embedkit.images.transform import read_pixels
+from embedkit.model.config import EntryConfig
+from embedkit.model.layout import (
     CARD,
     CONFIG,
     ENTRY_NAME,
@@ -17,14 +21,10 @@ from embedkit.entry import (
     INDEX,
     MANIFEST,
     WEIGHTS,
-    EntryConfig,
-    Manifest,
     sha256_hex,
 )
-from embedkit.graph import check_graph
-from embedkit.hub.index import build_index, index_bytes, pages
-from embedkit.hub.place import Index
-from embedkit.preprocess import read_pixels
+from embedkit.model.manifest import Manifest
+from embedkit.model.onnx_guard import check_graph
 
 ZOO = Path(__file__).parents[2] / "zoo"
 ENTRIES = sorted(path for path in ZOO.iterdir() if ENTRY_NAME.fullmatch(path.name))

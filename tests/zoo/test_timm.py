@@ -10,9 +10,10 @@ from PIL import Image
 timm = pytest.importorskip("timm")
 torch = pytest.importorskip("torch")
 
-import embedkit.training.backbones  # noqa: E402, F401  (registers the small networks)
-from embedkit import load_encoder  # noqa: E402
-from embedkit.entry import ENTRY_NAME, EntryConfig  # noqa: E402
+import embedkit.training.backbones  # noqa: F401  (registers the small networks)
+from embedkit import load_encoder
+from embedkit.model.config import EntryConfig
+from embedkit.model.layout import ENTRY_NAME
 
 ZOO = Path(__file__).parents[2] / "zoo"
 ENTRIES = sorted(path for path in ZOO.iterdir() if ENTRY_NAME.fullmatch(path.name))

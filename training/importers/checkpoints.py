@@ -21,8 +21,9 @@ import torch
 from torch import Tensor, nn
 
 import embedkit.training.backbones  # noqa: F401  registers embedkit's own networks with timm
-from embedkit.entry import Preprocess, sha256_hex
 from embedkit.errors import ConfigError, SourceError
+from embedkit.model.layout import sha256_hex
+from embedkit.model.preprocess import Preprocess
 from embedkit.training.export import Card
 from embedkit.training.importers.foreign import (
     Imported,

@@ -25,8 +25,11 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from embedkit.entry import EntryConfig, Manifest, Preprocess, sha256_hex
 from embedkit.errors import EntryError, IntegrityError, MissingDependencyError
+from embedkit.model.config import EntryConfig
+from embedkit.model.layout import sha256_hex
+from embedkit.model.manifest import Manifest
+from embedkit.model.preprocess import Preprocess
 from embedkit.training.export import Card, timm_config, update_index, write_entry
 from embedkit.training.golden import sample_pixels
 

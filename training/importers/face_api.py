@@ -27,8 +27,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from embedkit.entry import EntryConfig, Manifest, Preprocess, sha256_hex
 from embedkit.errors import EntryError, IntegrityError, SourceError
+from embedkit.model.config import EntryConfig
+from embedkit.model.layout import sha256_hex
+from embedkit.model.manifest import Manifest
+from embedkit.model.preprocess import Preprocess
 from embedkit.training.export import Card, update_index, write_entry
 from embedkit.training.golden import sample_pixels
 from embedkit.training.importers.face_networks import VERSION, face_detector, face_landmarks, face_resnet
@@ -134,7 +137,7 @@ def _scaled_to(size: int, resize: str, divisor: float) -> Preprocess:
 
 _NO_TIMM = "timm does not have this architecture: the entry is loaded by embedkit, or as plain ONNX."
 _PHOTOGRAPHS = """```python
-from embedkit.pictures.faces import FaceEncoder
+from embedkit.workflows.faces.faces import FaceEncoder
 
 faces = FaceEncoder()
 found, rows = faces.encode("photograph.jpg")  # Face (box, score, points, chip), largest first; float32 (F, 128)
@@ -165,7 +168,7 @@ IMPORTS = (
         ),
         card=Card(
             summary="dlib's face recognition network: pictures of one person's aligned face lie close together. It "
-            "takes chips of 150 x 150 pixels as `embedkit.pictures.faces` cuts them from photographs, not "
+            "takes chips of 150 x 150 pixels as `embedkit.workflows.faces.faces` cuts them from photographs, not "
             "photographs.",
             tags=("face-recognition", "dlib"),
             use=_PHOTOGRAPHS,
@@ -213,7 +216,7 @@ IMPORTS = (
         ),
         card=Card(
             summary="Finds faces in photographs: 5118 boxes and how sure each is a face. "
-            "`embedkit.pictures.faces` keeps the best of those that overlap.",
+            "`embedkit.workflows.faces.faces` keeps the best of those that overlap.",
             tags=("face-detection",),
             use=_PHOTOGRAPHS,
             limits=(

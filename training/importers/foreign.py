@@ -17,9 +17,11 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from embedkit.entry import ENTRY_NAME, EntryConfig, Preprocess
 from embedkit.errors import ConfigError, EntryError
-from embedkit.hub.filelist import is_non_commercial
+from embedkit.hub.limits import is_non_commercial
+from embedkit.model.config import EntryConfig
+from embedkit.model.layout import ENTRY_NAME
+from embedkit.model.preprocess import Preprocess
 from embedkit.training.export import Card, timm_config, update_index, write_entry
 from embedkit.training.golden import sample_pixels
 

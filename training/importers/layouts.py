@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from embedkit.entry import Preprocess
+from embedkit.model.preprocess import Preprocess
 
 __all__ = ["LAYOUTS", "STEMS", "Layout"]
 

@@ -30,11 +30,13 @@ from timm.models import PretrainedCfg
 from torch import nn
 
 import embedkit.training.backbones  # noqa: F401  registers embedkit's own networks with timm
-from embedkit.entry import CARD, CONFIG, WEIGHTS, FileRecord, Preprocess, parse_json, sha256_hex
 from embedkit.errors import ConfigError, EntryError, PlaceError, SourceError
 from embedkit.hub.download import download, persistent
-from embedkit.hub.filelist import CONFIG_LIMIT, MOST_BYTES, is_non_commercial
-from embedkit.hub.huggingface import HubPlace, Value, ask, hub_module
+from embedkit.hub.hf import HubPlace, Value, ask, hub_module
+from embedkit.hub.limits import CONFIG_LIMIT, MOST_BYTES, is_non_commercial
+from embedkit.model.layout import CARD, CONFIG, WEIGHTS, parse_json, sha256_hex
+from embedkit.model.manifest import FileRecord
+from embedkit.model.preprocess import Preprocess
 from embedkit.training.export import Card
 from embedkit.training.importers.foreign import (
     Imported,

@@ -43,8 +43,8 @@ from safetensors.numpy import save
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from embedkit.entry import MIXTURE, WEIGHTS
 from embedkit.errors import ConfigError
+from embedkit.model.layout import MIXTURE, WEIGHTS
 from embedkit.training.backbones import Backbone
 from embedkit.training.clusters import Clusters, ClustersConfig
 from embedkit.training.config import Facts

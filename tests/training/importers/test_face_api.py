@@ -16,22 +16,24 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("timm")
 pytest.importorskip("onnxruntime")
 
-from numpy.lib.stride_tricks import sliding_window_view  # noqa: E402
-from torch import nn  # noqa: E402
+from numpy.lib.stride_tricks import sliding_window_view
+from torch import nn
 
-from embedkit.entry import EntryConfig, Preprocess  # noqa: E402
-from embedkit.errors import ConfigError, EntryError, IntegrityError, SourceError  # noqa: E402
-from embedkit.golden import verify_entry  # noqa: E402
-from embedkit.load import find_entry, load_encoder  # noqa: E402
-from embedkit.training.export import write_entry  # noqa: E402
-from embedkit.training.golden import synthetic_pictures  # noqa: E402
-from embedkit.training.importers.face_api import IMPORTS, read_tensors  # noqa: E402
-from embedkit.training.importers.face_networks import (  # noqa: E402
+from embedkit.encoder import load_encoder
+from embedkit.errors import ConfigError, EntryError, IntegrityError, SourceError
+from embedkit.hub.resolve import find_entry
+from embedkit.model.config import EntryConfig
+from embedkit.model.preprocess import Preprocess
+from embedkit.training.export import write_entry
+from embedkit.training.golden import synthetic_pictures
+from embedkit.training.importers.face_api import IMPORTS, read_tensors
+from embedkit.training.importers.face_networks import (
     BLOCKS,
     face_detector,
     face_landmarks,
     face_resnet,
 )
+from embedkit.workflows.check_entry import verify_entry
 
 ZOO = Path(__file__).parents[3] / "zoo"
 BUILD = {item.network: item.build for item in IMPORTS}
@@ -445,7 +447,8 @@ def test_a_detector_whose_golden_vectors_differ_fails(tmp_path):
         arrays = dict(golden)
     arrays["scores"] = arrays["scores"] + 0.01
     np.savez(folder / "golden.npz", **arrays)
-    from embedkit.entry import MANIFEST, Manifest
+    from embedkit.model.layout import MANIFEST
+    from embedkit.model.manifest import Manifest
 
     names = [path.name for path in folder.iterdir() if path.name != MANIFEST]
     (folder / MANIFEST).write_bytes(Manifest.encode({name: (folder / name).read_bytes() for name in names}))

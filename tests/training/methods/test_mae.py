@@ -6,16 +6,16 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from torch import nn  # noqa: E402
+from torch import nn
 
-from embedkit.errors import ConfigError  # noqa: E402
-from embedkit.training.backbones import create_backbone  # noqa: E402
-from embedkit.training.config import Facts  # noqa: E402
-from embedkit.training.data import Batch, DataConfig, load_pictures  # noqa: E402
-from embedkit.training.masking import patchify, unpatchify  # noqa: E402
-from embedkit.training.methods.mae import MAE, Config, masked_loss, patch_targets, sincos_table  # noqa: E402
-from embedkit.training.optim import Optimizer  # noqa: E402
-from embedkit.training.views import Compose, GaussianNoise  # noqa: E402
+from embedkit.errors import ConfigError
+from embedkit.training.backbones import create_backbone
+from embedkit.training.config import Facts
+from embedkit.training.data import Batch, DataConfig, load_pictures
+from embedkit.training.masking import patchify, unpatchify
+from embedkit.training.methods.mae import MAE, Config, masked_loss, patch_targets, sincos_table
+from embedkit.training.optim import Optimizer
+from embedkit.training.views import Compose, GaussianNoise
 
 PLAIN = Compose(views=())
 

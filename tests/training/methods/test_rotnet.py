@@ -7,14 +7,14 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from embedkit.errors import ConfigError  # noqa: E402
-from embedkit.training import recipes  # noqa: E402
-from embedkit.training.backbones import create_backbone  # noqa: E402
-from embedkit.training.config import Facts  # noqa: E402
-from embedkit.training.data import Batch, DataConfig, load_pictures  # noqa: E402
-from embedkit.training.methods.rotnet import Config, RotNet, rotation_loss, rotations  # noqa: E402
-from embedkit.training.optim import Optimizer  # noqa: E402
-from embedkit.training.views import Compose, RandomHorizontalFlip  # noqa: E402
+from embedkit.errors import ConfigError
+from embedkit.training import recipes
+from embedkit.training.backbones import create_backbone
+from embedkit.training.config import Facts
+from embedkit.training.data import Batch, DataConfig, load_pictures
+from embedkit.training.methods.rotnet import Config, RotNet, rotation_loss, rotations
+from embedkit.training.optim import Optimizer
+from embedkit.training.views import Compose, RandomHorizontalFlip
 
 
 def build(size=16, backbone="r10", **config):
