@@ -1,5 +1,5 @@
 """The command line from an editable checkout: `python cli.py embed photos/`."""
 
-from embedkit.commands import main
+from embedkit.cli import main
 
 main()

@@ -14,7 +14,7 @@ from typing import Any
 import typer.main
 from typer.testing import CliRunner
 
-from embedkit.commands import app
+from embedkit.cli import app
 
 PAGE = Path(__file__).with_name("cli.md")
 

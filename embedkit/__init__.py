@@ -9,16 +9,17 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from embedkit.analysis.calibrating import calibrate
-    from embedkit.analysis.calibration import Calibration
-    from embedkit.analysis.clustering import Clustering, cluster
+    from embedkit.analysis.clustering.cluster import Clustering, cluster
     from embedkit.analysis.duplicates import Duplicates, find_duplicates
-    from embedkit.analysis.identification import identify
-    from embedkit.analysis.index import Index
     from embedkit.analysis.lint import lint
+    from embedkit.analysis.matching.calibrate import calibrate
+    from embedkit.analysis.matching.calibration import Calibration
+    from embedkit.analysis.matching.identification import identify
+    from embedkit.analysis.neighbors import Index
     from embedkit.analysis.similarity import similarity
-    from embedkit.embeddings import Embeddings, Passport
-    from embedkit.encoder import Batch, Encoder
+    from embedkit.embeddings.metadata import Passport
+    from embedkit.embeddings.table import Embeddings
+    from embedkit.encoder import Batch, Encoder, load_encoder
     from embedkit.errors import (
         AccessError,
         ConfigError,
@@ -37,12 +38,12 @@ if TYPE_CHECKING:
         SpaceMismatchError,
         UnreachableError,
     )
-    from embedkit.job import Report
-    from embedkit.load import EncoderInfo, list_encoders, load_encoder
-    from embedkit.mixture import Mixture
-    from embedkit.pictures.faces import FaceEncoder, FaceFinder
-    from embedkit.pictures.verification import verify
-    from embedkit.pipeline import embed
+    from embedkit.hub.resolve import EncoderInfo, list_encoders
+    from embedkit.model.mixture import Mixture
+    from embedkit.pipeline.embed import embed
+    from embedkit.pipeline.job import Report
+    from embedkit.workflows.faces.faces import FaceEncoder, FaceFinder
+    from embedkit.workflows.verify import verify
 
 __version__ = "0.1.0"
 
@@ -92,28 +93,28 @@ __all__ = [
 #: `embedkit --help` may take.
 _HOMES = {
     "Batch": "encoder",
-    "Calibration": "analysis.calibration",
-    "Clustering": "analysis.clustering",
+    "Calibration": "analysis.matching.calibration",
+    "Clustering": "analysis.clustering.cluster",
     "Duplicates": "analysis.duplicates",
-    "Embeddings": "embeddings",
+    "Embeddings": "embeddings.table",
     "Encoder": "encoder",
-    "EncoderInfo": "load",
-    "FaceEncoder": "pictures.faces",
-    "FaceFinder": "pictures.faces",
-    "Index": "analysis.index",
-    "Mixture": "mixture",
-    "Passport": "embeddings",
-    "Report": "job",
-    "calibrate": "analysis.calibrating",
-    "cluster": "analysis.clustering",
-    "embed": "pipeline",
+    "EncoderInfo": "hub.resolve",
+    "FaceEncoder": "workflows.faces.faces",
+    "FaceFinder": "workflows.faces.faces",
+    "Index": "analysis.neighbors",
+    "Mixture": "model.mixture",
+    "Passport": "embeddings.metadata",
+    "Report": "pipeline.job",
+    "calibrate": "analysis.matching.calibrate",
+    "cluster": "analysis.clustering.cluster",
+    "embed": "pipeline.embed",
     "find_duplicates": "analysis.duplicates",
-    "identify": "analysis.identification",
+    "identify": "analysis.matching.identification",
     "lint": "analysis.lint",
-    "list_encoders": "load",
-    "load_encoder": "load",
+    "list_encoders": "hub.resolve",
+    "load_encoder": "encoder",
     "similarity": "analysis.similarity",
-    "verify": "pictures.verification",
+    "verify": "workflows.verify",
 }
 
 

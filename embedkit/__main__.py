@@ -1,5 +1,5 @@
 """`python -m embedkit`: the command line."""
 
-from embedkit.commands import main
+from embedkit.cli import main
 
 main()

@@ -16,13 +16,25 @@ from typing import Any, TypeAlias
 import numpy as np
 from PIL import Image
 
-from embedkit.engine import Engine, EngineOptions, OnnxEngine
-from embedkit.entry import GRAPH, WEIGHTS, EntryConfig, Preprocess, space_fingerprint
-from embedkit.errors import ConfigError, EmbedkitError, EntryError, ImageError
+from embedkit.errors import (
+    ConfigError,
+    EmbedkitError,
+    EntryError,
+    ImageError,
+)
+from embedkit.hub.access import Access, default_cache_dir
 from embedkit.hub.folder import FolderEntry
-from embedkit.hub.place import VerifiedEntry
-from embedkit.mixture import Assignment, Mixture
-from embedkit.preprocess import ImageLike, KeptMemory, read_pixels
+from embedkit.hub.resolve import find_entry
+from embedkit.hub.verified import VerifiedEntry
+from embedkit.images.transform import ImageLike, KeptMemory, read_pixels
+from embedkit.model.config import EntryConfig
+from embedkit.model.engines.base import Engine
+from embedkit.model.engines.onnx import OnnxEngine
+from embedkit.model.layout import GRAPH, WEIGHTS
+from embedkit.model.manifest import space_fingerprint
+from embedkit.model.mixture import Assignment, Mixture
+from embedkit.model.preprocess import Preprocess
+from embedkit.model.providers import EngineOptions, Provider, available_cpus
 
 #: Pictures in one batch. On the CPU a small batch stays in the cache of the core that works on it.
 CPU_BATCH_SIZE = 4
@@ -157,7 +169,7 @@ class Encoder:
                 these; a uint8 array (N, H, W, C) is N pictures, and an array (N,) of paths too.
             batch_size: Pictures in one batch; chosen for the device when None.
             normalize: Whether rows have Euclidean length 1.
-            decode: `auto` or `exact`, see `embedkit.preprocess.read_pixels`.
+            decode: `auto` or `exact`, see `embedkit.images.transform.read_pixels`.
             max_pixels: Greatest number of pixels of an image file; 179 million when None.
             show_progress: Whether to draw a progress bar on stderr.
 
@@ -241,7 +253,7 @@ class Encoder:
         """
         items: Iterable[tuple[str, Readable]]
         if isinstance(source, (str, os.PathLike)):
-            from embedkit.sources import list_sources
+            from embedkit.images.sources import list_sources
 
             items = ((item.id, item.read) for item in list_sources([source], recursive=recursive).items)
         else:
@@ -419,3 +431,74 @@ def _progress(flow: Iterator, pictures: Iterable, batch_size: int) -> Iterator:
 
     total = -(-len(pictures) // batch_size) if isinstance(pictures, (Sequence, np.ndarray)) else None
     return track(flow, "embedding", total=total, console=Console(stderr=True))  # type: ignore[return-value]
+
+
+def load_encoder(
+    name: str | os.PathLike[str] | None = None,
+    *,
+    revision: str | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    local_files_only: bool = False,
+    token: str | None = None,
+    device: str = "auto",
+    providers: Sequence[Provider] | None = None,
+    precision: str = "fp32",
+    threads: int | str = "auto",
+) -> Encoder:
+    """Load an encoder by name, by the URL of an entry, or from an entry's folder.
+
+    A bare name (`simclr-r50`) is never a path. It is looked up in the places of the environment variable
+    `EMBEDKIT_ZOO` (separated by commas), then in those of `config.toml` in the user's configuration folder, then in
+    the package, then in the default zoo. Where the package's index knows the name, the entry must have the indexed
+    digest; write `name@latest` to take whatever the place holds. What is remote is pulled into the cache first, once.
+
+    Args:
+        name: A name, `name@revision`, a URL such as `hf://org/name@revision` or `https://host/zoo/name`, or the
+            path of an entry's folder; the default encoder when None.
+        revision: At least 12 hex digits of the manifest's sha256; on the Hub also a tag or a commit.
+        cache_dir: Where downloads and compiled engines are kept; the user's cache folder when None.
+        local_files_only: Never open a connection.
+        token: Credential for a remote place; it is sent to no other origin.
+        device: `auto`, `cpu`, `cuda` or `cuda:<index>`.
+        providers: ONNX Runtime providers, in order; overrides `device`.
+        precision: `fp32`, `tf32` (CUDA) or `fp16` (TensorRT).
+        threads: Cores to keep busy, or `auto` for all that this process may use.
+
+    Returns:
+        The encoder.
+
+    Raises:
+        EntryNotFoundError: No place has it; the message gives the nearest names.
+        IntegrityError: Bytes are not those that the manifest or the pin names.
+        ConfigError: The name cannot be one, or the licence asks for `embedkit zoo pull --accept-licence` first.
+        PlaceError: A remote place refuses, or is down and the entry is not in the cache.
+        DeviceError: What was asked for cannot run.
+    """
+    if isinstance(providers, str):
+        raise ConfigError(f"providers: expected a list of names, found {providers!r}; write [{providers!r}]")
+    options = EngineOptions(
+        device=device,
+        providers=tuple(providers) if providers is not None else None,
+        precision=precision,
+        threads=resolve_threads(threads),
+        cache_dir=os.fspath(cache_dir) if cache_dir is not None else default_cache_dir(),
+    )
+    access = Access(cache_dir=cache_dir, local_files_only=local_files_only, token=token)
+    return Encoder(find_entry(name, revision=revision, access=access), options)
+
+
+def resolve_threads(threads: int | str) -> int:
+    """The number of cores behind `threads`: itself, or for `auto` all that this process may use.
+
+    Raises:
+        ConfigError: Neither `auto` nor a whole number above 0.
+    """
+    if threads == "auto":
+        return available_cpus()
+    try:
+        count = int(threads)
+    except (ValueError, TypeError, OverflowError):
+        count = 0
+    if count < 1:
+        raise ConfigError(f"threads: expected 'auto' or a whole number above 0, found {threads!r}")
+    return count

@@ -19,10 +19,10 @@ import numpy as np
 
 from embedkit._io.atomic import write_file
 from embedkit.analysis.deletable import DeleteList, FileStates, deletable
-from embedkit.analysis.pairs import Pairs
-from embedkit.analysis.rates import clopper_pearson_lower
-from embedkit.analysis.rows import Rows, Source
+from embedkit.analysis.matching.pairs import Pairs
+from embedkit.analysis.matching.rates import clopper_pearson_lower
 from embedkit.analysis.similarity import Groups, least_cosine, pair_similarity, pairs_above, top_k
+from embedkit.analysis.vectors import Rows, Source
 from embedkit.errors import ConfigError
 from embedkit.images.ids import check_no_image
 

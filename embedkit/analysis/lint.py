@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from embedkit.analysis.rows import as_numbers, magnitudes
-from embedkit.embeddings import Embeddings
+from embedkit.analysis.vectors import as_numbers, magnitudes
+from embedkit.embeddings.formats import open_stored
+from embedkit.embeddings.table import Embeddings
 from embedkit.errors import ConfigError
-from embedkit.stored import open_stored
 
 __all__ = ["Check", "Lint", "lint"]
 

@@ -11,7 +11,7 @@ from types import ModuleType
 
 import numpy as np
 
-from embedkit.analysis.rows import BLOCK, ROUNDING, Rows, Source, as_count, check_comparable
+from embedkit.analysis.vectors import BLOCK, ROUNDING, Rows, Source, as_count, check_comparable
 from embedkit.errors import ConfigError, MissingDependencyError
 
 __all__ = ["Groups", "pair_similarity", "pairs_above", "similarity", "top_k"]

@@ -22,21 +22,19 @@ from typing import Protocol
 
 from embedkit._io.atomic import clear_leftovers, remove_folder, replacing_folder, write_file
 from embedkit._io.locks import locked
+from embedkit._io.messages import one_line
 from embedkit._io.ownership import foreign_access
 from embedkit._io.reading import read_regular
-from embedkit.entry import CONFIG, INDEX, MANIFEST, EntryConfig, FileRecord, Manifest, sha256_hex
 from embedkit.errors import ConfigError, EntryError, IntegrityError, OutputError
+from embedkit.hub.base import Located
+from embedkit.hub.catalog import Pin
 from embedkit.hub.download import Watcher, download, full_disk, persistent
-from embedkit.hub.filelist import (
-    CONFIG_LIMIT,
-    INDEX_LIMIT,
-    MANIFEST_LIMIT,
-    check_file_list,
-    is_non_commercial,
-)
 from embedkit.hub.folder import FolderEntry
-from embedkit.hub.messages import one_line
-from embedkit.hub.place import Located, Pin, VerifiedEntry
+from embedkit.hub.limits import CONFIG_LIMIT, INDEX_LIMIT, MANIFEST_LIMIT, check_file_list, is_non_commercial
+from embedkit.hub.verified import VerifiedEntry
+from embedkit.model.config import EntryConfig
+from embedkit.model.layout import CONFIG, INDEX, MANIFEST, sha256_hex
+from embedkit.model.manifest import FileRecord, Manifest
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,9 +16,9 @@ from contextlib import closing
 from pathlib import Path
 from typing import BinaryIO, Protocol, TypeVar
 
-from embedkit.entry import FileRecord
 from embedkit.errors import IntegrityError, OutputError, UnreachableError
-from embedkit.hub.place import Storage
+from embedkit.model.manifest import FileRecord
+from embedkit.storage.base import Storage
 
 #: Tries in a row that brought not one byte, after which a place counts as down.
 TRIES = 4

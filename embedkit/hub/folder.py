@@ -8,17 +8,12 @@ import os
 from pathlib import Path
 
 from embedkit._io.reading import read_regular
-from embedkit.entry import INDEX, MANIFEST, REVISION, Manifest
 from embedkit.errors import ConfigError, EntryError
-from embedkit.hub.place import (
-    INDEX_LIMIT,
-    MANIFEST_LIMIT,
-    NAME,
-    REVISION_DIGITS,
-    EntryFiles,
-    Index,
-    Pin,
-)
+from embedkit.hub.base import EntryFiles
+from embedkit.hub.catalog import INDEX_LIMIT, NAME, REVISION_DIGITS, Index, Pin
+from embedkit.hub.verified import MANIFEST_LIMIT
+from embedkit.model.layout import INDEX, MANIFEST, REVISION
+from embedkit.model.manifest import Manifest
 
 
 class FolderEntry:

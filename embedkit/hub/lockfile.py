@@ -16,10 +16,10 @@ from typing import Any
 from embedkit._io.atomic import write_file
 from embedkit._io.locks import locked
 from embedkit._io.reading import read_regular
-from embedkit.entry import SCHEMA_VERSION, parse_json
 from embedkit.errors import ConfigError, EntryError, OutputError
-from embedkit.hub.address import is_url
-from embedkit.hub.place import Pin
+from embedkit.hub.catalog import Pin
+from embedkit.hub.urls import is_url
+from embedkit.model.layout import SCHEMA_VERSION, parse_json
 
 VARIABLE = "EMBEDKIT_LOCK"
 NAME = "embedkit.lock"

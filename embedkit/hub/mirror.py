@@ -5,12 +5,14 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Iterator
 
-from embedkit.entry import ENTRY_NAME
 from embedkit.errors import ConfigError
-from embedkit.hub.access import Access, open_place
+from embedkit.hub.access import Access
+from embedkit.hub.base import Place
 from embedkit.hub.folder import FolderPlace
-from embedkit.hub.place import Place, VerifiedEntry
-from embedkit.hub.publish import Published, publish
+from embedkit.hub.open import open_place
+from embedkit.hub.publish.publish import Published, publish
+from embedkit.hub.verified import VerifiedEntry
+from embedkit.model.layout import ENTRY_NAME
 
 
 def entry_names(place: Place, pattern: str = "*") -> list[str]:

@@ -20,13 +20,14 @@ from pathlib import Path
 from types import ModuleType
 
 from embedkit._io.atomic import replacing_folder
-from embedkit.entry import ENTRY_NAME, INDEX, MANIFEST, Manifest
+from embedkit._io.messages import quoted
 from embedkit.errors import ConfigError, MissingDependencyError, SignatureError
 from embedkit.hub.access import Access
 from embedkit.hub.folder import FolderEntry, package_zoo
-from embedkit.hub.index import update_index
-from embedkit.hub.messages import quoted
-from embedkit.hub.place import VerifiedEntry
+from embedkit.hub.publish.index import update_index
+from embedkit.hub.verified import VerifiedEntry
+from embedkit.model.layout import ENTRY_NAME, INDEX, MANIFEST
+from embedkit.model.manifest import Manifest
 
 SIGNATURE = "model.sig"
 #: Bytes; one of ours has about 3,000.

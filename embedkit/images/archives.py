@@ -16,8 +16,8 @@ from collections.abc import Callable
 from typing import BinaryIO
 
 from embedkit._io.reading import open_regular
-from embedkit.containers import EMPTY, Contents, Picture, check_unchanged, latest, one_line
 from embedkit.errors import SourceError
+from embedkit.images.containers import EMPTY, Contents, Picture, check_unchanged, latest, one_line
 from embedkit.images.files import MAX_BYTES
 
 _OPEN_ARCHIVES = 16

@@ -19,8 +19,8 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from embedkit._io.reading import open_regular
-from embedkit.containers import Contents, Picture, check_unchanged, latest, one_line
 from embedkit.errors import ImageError, SourceError
+from embedkit.images.containers import Contents, Picture, check_unchanged, latest, one_line
 from embedkit.images.files import read_file
 
 #: Names that tell which of several binary columns of a Parquet file holds the images.

@@ -5,11 +5,11 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-import contract  # noqa: E402
+import contract
 
-from embedkit import load_encoder  # noqa: E402
-from embedkit.training import methods, run  # noqa: E402
-from embedkit.training.export.from_run import export_run  # noqa: E402
+from embedkit import load_encoder
+from embedkit.training import methods, run
+from embedkit.training.export.from_run import export_run
 
 each_method = pytest.mark.parametrize("name", methods.names())
 

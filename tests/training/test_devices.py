@@ -10,9 +10,9 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from embedkit.errors import ConfigError  # noqa: E402
-from embedkit.training import methods, run  # noqa: E402
-from embedkit.training.data import IdentityBalanced, LabeledAndUnlabeled, Shuffled  # noqa: E402
+from embedkit.errors import ConfigError
+from embedkit.training import methods, run
+from embedkit.training.data import IdentityBalanced, LabeledAndUnlabeled, Shuffled
 
 
 def test_two_processes_are_one(tmp_path):

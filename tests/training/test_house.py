@@ -9,16 +9,16 @@ from PIL import Image
 
 torch = pytest.importorskip("torch")
 
-import contract  # noqa: E402
+import contract
 
-from embedkit.errors import ConfigError  # noqa: E402
-from embedkit.model.preprocess import Preprocess  # noqa: E402
-from embedkit.training import recipes, run  # noqa: E402
-from embedkit.training.config import from_json, to_json, with_overrides  # noqa: E402
-from embedkit.training.data import DataConfig  # noqa: E402
-from embedkit.training.evaluation.features import open_subject  # noqa: E402
-from embedkit.training.export.from_run import export_run  # noqa: E402
-from embedkit.training.optim import Optimizer  # noqa: E402
+from embedkit.errors import ConfigError
+from embedkit.model.preprocess import Preprocess
+from embedkit.training import recipes, run
+from embedkit.training.config import from_json, to_json, with_overrides
+from embedkit.training.data import DataConfig
+from embedkit.training.evaluation.features import open_subject
+from embedkit.training.export.from_run import export_run
+from embedkit.training.optim import Optimizer
 
 
 def changed(name, **fields):

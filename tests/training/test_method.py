@@ -4,11 +4,11 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from embedkit.training import methods  # noqa: E402
-from embedkit.training.augment import Compose, GaussianNoise, RandomHorizontalFlip  # noqa: E402
-from embedkit.training.config import Facts  # noqa: E402
-from embedkit.training.method import Method, float32_loss  # noqa: E402
-from embedkit.training.models.backbones import create_backbone  # noqa: E402
+from embedkit.training import methods
+from embedkit.training.augment import Compose, GaussianNoise, RandomHorizontalFlip
+from embedkit.training.config import Facts
+from embedkit.training.method import Method, float32_loss
+from embedkit.training.models.backbones import create_backbone
 
 FACTS = Facts(
     image_shape=(1, 28, 28), mean=(0.25,), std=(0.5,), batch_size=4, steps_per_epoch=3, total_steps=12, seed=5

@@ -7,11 +7,11 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-import contract  # noqa: E402
+import contract
 
-from embedkit.training import methods, recipes, run  # noqa: E402
-from embedkit.training.config import to_json  # noqa: E402
-from embedkit.training.export.from_run import export_run  # noqa: E402
+from embedkit.training import methods, recipes, run
+from embedkit.training.config import to_json
+from embedkit.training.export.from_run import export_run
 
 METHOD = '''
 """Quadrants: a tile of an image is told its place by a network without BatchNorm."""

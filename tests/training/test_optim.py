@@ -6,8 +6,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from embedkit.errors import ConfigError  # noqa: E402
-from embedkit.training.optim import LARS, Optimizer  # noqa: E402
+from embedkit.errors import ConfigError
+from embedkit.training.optim import LARS, Optimizer
 
 
 def test_cosine_has_a_linear_rise_and_ends_at_zero():

@@ -14,12 +14,12 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from safetensors.torch import load_file  # noqa: E402
+from safetensors.torch import load_file
 
-from embedkit.errors import ConfigError, OutputError  # noqa: E402
-from embedkit.training import callbacks, recipes, run  # noqa: E402
-from embedkit.training.config import RunConfig, from_json, method_name, to_json, with_overrides  # noqa: E402
-from embedkit.training.methods import method_class, names, simclr, supervised  # noqa: E402  # noqa: E402
+from embedkit.errors import ConfigError, OutputError
+from embedkit.training import callbacks, recipes, run
+from embedkit.training.config import RunConfig, from_json, method_name, to_json, with_overrides
+from embedkit.training.methods import method_class, names, simclr, supervised
 
 SMALL = [
     "threads=1",

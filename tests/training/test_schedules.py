@@ -6,7 +6,7 @@ import pytest
 
 pytest.importorskip("torch")
 
-from embedkit.training.schedules import cosine_ramp, linear_ramp, sigmoid_ramp  # noqa: E402
+from embedkit.training.schedules import cosine_ramp, linear_ramp, sigmoid_ramp
 
 
 def test_ramps_by_hand():

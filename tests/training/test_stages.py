@@ -4,7 +4,7 @@ import pytest
 
 pytest.importorskip("torch")
 
-from embedkit.training.stages import Stage, share_steps, stage_at  # noqa: E402
+from embedkit.training.stages import Stage, share_steps, stage_at
 
 
 def test_a_step_has_its_stage():

@@ -10,9 +10,9 @@ from PIL import Image
 timm = pytest.importorskip("timm")
 torch = pytest.importorskip("torch")
 
-import embedkit.training.models.backbones  # noqa: E402, F401  (registers the small networks)
-from embedkit import load_encoder  # noqa: E402
-from embedkit.model.config import EntryConfig  # noqa: E402
+import embedkit.training.models.backbones  # noqa: F401  (registers the small networks)
+from embedkit import load_encoder
+from embedkit.model.config import EntryConfig
 from embedkit.model.layout import ENTRY_NAME
 
 ZOO = Path(__file__).parents[2] / "zoo"

@@ -137,7 +137,7 @@ def _scaled_to(size: int, resize: str, divisor: float) -> Preprocess:
 
 _NO_TIMM = "timm does not have this architecture: the entry is loaded by embedkit, or as plain ONNX."
 _PHOTOGRAPHS = """```python
-from embedkit.pictures.faces import FaceEncoder
+from embedkit.workflows.faces.faces import FaceEncoder
 
 faces = FaceEncoder()
 found, rows = faces.encode("photograph.jpg")  # Face (box, score, points, chip), largest first; float32 (F, 128)

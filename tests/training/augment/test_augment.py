@@ -6,13 +6,13 @@ import pytest
 torch = pytest.importorskip("torch")
 tv = pytest.importorskip("torchvision.transforms.v2")
 stats = pytest.importorskip("scipy.stats")
-import torchvision.transforms.v2.functional as TF  # noqa: E402
+import torchvision.transforms.v2.functional as TF
 
-from embedkit.errors import ConfigError  # noqa: E402
-from embedkit.training import augment as V  # noqa: E402
+from embedkit.errors import ConfigError
+from embedkit.training import augment as V
 from embedkit.training.augment import operations as O  # noqa: E402, E741
-from embedkit.training.augment import randaugment  # noqa: E402
-from embedkit.training.config import from_json, to_json  # noqa: E402
+from embedkit.training.augment import randaugment
+from embedkit.training.config import from_json, to_json
 
 BILINEAR = tv.InterpolationMode.BILINEAR
 

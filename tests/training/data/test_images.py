@@ -11,8 +11,8 @@ from PIL import Image
 
 torch = pytest.importorskip("torch")
 
-from embedkit.errors import ConfigError, SourceError  # noqa: E402
-from embedkit.training.data import (  # noqa: E402
+from embedkit.errors import ConfigError, SourceError
+from embedkit.training.data import (
     DataConfig,
     IdentityBalanced,
     ImageSet,

@@ -5,9 +5,9 @@ import math
 import pytest
 
 torch = pytest.importorskip("torch")
-import torch.nn.functional as F  # noqa: E402
+import torch.nn.functional as F
 
-from embedkit.training.data.targets import accuracy, cross_entropy, labeled_mean  # noqa: E402
+from embedkit.training.data.targets import accuracy, cross_entropy, labeled_mean
 
 LOGITS = torch.tensor([[2.0, 0.0], [0.0, 1.0], [3.0, 0.0]])
 

@@ -8,8 +8,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from embedkit.errors import ConfigError  # noqa: E402
-from embedkit.training.evaluation.metrics import (  # noqa: E402
+from embedkit.errors import ConfigError
+from embedkit.training.evaluation.metrics import (
     cluster_agreement,
     kmeans,
     knn_predict,

@@ -6,10 +6,10 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("sklearn")
 
-from sklearn.linear_model import LogisticRegression  # noqa: E402
-from sklearn.preprocessing import StandardScaler  # noqa: E402
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
 
-from embedkit.training.evaluation.probe import STRENGTHS, choose_probe, fit_probe, stratified_split  # noqa: E402
+from embedkit.training.evaluation.probe import STRENGTHS, choose_probe, fit_probe, stratified_split
 
 
 def classes(count, dim, k, *, spread=1.0, seed=0):

@@ -14,41 +14,41 @@ pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 pytest.importorskip("sklearn")
 
-import typer  # noqa: E402
-from PIL import Image  # noqa: E402
-from torch import nn  # noqa: E402
-from typer.testing import CliRunner  # noqa: E402
+import typer
+from PIL import Image
+from torch import nn
+from typer.testing import CliRunner
 
-from embedkit.cli.evaluate import evaluate as command  # noqa: E402
-from embedkit.encoder import load_encoder  # noqa: E402
-from embedkit.errors import ConfigError, EntryError, IntegrityError, OutputError, SourceError  # noqa: E402
+from embedkit.cli.evaluate import evaluate as command
+from embedkit.encoder import load_encoder
+from embedkit.errors import ConfigError, EntryError, IntegrityError, OutputError, SourceError
 from embedkit.hub.resolve import find_entry
 from embedkit.model.config import EntryConfig
 from embedkit.model.layout import CARD, CONFIG, INDEX, MANIFEST, MIXTURE
 from embedkit.model.manifest import Manifest
-from embedkit.model.mixture import Mixture  # noqa: E402
-from embedkit.model.preprocess import Preprocess  # noqa: E402
-from embedkit.training import recipes, run  # noqa: E402
-from embedkit.training.config import with_overrides  # noqa: E402
-from embedkit.training.data.datasets import ArraySource, open_source  # noqa: E402
-from embedkit.training.evaluation import baselines as kept  # noqa: E402
-from embedkit.training.evaluation import features as subjects  # noqa: E402
-from embedkit.training.evaluation import protocol  # noqa: E402
-from embedkit.training.evaluation.features import (  # noqa: E402
+from embedkit.model.mixture import Mixture
+from embedkit.model.preprocess import Preprocess
+from embedkit.training import recipes, run
+from embedkit.training.config import with_overrides
+from embedkit.training.data.datasets import ArraySource, open_source
+from embedkit.training.evaluation import baselines as kept
+from embedkit.training.evaluation import features as subjects
+from embedkit.training.evaluation import protocol
+from embedkit.training.evaluation.features import (
     open_subject,
     pca_features,
     pixel_features,
     random_network,
     timm_network,
 )
-from embedkit.training.evaluation.metrics import knn_predict  # noqa: E402
-from embedkit.training.evaluation.protocol import evaluate, pretext_metric  # noqa: E402
-from embedkit.training.evaluation.record import write_figures  # noqa: E402
-from embedkit.training.export.card import Card  # noqa: E402
-from embedkit.training.export.golden import sample_pixels  # noqa: E402
-from embedkit.training.export.torch_to_onnx import PixelEncoder  # noqa: E402
-from embedkit.training.export.writer import timm_config, update_index, write_entry  # noqa: E402
-from embedkit.workflows.check_entry import verify_entry  # noqa: E402
+from embedkit.training.evaluation.metrics import knn_predict
+from embedkit.training.evaluation.protocol import evaluate, pretext_metric
+from embedkit.training.evaluation.record import write_figures
+from embedkit.training.export.card import Card
+from embedkit.training.export.golden import sample_pixels
+from embedkit.training.export.torch_to_onnx import PixelEncoder
+from embedkit.training.export.writer import timm_config, update_index, write_entry
+from embedkit.workflows.check_entry import verify_entry
 
 NAME = "random-tiny.digits"
 CONTRACT = Preprocess(color="gray", size=(8, 8), resize_size=8, mean=(0.3,), std=(0.4,))

@@ -8,7 +8,7 @@ from embedkit.model.config import EntryConfig
 from embedkit.model.preprocess import Preprocess
 
 pytest.importorskip("yaml")  # the runtime does without
-from embedkit.training.export.card import Card, render_card  # noqa: E402
+from embedkit.training.export.card import Card, render_card
 
 NAME = "deepdpm-r10.digits"
 PROVENANCE = {

@@ -17,14 +17,14 @@ ort = pytest.importorskip("onnxruntime")
 timm = pytest.importorskip("timm")
 yaml = pytest.importorskip("yaml")
 
-from PIL import Image  # noqa: E402
-from safetensors.torch import load_file, save  # noqa: E402
-from torch import nn  # noqa: E402
+from PIL import Image
+from safetensors.torch import load_file, save
+from torch import nn
 
-from embedkit._io import atomic  # noqa: E402
-from embedkit.cli.export import export  # noqa: E402
-from embedkit.encoder import load_encoder  # noqa: E402
-from embedkit.errors import (  # noqa: E402
+from embedkit._io import atomic
+from embedkit.cli.export import export
+from embedkit.encoder import load_encoder
+from embedkit.errors import (
     ConfigError,
     EntryError,
     IntegrityError,
@@ -32,15 +32,15 @@ from embedkit.errors import (  # noqa: E402
     OutputError,
     ParityError,
 )
-from embedkit.images.transform import read_pixels  # noqa: E402
+from embedkit.images.transform import read_pixels
 from embedkit.model.config import EntryConfig
 from embedkit.model.layout import CARD, CONFIG, GOLDEN, GRAPH, INDEX, MANIFEST, WEIGHTS, sha256_hex
 from embedkit.model.manifest import Manifest
-from embedkit.model.onnx_guard import check_graph  # noqa: E402
+from embedkit.model.onnx_guard import check_graph
 from embedkit.model.preprocess import Preprocess
-from embedkit.training.export import writer as exporter  # noqa: E402
-from embedkit.training.export.golden import npz_bytes, sample_pixels, synthetic_pictures  # noqa: E402
-from embedkit.training.export.writer import standalone, timm_config, update_index, write_entry  # noqa: E402
+from embedkit.training.export import writer as exporter
+from embedkit.training.export.golden import npz_bytes, sample_pixels, synthetic_pictures
+from embedkit.training.export.writer import standalone, timm_config, update_index, write_entry
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 PREPROCESS = Preprocess(size=(32, 32), resize="squash", mean=MEAN, std=STD)

@@ -13,7 +13,7 @@ torch = pytest.importorskip("torch")
 timm = pytest.importorskip("timm")
 pytest.importorskip("onnxruntime")
 
-from importing import (  # noqa: E402
+from importing import (
     NON_COMMERCIAL,
     PICTURES,
     Dangerous,
@@ -24,18 +24,18 @@ from importing import (  # noqa: E402
     sha256_of,
     under,
 )
-from safetensors.torch import save, save_file  # noqa: E402
+from safetensors.torch import save, save_file
 
-from embedkit import load_encoder  # noqa: E402
-from embedkit.errors import ConfigError, EntryError, SourceError  # noqa: E402
-from embedkit.hub.access import Access  # noqa: E402
-from embedkit.hub.publish.publish import refresh  # noqa: E402
-from embedkit.hub.resolve import find_entry  # noqa: E402
-from embedkit.training.importers import checkpoints, foreign  # noqa: E402
-from embedkit.training.importers.checkpoints import import_checkpoint  # noqa: E402
-from embedkit.training.importers.foreign import Request  # noqa: E402
-from embedkit.training.importers.layouts import LAYOUTS  # noqa: E402
-from embedkit.training.methods import family_of  # noqa: E402
+from embedkit import load_encoder
+from embedkit.errors import ConfigError, EntryError, SourceError
+from embedkit.hub.access import Access
+from embedkit.hub.publish.publish import refresh
+from embedkit.hub.resolve import find_entry
+from embedkit.training.importers import checkpoints, foreign
+from embedkit.training.importers.checkpoints import import_checkpoint
+from embedkit.training.importers.foreign import Request
+from embedkit.training.importers.layouts import LAYOUTS
+from embedkit.training.methods import family_of
 
 # torch.onnx warns of its own deprecations while it traces timm's ViTs.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:torch.*")

@@ -10,15 +10,15 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("timm")
 pytest.importorskip("onnxruntime")
 
-from safetensors.torch import save  # noqa: E402
+from safetensors.torch import save
 
-from embedkit.errors import EntryError, IntegrityError, MissingDependencyError  # noqa: E402
-from embedkit.model.engines.onnx import OnnxEngine  # noqa: E402
+from embedkit.errors import EntryError, IntegrityError, MissingDependencyError
+from embedkit.model.engines.onnx import OnnxEngine
 from embedkit.model.providers import EngineOptions
-from embedkit.training.export.golden import sample_pixels  # noqa: E402
-from embedkit.training.export.torch_to_onnx import PixelEncoder, export_graph  # noqa: E402
-from embedkit.training.importers import efficientnet_lite  # noqa: E402
-from embedkit.training.importers.efficientnet_lite import PREPROCESS, checkpoint_bytes, to_timm  # noqa: E402
+from embedkit.training.export.golden import sample_pixels
+from embedkit.training.export.torch_to_onnx import PixelEncoder, export_graph
+from embedkit.training.importers import efficientnet_lite
+from embedkit.training.importers.efficientnet_lite import PREPROCESS, checkpoint_bytes, to_timm
 
 
 @pytest.fixture(scope="module")

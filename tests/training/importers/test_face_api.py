@@ -16,24 +16,24 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("timm")
 pytest.importorskip("onnxruntime")
 
-from numpy.lib.stride_tricks import sliding_window_view  # noqa: E402
-from torch import nn  # noqa: E402
+from numpy.lib.stride_tricks import sliding_window_view
+from torch import nn
 
-from embedkit.encoder import load_encoder  # noqa: E402
-from embedkit.errors import ConfigError, EntryError, IntegrityError, SourceError  # noqa: E402
+from embedkit.encoder import load_encoder
+from embedkit.errors import ConfigError, EntryError, IntegrityError, SourceError
 from embedkit.hub.resolve import find_entry
 from embedkit.model.config import EntryConfig
-from embedkit.model.preprocess import Preprocess  # noqa: E402
-from embedkit.training.export.golden import synthetic_pictures  # noqa: E402
-from embedkit.training.export.writer import write_entry  # noqa: E402
-from embedkit.training.importers.face_api import IMPORTS, read_tensors  # noqa: E402
-from embedkit.training.importers.face_networks import (  # noqa: E402
+from embedkit.model.preprocess import Preprocess
+from embedkit.training.export.golden import synthetic_pictures
+from embedkit.training.export.writer import write_entry
+from embedkit.training.importers.face_api import IMPORTS, read_tensors
+from embedkit.training.importers.face_networks import (
     BLOCKS,
     face_detector,
     face_landmarks,
     face_resnet,
 )
-from embedkit.workflows.check_entry import verify_entry  # noqa: E402
+from embedkit.workflows.check_entry import verify_entry
 
 ZOO = Path(__file__).parents[3] / "zoo"
 BUILD = {item.network: item.build for item in IMPORTS}

@@ -14,7 +14,7 @@ torch = pytest.importorskip("torch")
 timm = pytest.importorskip("timm")
 pytest.importorskip("onnxruntime")
 
-from importing import (  # noqa: E402
+from importing import (
     NON_COMMERCIAL,
     PICTURES,
     Dangerous,
@@ -25,16 +25,16 @@ from importing import (  # noqa: E402
     sha256_of,
     under,
 )
-from safetensors.torch import save_file  # noqa: E402
+from safetensors.torch import save_file
 
-from embedkit import load_encoder  # noqa: E402
-from embedkit.errors import ConfigError, EntryError, IntegrityError, PlaceError, SourceError  # noqa: E402
-from embedkit.images.transform import read_pixels  # noqa: E402
-from embedkit.training.export.golden import synthetic_pictures  # noqa: E402
-from embedkit.training.importers.checkpoints import import_checkpoint  # noqa: E402
-from embedkit.training.importers.foreign import Request  # noqa: E402
-from embedkit.training.importers.layouts import LAYOUTS  # noqa: E402
-from embedkit.training.importers.timm_models import import_timm, preprocess_of  # noqa: E402
+from embedkit import load_encoder
+from embedkit.errors import ConfigError, EntryError, IntegrityError, PlaceError, SourceError
+from embedkit.images.transform import read_pixels
+from embedkit.training.export.golden import synthetic_pictures
+from embedkit.training.importers.checkpoints import import_checkpoint
+from embedkit.training.importers.foreign import Request
+from embedkit.training.importers.layouts import LAYOUTS
+from embedkit.training.importers.timm_models import import_timm, preprocess_of
 
 # torch.onnx warns of its own deprecations while it traces timm's ViTs.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:torch.*")

@@ -6,15 +6,15 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from torch import nn  # noqa: E402
+from torch import nn
 
-from embedkit.errors import ConfigError  # noqa: E402
-from embedkit.training.augment import Compose, RandomHorizontalFlip  # noqa: E402
-from embedkit.training.config import Facts  # noqa: E402
-from embedkit.training.data import Batch, DataConfig, load_images  # noqa: E402
-from embedkit.training.methods.autoencoder import Autoencoder, Config, reconstruction_loss  # noqa: E402
-from embedkit.training.models.backbones import Backbone, create_backbone  # noqa: E402
-from embedkit.training.optim import Optimizer  # noqa: E402
+from embedkit.errors import ConfigError
+from embedkit.training.augment import Compose, RandomHorizontalFlip
+from embedkit.training.config import Facts
+from embedkit.training.data import Batch, DataConfig, load_images
+from embedkit.training.methods.autoencoder import Autoencoder, Config, reconstruction_loss
+from embedkit.training.models.backbones import Backbone, create_backbone
+from embedkit.training.optim import Optimizer
 
 
 def facts(side=28):

@@ -8,21 +8,21 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from safetensors.torch import load_file  # noqa: E402
+from safetensors.torch import load_file
 
-from embedkit.errors import ConfigError  # noqa: E402
-from embedkit.training import recipes, run  # noqa: E402
-from embedkit.training.config import Facts, with_overrides  # noqa: E402
-from embedkit.training.data import DataConfig, load_images  # noqa: E402
-from embedkit.training.methods.bigan import (  # noqa: E402
+from embedkit.errors import ConfigError
+from embedkit.training import recipes, run
+from embedkit.training.config import Facts, with_overrides
+from embedkit.training.data import DataConfig, load_images
+from embedkit.training.methods.bigan import (
     BiGAN,
     Config,
     Discriminator,
     discriminator_loss,
     encoder_generator_loss,
 )
-from embedkit.training.models.backbones import create_backbone  # noqa: E402
-from embedkit.training.optim import Optimizer  # noqa: E402
+from embedkit.training.models.backbones import create_backbone
+from embedkit.training.optim import Optimizer
 
 FACTS = Facts(
     image_shape=(1, 28, 28),

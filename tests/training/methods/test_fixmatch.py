@@ -7,14 +7,14 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from safetensors.torch import load_file  # noqa: E402
+from safetensors.torch import load_file
 
-from embedkit.errors import ConfigError  # noqa: E402
-from embedkit.training import recipes, run  # noqa: E402
-from embedkit.training.augment import Compose, RandAugment, RandomInvert  # noqa: E402
-from embedkit.training.augment.randaugment import RANDAUGMENT_RANGES  # noqa: E402
-from embedkit.training.config import Facts, with_overrides  # noqa: E402
-from embedkit.training.data import (  # noqa: E402
+from embedkit.errors import ConfigError
+from embedkit.training import recipes, run
+from embedkit.training.augment import Compose, RandAugment, RandomInvert
+from embedkit.training.augment.randaugment import RANDAUGMENT_RANGES
+from embedkit.training.config import Facts, with_overrides
+from embedkit.training.data import (
     Batch,
     DataConfig,
     LabeledAndUnlabeled,
@@ -22,9 +22,9 @@ from embedkit.training.data import (  # noqa: E402
     keep_labels,
     load_images,
 )
-from embedkit.training.methods.fixmatch import Config, FixMatch, consistency_loss, lr_factor  # noqa: E402
-from embedkit.training.models.backbones import create_backbone  # noqa: E402
-from embedkit.training.optim import Optimizer  # noqa: E402
+from embedkit.training.methods.fixmatch import Config, FixMatch, consistency_loss, lr_factor
+from embedkit.training.models.backbones import create_backbone
+from embedkit.training.optim import Optimizer
 
 
 def build(total_steps=40, classes=10, **config):

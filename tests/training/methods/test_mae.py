@@ -6,16 +6,16 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from torch import nn  # noqa: E402
+from torch import nn
 
-from embedkit.errors import ConfigError  # noqa: E402
-from embedkit.training.augment import Compose, GaussianNoise  # noqa: E402
-from embedkit.training.config import Facts  # noqa: E402
-from embedkit.training.data import Batch, DataConfig, load_images  # noqa: E402
-from embedkit.training.methods.mae import MAE, Config, masked_loss, patch_targets, sincos_table  # noqa: E402
-from embedkit.training.models.backbones import create_backbone  # noqa: E402
-from embedkit.training.models.masking import patchify, unpatchify  # noqa: E402
-from embedkit.training.optim import Optimizer  # noqa: E402
+from embedkit.errors import ConfigError
+from embedkit.training.augment import Compose, GaussianNoise
+from embedkit.training.config import Facts
+from embedkit.training.data import Batch, DataConfig, load_images
+from embedkit.training.methods.mae import MAE, Config, masked_loss, patch_targets, sincos_table
+from embedkit.training.models.backbones import create_backbone
+from embedkit.training.models.masking import patchify, unpatchify
+from embedkit.training.optim import Optimizer
 
 PLAIN = Compose(steps=())
 

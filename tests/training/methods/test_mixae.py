@@ -6,16 +6,16 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from safetensors.torch import load_file  # noqa: E402
-from scipy.optimize import linear_sum_assignment  # noqa: E402
+from safetensors.torch import load_file
+from scipy.optimize import linear_sum_assignment
 
-from embedkit.errors import ConfigError  # noqa: E402
-from embedkit.training import recipes, run  # noqa: E402
-from embedkit.training.config import Facts, with_overrides  # noqa: E402
-from embedkit.training.data import Batch, DataConfig, load_images  # noqa: E402
-from embedkit.training.methods import mixae  # noqa: E402
-from embedkit.training.methods.mixae import MIXAE, Config, Decoders, entropy, mixae_terms, term_weights  # noqa: E402
-from embedkit.training.models.backbones import create_backbone  # noqa: E402
+from embedkit.errors import ConfigError
+from embedkit.training import recipes, run
+from embedkit.training.config import Facts, with_overrides
+from embedkit.training.data import Batch, DataConfig, load_images
+from embedkit.training.methods import mixae
+from embedkit.training.methods.mixae import MIXAE, Config, Decoders, entropy, mixae_terms, term_weights
+from embedkit.training.models.backbones import create_backbone
 
 FACTS = Facts(
     image_shape=(1, 16, 16), mean=(0.3,), std=(0.3,), batch_size=32, steps_per_epoch=4, total_steps=40

@@ -7,14 +7,14 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from embedkit.errors import ConfigError  # noqa: E402
-from embedkit.training import recipes  # noqa: E402
-from embedkit.training.augment import Compose, RandomHorizontalFlip  # noqa: E402
-from embedkit.training.config import Facts  # noqa: E402
-from embedkit.training.data import Batch, DataConfig, load_images  # noqa: E402
-from embedkit.training.methods.rotnet import Config, RotNet, rotation_loss, rotations  # noqa: E402
-from embedkit.training.models.backbones import create_backbone  # noqa: E402
-from embedkit.training.optim import Optimizer  # noqa: E402
+from embedkit.errors import ConfigError
+from embedkit.training import recipes
+from embedkit.training.augment import Compose, RandomHorizontalFlip
+from embedkit.training.config import Facts
+from embedkit.training.data import Batch, DataConfig, load_images
+from embedkit.training.methods.rotnet import Config, RotNet, rotation_loss, rotations
+from embedkit.training.models.backbones import create_backbone
+from embedkit.training.optim import Optimizer
 
 
 def build(size=16, backbone="r10", **config):

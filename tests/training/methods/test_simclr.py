@@ -6,11 +6,11 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from embedkit.training.config import Facts  # noqa: E402
-from embedkit.training.data import Batch, DataConfig, load_images  # noqa: E402
-from embedkit.training.methods.simclr import Config, SimCLR, nt_xent  # noqa: E402
-from embedkit.training.models.backbones import create_backbone  # noqa: E402
-from embedkit.training.optim import Optimizer  # noqa: E402
+from embedkit.training.config import Facts
+from embedkit.training.data import Batch, DataConfig, load_images
+from embedkit.training.methods.simclr import Config, SimCLR, nt_xent
+from embedkit.training.models.backbones import create_backbone
+from embedkit.training.optim import Optimizer
 
 FACTS = Facts(
     image_shape=(1, 28, 28), mean=(0.3,), std=(0.3,), batch_size=16, steps_per_epoch=4, total_steps=40

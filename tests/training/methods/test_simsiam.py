@@ -6,22 +6,22 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from torch import nn  # noqa: E402
+from torch import nn
 
-from embedkit.training import recipes, run  # noqa: E402
-from embedkit.training.config import Facts, with_overrides  # noqa: E402
-from embedkit.training.data import Batch, DataConfig, load_images  # noqa: E402
-from embedkit.training.methods import simsiam  # noqa: E402
-from embedkit.training.methods.simsiam import (  # noqa: E402
+from embedkit.training import recipes, run
+from embedkit.training.config import Facts, with_overrides
+from embedkit.training.data import Batch, DataConfig, load_images
+from embedkit.training.methods import simsiam
+from embedkit.training.methods.simsiam import (
     Config,
     SimSiam,
     negative_cosine,
     relative_std,
     simsiam_loss,
 )
-from embedkit.training.models.backbones import create_backbone  # noqa: E402
-from embedkit.training.models.heads import mlp  # noqa: E402
-from embedkit.training.optim import Optimizer  # noqa: E402
+from embedkit.training.models.backbones import create_backbone
+from embedkit.training.models.heads import mlp
+from embedkit.training.optim import Optimizer
 
 
 def tensors(n=5, dim=7, dtype=torch.float64):

@@ -7,17 +7,17 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-import numpy as np  # noqa: E402
-import torch.nn.functional as F  # noqa: E402
-from PIL import Image  # noqa: E402
-from safetensors.torch import load_file  # noqa: E402
+import numpy as np
+import torch.nn.functional as F
+from PIL import Image
+from safetensors.torch import load_file
 
-from embedkit.errors import ConfigError  # noqa: E402
-from embedkit.training import recipes, run  # noqa: E402
-from embedkit.training.augment import Compose  # noqa: E402
-from embedkit.training.config import Facts, with_overrides  # noqa: E402
-from embedkit.training.data import Batch, DataConfig, IdentityBalanced, Loader, load_images  # noqa: E402
-from embedkit.training.methods.sphereface import (  # noqa: E402
+from embedkit.errors import ConfigError
+from embedkit.training import recipes, run
+from embedkit.training.augment import Compose
+from embedkit.training.config import Facts, with_overrides
+from embedkit.training.data import Batch, DataConfig, IdentityBalanced, Loader, load_images
+from embedkit.training.methods.sphereface import (
     Config,
     SphereFace,
     a_softmax,
@@ -25,8 +25,8 @@ from embedkit.training.methods.sphereface import (  # noqa: E402
     detached_margin,
     psi,
 )
-from embedkit.training.models.backbones import create_backbone  # noqa: E402
-from embedkit.training.optim import Optimizer  # noqa: E402
+from embedkit.training.models.backbones import create_backbone
+from embedkit.training.optim import Optimizer
 
 
 def tensors(n=6, k=5, dim=8, dtype=torch.float64, seed=0):

@@ -6,12 +6,12 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from embedkit.errors import ConfigError  # noqa: E402
-from embedkit.training.config import Facts  # noqa: E402
-from embedkit.training.data import DataConfig, load_images  # noqa: E402
-from embedkit.training.methods.supervised import Config, Supervised, smoothed_cross_entropy  # noqa: E402
-from embedkit.training.models.backbones import create_backbone  # noqa: E402
-from embedkit.training.optim import Optimizer  # noqa: E402
+from embedkit.errors import ConfigError
+from embedkit.training.config import Facts
+from embedkit.training.data import DataConfig, load_images
+from embedkit.training.methods.supervised import Config, Supervised, smoothed_cross_entropy
+from embedkit.training.models.backbones import create_backbone
+from embedkit.training.optim import Optimizer
 
 
 def build(classes=10, **config):

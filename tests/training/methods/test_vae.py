@@ -6,10 +6,10 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from embedkit.errors import ConfigError  # noqa: E402
-from embedkit.training.config import Facts  # noqa: E402
-from embedkit.training.data import DataConfig, load_images  # noqa: E402
-from embedkit.training.methods.vae import (  # noqa: E402
+from embedkit.errors import ConfigError
+from embedkit.training.config import Facts
+from embedkit.training.data import DataConfig, load_images
+from embedkit.training.methods.vae import (
     VAE,
     Config,
     active_units,
@@ -17,8 +17,8 @@ from embedkit.training.methods.vae import (  # noqa: E402
     negative_log_likelihood,
     reparameterize,
 )
-from embedkit.training.models.backbones import create_backbone  # noqa: E402
-from embedkit.training.optim import Optimizer  # noqa: E402
+from embedkit.training.models.backbones import create_backbone
+from embedkit.training.optim import Optimizer
 
 FACTS = Facts(
     image_shape=(1, 28, 28), mean=(0.3,), std=(0.3,), batch_size=16, steps_per_epoch=4, total_steps=40

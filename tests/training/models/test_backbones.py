@@ -4,10 +4,10 @@ import pytest
 
 torch = pytest.importorskip("torch")
 timm = pytest.importorskip("timm")
-from safetensors.torch import save_file  # noqa: E402
+from safetensors.torch import save_file
 
-from embedkit.errors import ConfigError  # noqa: E402
-from embedkit.training.models.backbones import BackboneRequest, create_backbone  # noqa: E402
+from embedkit.errors import ConfigError
+from embedkit.training.models.backbones import BackboneRequest, create_backbone
 
 
 def r10_parameters(in_chans: int) -> int:

@@ -8,8 +8,8 @@ import pytest
 torch = pytest.importorskip("torch")
 skimage_color = pytest.importorskip("skimage.color")
 
-from embedkit.errors import ConfigError  # noqa: E402
-from embedkit.training.models.color import (  # noqa: E402
+from embedkit.errors import ConfigError
+from embedkit.training.models.color import (
     ABBins,
     LabInput,
     class_weights,

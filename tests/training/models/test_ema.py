@@ -1,10 +1,10 @@
 import pytest
 
 torch = pytest.importorskip("torch")
-from torch import nn  # noqa: E402
+from torch import nn
 
-from embedkit.errors import ConfigError  # noqa: E402
-from embedkit.training.models.ema import EMA, decay_of_a_run  # noqa: E402
+from embedkit.errors import ConfigError
+from embedkit.training.models.ema import EMA, decay_of_a_run
 
 
 def net() -> nn.Sequential:

@@ -1,10 +1,10 @@
 import pytest
 
 torch = pytest.importorskip("torch")
-from torch import nn  # noqa: E402
+from torch import nn
 
-from embedkit.errors import ConfigError  # noqa: E402
-from embedkit.training.models.heads import ConvDecoder, l2_normalize, mlp  # noqa: E402
+from embedkit.errors import ConfigError
+from embedkit.training.models.heads import ConvDecoder, l2_normalize, mlp
 
 
 def shape(head: nn.Sequential) -> list[tuple]:

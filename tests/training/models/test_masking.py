@@ -2,8 +2,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from embedkit.errors import ConfigError  # noqa: E402
-from embedkit.training.models.masking import patchify, random_masking, unpatchify  # noqa: E402
+from embedkit.errors import ConfigError
+from embedkit.training.models.masking import patchify, random_masking, unpatchify
 
 
 def generator(seed: int = 0):

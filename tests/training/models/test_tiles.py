@@ -4,8 +4,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from embedkit.errors import ConfigError  # noqa: E402
-from embedkit.training.models.tiles import TileGrid, overlapping_patches, standardize_tiles  # noqa: E402
+from embedkit.errors import ConfigError
+from embedkit.training.models.tiles import TileGrid, overlapping_patches, standardize_tiles
 
 
 def test_a_tile_is_the_pixels_of_its_own_cell():

@@ -9,8 +9,8 @@ import pytest
 torch = pytest.importorskip("torch")
 metrics = pytest.importorskip("sklearn.metrics")
 
-from embedkit.errors import ConfigError  # noqa: E402
-from embedkit.training.methods.deepdpm.clusters import (  # noqa: E402
+from embedkit.errors import ConfigError
+from embedkit.training.methods.deepdpm.clusters import (
     Clusters,
     ClustersConfig,
     cluster_loss,
@@ -18,7 +18,7 @@ from embedkit.training.methods.deepdpm.clusters import (  # noqa: E402
     principal_halves,
     subcluster_loss,
 )
-from embedkit.training.methods.deepdpm.niw import hard_moments, log_hastings_split  # noqa: E402
+from embedkit.training.methods.deepdpm.niw import hard_moments, log_hastings_split
 
 NETS = ("logit_weight", "logit_bias", "sub_weight1", "sub_bias1", "sub_weight2", "sub_bias2")
 

@@ -14,25 +14,25 @@ import pytest
 torch = pytest.importorskip("torch")
 stats = pytest.importorskip("scipy.stats")
 
-from safetensors.numpy import load  # noqa: E402
-from safetensors.torch import load_file, save_file  # noqa: E402
+from safetensors.numpy import load
+from safetensors.torch import load_file, save_file
 
-from embedkit.errors import ConfigError  # noqa: E402
+from embedkit.errors import ConfigError
 from embedkit.model.layout import CARD, MANIFEST, MIXTURE, sha256_hex
-from embedkit.model.manifest import Manifest  # noqa: E402
-from embedkit.training import recipes, run  # noqa: E402
-from embedkit.training.config import with_overrides  # noqa: E402
-from embedkit.training.export.from_run import export_run  # noqa: E402
-from embedkit.training.methods import deepdpm  # noqa: E402
-from embedkit.training.methods.deepdpm import (  # noqa: E402
+from embedkit.model.manifest import Manifest
+from embedkit.training import recipes, run
+from embedkit.training.config import with_overrides
+from embedkit.training.export.from_run import export_run
+from embedkit.training.methods import deepdpm
+from embedkit.training.methods.deepdpm import (
     DeepDPM,
     alternation_loss,
     alternation_plan,
-    clusters,  # noqa: E402
-    reduction,  # noqa: E402
+    clusters,
+    reduction,
 )
-from embedkit.training.models.backbones import create_backbone  # noqa: E402
-from embedkit.training.stages import stage_at  # noqa: E402
+from embedkit.training.models.backbones import create_backbone
+from embedkit.training.stages import stage_at
 
 SMALL = [
     *(

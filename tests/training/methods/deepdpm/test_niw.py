@@ -8,8 +8,8 @@ import pytest
 torch = pytest.importorskip("torch")
 stats = pytest.importorskip("scipy.stats")
 
-from embedkit.errors import ConfigError  # noqa: E402
-from embedkit.training.methods.deepdpm.niw import (  # noqa: E402
+from embedkit.errors import ConfigError
+from embedkit.training.methods.deepdpm.niw import (
     NIW,
     Moments,
     hard_moments,

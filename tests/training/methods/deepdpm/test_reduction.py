@@ -8,9 +8,9 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from embedkit.errors import ConfigError, MissingDependencyError  # noqa: E402
-from embedkit.training.methods.deepdpm import reduction  # noqa: E402
-from embedkit.training.methods.deepdpm.reduction import Reduction  # noqa: E402
+from embedkit.errors import ConfigError, MissingDependencyError
+from embedkit.training.methods.deepdpm import reduction
+from embedkit.training.methods.deepdpm.reduction import Reduction
 
 
 def codes_of(count, dim):

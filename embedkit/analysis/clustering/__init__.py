@@ -1,0 +1,1 @@
+"""Which embeddings belong together, and how well that agrees with labels."""

@@ -1,0 +1,452 @@
+"""Which embeddings belong together: k-means, spherical k-means, HDBSCAN, and a mixture that finds K by itself.
+
+Sources: HDBSCAN: Density-Based Clustering Based on Hierarchical Density Estimates (Campello, Moulavi and Sander,
+PAKDD 2013), scikit-learn's. Those of the other methods stand in their modules.
+
+A little over 400 lines: the result, its file, and the one door to all methods with the checks that they share.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Hashable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from embedkit._io.atomic import replacing
+from embedkit._io.columns import read_columns
+from embedkit._io.json import Fields, JsonFormat, canonical_json
+from embedkit._io.reading import open_regular
+from embedkit.analysis.clustering import dpmm as dpmm_
+from embedkit.analysis.clustering import kmeans
+from embedkit.analysis.clustering.dpmm import DPMMConfig
+from embedkit.analysis.clustering.reduction import Reduction, fit_reduction, parse_reduction
+from embedkit.analysis.clustering.scores import Scores, agreement
+from embedkit.analysis.vectors import LARGEST_SQUARED, SMALLEST_SQUARED, as_count, as_numbers, check_rows
+from embedkit.embeddings.metadata import Passport, first_line
+from embedkit.embeddings.parquet_write import parquet_writer
+from embedkit.embeddings.schema import ROW_GROUP
+from embedkit.embeddings.table import Embeddings
+from embedkit.errors import ConfigError, MissingDependencyError, OutputError
+from embedkit.model.mixture import Mixture
+
+__all__ = ["METHODS", "Clustering", "cluster"]
+
+METHODS = ("kmeans", "spherical_kmeans", "hdbscan", "dpmm")
+
+#: Above these, HDBSCAN takes hours or finds nothing; a mixture of full Gaussians has too much to learn.
+HDBSCAN_ROWS = 100_000
+WIDEST = 64
+#: Rows named for each cluster.
+EXEMPLARS = 3
+
+_KEY = b"embedkit.clusters"
+_VERSION = 1
+#: Rows that are looked at at once.
+_BLOCK = 1 << 16
+
+
+@dataclass(frozen=True, eq=False)
+class Clustering:
+    """Clusters of rows.
+
+    Attributes:
+        ids: One per row.
+        parts: int32 (N,), 0 unless a picture has several rows.
+        labels: int64 (N,), 0..K-1, the largest cluster first; -1 is noise (HDBSCAN). Those of a mixture that was
+            given are its own numbers.
+        probabilities: float64 (N,), how sure a row's cluster is, in [0, 1]; 0 for noise. k-means: of the mixture
+            of equal Gaussians (von Mises-Fisher distributions, if spherical) that it is the limit of. HDBSCAN:
+            strength of membership. dpmm: of the mixture.
+        sizes: int64 (K,).
+        exemplars: For each cluster its rows nearest to the cluster's mean, nearest first; at most `EXEMPLARS`.
+        method: One of `METHODS`.
+        parameters: All that the clusters depend on beside the rows, and what was found on the way.
+        passport: Of the embeddings, None for arrays.
+        mixture: What `dpmm` fitted, or was given: it assigns further embeddings. None for other methods, and for
+            clusters that were read from a file.
+    """
+
+    ids: list[str]
+    parts: np.ndarray
+    labels: np.ndarray
+    probabilities: np.ndarray
+    sizes: np.ndarray
+    exemplars: list[list[int]]
+    method: str
+    parameters: dict[str, Any] = field(default_factory=dict)
+    passport: Passport | None = None
+    mixture: Mixture | None = None
+
+    def __len__(self) -> int:
+        """K, noise not counted."""
+        return len(self.sizes)
+
+    @property
+    def noise(self) -> int:
+        """Rows in no cluster."""
+        return int((self.labels < 0).sum())
+
+    def exemplar_ids(self, cluster: int) -> list[str]:
+        """The names of a cluster's exemplars: the id, with `#part` for further parts of a picture."""
+        rows = self.exemplars[cluster]
+        return [f"{self.ids[row]}#{self.parts[row]}" if self.parts[row] else self.ids[row] for row in rows]
+
+    def scores(self, labels: Sequence[Hashable] | np.ndarray) -> Scores:
+        """Compare the clusters with known classes.
+
+        Args:
+            labels: One per row; rows with None, NaN or the empty text are left out.
+
+        Raises:
+            ConfigError: Of another length, or no label at all.
+            MissingDependencyError: scipy is not installed.
+        """
+        return agreement(self.labels, labels)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write `id, part, cluster, probability` as Parquet, with what the clusters are in the schema metadata.
+
+        Raises:
+            OutputError: The file cannot be written.
+        """
+        passport = self.passport
+        card = {
+            "version": _VERSION,
+            "method": self.method,
+            "parameters": self.parameters,
+            "sizes": self.sizes.tolist(),
+            "exemplars": self.exemplars,
+            "fingerprint": passport.fingerprint if passport else None,
+            "passport": passport.to_json() if passport else None,
+        }
+        columns = {
+            "id": pa.array(self.ids, pa.string()),
+            "part": pa.array(self.parts, pa.int32()),
+            "cluster": pa.array(self.labels, pa.int32()),
+            "probability": pa.array(self.probabilities.astype(np.float32), pa.float32()),
+        }
+        table = pa.table(columns, metadata={_KEY: canonical_json(card)})
+        with replacing(path) as file, parquet_writer(Path(file.name), table.schema) as writer:
+            writer.write_table(table, row_group_size=ROW_GROUP)
+
+    @classmethod
+    def read(cls, path: str | os.PathLike[str]) -> Clustering:
+        """Read what `save` wrote.
+
+        Raises:
+            OutputError: Not such a file.
+        """
+        where = os.fspath(path)
+        try:
+            with open_regular(path) as file:
+                table = read_columns(file, _COLUMNS)
+            ids, card = table["id"].to_pylist(), (table.schema.metadata or {})[_KEY]
+        except KeyError:
+            reason = "it is another Parquet file"
+        except (OSError, pa.ArrowException, ValueError) as error:
+            reason = first_line(error)
+        else:
+            return cls(ids=ids, **_parsed(_CARD.fields(_CARD.parse(card, where), where), table, where))
+        raise OutputError(
+            f"{where} is no file of clusters ({reason}); write one with `embedkit cluster EMB.parquet -o {where}`"
+        )
+
+
+_COLUMNS = {"id": pa.string(), "part": pa.int32(), "cluster": pa.int32(), "probability": pa.float32()}
+_CARD = JsonFormat(error=OutputError, step="write the clusters again with `embedkit cluster`", limit=64 << 20)
+
+
+def _parsed(card: Fields, table: pa.Table, where: str) -> dict[str, Any]:
+    """All of a clustering but its ids, of its card and its columns, which agree."""
+    card.version("version", _VERSION)
+    sizes = np.array(card.wholes("sizes", 0, len(table)), np.int64)
+    labels = table["cluster"].to_numpy().astype(np.int64)
+    probabilities = table["probability"].to_numpy().astype(np.float64)
+    if len(labels) and not -1 <= labels.min() <= labels.max() < len(sizes):
+        card.fail("sizes", f"those of clusters {labels.min()} to {labels.max()}")
+    if (np.bincount(labels[labels >= 0], minlength=len(sizes)) != sizes).any():
+        card.fail("sizes", "as many rows as each cluster has")
+    if not ((probabilities >= 0) & (probabilities <= 1 + 1e-6)).all():
+        raise OutputError(f"{where}: probability: expected numbers of 0 to 1; {_CARD.step}")
+    exemplars = card.rows("exemplars", count=len(sizes))
+    rows = range(len(labels))
+    if not all(type(row) is int and row in rows for line in exemplars for row in line):
+        card.fail("exemplars", f"rows 0 to {len(labels) - 1} for each of {len(sizes)} clusters")
+    return {
+        "parts": table["part"].to_numpy(),
+        "labels": labels,
+        "probabilities": probabilities,
+        "sizes": sizes,
+        "exemplars": exemplars,
+        "method": card.text("method", choices=METHODS),
+        "parameters": card.mapping("parameters"),
+        "passport": card.optional("passport", lambda key: Passport.from_json(card.text(key), where)),
+    }
+
+
+def cluster(
+    embeddings: Embeddings | np.ndarray | str | os.PathLike[str],
+    method: str = "kmeans",
+    k: int | None = None,
+    *,
+    reduce: str | Reduction | None = None,
+    starts: int | None = None,
+    min_cluster_size: int = 5,
+    dpmm: DPMMConfig | None = None,
+    mixture: Mixture | None = None,
+    seed: int = 0,
+    where: str | None = None,
+) -> Clustering:
+    """Find clusters.
+
+    Args:
+        embeddings: Embeddings, their file, or an array float (N, D), N of 2 or more. They stay in memory once;
+            everything else goes through them in blocks.
+        method: `kmeans`, `spherical_kmeans` (by cosine), `hdbscan` or `dpmm`.
+        k: Clusters of k-means; None takes the K of the largest mean silhouette (Rousseeuw 1987) on a sample of
+            rows, see `embedkit.analysis.clustering.kmeans.choose_k`. The other methods find K themselves.
+        reduce: `pca:N` or `whiten:N`, fitted on these rows, or a `Reduction` that was fitted before.
+        starts: Of k-means, the best one counts; by default 10, and fewer above 100 clusters.
+        min_cluster_size: Of HDBSCAN.
+        dpmm: The prior and the chain of `dpmm`.
+        mixture: With `dpmm`: a fitted mixture, whose clusters the rows are assigned to, instead of new ones.
+        seed: Of samples, starts and the chain.
+        where: How messages name the embeddings; their file by default.
+
+    Raises:
+        ConfigError: Rows or settings that cannot be used; the message says which.
+        SpaceMismatchError: The mixture belongs to another space than the embeddings.
+        OutputError: A file that is none of ours.
+        MissingDependencyError: faiss or scikit-learn is not installed.
+    """
+    if method not in METHODS:
+        raise ConfigError(f"method: expected one of {', '.join(METHODS)}, found {method!r}")
+    if k is not None and method not in ("kmeans", "spherical_kmeans"):
+        raise ConfigError(f"k: {method} finds the number of clusters by itself; leave k out")
+    if method != "dpmm" and (dpmm is not None or mixture is not None):
+        raise ConfigError(f"dpmm and mixture go with method='dpmm', found {method!r}")
+    if mixture is not None and (dpmm is not None or reduce is not None):
+        raise ConfigError(
+            "mixture: it is fitted already and has its own projection; leave dpmm and reduce out"
+        )
+    if (starts is not None and starts < 1) or min_cluster_size < 2:
+        raise ConfigError(
+            f"expected starts of 1 and min_cluster_size of 2 or more, found {starts} and {min_cluster_size}"
+        )
+    source = _Source.open(embeddings, where, directions=method == "spherical_kmeans")
+    points = source.vectors
+    k = None if k is None else as_count(k, "k")
+    if k is not None and not 1 <= k <= len(points):
+        raise ConfigError(f"k: expected 1 to {len(points)}, the rows of {source.where}; found {k}")
+    if mixture is not None:
+        fingerprint = source.passport.fingerprint if source.passport else None
+        mixture.check(points.shape[1], fingerprint, source.where)
+        labels, probabilities = mixture.assign(points)
+        found = {"mixture": mixture.name, "mixture_k": len(mixture)}
+        return _finish(source, mixture.project, labels, probabilities, method, found, mixture, k=len(mixture))
+
+    reduction = _reduction(reduce, points, method, seed)
+    if reduction is not None:
+        points = reduction.apply(points)
+    parameters: dict[str, Any] = {
+        "seed": seed,
+        "reduction": reduction.to_json() if reduction else None,
+        "rows": len(points),
+    }
+    fitted: Mixture | None = None
+    if method == "hdbscan":
+        labels, probabilities = _hdbscan(points, min_cluster_size, source.where)
+        parameters["min_cluster_size"] = min_cluster_size
+    elif method == "dpmm":
+        _check_width(points, "a mixture of full Gaussians", source.where)
+        config = dpmm or DPMMConfig()
+        fit = dpmm_.fit(points, config, seed=seed)
+        labels, probabilities = fit.labels, fit.probabilities
+        fitted = _over_embeddings(fit.mixture, reduction, source.passport)
+        parameters |= {"dpmm": asdict(config), "log_joint": round(fit.log_joint, 3)}
+        parameters["k_share"] = {
+            str(count): round(times / sum(fit.k_counts.values()), 4) for count, times in fit.k_counts.items()
+        }
+    else:
+        spherical = method == "spherical_kmeans"
+        if spherical:
+            points = kmeans.unit(points)
+        if k is None:
+            if len(points) < 3:
+                raise ConfigError(f"k: {source.where} has {len(points)} rows, too few to choose from; give k")
+            k, silhouettes = kmeans.choose_k(points, spherical=spherical, seed=seed)
+            parameters["silhouettes"] = {str(tried): round(value, 6) for tried, value in silhouettes.items()}
+        starts = max(1, min(10, 1000 // k)) if starts is None else starts
+        trained = kmeans.train(points, k, spherical=spherical, starts=starts, seed=seed)
+        labels, probabilities = trained.assign(points)
+        parameters |= {"k": k, "starts": starts, "trained_rows": trained.rows}
+    order = _largest_first(labels)
+    number = np.full(int(labels.max(initial=-1)) + 2, -1)  # the last place is noise's
+    number[order] = np.arange(len(order))
+    return _finish(source, points, number[labels], probabilities, method, parameters, fitted, k=len(order))
+
+
+@dataclass(frozen=True, eq=False)
+class _Source:
+    """Rows as they came, checked."""
+
+    ids: list[str]
+    parts: np.ndarray
+    vectors: np.ndarray
+    passport: Passport | None
+    where: str
+
+    @classmethod
+    def open(
+        cls,
+        source: Embeddings | np.ndarray | str | os.PathLike[str],
+        where: str | None = None,
+        *,
+        directions: bool,
+    ) -> _Source:
+        """Check rows; `directions`: a row of zeros has none. In embeddings of pictures it is always a fault."""
+        if where is None:
+            where = os.fspath(source) if isinstance(source, (str, os.PathLike)) else "the embeddings"
+        if isinstance(source, (str, os.PathLike)):
+            source = Embeddings.read(source)
+        passport: Passport | None = None
+        if isinstance(source, Embeddings):
+            ids, parts, vectors, passport = source.ids, source.parts, source.vectors, source.passport
+            if len(set(ids)) < len(ids) and len(set(zip(ids, parts.tolist(), strict=True))) < len(ids):
+                raise ConfigError(f"{where}: an id stands there twice; embed the pictures into a new file")
+        else:
+            vectors = as_numbers(source, where)
+            ids, parts = [str(row) for row in range(len(vectors))], np.zeros(len(vectors), np.int32)
+        if len(vectors) < 2 or not vectors.shape[1]:
+            rows = {0: "no row", 1: "one row"}.get(len(vectors), "no column")
+            raise ConfigError(f"{where}: expected 2 rows or more to cluster, found {rows}")
+        zeros = not directions and passport is None
+        largest, different = 0.0, False
+        for start in range(0, len(vectors), _BLOCK):
+            block = vectors[start : start + _BLOCK]
+            found = check_rows(block, start, ids.__getitem__, where, zeros=zeros, largest=LARGEST_SQUARED)
+            largest = max(largest, float(found.max()))
+            different = different or bool((block != vectors[0]).any())
+        if not different:
+            raise ConfigError(f"{where}: all {len(vectors)} rows are equal, so there is nothing to cluster")
+        if largest < SMALLEST_SQUARED:  # squared distances would vanish in float32
+            raise ConfigError(
+                f"{where}: the largest number is {largest:.3g}, and {SMALLEST_SQUARED:g} is the least that can be "
+                "clustered; scale all rows up"
+            )
+        vectors = vectors.astype(np.float32, copy=False)
+        return cls(ids, parts, vectors, passport, where)
+
+
+def _reduction(
+    reduce: str | Reduction | None, points: np.ndarray, method: str, seed: int
+) -> Reduction | None:
+    if reduce is None:
+        return None
+    if isinstance(reduce, str):
+        name, dim = parse_reduction(reduce)
+        return fit_reduction(points, name, dim, seed=seed)
+    if len(reduce.center) != points.shape[1]:
+        raise ConfigError(
+            f"reduce: it was fitted on {len(reduce.center)} columns and the embeddings have {points.shape[1]}"
+        )
+    return reduce
+
+
+def _check_width(points: np.ndarray, what: str, where: str) -> None:
+    if points.shape[1] > WIDEST:
+        raise ConfigError(
+            f"{where}: {what} is at a loss in {points.shape[1]} dimensions (at most {WIDEST}); "
+            "reduce them first, for example with reduce='pca:32' (--reduce pca:32)"
+        )
+
+
+def _hdbscan(points: np.ndarray, min_cluster_size: int, where: str) -> tuple[np.ndarray, np.ndarray]:
+    _check_width(points, "HDBSCAN", where)
+    if len(points) > HDBSCAN_ROWS:
+        raise ConfigError(
+            f"{where}: HDBSCAN would take hours for {len(points)} rows (at most {HDBSCAN_ROWS}); "
+            "take kmeans or dpmm, or a sample of the rows"
+        )
+    if min_cluster_size > len(points):
+        raise ConfigError(
+            f"min_cluster_size: expected 2 to {len(points)}, the rows; found {min_cluster_size}"
+        )
+    try:
+        from sklearn.cluster import HDBSCAN
+    except ImportError:
+        raise MissingDependencyError(
+            "method='hdbscan' needs scikit-learn: pip install 'embedkit[analysis]'"
+        ) from None
+    found = HDBSCAN(min_cluster_size=min_cluster_size, copy=True).fit(points.astype(np.float64))
+    return found.labels_.astype(np.int64), found.probabilities_.astype(np.float64)
+
+
+def _over_embeddings(mixture: Mixture, reduction: Reduction | None, passport: Passport | None) -> Mixture:
+    """A mixture over reduced rows as one over the embeddings themselves."""
+    center, components = mixture.center, mixture.components
+    if reduction is not None:
+        center, components = reduction.center, reduction.components
+    spaces = (passport.fingerprint,) if passport else ()
+    return Mixture(
+        mixture.weights, mixture.means, mixture.precision_cholesky, center, components, False, spaces
+    )
+
+
+def _largest_first(labels: np.ndarray) -> np.ndarray:
+    """The labels that occur, by falling size; noise is left out."""
+    count = np.bincount(labels[labels >= 0]) if (labels >= 0).any() else np.zeros(0, np.int64)
+    order = np.argsort(-count, kind="stable")
+    return order[count[order] > 0]
+
+
+def _finish(
+    source: _Source,
+    points: Any,
+    labels: np.ndarray,
+    probabilities: np.ndarray,
+    method: str,
+    parameters: dict[str, Any],
+    mixture: Mixture | None,
+    *,
+    k: int,
+) -> Clustering:
+    """Sizes and exemplars; `points` are what was clustered, or a function that gives them from a block of rows."""
+
+    def block(rows: slice) -> np.ndarray:
+        return points(source.vectors[rows]) if callable(points) else points[rows].astype(np.float64)
+
+    slices = [slice(start, start + _BLOCK) for start in range(0, len(labels), _BLOCK)]
+    sizes = np.bincount(labels[labels >= 0], minlength=k)
+    sums = np.zeros((k + 1, block(slice(0, 1)).shape[1]))  # the last one is noise's
+    for rows in slices:
+        order = np.argsort(labels[rows], kind="stable")
+        here, starts = np.unique(labels[rows][order], return_index=True)
+        sums[here] += np.add.reduceat(block(rows)[order], starts, axis=0)
+    means = sums / np.maximum(np.append(sizes, 1), 1)[:, None]
+    distances = np.empty(len(labels))
+    for rows in slices:
+        distances[rows] = np.square(block(rows) - means[labels[rows]]).sum(1)
+    order = np.lexsort((distances, labels))
+    starts = np.searchsorted(labels[order], np.arange(k))
+    exemplars = [
+        order[start : start + min(EXEMPLARS, size)].tolist()
+        for start, size in zip(starts, sizes, strict=True)
+    ]
+    return Clustering(
+        source.ids,
+        source.parts,
+        labels,
+        probabilities,
+        sizes,
+        exemplars,
+        method,
+        parameters,
+        source.passport,
+        mixture,
+    )

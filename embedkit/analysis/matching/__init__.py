@@ -1,0 +1,1 @@
+"""Whether two embeddings show one identity: pairs, error rates, calibrations, identification."""

@@ -1,0 +1,120 @@
+"""The command line. Each command parses, calls the library and prints; heavy imports stay inside commands.
+
+Data goes to stdout, progress and notes to stderr. An `EmbedkitError` is printed as one sentence with exit status
+1, wrong usage gives 2, and an interrupted job says that its work is kept.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from typing import Annotated
+
+import typer
+
+from embedkit import __version__
+from embedkit._io.text import safe_for_terminal
+from embedkit.cli.atlas import atlas
+from embedkit.cli.calibrate import calibrate
+from embedkit.cli.cluster import cluster
+from embedkit.cli.compare import compare
+from embedkit.cli.duplicates import duplicates, leaks
+from embedkit.cli.embed import embed
+from embedkit.cli.evaluate import evaluate
+from embedkit.cli.export import export
+from embedkit.cli.identify import identify
+from embedkit.cli.importing import importing
+from embedkit.cli.lint import lint
+from embedkit.cli.publish import publish
+from embedkit.cli.search import search
+from embedkit.cli.terminal import StreamError, drop_output, prepare_streams, tell
+from embedkit.cli.train import train
+from embedkit.cli.verify import verify
+from embedkit.cli.zoo import doctor, zoo
+from embedkit.errors import EmbedkitError
+
+app = typer.Typer(
+    name="embedkit",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+app.command()(embed)
+app.command()(search)
+app.command()(cluster)
+app.command()(duplicates)
+app.command()(leaks)
+app.command()(calibrate)
+app.command()(verify)
+app.command()(identify)
+app.command()(lint)
+app.command()(atlas)
+zoo.command()(compare)
+app.add_typer(zoo, name="zoo")
+app.command()(train)
+app.command()(evaluate)
+app.command()(export)
+app.command("import")(importing)
+app.command()(publish)
+app.command()(doctor)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"embedkit {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Image embeddings from a folder of pictures, without PyTorch."""
+
+
+def main() -> None:
+    """Run the command line and exit."""
+    warnings.showwarning = _one_line
+    prepare_streams()
+    try:
+        try:
+            status = _run()
+        finally:
+            sys.stdout.flush()
+    except EmbedkitError as error:
+        tell(str(error))
+        raise SystemExit(1) from None
+    except StreamError as error:
+        drop_output()
+        tell(str(error))
+        raise SystemExit(1) from None
+    except BrokenPipeError:
+        # The reader of stdout has gone, as in `embedkit zoo list | head -1`; what is left has nowhere to go.
+        drop_output()
+        raise SystemExit(1) from None
+    if status == 130:  # Typer's own answer to an interrupt
+        tell(
+            "stopped; what was done is kept, and the same command goes on (a training run: embedkit train --resume RUN)"
+        )
+    raise SystemExit(status)
+
+
+def _run() -> int:
+    """Run the command that was named, and give its exit status."""
+    try:
+        return app(standalone_mode=False) or 0
+    except Exception as error:
+        # Typer brings a Click of its own or takes the installed one, so its errors are known by what they can do.
+        if not (hasattr(error, "show") and hasattr(error, "exit_code")):
+            raise
+        if isinstance(getattr(error, "message", None), str):
+            error.message = safe_for_terminal(error.message, lines=True)  # type: ignore[attr-defined]
+        error.show()
+        return error.exit_code
+
+
+def _one_line(message: Warning | str, *_: object, **__: object) -> None:
+    tell(f"warning: {message}")

@@ -1,0 +1,184 @@
+"""`embedkit cluster`: which embeddings belong together."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from embedkit._io.text import safe_for_terminal
+from embedkit.cli.options import AsJson, Root, StoredEmbeddings
+from embedkit.cli.sheet import write_sheet
+from embedkit.cli.terminal import tell
+from embedkit.errors import OutputError
+
+if TYPE_CHECKING:
+    from embedkit.analysis.clustering.cluster import Clustering
+    from embedkit.analysis.clustering.scores import Scores
+    from embedkit.model.mixture import Mixture
+
+
+def cluster(
+    embeddings: StoredEmbeddings,
+    method: Annotated[
+        str, typer.Option(help="kmeans, spherical_kmeans, hdbscan or dpmm; the last two find K themselves.")
+    ] = "kmeans",
+    k: Annotated[
+        int | None,
+        typer.Option("-k", help="Clusters of k-means.", show_default="by the largest mean silhouette"),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="CLUSTERS.parquet", help="Write the clusters.")
+    ] = None,
+    reduce: Annotated[
+        str | None, typer.Option(metavar="pca:N|whiten:N", help="Fewer dimensions first.")
+    ] = None,
+    labels: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="Known classes: print ACC, NMI and ARI.")
+    ] = None,
+    min_cluster_size: Annotated[int, typer.Option(min=2, help="Of hdbscan.")] = 5,
+    mixture: Annotated[
+        str | None,
+        typer.Option(help="For dpmm: a zoo entry, or a mixture.safetensors, whose clusters are taken."),
+    ] = None,
+    init_k: Annotated[
+        int | None, typer.Option(min=1, help="For dpmm: clusters to start from.", show_default="1")
+    ] = None,
+    alpha: Annotated[
+        float | None, typer.Option(help="For dpmm: how readily clusters split.", show_default="10")
+    ] = None,
+    copy_into: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Copy the pictures, a folder for each cluster.")
+    ] = None,
+    link_into: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Link to the pictures, a folder for each cluster.")
+    ] = None,
+    sheet: Annotated[
+        Path | None,
+        typer.Option(metavar="OUT.html|OUT.png", help="Draw a contact sheet: some pictures of each cluster."),
+    ] = None,
+    root: Root = None,
+    seed: Annotated[int, typer.Option(help="Of starts, samples and chains.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Cluster embeddings, and print each cluster's size and the ids nearest to its middle.
+
+    Pictures can be copied or linked into one folder per cluster; the originals stay as they are.
+    """
+    from embedkit._io.outputs import check_outputs
+    from embedkit.analysis.clustering import cluster as clustering
+    from embedkit.analysis.clustering import dpmm
+    from embedkit.cli.inputs import files_of
+    from embedkit.embeddings.table import Embeddings
+    from embedkit.images.ids import check_no_image
+    from embedkit.workflows import cluster_folders as folders
+
+    if copy_into is not None and link_into is not None:
+        raise typer.BadParameter("give --copy-into or --link-into, not both")
+    outputs = {"--output": output, "--copy-into": copy_into, "--link-into": link_into, "--sheet": sheet}
+    check_outputs(outputs, {**files_of(embeddings), "--mixture": mixture})
+    into = copy_into or link_into
+    for option in ("--output", "--sheet"):
+        path = outputs[option]
+        if into is not None and path is not None and into.resolve() in path.resolve().parents:
+            raise OutputError(
+                f"{option}: {path} lies in {into}, which holds pictures alone; choose another name"
+            )
+    config: dpmm.DPMMConfig | None = None
+    if init_k is not None or alpha is not None:
+        usual = dpmm.DPMMConfig()
+        config = dpmm.DPMMConfig(
+            init_k=usual.init_k if init_k is None else init_k,
+            alpha=usual.alpha if alpha is None else alpha,
+        )
+    if into is not None:
+        folders.check_free(into)  # before all the work
+    if sheet is not None:
+        from embedkit.images.originals import Originals
+        from embedkit.workflows.visual import contact_sheet as sheets
+
+        sheets.check_sheet(sheet)
+        originals = Originals(root)
+    rows = Embeddings.read(embeddings)
+    check_no_image(outputs, rows.ids, root)
+    classes = rows.label(labels, embeddings) if labels is not None else None
+    found = clustering.cluster(
+        rows,
+        method,
+        k,
+        reduce=reduce,
+        min_cluster_size=min_cluster_size,
+        dpmm=config,
+        mixture=_mixture(mixture) if mixture is not None else None,
+        seed=seed,
+        where=embeddings,
+    )
+    scores = found.scores(classes) if classes is not None else None
+    # Files first: whatever reads the table may stop early, as `head` does.
+    if output is not None:
+        found.save(output)
+        tell(f"the clusters of {len(found.ids)} rows are in {output}")
+    if into is not None:
+        placed = folders.sort_into_folders(found, into, link=link_into is not None, root=root)
+        what = "links" if link_into is not None else "copies"
+        tell(f"{placed.pictures} {what} in {placed.folder}")
+        if placed.missing:
+            tell(
+                f"warning: {len(placed.missing)} pictures are not there any more or cannot be read "
+                f"(the first is {placed.missing[0]})"
+            )
+        if placed.outside:
+            base = "the working folder" if root is None else root
+            tell(
+                f"warning: {len(placed.outside)} pictures lie outside {base} and are left there (the first is "
+                f"{placed.outside[0]}); name the folder that holds all of them with --root"
+            )
+    if sheet is not None:
+        title = f"{len(found)} clusters of {embeddings} by {method}"
+        write_sheet(sheet, title, sheets.sheet_of_clusters(found, seed=seed), originals)
+    if as_json:
+        print(json.dumps(_facts(found, scores), indent=1))
+    else:
+        _print_table(found, scores)
+
+
+def _mixture(name: str) -> Mixture:
+    from embedkit.model.mixture import Mixture
+
+    if name.endswith(".safetensors"):
+        return Mixture.load(name)
+    from embedkit.hub.resolve import find_entry
+
+    return Mixture.of_entry(find_entry(name))
+
+
+def _facts(found: Clustering, scores: Scores | None) -> dict[str, Any]:
+    return {
+        "method": found.method,
+        "parameters": found.parameters,
+        "rows": len(found.ids),
+        "clusters": [
+            {"cluster": number, "size": int(size), "exemplars": found.exemplar_ids(number)}
+            for number, size in enumerate(found.sizes)
+        ],
+        "noise": found.noise,
+        "scores": dataclasses.asdict(scores) if scores else None,
+    }
+
+
+def _print_table(found: Clustering, scores: Scores | None) -> None:
+    rows = len(found.ids)
+    print(f"{'cluster':>7}  {'size':>9}  {'share':>6}  nearest to its middle")
+    for number, size in enumerate(found.sizes):
+        names = ", ".join(map(safe_for_terminal, found.exemplar_ids(number)))
+        print(f"{number:>7}  {size:>9}  {size / rows:>6.1%}  {names}")
+    if found.noise:
+        print(f"{'noise':>7}  {found.noise:>9}  {found.noise / rows:>6.1%}")
+    if scores is not None:
+        print(
+            f"ACC {scores.acc:.4f}  NMI {scores.nmi:.4f}  ARI {scores.ari:.4f}  "
+            f"({scores.classes} classes, {scores.rows} labelled rows)"
+        )

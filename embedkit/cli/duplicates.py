@@ -1,0 +1,157 @@
+"""`embedkit duplicates` and `embedkit leaks`: what is there twice, and what of a test set is in the training set."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from embedkit._io.text import safe_for_terminal
+from embedkit.cli.options import AsJson, Root, StoredEmbeddings
+from embedkit.cli.sheet import write_sheet
+from embedkit.cli.terminal import tell
+
+
+def duplicates(
+    source: StoredEmbeddings,
+    threshold: Annotated[
+        float | None, typer.Option(help="Cosine from which on two pictures are the same; 1 finds equal rows.")
+    ] = None,
+    precision: Annotated[
+        float | None, typer.Option(help="Instead: the share of true duplicates; needs --judged.")
+    ] = None,
+    judged: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PAIRS.csv", help="Pairs that a person has judged: columns a, b and same (1 or 0)."
+        ),
+    ] = None,
+    pairs: Annotated[
+        Path | None,
+        typer.Option(metavar="PAIRS.csv", help="Write up to 1,000 of the pairs, evenly drawn, to be judged."),
+    ] = None,
+    delete_list: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Write the paths of files that can go, each while the kept image is another file that is there. "
+            "Nothing is deleted.",
+        ),
+    ] = None,
+    null: Annotated[
+        bool,
+        typer.Option(
+            "--null",
+            help="Paths in the delete list end in NUL, so that no name can be misread: xargs -0 rm -- < FILE",
+        ),
+    ] = False,
+    sheet: Annotated[
+        Path | None, typer.Option(metavar="OUT.html|OUT.png", help="Draw a contact sheet of the groups.")
+    ] = None,
+    root: Root = None,
+    as_json: AsJson = False,
+) -> None:
+    """Print groups of pictures that are there twice, the largest first: the kept ones, and after a tab the others.
+
+    The first picture of a group is kept, and each one that is no duplicate of a kept one; files that are there come
+    before links and what is gone.
+    """
+    if (threshold is None) == (precision is None) or (precision is None) != (judged is None):
+        raise typer.BadParameter("give --threshold, or --precision with --judged")
+    if null and delete_list is None:
+        raise typer.BadParameter("--null is of a delete list: give --delete-list FILE")
+    from embedkit._io.outputs import check_outputs
+    from embedkit.analysis.duplicates import find_duplicates
+    from embedkit.analysis.matching.pairs import read_pairs, write_pairs
+    from embedkit.analysis.vectors import Rows
+    from embedkit.cli.inputs import files_of
+    from embedkit.images.ids import check_no_image
+
+    outputs = {"--pairs": pairs, "--delete-list": delete_list, "--sheet": sheet}
+    check_outputs(outputs, {**files_of(source), "--judged": judged})
+    if sheet is not None:
+        from embedkit.images.originals import Originals
+        from embedkit.workflows.visual import contact_sheet as sheets
+
+        sheets.check_sheet(sheet)  # before all the work
+        originals = Originals(root)
+    rows = Rows(source)
+    names = rows.names()
+    check_no_image(outputs, names, root)
+    # Two near-duplicates of one picture need not be near-duplicates: a judgement is of its pair alone.
+    known = read_pairs(judged, names, identities=False) if judged else None
+    found = find_duplicates(rows, threshold, precision=precision, judged=known, root=root)
+    # Files first: whatever reads the table may stop early, as `head` does.
+    if pairs is not None:
+        write_pairs(pairs, found.names, found.sample)
+    if delete_list is not None:
+        listed = found.write_delete_list(delete_list, null=null)
+        left = f"; {why}" if (why := listed.why()) else ""
+        tell(f"{delete_list} names {len(listed)} files; nothing was deleted{left}")
+    if sheet is not None and found.groups:
+        title = f"Duplicates in {source} at a cosine of {found.threshold:g} or more"
+        write_sheet(sheet, title, sheets.sheet_of_duplicates(found), originals)
+    elif sheet is not None:
+        tell(f"nothing is there twice, so {sheet} is not written")
+    redundant = len(found.redundant)
+    if as_json:
+        groups = [
+            {
+                "kept": [found.names[row] for row in group.kept],
+                "redundant": [
+                    {"id": found.names[row], "of": found.names[of], "cosine": round(cosine, 6)}
+                    for row, of, cosine in zip(group.redundant, group.of, group.cosines.tolist(), strict=True)
+                ],
+            }
+            for group in found.groups
+        ]
+        facts = {"threshold": found.threshold, "rows": len(found.names), "pairs": found.pairs}
+        print(json.dumps({**facts, "redundant": redundant, "groups": groups}))
+    else:
+        for group in found.groups:
+            sides = (
+                ", ".join(safe_for_terminal(found.names[row]) for row in side)
+                for side in (group.kept, group.redundant)
+            )
+            print("\t".join(sides))
+    tell(
+        f"{len(found.groups)} groups, {redundant} of {len(found.names)} rows could go; "
+        f"{found.pairs} pairs at a cosine of {found.threshold:g} or more"
+    )
+
+
+def leaks(
+    train: Annotated[str, typer.Argument(help="The training set's embeddings.")],
+    test: Annotated[str, typer.Argument(help="The test set's embeddings.")],
+    threshold: Annotated[
+        float, typer.Option(help="Cosine from which on two pictures are the same; 1 finds equal rows.")
+    ],
+    fail_over: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0, max=1.0, help="Exit with status 3 when more than this share of the test set leaks."
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Print test pictures that the training set holds, with the training picture and the cosine."""
+    from embedkit.analysis.duplicates import leaks as find_leaks
+
+    found = find_leaks(train, test, threshold)
+    if as_json:
+        rows = [
+            {"test": leak.test, "train": leak.train, "cosine": round(leak.cosine, 6)} for leak in found.found
+        ]
+        print(json.dumps({"threshold": threshold, "tested": found.tested, "rate": found.rate, "leaks": rows}))
+    else:
+        for leak in found.found:
+            print(f"{safe_for_terminal(leak.test)}\t{safe_for_terminal(leak.train)}\t{leak.cosine:.4f}")
+    tell(
+        f"{len(found.found)} of {found.tested} test rows ({found.rate:.3%}) are in the training set "
+        f"at a cosine of {threshold:g} or more"
+    )
+    if fail_over is not None and found.rate > fail_over:
+        tell(f"that is above the limit of {fail_over:.3%}")
+        raise typer.Exit(3)

@@ -1,0 +1,132 @@
+"""`embedkit embed`: folders of pictures to a file of embeddings."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from typing import Annotated
+
+import typer
+
+from embedkit._io.text import safe_for_terminal
+from embedkit.cli.options import Device, Offline, Threads
+from embedkit.cli.terminal import tell
+
+
+def embed(
+    source: Annotated[
+        list[str],
+        typer.Argument(
+            help="Files, folders, globs, a .tar, a Parquet file with an image column, or - for a list."
+        ),
+    ],
+    output: Annotated[
+        str,
+        typer.Option(
+            "--output", "-o", help="X.parquet, X.npy, a folder ending in /, or lance://FOLDER/TABLE."
+        ),
+    ] = "images.parquet",
+    encoder: Annotated[str | None, typer.Option(help="A zoo name or an entry's folder.")] = None,
+    revision: Annotated[
+        str | None, typer.Option(help="12 or more hex digits of the manifest's sha256.")
+    ] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Pictures in one batch.")] = None,
+    device: Device = "auto",
+    providers: Annotated[
+        str | None, typer.Option(help="ONNX Runtime providers, separated by commas; overrides --device.")
+    ] = None,
+    precision: Annotated[str, typer.Option(help="fp32, tf32 (CUDA) or fp16 (TensorRT).")] = "fp32",
+    threads: Threads = "auto",
+    decode: Annotated[
+        str | None,
+        typer.Option(help="auto: large JPEGs at a reduced scale; exact: never.", show_default="auto"),
+    ] = None,
+    max_pixels: Annotated[
+        int | None, typer.Option(min=1, help="Refuse images of more pixels.", show_default="179 million")
+    ] = None,
+    image_column: Annotated[
+        str | None, typer.Option(help="The column of Parquet files that holds the images.")
+    ] = None,
+    root: Annotated[str | None, typer.Option(help="Ids are paths relative to this folder.")] = None,
+    null: Annotated[
+        bool, typer.Option("--null", help="The list on stdin is separated by NUL bytes.")
+    ] = False,
+    normalize: Annotated[bool, typer.Option(help="Rows of Euclidean length 1.")] = True,
+    recursive: Annotated[bool, typer.Option(help="Walk folders to the bottom.")] = True,
+    on_error: Annotated[
+        str, typer.Option(help="skip lists bad pictures beside the output; stop ends.")
+    ] = "skip",
+    prune: Annotated[
+        bool,
+        typer.Option(
+            "--prune", help="Drop rows of the sources that are not listed any more, and rows without a file."
+        ),
+    ] = False,
+    verify_content: Annotated[
+        bool, typer.Option("--verify-content", help="Tell changed pictures by their sha256.")
+    ] = False,
+    worker: Annotated[
+        str | None, typer.Option(metavar="I/N", help="Embed part I of N (from 1) into a folder.")
+    ] = None,
+    local_files_only: Offline = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Start anew.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON on stdout.")] = False,
+) -> None:
+    """Embed pictures into a Parquet file, a .npy file or a folder of shards.
+
+    The same command goes on where a killed one stopped, and embeds only what is new or changed in a finished
+    output.
+    """
+    from embedkit.cli.progress import Bar
+    from embedkit.pipeline import embed as pipeline
+
+    with Bar("embedding") as bar:
+        report = pipeline.embed(
+            source,
+            output,
+            encoder=encoder,
+            revision=revision,
+            batch_size=batch_size,
+            device=device,
+            providers=[name.strip() for name in providers.split(",")] if providers else None,
+            precision=precision,
+            threads=threads,
+            decode=decode,
+            max_pixels=max_pixels,
+            image_column=image_column,
+            normalize=normalize,
+            root=root,
+            recursive=recursive,
+            on_error=on_error,
+            prune=prune,
+            verify_content=verify_content,
+            worker=_worker(worker),
+            overwrite=overwrite,
+            local_files_only=local_files_only,
+            null=null,
+            stdin=sys.stdin.buffer,
+            progress=bar,
+        )
+    for note in report.notes:
+        tell(note)
+    if as_json:
+        fields = {**dataclasses.asdict(report), "images_per_second": round(report.images_per_second, 1)}
+        print(json.dumps(fields))
+    kept = f", {report.kept} kept" if report.kept else ""
+    removed = f", {report.removed} removed" if report.removed else ""
+    failed = f", {report.failed} failed ({report.errors})" if report.failed else ", none failed"
+    done = (
+        f"{report.output}: {report.images} embedded{kept}{removed}{failed}; dim {report.dim}, "
+        f"{report.images_per_second:.1f} images/s on {report.provider}"
+    )
+    print(safe_for_terminal(done), file=sys.stderr)
+
+
+def _worker(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    part, slash, parts = text.partition("/")
+    if not slash or not part.isdigit() or not parts.isdigit() or not 1 <= int(part) <= int(parts):
+        raise typer.BadParameter(f"expected I/N with I from 1 to N, found {text!r}", param_hint="--worker")
+    return int(part), int(parts)

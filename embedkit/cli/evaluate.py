@@ -1,0 +1,62 @@
+"""`embedkit evaluate`: the figures of an entry or a run, by one protocol."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+from embedkit.cli.options import AsJson
+from embedkit.cli.terminal import tell
+from embedkit.errors import ConfigError, MissingDependencyError
+
+
+def evaluate(
+    source: Annotated[str, typer.Argument(help="An entry's name or folder, or a run's folder.")],
+    data: Annotated[
+        str,
+        typer.Option(
+            help="A data set with a training and a test part: IDX files, Parquet files, class folders, or "
+            "sklearn:digits."
+        ),
+    ],
+    label: Annotated[
+        list[str] | None, typer.Option(help="A label column; may be given several times. [default: label]")
+    ] = None,
+    baselines: Annotated[
+        bool, typer.Option(help="Judge the same network at random, and raw pixels, too.")
+    ] = True,
+    limit: Annotated[int, typer.Option(min=0, help="Pictures of each part; 0 for all.")] = 0,
+    write: Annotated[bool, typer.Option("--write", help="Put the figures into the entry.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Judge an encoder: kNN, linear probe, retrieval, clustering, verification and effective rank."""
+    if write and limit:
+        raise ConfigError("figures of part of the data do not enter an entry: give --write or --limit")
+    try:
+        from embedkit.training.evaluation import protocol
+        from embedkit.training.evaluation.record import check_writable, write_figures
+    except ImportError as error:
+        if (error.name or "").startswith("embedkit"):
+            raise
+        raise MissingDependencyError(
+            f"evaluation needs {error.name}, which is not installed: pip install 'embedkit[train,cpu]'"
+        ) from None
+    if write:
+        check_writable(source)  # before the work of minutes
+
+    found = protocol.evaluate(
+        source,
+        data=data,
+        labels=label or ("label",),
+        baselines=baselines,
+        limit=limit,
+        notify=tell,
+    )
+    print(json.dumps(found.to_json(), indent=1) if as_json else found.table())
+    if limit:
+        tell("a limit thins the classes, which changes every figure: compare figures of the same limit alone")
+    if write:
+        manifest = write_figures(found, source, tell)
+        tell(f"the figures are in {source}, now revision {manifest.sha256[:12]}")

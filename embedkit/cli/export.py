@@ -1,0 +1,66 @@
+"""`embedkit export`: a training run to a zoo entry, an entry to one ordinary ONNX file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from embedkit._io.outputs import check_outputs
+from embedkit._io.text import safe_for_terminal
+from embedkit.errors import ConfigError, MissingDependencyError
+from embedkit.model.layout import MANIFEST
+
+
+def export(
+    source: Annotated[
+        str, typer.Argument(help="A run's folder; with --standalone an entry's folder or name.")
+    ],
+    name: Annotated[
+        str | None, typer.Option(help="The new entry, <method>-<arch>.<data>, for example simclr-r10.fmnist.")
+    ] = None,
+    standalone: Annotated[
+        Path | None,
+        typer.Option(metavar="OUT.onnx", help="Write an entry as one self-contained float32 ONNX."),
+    ] = None,
+    zoo: Annotated[Path, typer.Option(help="The folder that holds the entries.")] = Path("zoo"),
+    licence: Annotated[str, typer.Option(help="SPDX identifier of the new entry's licence.")] = "other",
+    data: Annotated[
+        str | None, typer.Option(help="What it was trained on, in words; by default as the run says.")
+    ] = None,
+    limit: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="SENTENCE", help="What the encoder is not good for, for its card's limits. Repeatable."
+        ),
+    ] = None,
+) -> None:
+    """Write a training run as a zoo entry, or an entry as one ordinary ONNX file."""
+    try:
+        if standalone is not None:
+            if name is not None:
+                raise ConfigError("--name writes an entry and --standalone an ONNX file: give one of them")
+            folder = Path(source)
+            held = sorted(folder.iterdir()) if folder.is_dir() else [folder]
+            check_outputs({"--standalone": standalone}, {str(path): path for path in held})
+            from embedkit.training.export.standalone import standalone as write_standalone
+
+            print(safe_for_terminal(str(write_standalone(source, standalone))))
+        elif (Path(source) / MANIFEST).is_file():
+            raise ConfigError(
+                f"{source} is an entry already; write one ONNX file of it with --standalone OUT.onnx"
+            )
+        elif name is None:
+            raise ConfigError("--name is missing: <method>-<arch>.<data>, for example simclr-r10.fmnist")
+        else:
+            from embedkit.training.export.from_run import export_run
+
+            done = export_run(source, name, zoo, licence=licence, data=data, limits=limit or ())
+            print(safe_for_terminal(str(done)))
+    except MissingDependencyError:
+        raise
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"export cannot start ({error}): pip install 'embedkit[train,cpu]'"
+        ) from None

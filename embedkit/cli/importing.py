@@ -1,0 +1,88 @@
+"""`embedkit import`: weights that others have trained, to a zoo entry."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from embedkit.cli.terminal import tell
+from embedkit.errors import ConfigError, MissingDependencyError
+
+
+def importing(
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="A checkpoint file, hf-hub:org/name[@revision], local-dir:PATH, or a timm name with weights."
+        ),
+    ],
+    name: Annotated[
+        str, typer.Option(help="The new entry, <method>-<arch>.<data>, for example simsiam-r50.in1k.")
+    ],
+    layout: Annotated[
+        str | None,
+        typer.Option(help="Whose layout a checkpoint file has, such as simsiam. [default: recognised]"),
+    ] = None,
+    architecture: Annotated[
+        str | None,
+        typer.Option(help="timm's name of a checkpoint's network. [default: by its shapes]"),
+    ] = None,
+    licence: Annotated[
+        str | None,
+        typer.Option(help="SPDX identifier of the weights' licence. [default: the known one]"),
+    ] = None,
+    origin: Annotated[
+        str | None,
+        typer.Option("--source", help="Where the weights come from, an address or words; kept with them."),
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(help="What they were trained on, in words. [default: the name's last part]")
+    ] = None,
+    image_size: Annotated[
+        int | None, typer.Option(min=1, help="Pixels of a side, for a checkpoint file. [default: 224]")
+    ] = None,
+    zoo: Annotated[Path, typer.Option(help="The folder that holds the entries.")] = Path("zoo"),
+    samples: Annotated[
+        str | None,
+        typer.Option(help="64 or more pictures to measure rounding and parity on. [default: synthetic]"),
+    ] = None,
+    token: Annotated[
+        str | None, typer.Option(envvar="EMBEDKIT_TOKEN", help="Credential of the Hub, for no other place.")
+    ] = None,
+) -> None:
+    """Write weights that others have trained as a zoo entry.
+
+    Every tensor of the encoder must be there and fit; heads are left out. Nothing of a pickle is run. The licence of
+    the weights stays what it is, and is asked for where it is not known.
+    """
+    try:
+        from embedkit.training.importers.checkpoints import import_checkpoint
+        from embedkit.training.importers.foreign import Request
+        from embedkit.training.importers.timm_models import import_timm
+    except ImportError as error:
+        if (error.name or "").startswith("embedkit"):
+            raise
+        raise MissingDependencyError(
+            f"import needs {error.name}, which is not installed: pip install 'embedkit[train,cpu]'"
+        ) from None
+    request = Request(name=name, zoo=zoo, licence=licence, origin=origin, data=data, samples=samples)
+    if os.path.isfile(source):
+        done = import_checkpoint(
+            source, request, layout=layout, architecture=architecture, image_size=image_size
+        )
+    elif layout or architecture or image_size:
+        raise ConfigError(
+            "--layout, --architecture and --image-size are for a checkpoint file, not for timm's"
+        )
+    else:
+        done = import_timm(source, request, token=token)
+    tell(f"{done.said}, licence {done.licence}")
+    if done.presumed:
+        tell(
+            f"{done.licence} is the licence of the published weights of this layout; for weights "
+            "of your own, say otherwise with --licence and --source"
+        )
+    print(done.folder)

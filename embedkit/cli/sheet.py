@@ -1,0 +1,27 @@
+"""The contact sheet of a command: written, and told on stderr."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from embedkit.cli.terminal import tell
+
+if TYPE_CHECKING:
+    from embedkit.images.originals import Originals
+    from embedkit.workflows.visual.contact_sheet import Section
+
+
+def write_sheet(path: Path, title: str, sections: Sequence[Section], originals: Originals) -> None:
+    """Write a contact sheet and say what is on it; a warning names what could not be read."""
+    from embedkit.workflows.visual import contact_sheet as sheets
+
+    done = sheets.write_sheet(path, title, sections, originals)
+    left = f"; {done.left_out} more groups found no room" if done.left_out else ""
+    tell(f"{path} shows {done.pictures} pictures{left}")
+    if done.missing:
+        tell(
+            f"warning: {len(done.missing)} of these pictures cannot be read (the first is "
+            f"{done.missing[0]}); --root names the folder that ids are relative to"
+        )

@@ -1,0 +1,252 @@
+"""`embedkit zoo list|info|pull|verify|mirror|bundle|remove` and `embedkit doctor`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from embedkit._io.outputs import check_outputs
+from embedkit._io.text import safe_for_terminal
+from embedkit.cli.options import AcceptLicence, AsJson, Device, Offline, Token, Zoo
+from embedkit.cli.terminal import tell
+
+zoo = typer.Typer(
+    name="zoo", help="The encoders that names reach.", no_args_is_help=True, rich_markup_mode=None
+)
+
+
+@zoo.command("list")
+def list_(
+    pattern: Annotated[str, typer.Argument(help="Shell wildcards, as '*-r10'.")] = "*",
+    place: Zoo = None,
+    method: Annotated[str | None, typer.Option(help="Part of the method's name.")] = None,
+    architecture: Annotated[str | None, typer.Option(help="Part of the network's name.")] = None,
+    data: Annotated[str | None, typer.Option(help="Part of the training data's description.")] = None,
+    licence: Annotated[str | None, typer.Option(help="Part of the licence's name.")] = None,
+    dim: Annotated[int | None, typer.Option(min=1, help="Width of the embedding.")] = None,
+    token: Token = None,
+    local_files_only: Offline = False,
+    as_json: AsJson = False,
+) -> None:
+    """List entries: name, width, method, training data, licence and where each would come from."""
+    from embedkit.hub.resolve import list_encoders
+
+    wanted = {"method": method, "architecture": architecture, "data": data, "licence": licence}
+    rows = [
+        row
+        for row in list_encoders(pattern, kind="", zoo=place, local_files_only=local_files_only, token=token)
+        if all(
+            part is None or part.casefold() in getattr(row, key).casefold() for key, part in wanted.items()
+        )
+        and dim in (None, row.dim)
+    ]
+    if as_json:
+        print(json.dumps([dataclasses.asdict(row) for row in rows], indent=1))
+        return
+    if not rows:
+        tell(f"no encoder matches {repr(pattern)}")
+    for row in rows:
+        where = row.place or "not in the places that are named"
+        fields = (row.alias or row.name, row.name, str(row.dim), row.method, row.data, row.licence, where)
+        print("\t".join(map(safe_for_terminal, fields)))
+
+
+@zoo.command()
+def info(
+    name: Annotated[str, typer.Argument(help="A name, name@revision, a URL, or an entry's folder.")],
+    place: Zoo = None,
+    token: Token = None,
+    local_files_only: Offline = False,
+    as_json: AsJson = False,
+) -> None:
+    """Print an entry's model card, or with --json its configuration, revision and files."""
+    from embedkit.hub.access import Access
+    from embedkit.hub.resolve import find_entry
+
+    access = Access(token=token, local_files_only=local_files_only)
+    entry = find_entry(name, zoo=place, access=access)
+    if not as_json:
+        print(safe_for_terminal(entry.card, lines=True))
+        return
+    files = {name: dataclasses.asdict(record) for name, record in entry.manifest.files.items()}
+    facts = {"name": entry.name, "revision": entry.revision, "location": entry.location, "files": files}
+    print(json.dumps({**facts, "config": entry.config.to_json()}, indent=1))
+
+
+@zoo.command()
+def pull(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Names, name@revision, URLs, or a .tar of `zoo bundle`; all of --zoo when left out."
+        ),
+    ] = None,
+    place: Zoo = None,
+    accept_licence: AcceptLicence = False,
+    lock: Annotated[
+        bool, typer.Option("--lock", help="Pin what was pulled in embedkit.lock, in place of an older pin.")
+    ] = False,
+    verify_key: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PUB.pem", help="Refuse what the holder of this key's private half has not signed."
+        ),
+    ] = None,
+    token: Token = None,
+    as_json: AsJson = False,
+) -> None:
+    """Bring entries into the cache, every byte verified; what is there is checked, and mended if need be.
+
+    The licence is shown before the download, and one that forbids commercial use asks for --accept-licence. A
+    download that was cut short goes on where it stopped.
+    """
+    from embedkit.cli.download import Download
+    from embedkit.hub.bulk import pull as pull_entries
+
+    with Download(accept_licence=accept_licence) as download:
+        pulled = pull_entries(
+            names or [],
+            zoo=place,
+            gate=download.gate,
+            watcher=download,
+            token=token,
+            lock=lock,
+            verify_key=verify_key,
+        )
+    if as_json:
+        print(json.dumps([dataclasses.asdict(one) for one in pulled], indent=1))
+        return
+    for one in pulled:
+        fields = (one.name, one.revision[:12], f"{one.bytes / 1e6:.1f} MB", one.licence, one.location)
+        print("\t".join(map(safe_for_terminal, fields)))
+
+
+@zoo.command()
+def verify(
+    name: Annotated[str | None, typer.Argument(help="One entry; all that are at hand when left out.")] = None,
+    place: Zoo = None,
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Check every file of an entry against its manifest, and its golden vectors on this machine."""
+    from embedkit.errors import EmbedkitError
+    from embedkit.hub.resolve import find_entry, list_encoders
+    from embedkit.workflows.check_entry import Verification, verify_entry
+
+    rows = list_encoders(kind="", zoo=place, local_files_only=place is None) if name is None else []
+    names = [name] if name is not None else [row.name for row in rows if row.place and (row.at_hand or place)]
+    results = []
+    for one in names:
+        try:
+            entry = find_entry(one, zoo=place).location if place is not None else one
+            results.append(verify_entry(entry, device=device))
+        except EmbedkitError as error:
+            results.append(Verification(name=one, ok=False, files=0, bytes=0, detail=str(error)))
+    if as_json:
+        print(json.dumps([dataclasses.asdict(result) for result in results], indent=1))
+    else:
+        for result in results:
+            size = f"{result.files} files, {result.bytes / 1e6:.1f} MB"
+            fields = ("ok" if result.ok else "FAILED", result.name, size, result.detail)
+            print("\t".join(map(safe_for_terminal, fields)))
+    if not all(result.ok for result in results):
+        raise typer.Exit(1)
+
+
+@zoo.command()
+def mirror(
+    to: Annotated[str, typer.Argument(help="A folder, s3://bucket/zoo, or hf://organisation.")],
+    place: Annotated[str, typer.Option("--zoo", help="The zoo that is copied.")],
+    pattern: Annotated[str, typer.Option(help="Shell wildcards over the entries' names.")] = "*",
+    accept_licence: AcceptLicence = False,
+    private: Annotated[
+        bool, typer.Option("--private", help="Make the Hub's repositories private ones.")
+    ] = False,
+    token: Token = None,
+    to_token: Annotated[
+        str | None, typer.Option(envvar="EMBEDKIT_TO_TOKEN", help="Credential of the place that is written.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Copy a zoo to another place, every byte verified on its way; what is there is not written again."""
+    from embedkit.cli.download import Download
+    from embedkit.hub.access import Access
+    from embedkit.hub.mirror import mirror as copy
+
+    done = []
+    with Download(accept_licence=accept_licence) as download:
+        access = Access(token=token, gate=download.gate, watcher=download)
+        for one in copy(place, to, pattern=pattern, access=access, private=private, token=to_token):
+            done.append(one)
+            if not as_json:
+                what = f"wrote {', '.join(one.files)}" if one.files else "all was there"
+                print(safe_for_terminal(f"{one.place}/{one.name}@{one.manifest_sha256[:12]}: {what}"))
+    if as_json:
+        print(json.dumps([dataclasses.asdict(one) for one in done], indent=1))
+
+
+@zoo.command()
+def bundle(
+    names: Annotated[
+        list[str] | None, typer.Argument(help="Names, URLs or entries' folders; all of --zoo when left out.")
+    ] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="OUT.tar")] = Path("zoo.tar"),
+    place: Zoo = None,
+    accept_licence: AcceptLicence = False,
+    token: Token = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write entries as one tar for machines without a network; it serves wherever a zoo is named."""
+    from embedkit.cli.download import Download
+    from embedkit.hub.bulk import bundle as write
+
+    check_outputs({"--output": output}, {"--zoo": place, **{repr(name): name for name in names or ()}})
+    with Download(accept_licence=accept_licence) as download:
+        written = write(names or [], output, zoo=place, gate=download.gate, watcher=download, token=token)
+    if as_json:
+        print(json.dumps({"output": str(output), "entries": written}))
+        return
+    print(safe_for_terminal(f"{output}: {', '.join(written)}"))
+
+
+@zoo.command()
+def remove(
+    name: Annotated[str, typer.Argument(help="An entry's whole name, or name@revision in the cache.")],
+    place: Annotated[
+        str | None, typer.Option("--zoo", help="Take it out of this place; out of the cache when left out.")
+    ] = None,
+    token: Token = None,
+    as_json: AsJson = False,
+) -> None:
+    """Remove an entry from the cache, or with --zoo from a folder, a bucket, or the Hub's index."""
+    from embedkit.hub.bulk import forget
+    from embedkit.hub.publish.publish import withdraw
+
+    if place is None:
+        gone = [f"{name.partition('@')[0]}@{sha256[:12]}" for sha256 in forget(name)]
+    else:
+        withdraw(name, place, token=token)
+        gone = [f"{place}/{name}"]
+    print(json.dumps(gone) if as_json else safe_for_terminal("\n".join(gone), lines=True))
+
+
+def doctor(as_json: AsJson = False) -> None:
+    """Say what is installed, which providers there are, what would run, and what to mend."""
+    from embedkit.workflows.doctor import examine
+
+    report = examine()
+    if as_json:
+        print(json.dumps(dataclasses.asdict(report), indent=1))
+    else:
+        for key, value in report.facts.items():
+            print(f"{key}: {safe_for_terminal(value)}")
+        for problem in report.problems:
+            print(f"problem: {safe_for_terminal(problem)}")
+        if not report.problems:
+            print("no problems found")
+    if report.problems:
+        raise typer.Exit(1)

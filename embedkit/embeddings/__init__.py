@@ -1,0 +1,1 @@
+"""Files of embeddings: their table, metadata, schema and formats."""

@@ -1,0 +1,312 @@
+"""A `.npy` array of embeddings, with its ids and its passport in files beside it.
+
+Three files cannot be renamed in one step. They are written into the job's own folder `X.npy.partial/`, then a mark
+is set there, then they are renamed, and the mark goes. A writer that is killed after the mark has all it needs on
+the disk, and the next writer finishes for it; one that is killed before has changed nothing. A reader refuses files
+while the mark stands.
+
+So that files which were copied apart do not pass for one another either, the passport holds the digest of the ids
+and one of rows spread over the array.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import pyarrow as pa
+
+from embedkit._io import atomic
+from embedkit._io.reading import open_regular, read_regular
+from embedkit.embeddings.metadata import Passport, first_line
+from embedkit.embeddings.paths import aside_folder, beside
+from embedkit.embeddings.schema import RESERVED, vectors_of
+from embedkit.errors import OutputError
+
+_MARK = "_commit"
+#: Name in the job's folder -> what ends the target's name.
+_STAGED = {"_new.npy": "", "_new.ids.jsonl": ".ids.jsonl", "_new.passport.json": ".passport.json"}
+#: Rows of the array that its digest is over: enough to tell two versions apart, and soon read.
+_SAMPLES = 64
+_MAX_PASSPORT, _MAX_LINE = 16 << 20, 16 << 20
+_INT64 = 1 << 63
+#: A reader waits so long in seconds, so many times, for a writer that is between two renames.
+_PAUSE, _TRIES = 0.05, 10
+
+
+class MismatchError(OutputError):
+    """Array, ids and passport do not belong together."""
+
+
+@dataclass(frozen=True)
+class Beside:
+    """What stands beside a `.npy` file.
+
+    Attributes:
+        lines: The columns other than the vectors, row by row.
+        passport: What the rows are.
+        labels: Label column -> the Arrow type name that it had before it became JSON; may be empty.
+        rows_sha256: Digest of the array that belongs here; None where none was recorded.
+    """
+
+    lines: list[dict[str, Any]]
+    passport: Passport
+    labels: dict[str, str]
+    rows_sha256: str | None
+
+
+def ids_path(npy: Path) -> Path:
+    """`X.ids.jsonl` beside `X.npy`: one JSON object a row."""
+    return beside(npy, ".ids.jsonl")
+
+
+def passport_path(npy: Path) -> Path:
+    """`X.passport.json` beside `X.npy`."""
+    return beside(npy, ".passport.json")
+
+
+def write_npy(tables: Iterable[pa.Table], path: Path, passport: Passport, rows: int) -> int:
+    """Stream tables into a `.npy` file with its ids and passport, and commit the three together.
+
+    Args:
+        tables: The rows.
+        path: The `.npy` file. No other writer may be at it: a job holds its lock.
+        passport: Written beside it.
+        rows: How many rows will come.
+
+    Returns:
+        The number of rows.
+
+    Raises:
+        OutputError: A file cannot be written.
+    """
+    folder = aside_folder(path)
+    staged = [folder / name for name in _STAGED]
+    try:
+        folder.mkdir(exist_ok=True)
+        count, columns = 0, {}
+        header = {"descr": "<f4", "fortran_order": False, "shape": (rows, passport.dim)}
+        with open(staged[0], "wb") as array, open(staged[1], "wb") as ids:
+            np.lib.format.write_array_header_1_0(array, header)
+            digest = hashlib.sha256()
+            for table in tables:
+                # Written, not mapped: on a full disk a mapped page ends the process.
+                array.write(
+                    np.ascontiguousarray(vectors_of(table, passport.dim, os.fspath(path)), "<f4").data
+                )
+                count += table.num_rows
+                columns = {f.name: str(f.type) for f in table.schema if f.name not in RESERVED}
+                for line in table.drop_columns(["embedding"]).to_pylist():
+                    text = (json.dumps(line, ensure_ascii=False) + "\n").encode()
+                    digest.update(text)
+                    ids.write(text)
+            _flush(array)
+            _flush(ids)
+        card: dict[str, Any] = json.loads(passport.to_json())
+        card["files"] = {"ids_sha256": digest.hexdigest(), "rows_sha256": _digest_of(_mapped(staged[0]))}
+        card["labels"] = columns
+        with open(staged[2], "wb") as file:
+            file.write((json.dumps(card, sort_keys=True) + "\n").encode())
+            _flush(file)
+        (folder / _MARK).touch()
+    except BaseException as error:
+        discard(path)
+        if isinstance(error, OSError):
+            raise atomic.refusal(path, error) from None
+        raise
+    finish_commit(path)
+    with contextlib.suppress(OSError):
+        folder.rmdir()  # a job's folder holds its shards still
+    return count
+
+
+def finish_commit(path: Path) -> bool:
+    """Rename what a killed writer had ready for `path`. Whoever calls holds the lock of the job.
+
+    Returns:
+        Whether there was anything to finish.
+
+    Raises:
+        OutputError: A file cannot be written.
+    """
+    folder = aside_folder(path)
+    if not (folder / _MARK).exists():
+        discard(path)
+        return False
+    for name, suffix in _STAGED.items():
+        if (folder / name).exists():
+            _place(folder / name, beside(path, suffix) if suffix else path)
+    (folder / _MARK).unlink()
+    return True
+
+
+def discard(path: Path) -> None:
+    """Delete what was written for a commit that was not marked."""
+    for name in _STAGED:
+        with contextlib.suppress(OSError):
+            (aside_folder(path) / name).unlink()
+
+
+def read_npy(path: Path) -> tuple[np.ndarray, Beside]:
+    """A `.npy` file of embeddings, memory-mapped, and what stands beside it.
+
+    Raises:
+        MismatchError: The three files do not belong together.
+        OutputError: One of the three files is missing, damaged, or of another length than the others.
+    """
+    for _ in range(_TRIES - 1):
+        try:
+            return _read(path)
+        except MismatchError:
+            time.sleep(_PAUSE)  # a writer may be between two renames
+    return _read(path)
+
+
+def read_beside(path: Path) -> Beside:
+    """The ids and the passport of a `.npy` file.
+
+    Raises:
+        OutputError: They are missing or damaged.
+    """
+    ids, digest = ids_path(path), hashlib.sha256()
+    lines: list[dict[str, Any]] = []
+    try:
+        card = json.loads(read_regular(passport_path(path), _MAX_PASSPORT))
+        with open_regular(ids) as file:
+            # Not splitlines: an id may hold U+2028 and the like, which JSON leaves as they are.
+            while text := file.readline(_MAX_LINE + 1):
+                if len(text) > _MAX_LINE:
+                    raise ValueError(f"line {len(lines) + 1} of {ids.name} is longer than {_MAX_LINE} bytes")
+                digest.update(text)
+                line = json.loads(text)
+                if not _is_line(line):
+                    raise ValueError(
+                        f"line {len(lines) + 1} of {ids.name} has no id that is a text, no part, or a size, a time "
+                        "or a sha256 of another kind"
+                    )
+                lines.append(line)
+    except RecursionError:
+        raise OutputError(f"{ids} is damaged (it is nested too deep); embed the images again") from None
+    except (OSError, ValueError) as error:
+        raise OutputError(f"{path} and its ids and passport cannot be read ({first_line(error)})") from None
+    passport, files, labels = _parse_passport(card, passport_path(path))
+    if files.get("ids_sha256", digest.hexdigest()) != digest.hexdigest():
+        files["rows_sha256"] = ""  # matches no array
+    return Beside(lines, passport, labels, files.get("rows_sha256"))
+
+
+def is_ids(path: Path) -> bool:
+    """Whether a file is the ids of an array of ours, judged by its first line."""
+    with open_regular(path) as file:
+        line = file.readline(_MAX_LINE)
+    return not line or _is_line(json.loads(line))
+
+
+def is_passport(path: Path) -> bool:
+    """Whether a file is the passport of an array of ours."""
+    return bool(_parse_passport(json.loads(read_regular(path, _MAX_PASSPORT)), path)[0])
+
+
+def _parse_passport(card: object, path: Path) -> tuple[Passport, dict[str, str], dict[str, str]]:
+    """The passport, the digests of the files beside it, and the types of the labels."""
+    files, labels = {}, {}
+    if isinstance(card, dict):
+        files, labels = card.pop("files", {}), card.pop("labels", {})
+    passport = Passport.from_json(json.dumps(card), str(path))
+    if not _is_mapping_of_texts(files) or not _is_mapping_of_texts(labels):
+        raise OutputError(f"{path}: its passport is damaged; was it written by another program?")
+    return passport, files, labels
+
+
+def _read(path: Path) -> tuple[np.ndarray, Beside]:
+    unfinished = (aside_folder(path) / _MARK).exists()
+    try:
+        vectors = _mapped(path)
+    except (OSError, ValueError) as error:
+        raise OutputError(f"{path} and its ids and passport cannot be read ({first_line(error)})") from None
+    found = read_beside(path)
+    if unfinished or found.rows_sha256 not in (None, _digest_of(vectors)):
+        raise MismatchError(
+            f"{path}, {ids_path(path).name} and {passport_path(path).name} do not belong together (one was changed or "
+            "copied alone, or a run was stopped while it wrote them); run the same `embedkit embed` command again"
+        )
+    shape = (len(found.lines), found.passport.dim)
+    if vectors.shape != shape:
+        raise OutputError(f"{path}: its ids and passport say {shape} for its shape, found {vectors.shape}")
+    return vectors, found
+
+
+def _mapped(path: Path) -> np.ndarray:
+    """The array of a `.npy` file, mapped into memory: floating-point numbers."""
+    open_regular(path).close()  # a FIFO would be waited for
+    try:
+        vectors = np.lib.format.open_memmap(path, "r")
+    except OSError:
+        raise
+    except Exception as error:  # a header is Python's syntax, and a bad one fails in whatever evaluates it
+        raise ValueError(f"{path.name} is no array: {first_line(error)}") from None
+    if vectors.dtype.kind != "f":
+        raise ValueError(f"{path.name} holds {vectors.dtype}, not floating-point numbers")
+    return vectors
+
+
+def _digest_of(vectors: np.ndarray) -> str:
+    """A digest of the shape and of rows spread over an array, the first and the last among them."""
+    digest = hashlib.sha256(f"{vectors.dtype.str} {vectors.shape}".encode())
+    last = len(vectors) - 1 if vectors.ndim == 2 else 0
+    for row in dict.fromkeys(np.linspace(0, max(last, 0), _SAMPLES).astype(int).tolist()):
+        digest.update(np.ascontiguousarray(np.atleast_1d(vectors)[row : row + 1]).tobytes())
+    return digest.hexdigest()
+
+
+def _place(staged: Path, target: Path) -> None:
+    """Rename a staged file to where it belongs: through a link, and with the permissions of what was there."""
+    real = os.path.realpath(target)
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            os.chmod(staged, os.stat(real).st_mode & 0o7777)
+        try:
+            os.replace(staged, real)
+        except OSError as error:
+            if error.errno != errno.EXDEV:
+                raise
+            with open(staged, "rb") as source, atomic.replacing(real) as copy:
+                shutil.copyfileobj(source, copy)
+            staged.unlink()
+    except OSError as error:
+        raise atomic.refusal(target, error) from None
+
+
+def _flush(file: IO[bytes]) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _is_line(line: object) -> bool:
+    """Whether a row's columns are of our types: a file may say anything."""
+    return (
+        isinstance(line, dict)
+        and isinstance(line.get("id"), str)
+        and type(line.get("part")) is int
+        and -(1 << 31) <= line["part"] < 1 << 31
+        and all(_is_int64(line.get(name)) for name in ("size", "mtime_ns"))
+        and isinstance(line.get("sha256"), str | None)
+    )
+
+
+def _is_int64(value: object) -> bool:
+    return value is None or (type(value) is int and -_INT64 <= value < _INT64)
+
+
+def _is_mapping_of_texts(value: object) -> bool:
+    return isinstance(value, dict) and all(isinstance(text, str) for text in value.values())

@@ -1,0 +1,163 @@
+"""Acts on whole lists of entries: pull them, pin them, bundle them, forget them."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from embedkit._io.outputs import check_outputs
+from embedkit.errors import ConfigError, EmbedkitError, EntryNotFoundError
+from embedkit.hub.access import Access
+from embedkit.hub.cache import Gate
+from embedkit.hub.catalog import NAME
+from embedkit.hub.download import Watcher
+from embedkit.hub.mirror import entry_names
+from embedkit.hub.open import open_place
+from embedkit.hub.resolve import find_entry
+from embedkit.hub.signing import check_signature
+from embedkit.hub.urls import is_url
+from embedkit.hub.verified import VerifiedEntry
+from embedkit.model.layout import REVISION
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pulled:
+    """An entry that is at hand, every byte of it verified.
+
+    Attributes:
+        name: The entry.
+        revision: The manifest's sha256.
+        licence: SPDX identifier.
+        bytes: Of all files.
+        location: The folder.
+    """
+
+    name: str
+    revision: str
+    licence: str
+    bytes: int
+    location: str
+
+
+def pull(
+    names: Sequence[str],
+    *,
+    zoo: str | None = None,
+    gate: Gate,
+    watcher: Watcher | None = None,
+    token: str | None = None,
+    lock: bool = False,
+    verify_key: str | os.PathLike[str] | None = None,
+) -> list[Pulled]:
+    """Bring entries into the cache, and check every byte of those that are there.
+
+    Args:
+        names: Names, URLs, or archives; all of `zoo` when empty.
+        zoo: Look in this place alone.
+        gate: Decides by the licence.
+        watcher: Is told how far a download is.
+        token: Credential of the place.
+        lock: Pin each in the lock file, in place of an older pin.
+        verify_key: The public key whose holder must have signed each.
+
+    Raises:
+        SignatureError: An entry is not signed by the holder of `verify_key`.
+        EmbedkitError: As for `find_entry`; nothing that is broken stays behind.
+    """
+    trust = None if verify_key is None else functools.partial(check_signature, public_key=verify_key)
+    access = Access(token=token, gate=gate, watcher=watcher, trust=trust)
+    return [_checked(name, place, access, lock) for name, place in _asked(names, zoo, access)]
+
+
+def bundle(
+    names: Sequence[str],
+    out: Path,
+    *,
+    zoo: str | None = None,
+    gate: Gate,
+    watcher: Watcher | None = None,
+    token: str | None = None,
+) -> list[str]:
+    """Write entries as one tar; see `embedkit.storage.tar`.
+
+    Returns:
+        The names of the entries in it.
+
+    Raises:
+        ConfigError: Nothing to write, or two entries of one name.
+        EmbedkitError: As for `find_entry`.
+    """
+    from embedkit.hub.bundle import write_archive
+
+    if not str(out).endswith(".tar"):
+        raise ConfigError(f"{out}: expected a name that ends in .tar")
+    check_outputs({"-o": out}, {"--zoo": zoo, **{name: name for name in names}})
+    access = Access(token=token, gate=gate, watcher=watcher)
+    entries = [find_entry(name, zoo=place, access=access) for name, place in _asked(names, zoo, access)]
+    if not entries or len({entry.name for entry in entries}) != len(entries):
+        raise ConfigError("expected entries of different names, one at least")
+    return write_archive(entries, out)
+
+
+def forget(name: str) -> list[str]:
+    """Drop an entry from the cache.
+
+    Args:
+        name: Its whole name, or `name@revision`.
+
+    Returns:
+        The digests of the versions that were there.
+
+    Raises:
+        ConfigError: Not a name or a revision.
+        EntryNotFoundError: The cache does not have it.
+    """
+    bare, at, revision = name.partition("@")
+    if not NAME.fullmatch(bare) or (at and not REVISION.fullmatch(revision)):
+        raise ConfigError(f"{name!r}: expected an entry's whole name, or name@revision")
+    cache = Access().cache
+    gone = cache.revisions(bare, revision)
+    if not gone:
+        raise EntryNotFoundError(f"{name!r} is not in the cache ({cache.root})")
+    for sha256 in gone:
+        cache.remove(sha256)
+    return gone
+
+
+def _asked(names: Sequence[str], zoo: str | None, access: Access) -> Iterator[tuple[str, str | None]]:
+    """Each name with the place to look in; all names of a place where none is given."""
+    if not names:
+        if zoo is None:
+            raise ConfigError("name an entry, or a whole zoo with --zoo")
+        yield from ((name, zoo) for name in entry_names(open_place(zoo, access)))
+    for name in names:
+        if name.endswith(".tar") and not is_url(name):
+            yield from ((inner, name) for inner in entry_names(open_place(name, access)))
+        else:
+            yield name, zoo
+
+
+def _checked(name: str, zoo: str | None, access: Access, lock: bool) -> Pulled:
+    entry = find_entry(name, zoo=zoo, access=access, relock=lock)
+    try:
+        size = _read_all(entry)
+    except EmbedkitError:
+        if access.cache.root not in Path(entry.location).parents:
+            raise
+        access.cache.remove(entry.revision)  # the disk has changed a byte
+        entry = find_entry(name, zoo=zoo, access=access, relock=lock)
+        size = _read_all(entry)
+    return Pulled(
+        name=entry.name,
+        revision=entry.revision,
+        licence=entry.config.licence,
+        bytes=size,
+        location=entry.location,
+    )
+
+
+def _read_all(entry: VerifiedEntry) -> int:
+    return sum(len(entry.read(name)) for name in entry.manifest.files)

@@ -1,0 +1,172 @@
+"""Encoders side by side on one data set: what each cost to train and how good it is.
+
+Every figure is one that `embedkit evaluate` wrote into its entry; nothing is measured here. Figures of two protocols,
+or on two data sets, never stand in one table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from embedkit.hub.publish.markdown import escape
+from embedkit.model.layout import ENTRY_NAME
+
+__all__ = ["Comparison", "Row", "compare", "with_protocols"]
+
+#: Columns of figures: name in an entry, heading.
+FIGURES = {
+    "knn_top1": "kNN",
+    "probe_top1": "probe",
+    "p_at_1": "P@1",
+    "map_at_r": "MAP@R",
+    "kmeans_acc": "ACC",
+    "kmeans_nmi": "NMI",
+    "kmeans_ari": "ARI",
+    "mixture_nmi": "mixture NMI",
+    "auc": "AUC",
+    "tar_at_far_1e-3": "TAR@FAR 1e-3",
+    "rankme": "RankMe",
+}
+BASELINES = ("random", "pixels", "pca")
+#: What no protocol says.
+COLUMNS = (
+    "Own task: on up to 2,048 held-out training pictures, as the run was exported. Minutes: by the clock of the "
+    "machine that trained, whatever else it did; FLOPs are what to compare."
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One encoder, or one baseline, on one data set.
+
+    Attributes:
+        name: The entry's, or the baseline's.
+        method: How it was trained; empty for a baseline.
+        family: What that method learns from; empty where the entry does not say.
+        images: Pictures seen in training, None where that is not known.
+        flops: Training FLOPs, None where they are not known.
+        minutes: Of training, None where they are not known.
+        figures: As in the entry.
+        intervals: 95 %, of the figures that are means over test pictures.
+        pretext: How well the method's own task is solved on held-out training pictures.
+    """
+
+    name: str
+    method: str = ""
+    family: str = ""
+    images: int | None = None
+    flops: float | None = None
+    minutes: float | None = None
+    figures: Mapping[str, float] = field(default_factory=dict)
+    intervals: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    pretext: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """What was measured on one data set by one protocol.
+
+    Attributes:
+        data: The data set, with `by COLUMN` where labels other than `label` count.
+        protocol: How the figures were measured, in words.
+        rows: Encoders by name, then baselines.
+    """
+
+    data: str
+    protocol: str
+    rows: tuple[Row, ...]
+
+    def markdown(self, *, links: bool = False, intervals: bool = False) -> str:
+        """A table.
+
+        Args:
+            links: Whether an encoder's name links to its card, in the folder of its name.
+            intervals: Whether the 95 % intervals stand behind the figures that have them.
+        """
+        shown = {key: text for key, text in FIGURES.items() if any(key in row.figures for row in self.rows)}
+        heads = [
+            "encoder",
+            "method",
+            "learns from",
+            "images",
+            "FLOPs",
+            "minutes",
+            *shown.values(),
+            "own task",
+        ]
+        lines = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
+        for row in self.rows:
+            linked = links and ENTRY_NAME.fullmatch(row.name)
+            name = f"[{row.name}]({row.name}/README.md)" if linked else escape(row.name)
+            cells = [name, escape(row.method), escape(row.family)]
+            cells.append(f"{row.images / 1e6:.2f} M" if row.images is not None else "")
+            cells.append(f"{row.flops:.1e}" if row.flops is not None else "")
+            cells.append(f"{row.minutes:.0f}" if row.minutes is not None else "")
+            for key in shown:
+                value = row.figures.get(key)
+                cell = "" if value is None else f"{value:.0f}" if key == "rankme" else f"{value:.3f}"
+                if intervals and cell and key in row.intervals:
+                    low, high = row.intervals[key]
+                    cell += f" [{low:.3f}, {high:.3f}]"
+                cells.append(cell)
+            cells.append(", ".join(f"{escape(key)} {value:.3g}" for key, value in row.pretext.items()))
+            lines.append(f"| {' | '.join(cells)} |")
+        return "\n".join(lines)
+
+
+def compare(entries: Mapping[str, Mapping[str, Any]]) -> list[Comparison]:
+    """The tables that these entries have figures for, by data set and protocol.
+
+    Args:
+        entries: Name -> facts, as `embedkit.hub.publish.index.build_facts` gives them and an index holds them.
+    """
+    tables: dict[tuple[str, str], list[Row]] = {}
+    baselines: dict[tuple[str, str], dict[str, Row]] = {}
+    for name, facts in sorted(entries.items()):
+        metrics = facts["metrics"]
+        for data, figures in metrics.get("results", {}).items():
+            key = data, str(metrics.get("protocol", ""))
+            tables.setdefault(key, []).append(_row(name, facts, data, figures))
+            for baseline, values in metrics.get("baselines", {}).get(data, {}).items():
+                title = _title(baseline, facts)
+                baselines.setdefault(key, {}).setdefault(title, Row(name=title, figures=values))
+    return [
+        Comparison(
+            data=data,
+            protocol=protocol,
+            rows=(*rows, *(row for _, row in sorted(baselines.get((data, protocol), {}).items()))),
+        )
+        for (data, protocol), rows in sorted(tables.items())
+    ]
+
+
+def with_protocols(tables: Sequence[Comparison]) -> Iterator[tuple[Comparison, str]]:
+    """Each table with what to write below it: how it was measured; under the last one alone where that is one way."""
+    several = len({table.protocol for table in tables}) > 1
+    for table in tables:
+        yield table, f"{table.protocol} {COLUMNS}" if several or table is tables[-1] else ""
+
+
+def _row(name: str, facts: Mapping[str, Any], data: str, figures: Mapping[str, float]) -> Row:
+    cost: Mapping[str, Any] = facts.get("cost", {})
+    return Row(
+        name=name,
+        method=facts["method"],
+        family=facts.get("family", ""),
+        images=cost.get("images"),
+        flops=cost.get("training_flops"),
+        minutes=cost["seconds"] / 60 if "seconds" in cost else None,
+        figures=figures,
+        intervals=facts["metrics"].get("intervals", {}).get(data, {}),
+        pretext=facts.get("pretext", {}),
+    )
+
+
+def _title(baseline: str, facts: Mapping[str, Any]) -> str:
+    """A baseline's name: it depends on the network, on what it is given, or on both."""
+    given = facts.get("input", "")
+    if baseline == "random":
+        return f"{facts['architecture'].removeprefix('embedkit_')} at random, {given}"
+    return f"{baseline} ({facts['dim']}), {given}" if baseline == "pca" else f"{baseline}, {given}"

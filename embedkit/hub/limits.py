@@ -1,0 +1,48 @@
+"""What may come over a connection: looked at whole, by the manifest alone, before the first byte of a file."""
+
+from __future__ import annotations
+
+import re
+
+from embedkit.errors import EntryError
+from embedkit.hub.catalog import INDEX_LIMIT
+from embedkit.hub.verified import CONFIG_LIMIT, MANIFEST_LIMIT
+from embedkit.model.layout import MANIFEST
+from embedkit.model.manifest import Manifest
+
+__all__ = ["CONFIG_LIMIT", "INDEX_LIMIT", "MANIFEST_LIMIT", "check_file_list", "is_non_commercial"]
+
+MOST_FILES = 64
+MOST_BYTES = 64 << 30
+
+#: Data that the runtime or a reader of the entry opens; nothing that anything executes.
+SUFFIXES = (".json", ".md", ".npz", ".onnx", ".safetensors", ".sig", ".txt")
+
+_NON_COMMERCIAL = re.compile(r"(?<![a-z])(nc|non-?commercial|research)(?![a-z])", re.IGNORECASE)
+
+
+def check_file_list(manifest: Manifest, where: str) -> int:
+    """Refuse a list that no entry has; names were checked when the manifest was parsed.
+
+    Returns:
+        The bytes of all files together.
+
+    Raises:
+        EntryError: Too many files or bytes, or a file that is neither data nor text.
+    """
+    if len(manifest.files) > MOST_FILES:
+        raise EntryError(
+            f"{where}: {MANIFEST}: {len(manifest.files)} files, and at most {MOST_FILES} are pulled"
+        )
+    for name in manifest.files:
+        if not name.endswith(SUFFIXES) and name not in ("LICENSE", "LICENCE", "NOTICE"):
+            raise EntryError(f"{where}: {MANIFEST}: {name} is not pulled: expected {', '.join(SUFFIXES)}")
+    total = sum(record.size for record in manifest.files.values())
+    if total > MOST_BYTES:
+        raise EntryError(f"{where}: {MANIFEST}: {total} bytes, and at most {MOST_BYTES} are pulled")
+    return total
+
+
+def is_non_commercial(licence: str) -> bool:
+    """Whether a licence, by its SPDX identifier or in words, forbids commercial use."""
+    return bool(_NON_COMMERCIAL.search(licence))

@@ -1,0 +1,53 @@
+"""From a path or a URL to a place that can be looked in: folders as they are, all else through the cache."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from embedkit.hub.access import Access
+from embedkit.hub.base import Place, RemotePlace
+from embedkit.hub.cached import CachedPlace
+from embedkit.hub.folder import FolderPlace
+from embedkit.hub.urls import Address, file_path, is_url, parse_place
+
+
+def open_place(uri: str, access: Access | None = None) -> Place:
+    """The place behind a path or a URL; nothing is asked of it yet.
+
+    Args:
+        uri: A folder, `file://`, a `.tar` of `embedkit zoo bundle`, `https://host/zoo`, `hf://organisation`, or any
+            URL that fsspec knows, as `s3://bucket/zoo`.
+        access: How to read it.
+
+    Raises:
+        ConfigError: Not a folder, or not a usable URL.
+        MissingDependencyError: This kind of place needs a package that is not installed.
+    """
+    access = access or Access()
+    if is_url(uri) and not uri.startswith("file://"):
+        return CachedPlace(open_remote(parse_place(uri), access.token), access)
+    path = file_path(uri)
+    if path.endswith(".tar") and os.path.isfile(path):
+        from embedkit.hub.static import StaticPlace
+        from embedkit.storage.tar import ArchiveStorage
+
+        return CachedPlace(StaticPlace(ArchiveStorage(Path(path))), access, local=True)
+    return FolderPlace(path)
+
+
+def open_remote(address: Address, token: str | None = None) -> RemotePlace:
+    """The remote zoo behind an address."""
+    if address.scheme == "hf":
+        from embedkit.hub.hf import HubPlace
+
+        return HubPlace(address.place.removeprefix("hf://"), token)
+    from embedkit.hub.static import StaticPlace
+
+    if address.scheme in ("http", "https"):
+        from embedkit.storage.http import WebStorage
+
+        return StaticPlace(WebStorage(address.place, token))
+    from embedkit.storage.fsspec import BucketStorage
+
+    return StaticPlace(BucketStorage(address.place))

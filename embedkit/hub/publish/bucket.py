@@ -1,0 +1,162 @@
+"""A zoo in a bucket as it is written: a folder per revision, and an index that several publishers may change at once.
+
+No folder of a bucket can be replaced in one step, so each revision has one of its own, and the index, which is one
+object, says which is current. It is written on the condition that it is still what was read, where the store knows
+such conditions; where it does not, it is read again after it was written, and a change that another publisher
+overwrote is made again.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import time
+from collections.abc import Callable, Mapping
+from pathlib import PurePosixPath
+from typing import Any
+
+from embedkit.errors import ConfigError, EntryError, PlaceError
+from embedkit.hub.catalog import REVISION_DIGITS
+from embedkit.hub.download import persistent
+from embedkit.hub.limits import INDEX_LIMIT, MANIFEST_LIMIT, SUFFIXES
+from embedkit.hub.publish.index import build_facts
+from embedkit.hub.publish.publish import Published, merged_index
+from embedkit.hub.urls import parse_place
+from embedkit.hub.verified import VerifiedEntry
+from embedkit.model.layout import INDEX, MANIFEST
+from embedkit.model.manifest import Manifest
+from embedkit.storage.fsspec import BucketStorage
+
+#: How often an index is written again that others change at the same time.
+INDEX_TRIES = 20
+#: Seconds before the second look at an index that was written without a condition, and before another try.
+SETTLE = 0.2
+
+_Change = Callable[[dict[str, Any]], Mapping[str, Any]]
+
+
+def open_bucket(to: str) -> BucketStorage:
+    """The bucket behind a URL.
+
+    Raises:
+        ConfigError: A web site, or no usable URL.
+    """
+    address = parse_place(to)
+    if address.scheme in ("http", "https"):
+        raise ConfigError(
+            f"{to}: a web site cannot be written; publish to the folder or the bucket that it serves"
+        )
+    return BucketStorage(address.place)
+
+
+def publish_to_bucket(entry: VerifiedEntry, storage: BucketStorage) -> Published:
+    """Publish an entry to a bucket; see `publish`."""
+    folder = f"{entry.name}/{entry.revision[:REVISION_DIGITS]}"
+    row = {**build_facts(entry), "path": folder}
+    index = _read(storage)
+    _merged(storage, index, lambda entries: {**entries, entry.name: row})  # what is refused ends here
+    old = json.loads(index or b"{}").get("entries", {}).get(entry.name, {})
+    at, before = old.get("path") or entry.name, _records(storage, old, entry.name)
+    written: list[str] = []
+    for name, record in entry.manifest.files.items():
+        if storage.size(f"{folder}/{name}") == record.size:
+            continue  # a store writes a file whole or not at all
+        if before.get(name) == record and at != folder:
+            storage.copy(f"{at}/{name}", f"{folder}/{name}")
+            continue
+        storage.write(f"{folder}/{name}", entry.read(name))
+        written.append(name)
+    if _small(storage, f"{folder}/{MANIFEST}", MANIFEST_LIMIT) != entry.manifest_bytes:
+        storage.write(f"{folder}/{MANIFEST}", entry.manifest_bytes)
+        written.append(MANIFEST)
+    if change_index(storage, lambda entries: {**entries, entry.name: row}):
+        written.append(INDEX)
+    return Published(name=entry.name, place=storage.uri, manifest_sha256=entry.revision, files=tuple(written))
+
+
+def remove_from_bucket(name: str, storage: BucketStorage) -> None:
+    """Remove an entry from a bucket, all revisions of it; see `withdraw`."""
+    if name not in json.loads(_merged(storage, _read(storage), dict))["entries"]:
+        raise ConfigError(f"{storage.uri} lists no entry {name!r}")
+    ours = _ours(storage, name)
+    change_index(storage, lambda entries: {k: v for k, v in entries.items() if k != name})
+    for path in ours:
+        storage.remove(path)
+
+
+def change_index(storage: BucketStorage, change: _Change) -> bool:
+    """Change the entries of the index, on top of what others change meanwhile; whether there was anything to write.
+
+    Raises:
+        EntryError: The index is not one.
+        PlaceError: The store refuses, or others change the index again and again.
+    """
+    for turn in range(INDEX_TRIES):
+        version = storage.version(INDEX)  # first: where it changes before it is read, the condition fails
+        old = _read(storage)
+        new = _merged(storage, old, change)
+        if new == old:
+            return turn > 0
+        outcome = storage.write_if(INDEX, new, version)
+        if outcome is True:
+            return True
+        if outcome is None:
+            storage.write(INDEX, new)
+        time.sleep(SETTLE * random.uniform(0.5, 1.5))
+    raise PlaceError(
+        f"{storage.uri}/{INDEX}: other publishers changed it {INDEX_TRIES} times in a row; publish again"
+    )
+
+
+def _merged(storage: BucketStorage, old: bytes | None, change: _Change) -> bytes:
+    return merged_index(old, f"{storage.uri}/{INDEX}", change)
+
+
+def _ours(storage: BucketStorage, name: str) -> list[str]:
+    """The files of all revisions of an entry, manifests first.
+
+    Raises:
+        ConfigError: Another file lies among them.
+    """
+    ours: list[str] = []
+    records: dict[str, Mapping[str, object]] = {}
+    for path in storage.list(name):
+        folder, file = str(PurePosixPath(path).parent), PurePosixPath(path).name
+        if folder not in records:
+            records[folder] = _listed(storage, folder)
+        revision = re.fullmatch(rf"{re.escape(name)}/[0-9a-f]{{{REVISION_DIGITS}}}", folder)
+        # A publisher that was killed leaves files of a revision without their manifest.
+        usual = file.endswith(SUFFIXES) or file in ("LICENSE", "LICENCE", "NOTICE")
+        listed = file == MANIFEST or file in records[folder]
+        if not (listed if folder == name else revision and (listed or usual)):
+            raise ConfigError(
+                f"{storage.uri}/{name} is to be removed, and holds {path[len(name) + 1 :][:100]!a}, which is not of "
+                "the entry: move it away"
+            )
+        ours.append(path)
+    return sorted(ours, key=lambda path: (not path.endswith(f"/{MANIFEST}"), path))
+
+
+def _listed(storage: BucketStorage, folder: str) -> Mapping[str, object]:
+    text = _small(storage, f"{folder}/{MANIFEST}", MANIFEST_LIMIT)
+    try:
+        return Manifest.from_json(text).files if text is not None else {}
+    except EntryError:
+        return {}
+
+
+def _records(storage: BucketStorage, row: Mapping[str, Any], name: str) -> Mapping[str, object]:
+    """The files of the version that the index names now."""
+    return _listed(storage, row.get("path") or name) if row else {}
+
+
+def _read(storage: BucketStorage) -> bytes | None:
+    return _small(storage, INDEX, INDEX_LIMIT)
+
+
+def _small(storage: BucketStorage, path: str, limit: int) -> bytes | None:
+    try:
+        return persistent(lambda: storage.read(path, limit))
+    except FileNotFoundError:
+        return None

@@ -1,0 +1,61 @@
+"""What people read of a zoo's index: a table of its entries, tables of figures, and a plot for each data set.
+
+Everything is made in memory from the index alone, and of any index that parses: one odd entry may not keep the pages
+from all others. Text of entries is escaped; a figure or a cost that no plot has room for stays out of the plot.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from typing import Any
+
+from embedkit.hub.leaderboard import Comparison, compare, with_protocols
+from embedkit.hub.publish.markdown import escape
+from embedkit.hub.publish.plot import drawable, plot_bytes
+
+TABLE = "README.md"
+#: How each table begins: a file that begins otherwise was written by hand.
+HEAD = "# The zoo\n\nWritten by `embedkit publish` from the entries; do not edit.\n"
+_LONGEST_NAME = 80
+
+
+def pages(index: dict[str, Any]) -> dict[str, bytes]:
+    """The pages by file name: the table, and a plot for each data set with several encoders."""
+    plots: dict[str, bytes] = {}
+    sections: list[str] = []
+    for table, protocol in with_protocols(compare(index["entries"])):
+        sections += [f"## {escape(table.data)}", "", table.markdown(links=True), ""]
+        figure = "probe_top1" if any("probe_top1" in row.figures for row in table.rows) else "map_at_r"
+        if sum(drawable(row, figure) for row in table.rows) > 1:
+            name = _plot_name(table, plots)
+            plots[name] = plot_bytes(table, figure)
+            sections += [f"![{figure} over training FLOPs]({name})", ""]
+        if protocol:
+            sections += [escape(protocol), ""]
+    return {TABLE: table_bytes(index) + "\n".join(["", *sections]).encode(), **plots}
+
+
+def _plot_name(table: Comparison, taken: dict[str, bytes]) -> str:
+    """A file name for a data set: short enough for every file system, and no other data set's."""
+    words = re.sub("[^a-z0-9]+", "-", table.data.lower())
+    name = f"quality-{words}.svg"
+    if len(words) > _LONGEST_NAME or not words.strip("-") or name in taken:
+        digest = hashlib.sha256(f"{table.data}\0{table.protocol}".encode()).hexdigest()
+        name = f"quality-{words[:_LONGEST_NAME].strip('-')}-{digest[:8]}.svg"
+    return name
+
+
+def table_bytes(index: dict[str, Any]) -> bytes:
+    """The table of entries, as it begins the page."""
+    lines = [
+        HEAD,
+        "| entry | method | network | data | dim | size | licence |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, facts in sorted(index["entries"].items()):
+        cells = [f"[{name}]({name}/README.md)"]
+        cells += [escape(facts[key]) for key in ("method", "architecture", "data", "dim")]
+        cells += [f"{facts['bytes'] / 1e6:.1f} MB", escape(facts["licence"])]
+        lines.append(f"| {' | '.join(cells)} |")
+    return ("\n".join(lines) + "\n").encode()

@@ -1,0 +1,388 @@
+"""From a name to an encoder: the look-up order, revisions, pins, and `load_encoder`."""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import os
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from embedkit._io.reading import read_regular
+from embedkit.errors import (
+    ConfigError,
+    EmbedkitError,
+    EntryError,
+    EntryNotFoundError,
+    IntegrityError,
+    UnreachableError,
+)
+from embedkit.hub.access import Access
+from embedkit.hub.base import Place
+from embedkit.hub.cached import CachedPlace
+from embedkit.hub.catalog import IndexRow, Pin, index_pin
+from embedkit.hub.folder import FolderEntry, package_zoo
+from embedkit.hub.lockfile import LockFile
+from embedkit.hub.open import open_place
+from embedkit.hub.urls import file_path, is_url, parse_entry
+from embedkit.hub.verified import VerifiedEntry
+from embedkit.model.layout import REVISION
+
+#: What `load_encoder()` gives: the entry that the wheel carries.
+DEFAULT_ENCODER = "supervised-efficientnet_lite0"
+
+
+#: The zoo of the released version, asked last. Empty until a release has a home.
+DEFAULT_ZOO = ""
+
+
+ZOO_VARIABLE = "EMBEDKIT_ZOO"
+
+
+def find_entry(
+    name: str | os.PathLike[str] | None = None,
+    *,
+    revision: str | None = None,
+    access: Access | None = None,
+    zoo: str | None = None,
+    relock: bool = False,
+) -> VerifiedEntry:
+    """Look an entry up and check its manifest and configuration; what is remote is pulled into the cache.
+
+    Args:
+        name: As for `load_encoder`.
+        revision: As for `load_encoder`.
+        access: How remote places are read.
+        zoo: Look in this place alone.
+        relock: Pin what is found in the lock file, in place of an older pin.
+
+    Raises:
+        EntryNotFoundError: No place has it.
+        ConfigError: The name or the revision cannot be one.
+        EmbedkitError: As for `load_encoder`.
+    """
+    access = access or Access()
+    text = os.fspath(name) if name is not None else DEFAULT_ENCODER
+    url = is_url(text) and not text.startswith("file://")
+    if zoo is None and not url and is_path(text):
+        own = _entry_at(text, revision)
+        access.admit(own)
+        return own
+    address = parse_entry(text) if url else None
+    if address is not None:
+        bare, given = f"{address.place}/{address.name}", address.revision
+    else:
+        bare, at, behind = text.partition("@")
+        given = behind if at else None
+    if given is not None and revision is not None:
+        raise ConfigError(f"{text!r} and revision={revision!r} both name a revision; give one of them")
+    wanted = Wanted.of(bare, given if given is not None else revision, relock=relock)
+    if address is not None:
+        entry = _in_places(address.name, [open_place(address.place, access)], wanted, access)
+        if entry is None:
+            raise EntryNotFoundError(_no_entry(address.place, address.name, access))
+        return entry
+    among = [open_place(zoo, access)] if zoo is not None else places(access)
+    carried = zoo is None and wanted.pin is not None and _is_carried(bare, wanted.pin)
+    # What the package itself holds need not be asked for elsewhere: pinned bytes are the same bytes.
+    asked = [place for place in among if not (carried and isinstance(place, CachedPlace))]
+    entry = _in_places(bare, asked, wanted, access)
+    if entry is None:
+        raise _not_found(bare, access, among, zoo)
+    return entry
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """What an entry has to be.
+
+    Attributes:
+        revision: What the user asked for, None for whatever the place has now.
+        pin: What the lock file or the package's index says, when the user asked for no revision.
+        locked: What the lock file says, whatever the user asked for.
+        folder: The entry that the package's index means by the name, empty when it knows none.
+        key: The name in the lock file.
+        lock: The lock file that learns the name, None when there is none.
+    """
+
+    key: str
+    folder: str = ""
+    revision: str | None = None
+    pin: Pin | None = None
+    locked: Pin | None = None
+    lock: LockFile | None = None
+
+    @classmethod
+    def of(cls, key: str, revision: str | None, *, relock: bool = False) -> Wanted:
+        """What `key` has to be: `latest` opts out of every pin, and `relock` of the lock file's."""
+        lock = LockFile.find(create=relock)
+        if revision == "latest":
+            return cls(key=key, lock=lock if relock else None)
+        locked = lock.pin(key) if lock is not None and not relock else None
+        pin, folder = None, None
+        if revision is None:
+            known = package_zoo().index()
+            folder = known.folder_of(key)
+            pin = locked or (index_pin(folder, known.rows[folder].manifest_sha256) if folder else None)
+        return cls(key=key, folder=folder or "", revision=revision, pin=pin, locked=locked, lock=lock)
+
+    def check(self, place: Place, entry: VerifiedEntry, version: str) -> VerifiedEntry:
+        """Hold a found entry against the lock file, or write it into it."""
+        if self.locked is not None:
+            self.locked.check(entry.manifest_bytes, entry.location, self.key)
+        elif self.lock is not None:
+            self.lock.write(
+                self.key, place=place.uri, revision=version or entry.revision, manifest_sha256=entry.revision
+            )
+        return entry
+
+
+def _in_places(name: str, among: Sequence[Place], wanted: Wanted, access: Access) -> VerifiedEntry | None:
+    """The first entry of this name that is what is wanted, None when no place has the name."""
+    revision = wanted.revision
+    digest = revision is not None and bool(REVISION.fullmatch(revision))
+    if revision is not None and not digest:
+        among = [place for place in among if place.tagged]
+        if not among:
+            raise ConfigError(
+                f"revision: expected at least 12 hex digits of the manifest's sha256 or 'latest', found {revision!r}"
+            )
+    elsewhere: list[str] = []
+    down: UnreachableError | None = None
+    for place in among:
+        try:
+            files = place.find(name, revision, wanted.pin)
+        except UnreachableError as error:
+            if wanted.pin is None:
+                raise  # another place might have another version
+            down = down or error
+            continue
+        if files is None:
+            continue
+        if files.name != name and not files.name.startswith(f"{name}."):
+            raise EntryError(
+                f"{place.uri} answers {name!r} with {files.name}, which is another entry: ask for that one by its "
+                "name, or tell whoever keeps the place"
+            )
+        if wanted.locked is None and wanted.folder and files.name != wanted.folder:
+            raise ConfigError(
+                f"{name!r} means {wanted.folder} to this version of embedkit, and {files.name} to {place.uri}: "
+                f"give the whole name, {files.name} or {wanted.folder}"
+            )
+        entry = VerifiedEntry(files.name, files, pin=wanted.pin)
+        if revision is None or not digest or entry.revision.startswith(revision) or files.version == revision:
+            access.admit(entry)
+            return wanted.check(place, entry, files.version)
+        elsewhere.append(f"{place.uri} has {entry.revision[:12]}")
+    if elsewhere:
+        raise EntryNotFoundError(f"{name!r} has no revision {revision}: {'; '.join(elsewhere)}")
+    known = _pulled_once(name, wanted, access)
+    if known is not None:
+        entry = VerifiedEntry(known.name, known, pin=wanted.pin)
+        access.admit(entry)
+        return wanted.check(package_zoo(), entry, "")
+    if down is not None:
+        raise down
+    return None
+
+
+def _pulled_once(name: str, wanted: Wanted, access: Access) -> FolderEntry | None:
+    """The pinned entry in the cache, from a place that none of the zoos is now, where it is what the name means.
+
+    A lock file may come with somebody's data set. It picks a version of what is asked for, and no other entry of the
+    cache; for a name that the package's index knows, no other version either.
+
+    Raises:
+        IntegrityError: The lock file pins another version than the package's index, and no zoo has it.
+    """
+    if wanted.pin is None:
+        return None
+    known = access.cache.get(wanted.pin.sha256)
+    if known is None or not (known.name == name or known.name.startswith(f"{name}.")):
+        return None
+    indexed = package_zoo().index().rows.get(wanted.folder)
+    if indexed is not None and (known.name, wanted.pin.sha256) != (wanted.folder, indexed.manifest_sha256):
+        raise IntegrityError(
+            f"{wanted.pin.by} pins {wanted.pin.sha256[:12]}... for {name}, which none of the zoos holds, and the index "
+            f"of this package {indexed.manifest_sha256[:12]}...: name the zoo that has it in {ZOO_VARIABLE}, or remove "
+            "the pin"
+        )
+    return known
+
+
+def _is_carried(name: str, pin: Pin) -> bool:
+    """Whether the package itself holds the pinned version of an entry."""
+    index = package_zoo().index()
+    folder = index.folder_of(name)
+    return (
+        folder is not None
+        and index.rows[folder].manifest_sha256 == pin.sha256
+        and package_zoo().holds(folder)
+    )
+
+
+def places(access: Access | None = None) -> list[Place]:
+    """The places to look in, in order; none of them is asked yet.
+
+    Raises:
+        ConfigError: A place that is named does not exist, or cannot be one.
+    """
+    named = [uri.strip() for uri in os.environ.get(ZOO_VARIABLE, "").split(",") if uri.strip()]
+    found: list[Place] = [open_place(uri, access) for uri in (*named, *_configured())]
+    found.append(package_zoo())
+    if DEFAULT_ZOO:
+        found.append(open_place(DEFAULT_ZOO, access))
+    return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderInfo(IndexRow):
+    """A zoo entry as `list_encoders` shows it.
+
+    Attributes:
+        alias: The bare name, empty when another entry has it.
+        place: Where it would be loaded from, empty when only the package's index knows it.
+        at_hand: Whether it can be loaded without a connection.
+    """
+
+    alias: str = ""
+    place: str = ""
+    at_hand: bool = False
+
+
+def list_encoders(
+    pattern: str = "*",
+    *,
+    kind: str = "encoder",
+    zoo: str | None = None,
+    local_files_only: bool = False,
+    token: str | None = None,
+) -> list[EncoderInfo]:
+    """The encoders that a name reaches, by folder name or alias.
+
+    Args:
+        pattern: Shell wildcards, as `*-r10`.
+        kind: `detector` or `landmarks` lists those entries instead, the empty text all.
+        zoo: List this place alone.
+        local_files_only: Never open a connection: of a remote place, what it listed last.
+        token: Credential for a remote place.
+
+    Returns:
+        Sorted by name; those that only the package's index knows have an empty `place`.
+    """
+    access = Access(local_files_only=local_files_only, token=token)
+    found: dict[str, EncoderInfo] = {}
+    among = places(access) if zoo is None else [open_place(zoo, access)]
+    asked = [(place, place.index()) for place in among]
+    for name in {name for _, index in asked for name in index.rows}:
+        holder = next((place for place, _ in asked if place.offers(name)), None)
+        # The facts are those of the place that has the entry, else of the first index that knows it.
+        index = next(
+            index
+            for place, index in sorted(asked, key=lambda pair: pair[0] is not holder)
+            if name in index.rows
+        )
+        alias = next((alias for alias, folder in index.aliases.items() if folder == name), "")
+        found[name] = EncoderInfo(
+            **{
+                **vars(index.rows[name]),
+                "alias": alias,
+                "place": holder.uri if holder else "",
+                "at_hand": holder is not None and holder.holds(name),
+            }
+        )
+    return [
+        info
+        for name, info in sorted(found.items())
+        if (not kind or info.kind == kind)
+        and (fnmatch.fnmatchcase(name, pattern) or (info.alias and fnmatch.fnmatchcase(info.alias, pattern)))
+    ]
+
+
+def is_path(text: str) -> bool:
+    """Whether a text names an entry's folder: it has a separator, or begins with `.` or `~`. A bare name never does."""
+    separators = {os.sep, os.altsep or os.sep, "/"}
+    return any(separator in text for separator in separators) or text.startswith((".", "~"))
+
+
+def _entry_at(text: str, revision: str | None) -> VerifiedEntry:
+    """The entry in a folder."""
+    path = Path(file_path(text))
+    if not os.path.isdir(path):
+        raise EntryNotFoundError(f"{text!r} is not a folder; give a name, or the path of an entry's folder")
+    return _check_revision(VerifiedEntry(_folder_name(path), FolderEntry(path)), revision)
+
+
+def _folder_name(path: Path) -> str:
+    """The entry's name: the folder's, or the repository's where the folder is a snapshot in a Hub cache."""
+    path = Path(os.path.abspath(path))
+    if path.parent.name == "snapshots" and path.parent.parent.name.startswith("models--"):
+        return path.parent.parent.name.rpartition("--")[2]
+    return path.resolve().name
+
+
+def _check_revision(entry: VerifiedEntry, revision: str | None) -> VerifiedEntry:
+    if revision is not None and revision != "latest" and not entry.revision.startswith(revision):
+        raise EntryNotFoundError(f"{entry.location} has revision {entry.revision[:12]}, not {revision}")
+    return entry
+
+
+def _configured() -> list[str]:
+    """The places of the user's configuration file."""
+    import platformdirs
+
+    try:
+        path = platformdirs.user_config_path("embedkit", appauthor=False) / "config.toml"
+    except RuntimeError:  # no HOME, and no passwd entry
+        return []
+    try:
+        value = tomllib.loads(read_regular(path, 1 << 20).decode()).get("zoo", [])
+    except OSError:
+        return []
+    except ValueError as error:  # TOMLDecodeError, or bytes that are not UTF-8
+        raise ConfigError(f"{path} is not TOML ({error})") from None
+    value = [value] if isinstance(value, str) else value
+    if not isinstance(value, list) or not all(isinstance(uri, str) for uri in value):
+        raise ConfigError(f'{path}: zoo: expected a list such as ["/data/zoo"], found {value!r}')
+    return value
+
+
+def _no_entry(place: str, name: str, access: Access) -> str:
+    if access.offline:
+        return (
+            f"{place}/{name} is not in the cache, and no connection may be opened; pull it once where one may"
+        )
+    hint = "; a private one needs a token" if access.token is None else ""
+    return f"{place} has no entry {name!r}, or shows it to others{hint}"
+
+
+def _not_found(name: str, access: Access, among: Sequence[Place], zoo: str | None) -> EntryNotFoundError:
+    line = f"export {ZOO_VARIABLE}=/path/to/embedkit/zoo"
+    offline = " (no connection may be opened, and the cache does not have it)" if access.offline else ""
+    if zoo is not None:
+        return EntryNotFoundError(f"{among[0].uri} has no entry {name!r}{_near(name, among)}{offline}")
+    if package_zoo().index().folder_of(name) is not None:
+        return EntryNotFoundError(
+            f"{name!r} is an entry of the zoo that this package does not carry{offline}: name a zoo that holds it, "
+            f"with {line}"
+        )
+    if os.path.isdir(name):
+        return EntryNotFoundError(
+            f"no encoder is called {name!r}; to load the folder of this name, write its path: .{os.sep}{name}"
+        )
+    return EntryNotFoundError(
+        f"no encoder is called {name!r}{_near(name, among)}{offline}; to name another zoo: {line}"
+    )
+
+
+def _near(name: str, among: Sequence[Place]) -> str:
+    names: set[str] = set()
+    for place in among:
+        try:
+            names.update(place.index().names)
+        except EmbedkitError:
+            continue
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.4)
+    return f"; the nearest names are {', '.join(near)}" if near else ""

@@ -1,0 +1,147 @@
+"""From the id of a row back to its picture: a file, a member of a tar archive, or a row of a Parquet file.
+
+Ids are what `embedkit.images.sources` made of the places that pictures came from, so its listing, and nothing else,
+reads containers here too. Each container is listed once.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+from collections.abc import Callable, Iterator
+from functools import partial
+
+from embedkit.errors import EmbedkitError, SourceError
+from embedkit.images.files import other_form, read_file
+from embedkit.images.ids import containers_of, path_of
+from embedkit.images.sources import list_sources
+
+__all__ = ["Originals", "none_there"]
+
+_PART = re.compile(r"#[0-9]+$")
+
+
+class Originals:
+    """The pictures behind ids. Thread-safe.
+
+    Attributes:
+        root: The folder that ids are relative to; the working folder when None.
+    """
+
+    def __init__(self, root: str | os.PathLike[str] | None = None):
+        """Open nothing yet.
+
+        Args:
+            root: The folder that ids are relative to, if they are; else the working folder.
+
+        Raises:
+            SourceError: The root is not a folder.
+        """
+        self.root = None if root is None else os.fspath(root)
+        if self.root is not None and not os.path.isdir(self.root):
+            raise SourceError(
+                f"the root {self.root!r} is not a folder; give the folder that ids are relative to"
+            )
+        self._members: dict[str, dict[str, Callable[[], bytes]]] = {}
+        self._lock = threading.Lock()
+
+    def read(self, name: str) -> bytes:
+        """The encoded bytes of one picture.
+
+        Args:
+            name: The id, or the name of a row: `id#part` for the further parts of a picture.
+
+        Raises:
+            SourceError: It is not there any more, or its container cannot be read.
+            ImageError: A Parquet row without bytes.
+            OSError: The file is there and cannot be read.
+        """
+        reader = self._find(name)
+        if reader is None:
+            raise SourceError("the picture is not there any more")
+        return reader()
+
+    def file(self, name: str) -> str | None:
+        """The absolute path of a picture that is a file of its own; None for what is gone, or inside a container."""
+        for candidate in _names(name):
+            path = self._file(candidate)
+            if path is not None:
+                return os.path.abspath(path)
+        return None
+
+    def has(self, name: str) -> bool:
+        """Whether the picture is there; a container that cannot be read has none."""
+        try:
+            return self._find(name) is not None
+        except EmbedkitError:
+            return False
+
+    def _find(self, name: str) -> Callable[[], bytes] | None:
+        for candidate in _names(name):
+            for container in self._containers(candidate):
+                reader = self._listed(container).get(candidate)
+                if reader is not None:
+                    return reader
+            path = self._file(candidate)
+            if path is not None:
+                return partial(read_file, path)
+        return None
+
+    def _file(self, name: str) -> str | None:
+        """The path of the file of this id, also under the other Unicode form of its name; None if there is none."""
+        if self._containers(name):
+            return None
+        path = self._path(name)
+        if not os.path.isfile(path):
+            path = other_form(path) or ""
+        return path if os.path.isfile(path) else None
+
+    def _containers(self, name: str) -> list[str]:
+        """The paths of the files that may be the container of this id: what stands before each `::`.
+
+        A file whose own path holds `::` has a URI for an id, in which that is percent-encoded.
+        """
+        return [path for inside in containers_of(name) if os.path.isfile(path := self._path(inside))]
+
+    def _listed(self, container: str) -> dict[str, Callable[[], bytes]]:
+        """The pictures of one container by id, as they were called when they were embedded."""
+        with self._lock:
+            if container not in self._members:
+                root = self.root
+                if root is not None and not _is_inside(container, root):
+                    root = None  # ids that are absolute, whatever the root
+                items = list_sources([container], root=root).items
+                self._members[container] = {item.id: item.read for item in items}
+            return self._members[container]
+
+    def _path(self, name: str) -> str:
+        """The path behind an id, with what is inside a container still behind it."""
+        return path_of(name, self.root)
+
+
+def none_there(count: int, first: str, reason: str) -> SourceError:
+    """The error for a job of which not one picture could be read.
+
+    Args:
+        count: How many were asked for.
+        first: The id of the first.
+        reason: Why that one could not.
+    """
+    if count > 1:
+        what = f"none of the {count} pictures can be read (the first is {first!r}: {reason})"
+    else:
+        what = f"the picture {first!r} cannot be read ({reason})"
+    return SourceError(
+        f"{what}; run the command in the folder where `embedkit embed` ran, or name the folder that ids are relative "
+        "to with --root"
+    )
+
+
+def _names(name: str) -> Iterator[str]:
+    """What a row's name may mean: `x.parquet::#12` is an id, and `x.parquet::#12#1` a part of that picture."""
+    yield from dict.fromkeys((name, _PART.sub("", name)))
+
+
+def _is_inside(path: str, folder: str) -> bool:
+    return os.path.join(os.path.abspath(path), "").startswith(os.path.join(os.path.abspath(folder), ""))

@@ -1,0 +1,379 @@
+"""Where pictures come from: files, folders, patterns, lists, tar archives and Parquet files, as one listing.
+
+Listing decodes no picture. It names each one once, in an order that is the same on every machine, and gives
+it a small object that reads its bytes when asked. Ids, sizes and times are those of the Embeddings file. What is
+inside an archive or a Parquet file comes from `embedkit.images.archives` and `embedkit.images.tables`; here it gets
+its id and its place.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import stat
+import sys
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import BinaryIO
+
+from embedkit.errors import SourceError
+from embedkit.images.archives import Archives
+from embedkit.images.containers import EMPTY, Contents, one_line
+from embedkit.images.files import other_form, read_file
+from embedkit.images.ids import id_of
+from embedkit.images.patterns import is_folder, is_pattern, matches
+from embedkit.images.tables import Tables
+
+SUFFIXES = frozenset(
+    ".jpg .jpeg .jpe .jfif .png .webp .gif .bmp .tif .tiff .ppm .pgm .pbm .pnm .heic .heif .avif".split()
+)
+
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+_PACKED = re.compile(
+    r"\.(zip|7z|rar|tgz|tbz2?|txz|tzst|tar\.(gz|bz2|xz|zst|lz|lz4|lzma|br|z))$", re.IGNORECASE
+)
+_UTF8_BOM, _UTF16_BOMS = b"\xef\xbb\xbf", (b"\xff\xfe", b"\xfe\xff")
+#: Times of the Embeddings file are int64; some file systems know years after 2262.
+_LAST_NS = 2**63 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One picture of a listing.
+
+    Attributes:
+        id: The normalised path as given, with `/` separators, or relative to the root; `file.tar::member`;
+            `file.parquet::path`, or `file.parquet::#row` (from 0) where the path is missing or not unique.
+            A name that is not valid UTF-8, or a path that itself holds `::`, becomes a percent-encoded `file:` URI.
+        size: Bytes of the file or the tar member; of the whole file for a Parquet row.
+        mtime_ns: Of the file, within an int64; of the container for members and rows, whose own times are often 0.
+        read: Gives the encoded bytes, in any thread. Raises OSError, `ImageError` or `SourceError`.
+        labels: The scalar columns of a Parquet row; empty elsewhere.
+        path: The file itself (`surrogateescape` where it is not UTF-8); None for members and rows.
+    """
+
+    id: str
+    size: int
+    mtime_ns: int
+    read: Callable[[], bytes]
+    labels: Mapping[str, object] = field(default_factory=lambda: EMPTY)  # the same one for all
+    path: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """What the sources hold.
+
+    Attributes:
+        items: Every picture once, in source order.
+        label_schema: Label column -> Arrow type name; empty when no source is a Parquet file.
+        errors: (id, error class name, reason) of what was found but cannot be listed.
+        notes: Sentences for the user.
+    """
+
+    items: list[Item]
+    label_schema: dict[str, str]
+    errors: list[tuple[str, str, str]]
+    notes: list[str]
+
+    def empty(self, where: str) -> SourceError:
+        """What to raise where there is no picture: with what was passed over instead."""
+        return SourceError(
+            f"no pictures in {where}; {'; '.join(self.notes) or 'check the path and the suffixes'}"
+        )
+
+
+def list_sources(
+    sources: Sequence[str | os.PathLike[str]] | str | os.PathLike[str],
+    *,
+    root: str | os.PathLike[str] | None = None,
+    recursive: bool = True,
+    null: bool = False,
+    image_column: str | None = None,
+    stdin: BinaryIO | None = None,
+) -> Listing:
+    """List the pictures of `sources`, each once, at its first position.
+
+    A file is taken whatever its suffix, but a `.tar` or `.parquet` is opened. A folder gives its files that
+    have a picture's suffix and are not hidden, then its folders, both sorted by the bytes of their names;
+    containers in it stay closed. A pattern (`*`, `?`, `[a-z]`, `**`) stands for its matches, as if the shell
+    had written them out. `-` is a list of paths on standard input, in UTF-8 (or the system's encoding) or, with its
+    mark, UTF-16. What a pattern or a list names and cannot be read is an error row, not the end.
+
+    Args:
+        sources: Paths, patterns or `-`.
+        root: The folder that ids are relative to; without it they are the paths as given.
+        recursive: Whether folders inside folders are entered.
+        null: Whether the list on standard input is separated by NUL bytes instead of lines.
+        image_column: The column of Parquet files that holds the images; found by type and name when None.
+        stdin: Stands in for standard input.
+
+    Raises:
+        SourceError: A source does not exist, cannot be opened, is of no known kind, or lies outside `root`.
+    """
+    lister = _Lister(None if root is None else os.fspath(root), recursive, image_column)
+    for source in [sources] if isinstance(sources, str | bytes | os.PathLike) else sources:
+        given = os.fsdecode(source)
+        if given != "-":
+            lister.add(given)
+            continue
+        text = _without_mark((stdin or sys.stdin.buffer).read())
+        if b"\0" in text and not null:
+            raise SourceError("the list on standard input is separated by NUL bytes, not lines; add --null")
+        for line in text.split(b"\0" if null else b"\n"):
+            if path := os.fsdecode(line if null else line.rstrip(b"\r")):
+                lister.add(path, listed=True)
+    return Listing(
+        items=list(lister.items.values()),
+        label_schema={name: type_name for name, (type_name, _) in lister.labels.items()},
+        errors=[(name, kind, reason) for name, (kind, reason) in lister.errors.items()],
+        notes=lister.notes(),
+    )
+
+
+class _Lister:
+    """A listing while it grows. Its dicts keep the order of what comes and drop what comes again."""
+
+    def __init__(self, root: str | None, recursive: bool, image_column: str | None):
+        if root is not None and not os.path.isdir(root):
+            raise SourceError(f"the root {root!r} is not a folder; give one that holds every source")
+        self._root = None if root is None else os.path.abspath(root)
+        self._recursive = recursive
+        self._containers: dict[str, Archives | Tables] = {
+            ".tar": Archives(_is_picture),
+            ".parquet": Tables(image_column),
+        }
+        self._opened: set[str] = set()  # containers
+        self._passed: dict[str, None] = {}  # what folders hold beside pictures
+        self._members: Counter[str] = Counter()  # suffixes of what archives hold beside images
+        self._remarks: list[str] = []
+        self.items: dict[str, Item] = {}
+        self.errors: dict[str, tuple[str, str]] = {}
+        self.labels: dict[str, tuple[str, str]] = {}  # name -> Arrow type name, and the file that brought it
+
+    def add(self, given: str, listed: bool = False) -> None:
+        """Add one source; one of a list or a pattern (`listed`) that cannot be read is one bad row, not the end."""
+        try:
+            self._add(given, pattern=not listed)
+        except _Unlistable as error:
+            if not listed:
+                raise SourceError(str(error)) from None
+            self._fail(given, error.cause, str(error))
+
+    def _add(self, given: str, *, pattern: bool) -> None:
+        """Add one source, a `pattern` too if it may be one."""
+        try:
+            status = os.stat(given)
+        except (OSError, ValueError) as error:
+            if _URL.match(given):
+                raise _Unlistable(f"{given!r} is a URL; download or mount it, and give that path") from None
+            if (other := other_form(given)) is not None:
+                return self._add(other, pattern=False)
+            if pattern and is_pattern(given) and not os.path.lexists(given):
+                return self._add_pattern(given)
+            if isinstance(error, FileNotFoundError | NotADirectoryError):
+                raise _Unlistable(f"{given!r} does not exist; {_nearest(given)}", error) from None
+            raise _Unlistable(f"{given!r} cannot be opened: {one_line(error)}", error) from None
+        if stat.S_ISDIR(status.st_mode):
+            return self._add_folder(given)
+        if not stat.S_ISREG(status.st_mode):
+            raise _Unlistable(f"{given!r} is neither a file nor a folder; write its content to a file first")
+        if _PACKED.search(given):
+            raise _Unlistable(f"{given!r} is compressed; unpack it and give the folder or the plain .tar")
+        container = self._containers.get(_suffix(given))
+        if container is None:
+            self._add_file(given, status)
+        elif (name := self._name(given)) not in self._opened:
+            self._opened.add(name)
+            try:
+                contents = container.contents(given, status)
+            except SourceError as error:
+                raise _Unlistable(str(error)) from None
+            self._add_contents(given, status, contents)
+
+    def notes(self) -> list[str]:
+        """What the user should know and no row says."""
+        notes = list(self._remarks)
+        left = [_suffix(name) for name in self._passed if name not in self.items and name not in self._opened]
+        closed = [suffix for suffix in left if suffix in self._containers]
+        other = [suffix or "no suffix" for suffix in left if suffix not in self._containers]
+        for kinds, what in (
+            (other, "without a picture's suffix ({}); name a file itself to take it whatever its suffix"),
+            (closed, "in folders that may hold pictures ({}); name them as sources to open them"),
+        ):
+            if kinds:
+                common = ", ".join(kind for kind, _ in Counter(kinds).most_common(5))
+                notes.append(f"passed over {len(kinds)} file{'s' * (len(kinds) > 1)} {what.format(common)}")
+        if count := self._members.total():
+            common = ", ".join(kind for kind, _ in self._members.most_common(5))
+            notes.append(
+                f"passed over {count} member{'s' * (count > 1)} of archives without a picture's suffix ({common}); "
+                "unpack the archive and name files themselves to take them whatever their suffix"
+            )
+        return notes
+
+    def _name(self, path: str, inner: str = "") -> str:
+        """The id of `path`, or of what a container at `path` calls `inner`."""
+        if self._root is None:
+            name = os.path.normpath(path)
+        else:
+            name, above = os.path.abspath(path), os.path.join(self._root, "")
+            if not os.path.join(name, "").startswith(above):
+                raise _Unlistable(f"{path!r} is outside the root {self._root!r}; give a root that holds both")
+            name = name[len(above) :] or os.curdir
+        return id_of(name, inner)
+
+    def _fail(self, path: str, error: Exception | None, reason: str = "") -> None:
+        """An error row; `reason` where there is no system's error."""
+        try:
+            name = path if _URL.match(path) else self._name(path)
+        except SourceError:  # outside the root
+            name = id_of(path)
+        kind = "SourceError" if error is None else type(error).__name__
+        self.errors[name] = (kind, reason if error is None else one_line(error))
+
+    def _scan(self, path: str) -> list[os.DirEntry[str]]:
+        """The entries of a folder in the order of their names' bytes; an error row if it cannot be read."""
+        try:
+            with os.scandir(path or os.curdir) as entries:
+                return sorted(entries, key=lambda entry: os.fsencode(entry.name))
+        except OSError as error:
+            self._fail(path, error)
+            return []
+
+    def _add_pattern(self, pattern: str) -> None:
+        found = matches(pattern, self._scan)
+        if not found:
+            raise _Unlistable(f"nothing matches the pattern {pattern!r}; {_nearest(pattern)}")
+        for path in found:
+            self.add(path, listed=True)
+
+    def _add_folder(self, top: str) -> None:
+        """Walk `top`, through links to folders too, but never into a folder that the walk stands in.
+
+        Below a link, a further link is entered only when nothing has led to its folder yet: a web of links
+        then costs a few walks, where following every one would cost the factorial of their number.
+        """
+        entered: set[tuple[int, int]] = set()
+        # A folder to walk, the folders above it, whether it lies below a link, whether it must be new.
+        pending: list[tuple[str, tuple[tuple[int, int], ...], bool, bool]] = [(top, (), False, False)]
+        while pending:
+            path, above, linked, must_be_new = pending.pop()
+            try:
+                status = os.stat(path)
+            except OSError as error:
+                self._fail(path, error)
+                continue
+            here = (status.st_dev, status.st_ino)
+            if here in above or (must_be_new and here in entered):
+                continue
+            entered.add(here)
+            folders = []
+            for entry in self._scan(path):
+                if entry.name.startswith("."):
+                    continue
+                if is_folder(entry):
+                    link = entry.is_symlink()
+                    folders.append((entry.path, (*above, here), linked or link, linked and link))
+                elif _is_picture(entry.name):
+                    self._add_entry(entry)
+                else:
+                    self._passed[self._name(entry.path)] = None
+            if self._recursive:
+                pending.extend(reversed(folders))
+
+    def _add_entry(self, entry: os.DirEntry[str]) -> None:
+        try:
+            status = os.stat(entry.path)  # entry.stat() would keep half a kilobyte as long as the entry lives
+        except OSError as error:
+            return self._fail(entry.path, error)
+        if stat.S_ISREG(status.st_mode):
+            self._add_file(entry.path, status)
+        else:  # a FIFO would hang its reader
+            self.errors[self._name(entry.path)] = ("SourceError", "neither a file nor a folder")
+
+    def _add_file(self, path: str, status: os.stat_result) -> None:
+        name = self._name(path)
+        if name not in self.items:
+            if ".." not in path:  # elsewhere `..` may follow a link, and the normalised path be another file
+                path = os.path.normpath(path)
+            path = name if name == path else path  # one string in memory instead of two
+            self.items[name] = Item(name, status.st_size, _time_of(status), _File(path), path=path)
+
+    def _add_contents(self, path: str, status: os.stat_result, contents: Contents) -> None:
+        for column, type_name in contents.label_schema.items():
+            known, where = self.labels.setdefault(column, (type_name, path))
+            if known != type_name:
+                raise SourceError(
+                    f"the column {column!r} is {known} in {where!r}, {type_name} in {path!r}; embed them apart"
+                )
+        if contents.damage:
+            inner, reason = contents.damage
+            self.errors[self._name(path, inner)] = ("SourceError", reason)
+        self._remarks.extend(contents.notes)
+        self._members.update(contents.passed)
+        for inner, size, read, labels in contents.pictures:
+            id = self._name(path, inner)
+            self.items.setdefault(id, Item(id, size, _time_of(status), read, labels))
+
+
+class _Unlistable(SourceError):
+    """What one source is refused for, and the system's error behind it; an error row in a list."""
+
+    def __init__(self, message: str, cause: Exception | None = None):
+        super().__init__(message)
+        self.cause = cause
+
+
+class _File:
+    """Reads one file."""
+
+    __slots__ = ("_path",)
+
+    def __init__(self, path: str):
+        self._path = path
+
+    def __call__(self) -> bytes:
+        return read_file(self._path)
+
+
+def _without_mark(text: bytes) -> bytes:
+    """A list without the byte order mark that Windows puts in front; UTF-16 becomes UTF-8."""
+    if text.startswith(_UTF16_BOMS):
+        try:
+            return text.decode("utf-16").encode()
+        except UnicodeError:
+            raise SourceError(
+                "the list on standard input begins as UTF-16 and is none; write UTF-8"
+            ) from None
+    return text.removeprefix(_UTF8_BOM)
+
+
+def _time_of(status: os.stat_result) -> int:
+    return max(-_LAST_NS, min(status.st_mtime_ns, _LAST_NS))
+
+
+def _suffix(name: str) -> str:
+    return os.path.splitext(name)[1].lower()
+
+
+def _is_picture(name: str) -> bool:
+    return _suffix(name) in SUFFIXES
+
+
+def _nearest(path: str) -> str:
+    """The way from a path that does not exist to one that does."""
+    if os.path.islink(path):
+        return f"it is a link to {os.readlink(path)!r}"
+    parent, name = os.path.split(os.path.normpath(path))
+    while parent and not os.path.isdir(parent):
+        parent, name = os.path.split(parent)
+    try:
+        near = difflib.get_close_matches(name, os.listdir(parent or os.curdir)[:10_000])
+    except OSError:
+        near = []
+    if near:
+        return f"did you mean {' or '.join(repr(os.path.join(parent, match)) for match in near)}?"
+    return f"the nearest folder that exists is {parent or os.getcwd()!r}"

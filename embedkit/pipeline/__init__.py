@@ -1,0 +1,1 @@
+"""The folder job: options, job, checkpoint."""

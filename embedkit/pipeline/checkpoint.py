@@ -1,0 +1,213 @@
+"""The shards of one embed job: written aside and renamed, so that a kill at any moment loses at most one shard.
+
+A job with one output file keeps its shards in `OUT.partial/` until the file is assembled; a job that writes a
+folder keeps them there for good. A shard carries the images that failed beside its rows, so that one rename
+commits both. The folder may hold files of other workers and of the user: only this part's own files are deleted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from embedkit._io import atomic
+from embedkit._io.locks import LockedError, locked
+from embedkit._io.outputs import check_ours
+from embedkit._io.reading import read_regular
+from embedkit.embeddings.metadata import Passport, json_bytes
+from embedkit.embeddings.parquet import opened
+from embedkit.embeddings.parquet_write import read_passport, write_table
+from embedkit.embeddings.shards import done_name, shard_name
+from embedkit.errors import ConfigError, OutputError
+from embedkit.pipeline.finished import Known, read_known
+
+_ERRORS_KEY = b"embedkit.errors"
+_MAX_JOB = 16 << 20  # bytes
+
+#: id, error class, reason: a row of the error table.
+Failure = tuple[str, str, str]
+
+
+class ShardStore:
+    """The shards of one part of one job in a folder, under a lock."""
+
+    def __init__(self, folder: Path, part: int = 1, parts: int = 1, *, scratch: bool = False):
+        """Create the folder if need be and lock this part.
+
+        Args:
+            folder: Where the shards lie.
+            part: Which part, counted from 1.
+            parts: Of how many.
+            scratch: Whether the folder is the job's own, and goes when it is empty.
+
+        Raises:
+            OutputError: The folder cannot be written, or another process works on the same part.
+        """
+        self.folder, self.part, self.parts = folder, part, parts
+        self._job = folder / f"_job-{part:05d}-of-{parts:05d}.json"
+        self.done = folder / done_name(part, parts)
+        self.errors = folder / f"_errors-{part:05d}-of-{parts:05d}.parquet"
+        self._lock_file = folder / f"_lock-{part:05d}-of-{parts:05d}"
+        self._temporary = scratch
+        self._holding = contextlib.ExitStack()
+        self.has_lock = True
+        try:
+            self.has_lock = self._lock()
+        except OSError as error:
+            self._release()
+            if isinstance(error, LockedError):
+                raise OutputError(
+                    f"another process is writing {folder}; wait for it, or stop it first"
+                ) from None
+            raise atomic.refusal(folder, error) from None
+        try:
+            for left in folder.glob(f".*-{part:05d}-of-{parts:05d}*.partial"):
+                atomic.clear_leftovers(folder / left.name[1:].rsplit(".", 2)[0])
+            self._next = max((int(path.stem.rsplit("-", 1)[1]) for path in self.shards()), default=-1) + 1
+        except BaseException:
+            self._release()
+            raise
+
+    def _lock(self) -> bool:
+        """Take this part's lock in the folder, which another worker may delete, as it is empty, at any moment."""
+        while True:
+            if not self.folder.is_dir():
+                self.folder.mkdir(parents=True, exist_ok=True)
+                self._temporary = True
+            with contextlib.suppress(FileNotFoundError):
+                return self._holding.enter_context(locked(self._lock_file, wait=False, remove=True))
+
+    def close(self) -> None:
+        """Release the lock; a folder that this store made, and that holds nothing, goes away."""
+        if not self.shards() and not self.done.exists():
+            with contextlib.suppress(OSError):
+                self._job.unlink(missing_ok=True)
+        self._release()
+
+    def _release(self) -> None:
+        self._holding.close()
+        with contextlib.suppress(OSError):
+            if not self.has_lock:
+                self._lock_file.unlink(missing_ok=True)  # it keeps no other process out
+            if self._temporary:
+                self.folder.rmdir()  # fails where it holds anything, of another worker or of the user
+
+    def clear(self) -> None:
+        """Delete this part's files, under the lock: its shards, job and marks.
+
+        Raises:
+            OutputError: A shard that embedkit did not write.
+        """
+        for path in self.shards():
+            check_ours(path, lambda shard: bool(read_passport(shard)), "rows")
+        check_ours(self.errors, is_table_of_failures, "a table of failures")
+        for path in (*self.shards(), self._job, self.done, self.errors):
+            path.unlink(missing_ok=True)
+        self._next = 0
+
+    def shards(self) -> list[Path]:
+        """This part's shards, in order."""
+        pattern = shard_name(self.part, self.parts, 0).replace("000000.parquet", "*.parquet")
+        return sorted(path for path in self.folder.glob(pattern) if path.stem.rsplit("-", 1)[1].isdecimal())
+
+    def read_job(self) -> dict[str, Any] | None:
+        """What an earlier run of this job chose, None when there was none."""
+        try:
+            job = json.loads(read_regular(self._job, _MAX_JOB))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, RecursionError):
+            job = None
+        if not isinstance(job, dict) or not isinstance(job.get("passport"), str):
+            raise ConfigError(f"{self._job} is damaged; start again with --overwrite")
+        return job
+
+    def write_job(self, job: dict[str, Any]) -> None:
+        """Record what this run chose."""
+        atomic.write_file(self._job, json_bytes(job))
+
+    def append(self, table: pa.Table, failures: list[Failure]) -> None:
+        """Commit rows and failures as one shard."""
+        metadata = {**(table.schema.metadata or {}), _ERRORS_KEY: json.dumps(failures).encode()}
+        write_table(
+            table.replace_schema_metadata(metadata),
+            self.folder / shard_name(self.part, self.parts, self._next),
+        )
+        self._next += 1
+
+    def known(self, passport: Passport) -> tuple[dict[str, Known], list[Failure]]:
+        """What the shards hold: rows by id, and failures.
+
+        Raises:
+            SpaceMismatchError: They are of another space than `passport`.
+            OutputError: A shard is damaged, or embedkit did not write it.
+        """
+        rows: dict[str, Known] = {}
+        failures: list[Failure] = []
+        for path in self.shards():
+            read_passport(path).check_same_space(passport, str(self.folder))
+            known, schema = read_known(path, passport)
+            rows.update(known)
+            try:
+                failures += [
+                    (str(name), str(error), str(reason))
+                    for name, error, reason in json.loads(schema.metadata.get(_ERRORS_KEY, b"[]"))
+                ]
+            except (ValueError, TypeError, RecursionError):
+                raise OutputError(
+                    f"{path}: its list of failures is damaged; start again with --overwrite"
+                ) from None
+        return rows, failures
+
+    def drop(self, ids: Collection[str]) -> None:
+        """Take rows out of the shards that hold them, each shard replaced by one rename."""
+        gone = pa.array(sorted(ids), pa.string())
+        for path in self.shards():
+            table = self._read(path)
+            keep = pc.invert(pc.is_in(table["id"], gone))
+            if not pc.all(keep).as_py():
+                write_table(table.filter(keep), path)
+
+    def tables(self) -> Iterator[pa.Table]:
+        """The shards' rows, one shard at a time."""
+        for path in self.shards():
+            yield self._read(path).replace_schema_metadata(None)
+
+    def _read(self, path: Path) -> pa.Table:
+        with opened(path) as file:
+            return file.read()
+
+    def finish(self, passport: Passport, rows: int, failures: list[Failure]) -> None:
+        """Mark this part of a folder of shards as complete."""
+        write_failures(failures, self.errors)
+        atomic.write_file(
+            self.done, json_bytes({"rows": rows, "failed": len(failures), "entry": passport.entry})
+        )
+        self._job.unlink(missing_ok=True)
+
+
+def write_failures(failures: list[Failure], path: Path) -> None:
+    """The error table: `id`, `error`, `reason`; no failures, no file.
+
+    Raises:
+        OutputError: A file of this name that embedkit did not write.
+    """
+    check_ours(path, is_table_of_failures, "a table of failures")
+    if not failures:
+        path.unlink(missing_ok=True)
+        return
+    ids, errors, reasons = zip(*failures, strict=True)
+    write_table(pa.table({"id": ids, "error": errors, "reason": reasons}), path)
+
+
+def is_table_of_failures(path: Path) -> bool:
+    """Whether a file is an error table of ours."""
+    with opened(path) as file:
+        names: list[str] = file.schema_arrow.names
+        return names == ["id", "error", "reason"]

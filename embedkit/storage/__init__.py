@@ -1,0 +1,1 @@
+"""Bytes at a URL: over HTTP, by fsspec, in a tar; bounded and resumable."""

@@ -1,0 +1,34 @@
+"""The protocol of a storage: files below one remote root, by relative path."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import Protocol
+
+
+class Storage(Protocol):
+    """Files below one remote root, by relative path."""
+
+    @property
+    def uri(self) -> str:
+        """The root, for messages: without credentials or query."""
+
+    def read(self, path: str, limit: int) -> bytes:
+        """All bytes of a small file.
+
+        Raises:
+            FileNotFoundError: It is not there.
+            PlaceError: It has more than `limit` bytes, or the place refuses or (UnreachableError) is down.
+        """
+
+    def stream(self, path: str, start: int, size: int) -> tuple[int, Generator[bytes]]:
+        """The bytes of a file of `size` bytes from `start` on, in chunks.
+
+        Returns:
+            Where the bytes really begin (`start`, or 0 where the place cannot give a part), and the chunks.
+
+        Raises:
+            FileNotFoundError: It is not there.
+            IntegrityError: The place says that the file has another size.
+            PlaceError: As for `read`; the chunks raise it too.
+        """

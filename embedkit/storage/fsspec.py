@@ -1,0 +1,200 @@
+"""Files in any store that fsspec reaches: S3, Google Cloud, SFTP, memory."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Generator
+from functools import cached_property
+from typing import Any
+
+from embedkit._io.messages import quoted
+from embedkit.errors import (
+    AccessError,
+    ConfigError,
+    EmbedkitError,
+    IntegrityError,
+    MissingDependencyError,
+    PlaceError,
+    UnreachableError,
+)
+
+#: One request brings so much.
+PART = 8 << 20
+
+_UNREACHABLE = ("Connect", "Timeout", "Endpoint", "Unavailable", "SlowDown", "ServerDisconnected")
+
+
+#: What S3 answers where a condition does not hold, or another write is under way, and what a store answers that knows
+#: no conditions.
+_FAILED = ("PreconditionFailed", "ConditionalRequestConflict", "412", "409", "NoSuchKey")
+_UNKNOWN = ("NotImplemented", "501")
+
+
+class _RefusedError(EmbedkitError):
+    """A conditional write was refused."""
+
+    def __init__(self, *, unknown: bool):
+        super().__init__("refused")
+        self.unknown = unknown
+
+
+class BucketStorage:
+    """Files below one URL of an fsspec file system. Credentials are the file system's own business.
+
+    The file system is made at the first question: its event loop has sockets, and what is in the cache needs none.
+    """
+
+    def __init__(self, uri: str):
+        """Take a URL such as `s3://bucket/zoo`; nothing is opened yet."""
+        self._uri = uri
+
+    @cached_property
+    def _opened(self) -> tuple[Any, str]:
+        scheme = self._uri.partition("://")[0]
+        try:
+            from fsspec.core import url_to_fs
+        except ImportError:
+            raise MissingDependencyError(f"{self._uri} needs fsspec: pip install 'embedkit[hub]'") from None
+        try:
+            # Listings are not kept: what another process publishes must be seen.
+            store, root = url_to_fs(self._uri, use_listings_cache=False)
+        except ImportError as error:
+            raise MissingDependencyError(f"{self._uri}: {quoted(error)}") from None
+        except ValueError as error:
+            raise ConfigError(
+                f"{self._uri}: no file system is known for {scheme}:// ({quoted(error)})"
+            ) from None
+        return store, root.rstrip("/")
+
+    @property
+    def store(self) -> Any:
+        """The file system.
+
+        Raises:
+            MissingDependencyError: fsspec, or its driver for this protocol, is not installed.
+            ConfigError: fsspec knows no such protocol.
+        """
+        return self._opened[0]
+
+    @property
+    def uri(self) -> str:
+        """The URL."""
+        return self._uri
+
+    def read(self, path: str, limit: int) -> bytes:
+        """All bytes of a small file; see `Storage`."""
+        data = self._ask(path, self.store.cat_file, self._path(path), start=0, end=limit + 1)
+        if len(data) > limit:
+            raise PlaceError(f"{self._uri}/{path}: expected at most {limit} bytes, and there are more")
+        return data
+
+    def stream(self, path: str, start: int, size: int) -> tuple[int, Generator[bytes]]:
+        """The bytes of a file from `start` on; see `Storage`."""
+        found = self.size(path)
+        if found is None:
+            raise FileNotFoundError(2, "No such file", f"{self._uri}/{path}")
+        if found != size:
+            raise IntegrityError(f"{self._uri}/{path}: expected {size} bytes, and the place has {found}")
+        return start, self._parts(path, start, size)
+
+    def size(self, path: str) -> int | None:
+        """Bytes of a file, None when it is not there."""
+        try:
+            return self._ask(path, self.store.info, self._path(path))["size"]
+        except FileNotFoundError:
+            return None
+
+    def write(self, path: str, content: bytes) -> None:
+        """Write a file whole, as an object store does."""
+        self._ask(path, self.store.pipe_file, self._path(path), content)
+
+    def copy(self, source: str, target: str) -> None:
+        """Copy a file inside the store."""
+        self._ask(source, self.store.cp_file, self._path(source), self._path(target))
+
+    def version(self, path: str) -> str | None:
+        """What the store calls the content that a file has now: None where it is not there, or has no such name."""
+        if not self._conditional:
+            return None
+        try:
+            return self._ask(path, self.store.info, self._path(path), refresh=True).get("ETag")
+        except FileNotFoundError:
+            return None
+
+    def write_if(self, path: str, content: bytes, version: str | None) -> bool | None:
+        """Write a file on the condition that it still has a version, or is still missing where that is None.
+
+        Returns:
+            Whether it was written; None where the store knows no conditions, and nothing was written.
+        """
+        if not self._conditional:
+            return None
+        condition = {"IfMatch": version} if version else {"IfNoneMatch": "*"}
+        where = self._path(path)
+        try:
+            self._ask(path, self._refusable, self.store.pipe_file, where, content, **condition)
+        except _RefusedError as refused:
+            return None if refused.unknown else False
+        return True
+
+    def list(self, folder: str) -> list[str]:
+        """The files below a folder, relative to the root."""
+        root = self._path("")
+        found = self._ask(folder, self.store.find, self._path(folder))
+        return sorted(self.store._strip_protocol(path).removeprefix(root) for path in found)
+
+    def remove(self, path: str) -> None:
+        """Remove a file; one that is not there is fine."""
+        with contextlib.suppress(FileNotFoundError):
+            self._ask(path, self.store.rm_file, self._path(path))
+
+    @property
+    def _conditional(self) -> bool:
+        """Whether the store takes `If-Match`: S3 and what speaks like it."""
+        protocol = self.store.protocol
+        return "s3" in ((protocol,) if isinstance(protocol, str) else protocol)
+
+    @staticmethod
+    def _refusable(function: Any, *arguments: Any, **options: Any) -> Any:
+        """Call a function of the S3 driver, and tell a condition that failed from other errors."""
+        try:
+            return function(*arguments, **options)
+        except OSError as error:
+            answer = getattr(error.__cause__ or error, "response", None)
+            fault = answer.get("Error", {}).get("Code") if isinstance(answer, dict) else None
+            if fault in _FAILED or isinstance(error, (FileExistsError, FileNotFoundError)):
+                raise _RefusedError(unknown=False) from None
+            if fault in _UNKNOWN:
+                raise _RefusedError(unknown=True) from None
+            raise
+
+    def _path(self, path: str) -> str:
+        return f"{self._opened[1]}/{path}"
+
+    def _parts(self, path: str, start: int, size: int) -> Generator[bytes]:
+        while start < size:
+            end = min(start + PART, size)
+            chunk = self._ask(path, self.store.cat_file, self._path(path), start=start, end=end)
+            if not chunk:
+                return  # the caller counts
+            yield chunk
+            start += len(chunk)
+
+    def _ask(self, path: str, function: Any, *arguments: Any, **options: Any) -> Any:
+        where = f"{self._uri}/{path}"
+        try:
+            return function(*arguments, **options)
+        except EmbedkitError:
+            raise
+        except FileNotFoundError:
+            raise FileNotFoundError(2, "No such file", where) from None
+        except PermissionError:
+            raise AccessError(f"{where}: access is refused; check the credentials of this store") from None
+        except Exception as error:  # each driver has its own
+            kind = type(error).__name__
+            what = UnreachableError if isinstance(error, (ConnectionError, TimeoutError)) else PlaceError
+            if any(word in kind for word in _UNREACHABLE) or any(
+                word in str(error)[:500] for word in _UNREACHABLE
+            ):
+                what = UnreachableError
+            raise what(f"{where}: {kind}: {quoted(error)}") from None

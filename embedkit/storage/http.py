@@ -1,0 +1,170 @@
+"""Files over HTTP: what a place may answer, where a redirect may lead, and who is given the token.
+
+The standard library's client is enough: a request of ours is a GET with a range, and each rule below has to be
+looked at before a redirect is followed, which is easier where we follow it. Rules: `https://` (or this machine); the
+token goes to the origin that it was given for and to no other, and stands in no message; at most five redirects,
+never to a file, never from the net to this machine, never from `https` to `http`; no compressed body; an end to every
+wait (`answer`). Proxies are those of the environment.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+from collections.abc import Generator
+from urllib.parse import SplitResult, urljoin, urlsplit
+
+from embedkit._io.messages import quoted
+from embedkit.errors import ConfigError, PlaceError, UnreachableError
+from embedkit.storage.answer import Answer, shown
+from embedkit.storage.origins import check_web, is_loopback
+
+REDIRECTS = 5
+#: Bytes of an answer to a POST.
+POST_LIMIT = 1 << 20
+
+
+def timeout() -> float:
+    """Seconds that a place may take to answer, from `EMBEDKIT_TIMEOUT`; 30 by default."""
+    try:
+        seconds = float(os.environ.get("EMBEDKIT_TIMEOUT", "30"))
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < 86400:
+        raise ConfigError("EMBEDKIT_TIMEOUT: expected a number of seconds above 0")
+    return seconds
+
+
+class WebStorage:
+    """Files below one URL."""
+
+    def __init__(self, root: str, token: str | None = None):
+        """Take the root; nothing is opened yet.
+
+        Args:
+            root: `https://host/path`, or `http://` to this machine.
+            token: Sent as a bearer token to this origin alone.
+
+        Raises:
+            ConfigError: Not a usable address.
+        """
+        check_web(root)
+        if token is not None and not re.fullmatch(r"[\x21-\x7e]+", token):
+            raise ConfigError("the token holds characters that no token has: check where it was copied from")
+        self._root = root.rstrip("/")
+        self._token = token
+
+    def __repr__(self) -> str:
+        return f"<WebStorage {self._root}>"  # no token
+
+    @property
+    def uri(self) -> str:
+        """The root."""
+        return self._root
+
+    def read(self, path: str, limit: int) -> bytes:
+        """All bytes of a small file; see `Storage`."""
+        with contextlib.closing(self._answer(f"{self._root}/{path}", 0)) as answer:
+            data = answer.whole(limit)
+            if not data and answer.length is None:
+                raise UnreachableError(f"{answer.url}: the connection broke off before the first byte")
+        return data
+
+    def stream(self, path: str, start: int, size: int) -> tuple[int, Generator[bytes]]:
+        """The bytes of a file from `start` on; see `Storage`."""
+        url = f"{self._root}/{path}"
+        answer = self._answer(url, start)
+        try:
+            begin = answer.begin(start, size)
+        except BaseException:
+            answer.close()
+            raise
+        return begin, answer.chunks()
+
+    def get_json(self, path: str, limit: int) -> tuple[int, str, object]:
+        """Ask an API: status, `X-Error-Code` and, where the status is 200, what it answers as JSON.
+
+        Raises:
+            PlaceError: Another status than 200, 401, 403 and 404, more than `limit` bytes, or no JSON.
+        """
+        with contextlib.closing(self._follow(f"{self._root}/{path}", 0)) as answer:
+            if answer.status in (401, 403, 404):
+                return answer.status, answer.header("x-error-code"), None
+            answer.check()
+            return answer.status, "", answer.json(limit)
+
+    def post_json(self, path: str, value: object) -> tuple[int, object]:
+        """Send JSON to the root's origin; the status and what it answers, as JSON.
+
+        Raises:
+            PlaceError: No answer, or none that is JSON.
+        """
+        url = f"{self._root}/{path}"
+        with contextlib.closing(self._request(urlsplit(url), 0, json.dumps(value).encode())) as answer:
+            return answer.status, answer.json(POST_LIMIT)
+
+    def _answer(self, url: str, start: int) -> Answer:
+        """GET of a file, which must be there."""
+        answer = self._follow(url, start)
+        answer.check()
+        return answer
+
+    def _follow(self, url: str, start: int) -> Answer:
+        """GET, following redirects by the rules."""
+        origin = urlsplit(url)
+        target = origin
+        for _ in range(REDIRECTS + 1):
+            answer = self._request(target, start)
+            if answer.status not in (301, 302, 303, 307, 308):
+                return answer
+            answer.close()
+            target = _redirected(origin, target, answer.header("location"), self._token)
+        raise PlaceError(
+            f"{shown(origin, self._token)}: more than {REDIRECTS} redirects; is this the address of a zoo?"
+        )
+
+    def _request(self, target: SplitResult, start: int, body: bytes | None = None) -> Answer:
+        headers = {"Accept-Encoding": "identity", "User-Agent": "embedkit"}
+        if start:
+            headers["Range"] = f"bytes={start}-"
+        if body is not None:
+            headers["Content-Type"] = "application/json"
+        if self._token is not None and _origin(target) == _origin(urlsplit(self._root)):
+            headers["Authorization"] = f"Bearer {self._token}"
+        path = (target.path or "/") + (f"?{target.query}" if target.query else "")
+        return Answer(target, path, headers, seconds=timeout(), body=body, secret=self._token)
+
+
+def _redirected(origin: SplitResult, target: SplitResult, location: str, secret: str | None) -> SplitResult:
+    """Where a redirect leads, when it may.
+
+    Raises:
+        PlaceError: A redirect to no web address, out of encryption, or from the net to this machine.
+    """
+    where = shown(target, secret)
+    try:
+        new = urlsplit(urljoin(target.geturl(), location))
+        host, _ = new.hostname or "", new.port
+    except ValueError:
+        raise PlaceError(f"{where}: a redirect to no usable address") from None
+    inside = is_loopback(origin.hostname or "")
+    if (
+        not location
+        or not host
+        or new.scheme not in ("http", "https")
+        or re.search(r"[^\x21-\x7e]", new.geturl())
+    ):
+        raise PlaceError(
+            f"{where}: a redirect to no web address is refused ({quoted(new.scheme, secret, longest=20)!r})"
+        )
+    if new.scheme == "http" and not (inside and is_loopback(host)):
+        raise PlaceError(f"{where}: a redirect to unencrypted http:// is refused")
+    if is_loopback(host) and not inside:
+        raise PlaceError(f"{where}: a redirect to this machine itself is refused")
+    return new
+
+
+def _origin(parts: SplitResult) -> tuple[str, str | None, int]:
+    return parts.scheme, parts.hostname, parts.port or (443 if parts.scheme == "https" else 80)

@@ -1,0 +1,1 @@
+"""What needs images and an encoder both."""

@@ -1,0 +1,108 @@
+"""Whether an entry is whole, and whether this machine computes what it promises."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from embedkit._io.npz import read_npz
+from embedkit.encoder import comparable, open_engine
+from embedkit.errors import EmbedkitError, EntryError
+from embedkit.hub.access import default_cache_dir
+from embedkit.hub.resolve import find_entry
+from embedkit.images.transform import read_pixels
+from embedkit.model.layout import GOLDEN, MIXTURE
+from embedkit.model.mixture import Mixture
+from embedkit.model.providers import CPU, EngineOptions, available_cpus
+
+#: A larger difference between embeddings of length 1 is none that rounding makes.
+MOST_TOLERANCE = 1e-2
+#: A few small pictures and their embeddings: those of the zoo take 60 kB.
+MOST_BYTES = 64 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verification:
+    """What `verify_entry` found.
+
+    Attributes:
+        name: The entry.
+        ok: Whether everything held.
+        files: Files whose size and sha256 matched.
+        bytes: Their size together.
+        detail: The difference from the golden vectors and what ran, or what is wrong.
+    """
+
+    name: str
+    ok: bool
+    files: int
+    bytes: int
+    detail: str
+
+
+def verify_entry(name: str | os.PathLike[str], *, device: str = "auto") -> Verification:
+    """Check every file of an entry against its manifest, and its golden vectors on this machine's provider.
+
+    Args:
+        name: A name, `name@revision`, or an entry's folder.
+        device: As for `load_encoder`.
+    """
+    text, checked, size = os.fspath(name), 0, 0
+    try:
+        entry = find_entry(name)
+        text = entry.name
+        for file in entry.manifest.files:
+            size += len(entry.read(file))
+            checked += 1
+        options = EngineOptions(device=device, threads=available_cpus(), cache_dir=default_cache_dir())
+        engine = open_engine(entry, options)
+        pictures, expected, allowed = _golden(entry.read(GOLDEN), entry.config.outputs)
+        preprocess = entry.config.preprocess
+        differences = []
+        for index, picture in enumerate(pictures):
+            found = engine.run_all(read_pixels(picture, preprocess, decode="exact")[None])
+            differences += [
+                np.abs(comparable(name, found[name])[0] - rows[index]).max()
+                for name, rows in expected.items()
+            ]
+        difference = float(np.max(differences))  # not max(), which passes over a NaN
+        if MIXTURE in entry.manifest.files:
+            Mixture.of_entry(entry)
+    except EmbedkitError as error:
+        return Verification(name=text, ok=False, files=checked, bytes=size, detail=str(error))
+    ok = bool(difference <= allowed)  # NaN is not within anything
+    how = f"within {difference:.1e} of" if ok else f"are off by {difference:.1e}, more than"
+    detail = f"golden vectors {how} {allowed:.0e} on {engine.provider}"
+    if engine.note and engine.provider == CPU:
+        detail += f" ({engine.note})"
+    return Verification(name=text, ok=ok, files=checked, bytes=size, detail=detail)
+
+
+def _golden(
+    data: bytes, outputs: Mapping[str, tuple[int, ...]]
+) -> tuple[np.ndarray, dict[str, np.ndarray], float]:
+    """Pictures uint8 (N, H, W, 3), each output for them, float32 (N, ...), and how far they may differ."""
+    try:
+        golden = read_npz(data, ("pictures", "tolerance_fp32", *outputs), limit=MOST_BYTES)
+        allowed = float(golden["tolerance_fp32"])
+    except (ValueError, TypeError) as error:
+        raise EntryError(f"{GOLDEN} is damaged ({error})") from None
+    pictures, expected = golden["pictures"], {name: golden[name] for name in outputs}
+    if not 0 < allowed <= MOST_TOLERANCE:
+        raise EntryError(f"{GOLDEN}: a tolerance of {allowed:g} is no test; pull the entry again")
+    for name, shape in outputs.items():
+        rows = expected[name]
+        if (
+            pictures.ndim != 4
+            or not len(pictures)
+            or rows.shape != (len(pictures), *shape)
+            or rows.dtype.kind != "f"
+        ):
+            raise EntryError(
+                f"{GOLDEN}: {pictures.shape} pictures do not belong to {name} of {rows.shape}, where a picture "
+                f"gives {shape}"
+            )
+    return pictures, expected, allowed

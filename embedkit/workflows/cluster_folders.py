@@ -1,0 +1,260 @@
+"""Images in one folder per cluster: copies or links. The originals are read, and never moved, changed or deleted.
+
+Ids may come from a file that somebody else wrote, so only images below one folder are taken. All is put together in a
+folder aside and renamed at the end; what a killed run has left aside is cleared by the next one.
+"""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import shutil
+import unicodedata
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from embedkit._io.atomic import replacing_folder
+from embedkit._io.reading import open_regular
+from embedkit.analysis.clustering.cluster import Clustering
+from embedkit.errors import EmbedkitError, OutputError, SourceError
+from embedkit.images.ids import path_of
+from embedkit.images.originals import Originals
+
+__all__ = ["Sorted", "check_free", "sort_into_folders"]
+
+#: Bytes of a file's name, on all common file systems.
+_MAX_NAME = 255
+_CHUNK = 1 << 20
+#: First bytes of a picture -> suffix, for rows of Parquet files, which have no name.
+_MAGIC = {b"\xff\xd8": ".jpg", b"\x89PNG": ".png", b"GIF8": ".gif", b"RIFF": ".webp", b"BM": ".bmp"}
+
+
+@dataclass(frozen=True)
+class Sorted:
+    """What was done.
+
+    Attributes:
+        folder: That holds one folder per cluster.
+        pictures: Copies or links that were made.
+        missing: Ids of pictures that are not there any more, or cannot be read.
+        outside: Ids of pictures that are left where they are, because they do not lie below the root.
+    """
+
+    folder: Path
+    pictures: int
+    missing: list[str]
+    outside: list[str] = field(default_factory=list)
+
+
+def sort_into_folders(
+    clustering: Clustering,
+    folder: str | os.PathLike[str],
+    *,
+    link: bool = False,
+    root: str | os.PathLike[str] | None = None,
+) -> Sorted:
+    """Put every picture into the folder of its cluster: `cluster-0` and so on, and `noise`.
+
+    Names stay, and where two pictures of a cluster have one name, the later ones get `-2`, `-3` and so on behind
+    it, also where only a file system that ignores case would take them for one. A picture whose parts are in one
+    cluster is there once.
+
+    Args:
+        clustering: Its ids are paths as they were embedded, or archive members and rows of Parquet files.
+        folder: It must not exist, or be empty.
+        link: Symbolic links to the originals instead of copies.
+        root: The folder that ids are relative to, if they are; else the working folder. No picture is taken from
+            elsewhere. Links below it are followed: they are its owner's.
+
+    Raises:
+        OutputError: The folder holds something already, or cannot be written.
+        SourceError: None of the pictures is there, all lie outside the root, or links to members of an archive are
+            asked for.
+    """
+    folder = Path(folder)
+    check_free(folder)
+    taken = _Taken(root)
+    wanted = dict.fromkeys(zip(clustering.labels.tolist(), clustering.ids, strict=True))
+    found: list[tuple[int, str, _Image]] = []
+    for label, name in wanted:
+        image = taken.find(name)
+        if image is None:
+            continue
+        if link and image.file is None:
+            container = name.partition("::")[0]
+            raise SourceError(f"{name!r} lies inside {container!r}, where no link leads to; use --copy-into")
+        found.append((label, name, image))
+    if not found:
+        raise taken.nothing()
+    digits = len(str(max(len(clustering) - 1, 0)))
+    used: defaultdict[Path, dict[str, int]] = defaultdict(dict)
+    made = 0
+    with replacing_folder(folder, replace=False) as aside:
+        for label, name, image in found:
+            place = aside / (f"cluster-{label:0{digits}d}" if label >= 0 else "noise")
+            if place not in used:
+                place.mkdir()
+            names = used[place]
+            try:
+                if image.file is None:
+                    data = _member(image.originals, name)
+                    (place / _free_name(_name_of(name, data), names)).write_bytes(data)
+                elif link:
+                    (place / _free_name(os.path.basename(image.file), names)).symlink_to(image.file)
+                else:
+                    _copy(image.file, place, names)
+            except _UnreadableError:
+                taken.missing[name] = None
+            else:
+                made += 1
+    return Sorted(folder, made, list(taken.missing), list(taken.outside))
+
+
+@dataclass(frozen=True)
+class _Image:
+    """A picture that may be taken: its own file, or None for a member of a container."""
+
+    originals: Originals
+    file: str | None
+
+
+class _Taken:
+    """Finds the pictures of ids, below one folder alone."""
+
+    def __init__(self, root: str | os.PathLike[str] | None):
+        self._root = os.path.abspath(root if root is not None else os.curdir)
+        self._ways = [Originals(root)]
+        if root is not None:  # ids may also be paths from the working folder, into the root
+            self._ways.append(Originals())
+        self.missing: dict[str, None] = {}
+        self.outside: dict[str, None] = {}
+
+    def find(self, name: str) -> _Image | None:
+        """The picture of an id; None for what is noted as missing or outside."""
+        ways = [originals for originals in self._ways if self._is_inside(originals, name)]
+        for originals in ways:
+            if originals.has(name):
+                return _Image(originals, originals.file(name))
+        (self.missing if ways else self.outside)[name] = None
+        return None
+
+    def nothing(self) -> SourceError:
+        """The error where no picture can be taken."""
+        if self.outside and not self.missing:
+            return SourceError(
+                f"all {len(self.outside)} pictures lie outside {self._root} (the first is "
+                f"{next(iter(self.outside))!r}), and nothing is taken from elsewhere; name the folder that holds them "
+                "with --root"
+            )
+        first = next(iter(self.missing))
+        return SourceError(
+            f"none of the {len(self.missing) + len(self.outside)} pictures is there (the first is {first!r}); run the "
+            "command where they were embedded, or name the folder that ids are relative to with --root"
+        )
+
+    def _is_inside(self, originals: Originals, name: str) -> bool:
+        """Whether the path of an id, and the container that it may name, lie below the root."""
+        container = path_of(name).partition("::")[0]
+        # Ids are normalized: `link/../x` would lead elsewhere than it reads.
+        if os.path.normpath(container or os.curdir) != container:
+            return False
+        path = path_of(name, originals.root)
+        return self._holds(path) and self._holds(path.partition("::")[0])
+
+    def _holds(self, path: str) -> bool:
+        return os.path.join(os.path.abspath(path), "").startswith(os.path.join(self._root, ""))
+
+
+class _UnreadableError(Exception):
+    """A picture that is there cannot be read."""
+
+
+def _member(originals: Originals, name: str) -> bytes:
+    try:
+        return originals.read(name)
+    except (EmbedkitError, OSError) as error:
+        raise _UnreadableError(str(error)) from None
+
+
+def _copy(file: str, place: Path, used: dict[str, int]) -> None:
+    """Copy a file with its times and permissions, under its name or a free one like it."""
+    chunks = _chunks(file)
+    first = next(chunks)  # before the name is taken
+    target = place / _free_name(os.path.basename(file), used)
+    with open(target, "wb") as output:
+        output.write(first)
+        try:
+            output.writelines(chunks)
+        except _UnreadableError:
+            target.unlink()
+            raise
+    try:
+        shutil.copystat(file, target)
+    except OSError:
+        pass  # a file system without such times or permissions; the picture itself is there
+
+
+def _chunks(file: str) -> Iterator[bytes]:
+    """The content of a regular file, at least one piece."""
+    try:
+        with open_regular(file) as source:
+            yield source.read(_CHUNK)
+            while chunk := source.read(_CHUNK):
+                yield chunk
+    except OSError as error:
+        raise _UnreadableError(str(error)) from None
+
+
+def _name_of(name: str, data: bytes) -> str:
+    """What a member of a container is to be called as a file."""
+    inner = name.partition("::")[2]
+    bare = posixpath.basename(inner.replace("\\", "/"))
+    if bare.startswith("#") or bare in ("", ".", ".."):
+        suffix = next((suffix for magic, suffix in _MAGIC.items() if data.startswith(magic)), "")
+        bare = f"row-{bare.lstrip('#.')}{suffix}"
+    return bare
+
+
+def _free_name(name: str, taken: dict[str, int]) -> str:
+    """`name`, or with a number behind its stem where that is taken; `taken` counts, by what may be one name."""
+
+    def key(text: str) -> str:
+        return unicodedata.normalize("NFC", text).casefold()
+
+    name = _fitting(name, "")
+    candidate, first = name, key(name)
+    while key(candidate) in taken:
+        taken[first] += 1
+        candidate = _fitting(name, f"-{taken[first]}")
+    taken[key(candidate)] = 1
+    return candidate
+
+
+def _fitting(name: str, number: str) -> str:
+    """`name` with a number behind its stem, the stem cut where a file system could not hold the name."""
+    stem, suffix = os.path.splitext(name)
+    end = os.fsencode(number) + os.fsencode(suffix)[:32]
+    room = _MAX_NAME - len(end)
+    data = os.fsencode(stem)
+    if len(data) <= room:
+        return stem + number + suffix if len(suffix) <= 32 else os.fsdecode(data + end)
+    # A letter is not cut in two.
+    return data[:room].decode("utf-8", "ignore") + os.fsdecode(end)
+
+
+def check_free(folder: Path) -> None:
+    """Refuse a folder that pictures cannot be sorted into.
+
+    Raises:
+        OutputError: It holds something already, is a file, or lies in no folder.
+    """
+    if os.path.lexists(folder) and not folder.is_dir():
+        raise OutputError(f"{folder} is a file already; choose another folder")
+    if folder.is_dir() and any(folder.iterdir()):
+        raise OutputError(
+            f"{folder} holds something already, and nothing is overwritten; choose a new or an empty folder"
+        )
+    if not folder.absolute().parent.is_dir():
+        raise OutputError(f"the folder {folder.absolute().parent} does not exist; create it first")

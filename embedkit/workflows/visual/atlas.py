@@ -1,0 +1,349 @@
+"""A picture of the space: a map of embeddings as one HTML file that opens from the disk, without a network.
+
+Rows are placed in the plane by UMAP (Uniform Manifold Approximation and Projection, McInnes, Healy and Melville 2018,
+arXiv 1802.03426) where umap-learn is installed, on 50 principal components of the unit vectors, else by the first two
+of these. Neighbours are exact, by cosine in the full space: on a map alone, near things may look far and far things
+near.
+
+The page is `assets/atlas.*` with d3 (7.9.2, ISC licence, unchanged) for pan, zoom and look-up, and a plain canvas.
+Every atlas carries its library: d3 takes 281 kB, pixi.js (8.22) 841 kB and deck.gl (9.4) 2.1 MB; regl-scatterplot
+(1.16) takes 111 kB and draws points, not pictures. These three also need WebGL, while a 2-D canvas draws the few
+hundred pictures that have room at once, and 5,000 points, in 16 to 18 ms without a GPU.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import importlib.resources
+import io
+import json
+import os
+import re
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from embedkit._io.atomic import replacing
+from embedkit._io.outputs import check_outputs
+from embedkit.analysis.clustering.reduction import fit_reduction
+from embedkit.analysis.similarity import SMALL, top_k, without_own
+from embedkit.analysis.vectors import Rows
+from embedkit.embeddings.table import Embeddings
+from embedkit.errors import ConfigError, MissingDependencyError, OutputError
+from embedkit.images.ids import check_no_image
+from embedkit.images.originals import Originals, none_there
+from embedkit.workflows.visual.contact_sheet import common_folder, visible
+from embedkit.workflows.visual.groups import Groups
+from embedkit.workflows.visual.thumbnails import thumbnails
+
+__all__ = ["MAPS", "Atlas", "check_atlas", "project", "write_atlas"]
+
+MAPS = ("auto", "umap", "pca")
+#: Pictures on an atlas unless more are asked for.
+MOST = 5000
+#: The longer side of a thumbnail in pixels, by how many there are at most: 5,000 photographs take about 15 MB.
+EDGES = ((1000, 128), (6000, 96), (15_000, 64), (50_000, 48))
+#: Thumbnails in a row and in a column of one sheet.
+ACROSS = 16
+#: Neighbours of each picture.
+DEPTH = 12
+#: Components that UMAP sees.
+COMPONENTS = 50
+#: Names of groups; what stands behind is cut off.
+LONGEST = 60
+
+
+@dataclass(frozen=True)
+class Atlas:
+    """What was written.
+
+    Attributes:
+        path: The file.
+        pictures: How many it shows.
+        rows: How many the embeddings have.
+        map: `umap` or `pca`.
+        size: Bytes of the file.
+        missing: Names of the pictures that could not be read.
+    """
+
+    path: Path
+    pictures: int
+    rows: int
+    map: str
+    size: int
+    missing: list[str] = field(default_factory=list)
+
+
+def check_atlas(path: str | os.PathLike[str]) -> None:
+    """Refuse early what could not be written after all the work.
+
+    Raises:
+        ConfigError: The name does not end in .html.
+        OutputError: Its folder does not exist, or it is a folder itself.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in (".html", ".htm"):
+        raise ConfigError(f"output: expected a name that ends in .html, found {str(path)!r}")
+    if path.is_dir():
+        raise OutputError(f"{path} is a folder; give the name of a file in it")
+    if not path.absolute().parent.is_dir():
+        raise OutputError(f"the folder {path.absolute().parent} does not exist; create it first")
+
+
+def write_atlas(
+    source: str | os.PathLike[str] | Embeddings,
+    path: str | os.PathLike[str],
+    *,
+    originals: Originals | None = None,
+    groups: Groups | None = None,
+    most: int = MOST,
+    method: str = "auto",
+    title: str | None = None,
+    seed: int = 0,
+    threads: int | None = None,
+) -> Atlas:
+    """Write an atlas, aside and renamed.
+
+    Args:
+        source: A file or a folder of embeddings.
+        path: `X.html`.
+        originals: Where the pictures come from; ids as paths from the working folder when None.
+        groups: What pictures are coloured by; nothing when None.
+        most: Pictures that are shown, drawn evenly by the seed where there are more.
+        method: `umap`, `pca`, or `auto`: UMAP when it is installed.
+        title: Of the page; the source's name when None.
+        seed: Of the sample and of UMAP.
+        threads: That make thumbnails; all cores when None.
+
+    Raises:
+        ConfigError: No row, an unknown method, or more than 50,000 pictures.
+        SourceError: Not one of the pictures can be read.
+        OutputError: The file cannot be written, is one of the pictures, or the embeddings cannot be read.
+        MissingDependencyError: `umap` is asked for and not installed.
+    """
+    check_atlas(path)
+    path = Path(path)
+    if not 1 <= most <= EDGES[-1][0]:
+        raise ConfigError(f"most: expected 1 to {EDGES[-1][0]:,} pictures, found {most:,}")
+    originals = originals or Originals()
+    if isinstance(source, (str, os.PathLike)):
+        check_outputs({"the atlas": path}, {"the embeddings": source})
+    rows = Rows(source)
+    names, total = rows.names(), len(rows)
+    check_no_image({"the atlas": path}, names, originals.root)
+    chosen = np.arange(total)
+    if total > most:
+        chosen = np.sort(np.random.default_rng(seed).choice(total, most, replace=False))
+        names = [names[row] for row in chosen.tolist()]
+    vectors = rows.take(chosen)
+    points, used = project(vectors, method, seed=seed)
+    count = len(names)
+    edge = next(edge for limit, edge in EDGES if count <= limit)
+    near, cosines = _neighbours(vectors, min(DEPTH, count - 1))
+    if title is None:
+        title = Path(source).name if isinstance(source, (str, os.PathLike)) else "Atlas"
+    entry = f" of {rows.passport.entry}" if rows.passport else ""
+    prefix = common_folder(names)
+    shown = f"{count:,} of {total:,} pictures, evenly drawn" if count < total else f"{count:,} pictures"
+    how = "UMAP" if used == "umap" else "their first two principal components"
+    data = {
+        "facts": f"{shown}; embeddings{entry}, placed by {how}. Similar ones are by cosine, not by the map."
+        + (f" Names are relative to {visible(prefix)}" if prefix else ""),
+        "names": [visible(name.removeprefix(prefix)) for name in names],
+        **{axis: _base64(column, "<u2") for axis, column in zip("xy", _on_grid(points).T, strict=True)},
+        "neighbours": _base64(near, "<u4"),
+        "cosines": _base64(np.round(cosines * 10_000), "<i2"),
+        "depth": near.shape[1],
+        "edge": edge,
+        "across": ACROSS,
+        **_grouped(groups, names),
+    }
+    missing: list[str] = []
+    sizes = np.zeros((count, 2), np.uint8)
+
+    def sheets() -> Iterator[str]:
+        small = thumbnails(names, originals, edge=edge, threads=threads)
+        reason = ""
+        for first in range(0, count, ACROSS * ACROSS):
+            sheet = Image.new("RGB", (ACROSS * edge, ACROSS * edge), "white")
+            for cell, one in enumerate(islice(small, ACROSS * ACROSS)):
+                sheet.paste(one.image, (cell % ACROSS * edge, cell // ACROSS * edge))
+                sizes[first + cell] = one.image.size
+                if one.fault:
+                    missing.append(one.name)
+                    reason = reason or one.fault
+            if len(missing) == count:
+                raise none_there(count, missing[0], reason)
+            file = io.BytesIO()
+            sheet.crop((0, 0, ACROSS * edge, -(-min(count - first, ACROSS**2) // ACROSS) * edge)).save(
+                file, "WEBP", quality=75, method=2
+            )
+            yield f'<img alt="" src="data:image/webp;base64,{base64.b64encode(file.getvalue()).decode()}">\n'
+
+    with replacing(path) as page:
+
+        def write(text: str) -> None:
+            page.write(text.encode())
+
+        for kind, text in _pieces():
+            if kind == "title":
+                write(html.escape(visible(title)))
+            elif kind == "sheets":
+                for sheet in sheets():
+                    write(sheet)
+            elif kind == "data":  # the sizes are known once the sheets are written
+                write(_json({**data, "sizes": _base64(sizes, "u1")}))
+            else:
+                write(text)
+    return Atlas(path, count, total, used, path.stat().st_size, missing)
+
+
+def project(vectors: np.ndarray, method: str = "auto", *, seed: int = 0) -> tuple[np.ndarray, str]:
+    """Unit vectors in the plane.
+
+    Args:
+        vectors: float32 (N, D), of length 1.
+        method: `umap`, `pca`, or `auto`: UMAP when it is installed and there are enough rows.
+        seed: Of UMAP.
+
+    Returns:
+        float64 (N, 2), and what was used: `umap` or `pca`.
+
+    Raises:
+        ConfigError: Another method.
+        MissingDependencyError: `umap` is asked for and not installed.
+    """
+    if method not in MAPS:
+        raise ConfigError(f"map: expected one of {', '.join(MAPS)}, found {method!r}")
+    count, width = vectors.shape
+    if count < 3 or width < 2 or np.array_equal(vectors, np.broadcast_to(vectors[0], vectors.shape)):
+        return np.column_stack([np.arange(count), np.zeros(count)]), "pca"  # nothing to project: side by side
+    umap = None if method == "pca" or (method == "auto" and count < 20) else _umap(method)
+    if umap is None:
+        return fit_reduction(vectors, "pca", 2).apply(vectors).astype(np.float64), "pca"
+    points = vectors
+    if COMPONENTS < min(width, count - 1):
+        points = fit_reduction(vectors, "pca", COMPONENTS).apply(vectors)
+    with warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore"
+        )  # on threads, on versions, on lone rows: nothing that users can act on
+        model = umap.UMAP(n_neighbors=min(15, count - 1), min_dist=0.15, random_state=seed, n_jobs=1)
+        placed = np.asarray(model.fit_transform(points), np.float64)
+    # A row that nothing is connected to is placed nowhere: beside the others, then.
+    lost = ~np.isfinite(placed).all(1)
+    placed[lost] = placed[~lost].min(0) if (~lost).any() else 0
+    return _spread(placed), "umap"
+
+
+def _spread(points: np.ndarray) -> np.ndarray:
+    """Half way from the points to their ranks on each axis, in [0, 1].
+
+    UMAP's distances between groups mean little, and a few far islands would leave the others a corner of the page.
+    """
+    low, high = points.min(0), points.max(0)
+    share = (points - low) / np.where(high > low, high - low, 1)
+    ranks = points.argsort(0, kind="stable").argsort(0, kind="stable") / max(1, len(points) - 1)
+    return (share + ranks) / 2
+
+
+def _umap(method: str) -> Any:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            import umap
+    except ImportError as error:
+        if method == "auto":
+            return None
+        raise MissingDependencyError(
+            f"umap-learn cannot be imported ({error}): pip install umap-learn"
+        ) from None
+    return umap
+
+
+def _neighbours(vectors: np.ndarray, depth: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows int64 (N, depth) and cosines float32 (N, depth) of the nearest, exactly."""
+    count = len(vectors)
+    if not depth:
+        return np.zeros((count, 0), np.int64), np.zeros((count, 0), np.float32)
+    base = Rows(vectors)
+    size = max(1, SMALL // count)  # so few at once that numpy does it
+    near, found = [], []
+    for start in range(0, count, size):
+        own = np.arange(start, min(start + size, count))
+        cosines, rows = without_own(*top_k(base.unit(start, start + size), base, depth + 1), own)
+        near.append(rows)
+        found.append(cosines)
+    return np.concatenate(near), np.concatenate(found)
+
+
+def _on_grid(points: np.ndarray) -> np.ndarray:
+    """Points in whole numbers of 0..65535, both axes at one scale."""
+    low = points.min(0)
+    span = float((points.max(0) - low).max())
+    return np.round((points - low) * (65_535 / span if span > 0 else 0))
+
+
+def _grouped(groups: Groups | None, names: Sequence[str]) -> dict[str, Any]:
+    """The groups of the rows that are shown, the largest first, what is in none last."""
+    if groups is None:
+        return {"grouping": "", "groups": [], "group": _base64(np.zeros(len(names)), "<u2")}
+    mine = [groups.of.get(name) for name in names]
+    sizes = Counter(value for value in mine if value is not None)
+    whole = Counter(groups.of.values())  # their order is not the sample's
+    if len(sizes) > 1000:
+        raise ConfigError(
+            f"{groups.title}: {len(sizes):,} different values cannot be told apart by colour; take clusters, or a "
+            "column of at most 1,000"
+        )
+    ordered = sorted(sizes, key=lambda value: (-whole[value], value))
+    number: dict[str | None, int] = {value: at for at, value in enumerate(ordered)}
+    number[None] = len(ordered)
+    listed = [{"name": visible(value[:LONGEST]), "size": sizes[value], "plain": False} for value in ordered]
+    if none := mine.count(None):
+        listed.append({"name": groups.none, "size": none, "plain": True})
+    codes = np.array([number[value] for value in mine])
+    return {"grouping": visible(groups.title), "groups": listed, "group": _base64(codes, "<u2")}
+
+
+def _base64(values: np.ndarray, kind: str) -> str:
+    return base64.b64encode(np.ascontiguousarray(values, dtype=kind).tobytes()).decode()
+
+
+def _json(value: object) -> str:
+    """JSON that cannot end the script element that it stands in."""
+    return json.dumps(value).replace("<", "\\u003c")
+
+
+def _pieces() -> Iterator[tuple[str, str]]:
+    """The page, piece by piece: (kind, text); what is filled in by the caller has no text.
+
+    The policy allows these very scripts and this style, by their hashes, and nothing from elsewhere. It is cut at its
+    marks once, so that no text that is filled in can be taken for a mark.
+    """
+    assets = importlib.resources.files("embedkit.workflows.visual") / "assets"
+    texts = {
+        "style": (assets / "atlas.css").read_text("utf-8"),
+        "library": (assets / "d3.min.js").read_text("utf-8"),
+        "script": (assets / "atlas.js").read_text("utf-8"),
+    }
+    hashes = {
+        kind: f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+        for kind, text in texts.items()
+    }
+    texts["policy"] = (
+        f"default-src 'none'; img-src data:; style-src {hashes['style']}; "
+        f"script-src {hashes['library']} {hashes['script']}"
+    )
+    parts = re.split(r"\{\{(\w+)\}\}", (assets / "atlas.html").read_text("utf-8"))
+    for at, part in enumerate(parts):
+        yield ("text", part) if at % 2 == 0 else (part, texts.get(part, ""))

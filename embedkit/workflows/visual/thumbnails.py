@@ -1,0 +1,141 @@
+"""Small pictures to look at: upright, RGB, by the decoding policy that embeddings have, many at a time.
+
+A thumbnail keeps the aspect ratio of its picture and is never larger than it. What is missing or damaged becomes a
+placeholder that says why, so that one picture fewer does not cost the whole sheet.
+"""
+
+from __future__ import annotations
+
+import io
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+
+from PIL import Image, ImageDraw
+
+from embedkit.encoder import reason_of
+from embedkit.errors import ConfigError, EmbedkitError
+from embedkit.images.originals import Originals
+from embedkit.images.transform import upright
+from embedkit.model.providers import available_cpus
+
+__all__ = ["Thumbnail", "encoded", "placeholder", "thumbnail", "thumbnails"]
+
+#: The largest side that a thumbnail may have, in pixels.
+LARGEST = 1024
+#: Greatest number of pixels of an image: more than `embed` takes unasked, because a raised limit made these rows.
+_MAX_PIXELS = 400_000_000
+#: Pictures in flight for each thread.
+WINDOW = 4
+#: How JPEG and WebP are written. WebP at 75 is a third smaller than JPEG at 80 and looks the same at this size.
+_OPTIONS = {"webp": {"quality": 75, "method": 2}, "jpeg": {"quality": 80}}
+#: Gray that is told from a light and from a dark page.
+_GRAY, _MARK = (158, 158, 158), (112, 112, 112)
+
+
+@dataclass(frozen=True, eq=False)
+class Thumbnail:
+    """One small picture.
+
+    Attributes:
+        name: The id that was asked for.
+        image: RGB; a gray square where there is no picture.
+        fault: Why there is none, empty where there is one.
+        data: The encoded bytes, when they were asked for.
+    """
+
+    name: str
+    image: Image.Image
+    fault: str = ""
+    data: bytes = b""
+
+
+def thumbnail(data: bytes, edge: int) -> Image.Image:
+    """One picture, upright, RGB, in sRGB and on white, its longer side `edge` pixels or what it has.
+
+    Args:
+        data: The bytes of a picture file.
+        edge: Pixels.
+
+    Raises:
+        ImageError: It cannot be read; one sentence without the picture's name.
+        ConfigError: `edge` is not 1 to 1024.
+    """
+    if not 1 <= edge <= LARGEST:
+        raise ConfigError(f"edge: expected 1 to {LARGEST} pixels, found {edge}")
+    return upright(data, longest=edge, max_pixels=_MAX_PIXELS)
+
+
+def thumbnails(
+    names: Iterable[str],
+    originals: Originals,
+    *,
+    edge: int,
+    form: str | None = None,
+    threads: int | None = None,
+) -> Iterator[Thumbnail]:
+    """Thumbnails of many pictures, made in parallel and given back in order.
+
+    Memory holds a few pictures for each thread, however many there are.
+
+    Args:
+        names: Ids.
+        originals: Where the pictures come from.
+        edge: The longer side in pixels.
+        form: `webp` or `jpeg` to encode each too, also in parallel.
+        threads: That work on it; all cores when None.
+
+    Raises:
+        ConfigError: No such form, or an edge that cannot be one.
+    """
+    if form is not None and form not in _OPTIONS:
+        raise ConfigError(f"form: expected webp or jpeg, found {form!r}")
+    threads = available_cpus() if threads is None else threads
+
+    def make(name: str) -> Thumbnail:
+        fault = ""
+        try:
+            image = thumbnail(originals.read(name), edge)
+        except ConfigError:
+            raise
+        except (EmbedkitError, OSError) as error:
+            image, fault = placeholder(edge), reason_of(error)
+        return Thumbnail(name, image, fault, encoded(image, form) if form else b"")
+
+    return _in_order(make, names, threads)
+
+
+def encoded(image: Image.Image, form: str) -> bytes:
+    """An RGB picture as the bytes of a `webp` or `jpeg` file."""
+    file = io.BytesIO()
+    image.save(file, form, **_OPTIONS[form])
+    return file.getvalue()
+
+
+def placeholder(edge: int) -> Image.Image:
+    """What stands where there is no picture: a gray square with a cross."""
+    image = Image.new("RGB", (edge, edge), _GRAY)
+    pen, last = ImageDraw.Draw(image), edge - 1
+    width = max(1, edge // 48)
+    pen.line((0, 0, last, last), _MARK, width)
+    pen.line((0, last, last, 0), _MARK, width)
+    pen.rectangle((0, 0, last, last), outline=_MARK, width=width)
+    return image
+
+
+def _in_order(make: Callable[[str], Thumbnail], names: Iterable[str], threads: int) -> Iterator[Thumbnail]:
+    pool = ThreadPoolExecutor(max(threads, 1), thread_name_prefix="thumbnails")
+    source = iter(names)
+    try:
+        window: deque[Future[Thumbnail]] = deque(
+            pool.submit(make, name) for name in islice(source, WINDOW * max(threads, 1))
+        )
+        while window:
+            done = window.popleft().result()
+            for name in islice(source, 1):
+                window.append(pool.submit(make, name))
+            yield done
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)

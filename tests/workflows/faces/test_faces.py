@@ -1,0 +1,399 @@
+"""Faces: the geometry against naive forms of it, and detection, alignment and decisions on real photographs.
+
+The photographs are in the public domain: NASA's portrait of Eileen Collins, cropped in `samples/` and whole in
+scikit-image, and, from matplotlib, the portrait of Grace Hopper by James S. Davis for the United States Navy.
+"""
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import typer
+from PIL import Image, ImageEnhance, ImageOps
+from typer.testing import CliRunner
+
+pytest.importorskip("onnxruntime")
+
+from embedkit.cli.verify import verify as verify_command
+from embedkit.encoder import load_encoder
+from embedkit.errors import ConfigError, EntryError, ImageError, OutputError, SpaceMismatchError
+from embedkit.images.transform import read_pixels
+from embedkit.model.preprocess import Preprocess
+from embedkit.workflows.faces import faces as module
+from embedkit.workflows.faces.faces import (
+    DETECTOR,
+    ENCODER,
+    LANDMARKS,
+    FaceEncoder,
+    FaceFinder,
+    best_boxes,
+    chip_of,
+    choose,
+    draw_faces,
+    similarity_transform,
+    upright,
+)
+from embedkit.workflows.verify import known_threshold, verify
+
+ROOT = Path(__file__).parents[3]
+ZOO = ROOT / "zoo"
+ASTRONAUT, COFFEE = ROOT / "samples" / "astronaut.jpg", ROOT / "samples" / "coffee.jpg"
+
+
+@pytest.fixture(scope="module")
+def people():
+    return FaceEncoder(
+        load_encoder(ZOO / ENCODER, device="cpu", threads=1),
+        FaceFinder(ZOO / DETECTOR, ZOO / LANDMARKS, device="cpu", threads=1),
+    )
+
+
+@pytest.fixture(scope="module")
+def astronaut():
+    return Image.open(ASTRONAUT).convert("RGB")
+
+
+@pytest.fixture(scope="module")
+def hopper():
+    pytest.importorskip("matplotlib", reason="pip install matplotlib")
+    from matplotlib import get_data_path
+
+    return Image.open(Path(get_data_path()) / "sample_data" / "grace_hopper.jpg").convert("RGB")
+
+
+# -- geometry ----------------------------------------------------------------------------------------------------
+
+
+def overlap(a, b):
+    width = max(0.0, min(a[2], b[2]) - max(a[0], b[0]))
+    height = max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
+    common = width * height
+    area = [(box[2] - box[0]) * (box[3] - box[1]) for box in (a, b)]
+    return common / (sum(area) - common)
+
+
+def test_best_boxes_by_hand():
+    boxes = np.array([[0, 0, 10, 10], [1, 0, 11, 10], [5, 0, 15, 10], [20, 20, 30, 30]], float)
+    scores = np.array([0.8, 0.9, 0.7, 0.6])
+    # Box 1 first; 0 overlaps it by 90/110; 2 by 60/140 = 0.43.
+    assert best_boxes(boxes, scores, 0.4) == [1, 3]
+    assert best_boxes(boxes, scores, 0.5) == [1, 2, 3]
+    assert best_boxes(boxes[:0], scores[:0]) == []
+
+
+def test_best_boxes_as_a_naive_loop():
+    rng = np.random.default_rng(0)
+    corners = rng.uniform(0, 80, (60, 2))
+    boxes = np.concatenate([corners, corners + rng.uniform(5, 40, (60, 2))], axis=1)
+    scores = rng.uniform(size=60)
+    kept = []
+    for index in sorted(range(60), key=lambda i: -scores[i]):
+        if all(overlap(boxes[index], boxes[other]) <= 0.3 for other in kept):
+            kept.append(index)
+    assert best_boxes(boxes, scores, 0.3) == kept
+
+
+def test_the_similarity_is_found_again():
+    rng = np.random.default_rng(0)
+    source = rng.normal(0, 3, (9, 2))
+    angle, scale, shift = 2.3, 0.4, np.array([5.0, -7.0])
+    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    found = similarity_transform(source, scale * source @ turn.T + shift)
+    np.testing.assert_allclose(found, np.column_stack([scale * turn, shift]), atol=1e-12)
+
+
+def test_the_similarity_is_the_least_squares_one_and_never_mirrors():
+    rng = np.random.default_rng(1)
+    source = rng.normal(0, 3, (20, 2))
+    for target in (source * 1.5 + rng.normal(0, 1, (20, 2)), source * [-1.0, 1.0]):
+        # x' = a x - b y + u, y' = b x + a y + v is linear in (a, b, u, v).
+        x, y = source.T
+        ones, zeros = np.ones(20), np.zeros(20)
+        design = np.concatenate(
+            [np.stack([x, -y, ones, zeros], axis=1), np.stack([y, x, zeros, ones], axis=1)]
+        )
+        a, b, u, v = np.linalg.lstsq(design, target.T.ravel())[0]
+        np.testing.assert_allclose(similarity_transform(source, target), [[a, -b, u], [b, a, v]], atol=1e-9)
+    with pytest.raises(ImageError, match="all in one place"):
+        similarity_transform(np.ones((4, 2)), source[:4])
+
+
+def test_the_mean_face_is_symmetric_as_dlib_s():
+    # About the bridge of the nose at x = 0.490127: left corner of the left eye (36) and right one of the right (45).
+    places = dict(zip(module._POINTS, module._MEAN_FACE, strict=True))
+    for left, right in ((36, 45), (39, 42), (48, 54), (31, 35), (60, 64)):
+        assert places[left][0] + places[right][0] == pytest.approx(2 * 0.490127, abs=2e-5)
+        assert places[left][1] == pytest.approx(places[right][1], abs=1e-6)
+    assert len(module._POINTS) == len(module._MEAN_FACE) == 33
+
+
+def face_points(scale, angle, shift):
+    """68 points of the mean face, turned, and what does not align (jaw, brows, lower lip) anywhere."""
+    points = np.random.default_rng(0).uniform(0, 500, (68, 2))
+    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    points[module._POINTS] = scale * module._MEAN_FACE @ turn.T + shift
+    return points
+
+
+@pytest.mark.parametrize(
+    ("scale", "angle"), [(100.0, 0.0), (60.0, 0.7), (400.0, -2.0)], ids=["as is", "small", "large"]
+)
+def test_a_chip_has_every_point_in_its_place(scale, angle):
+    points = face_points(scale, angle, np.array([400.0, 450.0]))
+    picture = np.zeros((900, 900, 3), np.uint8)
+    radius = max(2, round(scale / 30))
+    y, x = np.mgrid[:900, :900] + 0.5
+    for index, channel in ((36, 0), (45, 1), (33, 2)):
+        px, py = points[index]
+        picture[(x - px) ** 2 + (y - py) ** 2 <= radius**2, channel] = 255
+    chip = chip_of(Image.fromarray(picture), points)
+    assert chip.shape == (150, 150, 3) and chip.dtype == np.uint8
+    places = dict(zip(module._POINTS, module._MEAN_FACE, strict=True))
+    for index, channel in ((36, 0), (45, 1), (33, 2)):
+        weight = chip[..., channel].astype(float)
+        rows, columns = np.mgrid[:150, :150] + 0.5
+        center = [(columns * weight).sum() / weight.sum(), (rows * weight).sum() / weight.sum()]
+        # dlib: a margin of 0.25 on each side of the unit square, over 150 pixels.
+        np.testing.assert_allclose(center, (places[index] + 0.25) / 1.5 * 150, atol=0.5)
+
+
+def test_a_chip_is_black_beyond_the_picture():
+    points = face_points(100.0, 0.0, np.array([0.0, 20.0]))  # the margin of 25 pixels lies outside
+    chip = chip_of(Image.new("RGB", (300, 300), "white"), points)
+    assert chip[75, 5].tolist() == [0, 0, 0] and chip[75, 60].tolist() == [255, 255, 255]
+
+
+@pytest.mark.parametrize("size", [(300, 200), (200, 300), (77, 512), (1000, 999), (40, 30)])
+def test_places_are_mapped_back_from_the_networks_input(size):
+    preprocess = Preprocess(
+        size=(128, 128), resize="longest", resize_size=128, crop="none", mean=(0.5,) * 3, std=(0.5,) * 3
+    )
+    width, height = size
+    y, x = np.mgrid[:height, :width] + 0.5
+    place = np.array([0.3 * width, 0.6 * height])
+    radius = max(width, height) / 20
+    picture = np.where(((x - place[0]) ** 2 + (y - place[1]) ** 2 <= radius**2)[..., None], 255, 0)
+    picture = np.repeat(picture, 3, axis=2).astype(np.uint8)
+    pixels = read_pixels(picture, preprocess)[0].astype(float)
+    rows, columns = np.mgrid[:128, :128] + 0.5
+    share = np.array([(columns * pixels).sum(), (rows * pixels).sum()]) / pixels.sum() / 128
+    found = module._from_input(share, size, preprocess)
+    np.testing.assert_allclose(found, place, atol=0.01 * max(size))
+
+
+def test_pictures_are_turned_upright_once():
+    rng = np.random.default_rng(0)
+    plain = Image.fromarray(rng.integers(0, 256, (40, 30, 3), dtype=np.uint8))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was held on its side
+    file = io.BytesIO()
+    plain.save(file, "PNG", exif=exif)
+    found = upright(file.getvalue())
+    assert found.size == (40, 30)
+    np.testing.assert_array_equal(np.asarray(found), np.rot90(np.asarray(plain), -1))
+    np.testing.assert_array_equal(np.asarray(upright(found)), np.asarray(found))
+    clear = Image.new("RGBA", (4, 4), (0, 0, 0, 0))
+    assert np.asarray(upright(clear)).min() == 255
+    with pytest.raises(ConfigError, match="a picture must be"):
+        upright(3)
+    with pytest.raises(ImageError, match="empty"):
+        upright(b"")
+
+
+# -- photographs -------------------------------------------------------------------------------------------------
+
+
+def test_one_face_where_there_is_one(people, astronaut):
+    (face,) = people.finder.find(astronaut)
+    assert face.score > 0.9 and face.points.shape == (68, 2) and face.chip.shape == (150, 150, 3)
+    left, top, right, bottom = face.box
+    assert 0 <= left < right <= astronaut.width and 0 <= top < bottom <= astronaut.height
+    # Eyes above nose above mouth, the left eye of the picture on the left, all inside or close to the box.
+    eye_left, eye_right = face.points[36:42].mean(axis=0), face.points[42:48].mean(axis=0)
+    nose, mouth = face.points[30], face.points[48:68].mean(axis=0)
+    assert left < eye_left[0] < nose[0] < eye_right[0] < right
+    assert top < eye_left[1] < nose[1] < mouth[1] < bottom
+    # The similarity leaves little: the points lie where dlib's mean face has them, within 5 of 150 pixels.
+    places = (module._MEAN_FACE + 0.25) / 1.5 * 150
+    matrix = similarity_transform(face.points[module._POINTS], places)
+    moved = face.points[module._POINTS] @ matrix[:, :2].T + matrix[:, 2]
+    assert np.sqrt(((moved - places) ** 2).sum(axis=1).mean()) < 5
+
+
+def test_scikit_image_s_astronaut_is_the_same_person(people, astronaut):
+    data = pytest.importorskip("skimage.data", reason="pip install scikit-image")
+    result = verify(people, astronaut, data.astronaut())
+    assert result.is_match and result.score > 0.95
+    faces = people.finder.find(data.astronaut())
+    assert len(faces) == 1
+    # The face is between columns 170 and 280 and rows 60 and 190 of the 512.
+    left, top, right, bottom = faces[0].box
+    assert 160 < left < 210 and 50 < top < 100 and 240 < right < 290 and 150 < bottom < 200
+    assert people.finder.find(data.coffee()) == []
+
+
+def jpeg(picture, quality):
+    file = io.BytesIO()
+    picture.save(file, "JPEG", quality=quality)
+    return file.getvalue()
+
+
+CHANGES = {
+    "mirrored": ImageOps.mirror,
+    "turned": lambda p: p.rotate(15, Image.Resampling.BICUBIC, expand=True),
+    "darker": lambda p: ImageEnhance.Brightness(p).enhance(0.5),
+    "gray": lambda p: p.convert("L"),
+    "half": lambda p: p.resize((p.width // 2, p.height // 2), Image.Resampling.LANCZOS),
+    "compressed": lambda p: jpeg(p, 25),
+    "on a large page": lambda p: ImageOps.expand(p, p.width // 2, "gray"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_changed_portrait_is_the_same_person(people, astronaut, hopper, change):
+    rows = []
+    for person in (astronaut, hopper):
+        before, after = (
+            people.encode_faces([choose(people.finder.find(picture))], normalize=False)[0]
+            for picture in (person, CHANGES[change](person))
+        )
+        assert np.linalg.norm(before - after) < 0.6  # dlib's rule
+        assert verify(people, person, CHANGES[change](person)).is_match
+        rows.append(after)
+    assert np.linalg.norm(rows[0] - rows[1]) > 0.6
+
+
+def test_two_people_are_two(people, astronaut, hopper):
+    result = verify(people, astronaut, hopper)
+    assert not result.is_match and result.threshold == pytest.approx(0.916)
+    assert result.expected_fmr is None and result.probability is None
+    # The cosine that the entry names is dlib's distance of 0.6 at the mean length of a row.
+    rule = people.encoder.config.provenance["verification"]
+    assert 1 - rule["distance"] ** 2 / (2 * rule["mean_length"] ** 2) == pytest.approx(
+        rule["cosine"], abs=5e-4
+    )
+
+
+@pytest.fixture(scope="module")
+def couple(astronaut, hopper):
+    """Two people side by side, the second one larger."""
+    sheet = Image.new("RGB", (astronaut.width + hopper.width, max(astronaut.height, hopper.height)))
+    sheet.paste(astronaut, (0, 0))
+    sheet.paste(hopper, (astronaut.width, 0))
+    return sheet
+
+
+def test_parts_are_numbered_by_size(people, couple, astronaut, hopper, tmp_path):
+    faces, rows = people.encode(couple)
+    assert len(faces) == 2 and rows.shape == (2, 128)
+    np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-6)
+    areas = [(right - left) * (bottom - top) for left, top, right, bottom in (face.box for face in faces)]
+    assert areas[0] > areas[1]
+    couple.save(tmp_path / "couple.png")
+    paths = [str(tmp_path / "couple.png"), str(COFFEE), str(ASTRONAUT)]
+    embeddings = people.embed(paths)
+    assert embeddings.ids == [paths[0], paths[0], paths[2]]
+    assert embeddings.parts.tolist() == [0, 1, 0] and embeddings.parts.dtype == np.int32
+    np.testing.assert_allclose(embeddings.vectors[:2], rows, atol=1e-6)
+    assert embeddings.passport.fingerprint == people.encoder.fingerprint
+    assert embeddings.labels["score"][:2] == [face.score for face in faces]
+    # The larger face is the second person's.
+    for part, person in enumerate((hopper, astronaut)):
+        assert verify(people, faces[part], person).is_match
+    assert len(people.embed([str(COFFEE)])) == 0
+
+
+# -- bad input ---------------------------------------------------------------------------------------------------
+
+
+def test_no_face_and_several(people, couple, astronaut):
+    with pytest.raises(ImageError, match=r"coffee\.jpg: no face was found"):
+        verify(people, astronaut, COFFEE)
+    with pytest.raises(ImageError, match=r"the second picture: 2 faces were found .* part="):
+        verify(people, astronaut, couple)
+    faces = people.finder.find(couple)
+    assert choose(faces, 1) is faces[1]
+    with pytest.raises(ImageError, match="there is no face 2; the last one is 1"):
+        choose(faces, 2)
+
+
+@pytest.mark.parametrize(
+    "picture", [Image.new("RGB", (1, 1)), Image.new("L", (5000, 3)), np.zeros((3, 900), np.uint8)]
+)
+def test_pictures_of_odd_shapes_have_no_face(people, picture):
+    assert people.finder.find(picture) == []
+
+
+def test_pictures_that_cannot_be_read(people, tmp_path):
+    text = tmp_path / "text.jpg"
+    text.write_text("text")
+    with pytest.raises(ImageError, match=r"text\.jpg: not a picture"):
+        people.finder.find(text)
+    with pytest.raises(ImageError, match=r"nothing\.jpg: No such file"):
+        verify(people, tmp_path / "nothing.jpg", ASTRONAUT)
+    with pytest.raises(ImageError, match="damaged|not a picture"):
+        people.finder.find(ASTRONAUT.read_bytes()[:300])
+    with pytest.raises(ConfigError, match=r"min_score: .* \[0, 1\]"):
+        people.finder.find(ASTRONAUT, min_score=2)
+    with pytest.raises(OutputError, match=r"give a \.png file"):
+        draw_faces([(ASTRONAUT, [])], tmp_path / "out.xyz")
+
+
+def test_entries_of_another_kind(encoder):
+    with pytest.raises(EntryError, match="expected a detector with boxes and scores, found a landmarks"):
+        FaceFinder(ZOO / LANDMARKS, ZOO / LANDMARKS)
+    with pytest.raises(EntryError, match="is a detector, not an encoder"):
+        load_encoder(ZOO / DETECTOR)
+    with pytest.raises(ConfigError, match="no threshold of its own"):
+        known_threshold(encoder)
+
+
+def test_a_threshold_or_a_calibration_decides(people, encoder, astronaut):
+    assert not verify(people, astronaut, ImageOps.mirror(astronaut), threshold=0.9999999).is_match
+    assert verify(encoder, ASTRONAUT, ASTRONAUT, threshold=0.99).score == pytest.approx(1, abs=1e-6)
+
+    class Other:
+        """Stands for a calibration; only the check of its space is asked for."""
+
+        def check_space(self, passport, where):
+            raise SpaceMismatchError(f"{passport.entry} {passport.fingerprint[:12]} {where}")
+
+    with pytest.raises(SpaceMismatchError, match="face-r29.dlib"):
+        verify(people, astronaut, astronaut, calibration=Other())
+
+
+# -- the command -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def run(monkeypatch):
+    app = typer.Typer()
+    app.command()(verify_command)
+    monkeypatch.setenv("EMBEDKIT_ZOO", str(ZOO))
+    common = ["--device", "cpu", "--threads", "1"]
+    return lambda *arguments: CliRunner().invoke(app, [*map(str, arguments), *common])
+
+
+def test_the_command_compares_faces_and_draws(run, couple, tmp_path):
+    couple.save(tmp_path / "couple.png")
+    drawn = tmp_path / "drawn.png"
+    several = run(ASTRONAUT, tmp_path / "couple.png", "--faces", "--draw", drawn)
+    assert isinstance(several.exception, ImageError) and "2 faces were found" in str(several.exception)
+    pixels = np.asarray(Image.open(drawn))  # it was drawn all the same, to choose by
+    assert (pixels == (0, 255, 0)).all(axis=2).sum() > 500
+    for part, word in ((1, "match"), (0, "no match")):
+        done = run(ASTRONAUT, tmp_path / "couple.png", "--faces", "--part-b", part)
+        assert done.exit_code == 0 and done.stdout.startswith(f"{word}\t0.")
+    told = run(ASTRONAUT, ASTRONAUT, "--faces", "--json")
+    data = json.loads(told.stdout)
+    assert data["is_match"] and data["encoder"] == ENCODER and len(data["faces"][1]) == 1
+
+
+def test_the_command_compares_whole_pictures(run):
+    done = run(ASTRONAUT, COFFEE, "--threshold", 0.5)
+    assert done.exit_code == 0 and done.stdout.startswith("no match\t")
+    assert "uncalibrated" in done.stderr
+    assert run(ASTRONAUT, COFFEE, "--draw", "x.png").exit_code == 2
+    assert isinstance(run(ASTRONAUT, COFFEE).exception, ConfigError)
