@@ -135,7 +135,7 @@ def duplicates_faiss() -> Callable[[np.ndarray], Found]:
 
 
 def duplicates_all_pairs() -> Callable[[np.ndarray], Found]:
-    """The whole matrix of cosines, and a list of duplicates for each picture, as imagededup goes about it."""
+    """The whole matrix of cosines, and a list of duplicates for each image, as imagededup goes about it."""
 
     def job(rows: np.ndarray) -> Found:
         cosines = rows @ rows.T
@@ -207,7 +207,7 @@ def dpmm_sklearn() -> Callable[[np.ndarray], Found]:
 
 
 def nmi(labels: np.ndarray, truth: np.ndarray) -> float:
-    """Normalised mutual information by scikit-learn, the same judge for both."""
+    """Normalized mutual information by scikit-learn, the same judge for both."""
     from sklearn.metrics import normalized_mutual_info_score
 
     return float(normalized_mutual_info_score(truth, labels))
@@ -278,7 +278,7 @@ def table(title: str, figures: dict[str, dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def neighbours_and_duplicates(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
+def neighbors_and_duplicates(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """10-NN and duplicates against faiss at `--rows`, scikit-learn at half of it, all pairs at a tenth."""
     found = {}
     sizes = (
@@ -353,7 +353,7 @@ def main() -> None:
     if args.full:
         found = full(args, args.work)
     else:
-        found = neighbours_and_duplicates(args, args.work) | clusters(args, args.work)
+        found = neighbors_and_duplicates(args, args.work) | clusters(args, args.work)
     facts = machine()
     print("\n" + "\n".join(f"- {key}: {value}" for key, value in facts.items()))
     if args.json:

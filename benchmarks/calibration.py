@@ -63,7 +63,7 @@ def main() -> None:
     inside, alone = (sum(bool(one[key]) for one in splits) for key in ("inside", "inside_confidence"))
     rates = [one["rate"] for one in splits]
     print(
-        f"{rows.passport.entry if rows.passport else args.embeddings}: {len(np.unique(codes[known]))} identities; "
+        f"{rows.metadata.entry if rows.metadata else args.embeddings}: {len(np.unique(codes[known]))} identities; "
         f"inside the prediction interval in {inside} of {len(splits)} splits, inside the confidence interval in "
         f"{alone}; rates {min(rates):.2e} to {max(rates):.2e}, asked {args.target_fmr:g}"
     )

@@ -1,7 +1,7 @@
 """The contenders of `embed.py`, and `run`, which starts them: each runs this file in its own environment.
 
 A contender is a generator: load, `yield`, do the job, `yield` the result. Nothing beyond the standard
-library is imported at the top, because a peer's environment may lack it. Rows are float32 and L2-normalised.
+library is imported at the top, because a peer's environment may lack it. Rows are float32 and L2-normalized.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def embedkit_folder(job: Job) -> Iterator[Job]:
         job["folder"], job["output"], encoder=encoder, decode=job["decode"], overwrite=True
     )
     if (report.images, report.failed) != (len(job["files"]), 0):
-        raise SystemExit(f"{report.images} of {len(job['files'])} pictures embedded, {report.failed} failed")
+        raise SystemExit(f"{report.images} of {len(job['files'])} images embedded, {report.failed} failed")
     yield {"report_seconds": report.seconds}
 
 
@@ -62,7 +62,7 @@ def plain_loop(job: Job) -> Iterator[Job]:
     yield {"rows": np.concatenate(rows)}
 
 
-class Pictures:
+class Images:
     """A map-style data set for PyTorch's DataLoader."""
 
     def __init__(self, files: list[str], transform: Any):
@@ -87,8 +87,8 @@ def timm_loader(job: Job) -> Iterator[Job]:
     model = model.float().eval().to(memory_format=layout)
     transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)
     yield {}
-    pictures: Any = Pictures(job["files"], transform)
-    loader = torch.utils.data.DataLoader(pictures, batch_size=BATCH, num_workers=2)
+    images: Any = Images(job["files"], transform)
+    loader = torch.utils.data.DataLoader(images, batch_size=BATCH, num_workers=2)
     with torch.inference_mode():
         rows = [torch.nn.functional.normalize(model(x.contiguous(memory_format=layout))) for x in loader]
     yield {"rows": torch.cat(rows).numpy()}
@@ -99,7 +99,7 @@ def fastembed_images(job: Job) -> Iterator[Job]:
 
     It cannot register image models, but a supported name with `specific_model_path` runs another folder. Its
     parallel mode starts workers and loads the model inside the call: the time of the same call on two tiny
-    pictures is counted as start-up.
+    images is counted as start-up.
     """
     import numpy as np
     from fastembed import ImageEmbedding
@@ -117,10 +117,10 @@ def fastembed_images(job: Job) -> Iterator[Job]:
     if parallel:
         list(model.embed([Image.new("RGB", (256, 256))] * 2, batch_size=1, parallel=parallel))
     start_up += time.perf_counter()
-    # A list of fewer pictures than a batch would not be split between the workers.
+    # A list of fewer images than a batch would not be split between the workers.
     batch = min(BATCH, len(job["files"]) // 4)
     rows = np.stack(list(model.embed(job["files"], batch_size=batch, parallel=parallel)))
-    # Twice in this job: for the two tiny pictures, and for the real ones.
+    # Twice in this job: for the two tiny images, and for the real ones.
     yield {"rows": rows, "start_up_s": start_up, "not_job_s": 2 * start_up}
 
 
@@ -139,7 +139,7 @@ def decode_only(job: Job) -> Iterator[Job]:
 
 
 def inference_only(job: Job) -> Iterator[Job]:
-    """ONNX Runtime on 256 random pictures; `threads` 0 is its default."""
+    """ONNX Runtime on 256 random images; `threads` 0 is its default."""
     import numpy as np
     import onnxruntime
 

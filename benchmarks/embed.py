@@ -5,10 +5,10 @@
 
 Every contender is a fresh process in an environment of its own; rounds are interleaved, their order rotates.
 A process loads its model, waits for the word, and times its own job: from the list of files (embedkit: from
-the folder, and the Parquet file is written) to normalised float32 rows. That is the headline; the rate with
+the folder, and the Parquet file is written) to normalized float32 rows. That is the headline; the rate with
 start-up and loading stands beside it. Round 0 is not timed: it warms the page cache, polls memory, compares
 the rows with embedkit's exact ones and picks the better variant of a peer that has two. The roofline is
-cores / (decode + inference CPU-seconds per picture), each measured alone with all cores busy.
+cores / (decode + inference CPU-seconds per image), each measured alone with all cores busy.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import Any
 
 from contenders import BATCH, ContenderError, Job, run
-from photographs import cut_pictures, linked
+from photographs import cut_images, linked
 
 HERE, CORES = Path(__file__).resolve().parent, os.cpu_count() or 1
 DEFAULT_ENTRY = HERE.parent / "zoo" / "supervised-efficientnet_lite0.in1k"
@@ -52,7 +52,7 @@ def rows_of(output: str, files: list[str]) -> Any:
 
 
 def measure_alone(files: list[str], decodes: tuple[str, ...], common: Job) -> dict[str, float]:
-    """CPU-seconds per picture of decoding alone (per mode) and of inference alone (per way to run it)."""
+    """CPU-seconds per image of decoding alone (per mode) and of inference alone (per way to run it)."""
     seconds = {}
     shares = [files[core::CORES] for core in range(min(CORES, len(files)))]
     for decode in decodes:
@@ -75,12 +75,12 @@ def compare(
     rounds: int,
     alone: Callable[[], dict[str, float]],
 ) -> dict[str, Any]:
-    """Measure all contenders on one set of pictures, round by round.
+    """Measure all contenders on one set of images, round by round.
 
     Args:
         contenders: Label -> variants (note, interpreter, job), of which round 0 keeps the fastest. The first
             label's rows are what the others' are compared with.
-        files: The pictures.
+        files: The images.
         rounds: Timed rounds.
         alone: Measures decoding and inference alone, once a round.
 
@@ -122,12 +122,12 @@ def compare(
             if (result := attempt(label, *chosen[label])) is not None:
                 figures[label]["runs"].append(result)
         measured_alone.append(alone())
-    return {"pictures": len(files), "contenders": figures, "alone": measured_alone}
+    return {"images": len(files), "contenders": figures, "alone": measured_alone}
 
 
 def report(title: str, measured: dict[str, Any]) -> str:
     """The table and the roofline of one set as Markdown."""
-    count = measured["pictures"]
+    count = measured["images"]
     rates: dict[str, float] = {}
     lines = []
     for label, figures in measured["contenders"].items():
@@ -146,7 +146,7 @@ def report(title: str, measured: dict[str, Any]) -> str:
             f"{peak:.0f} | {least:.5f} / {mean:.5f} |"
         )
     text = [
-        f"\n## {title}: {count} pictures, {len(measured['alone'])} rounds\n",
+        f"\n## {title}: {count} images, {len(measured['alone'])} rounds\n",
         "| contender | images/s [range] | with start-up | embedkit / it | peak MB | cosine min / mean |",
         "|---|---|---|---|---|---|",
         *lines,
@@ -162,7 +162,7 @@ def report(title: str, measured: dict[str, Any]) -> str:
             roof = CORES / (decode + seconds[way])
             text.append(
                 f"Roofline, decode={mode}: decoding alone {1 / decode:.1f} and {way} "
-                f"{1 / seconds[way]:.1f} pictures per core-second, so {roof:.1f} images/s; "
+                f"{1 / seconds[way]:.1f} images per core-second, so {roof:.1f} images/s; "
                 f"{label} reaches {rates[label] / roof:.1%}."
             )
     return "\n".join(text)
@@ -214,11 +214,9 @@ def machine_facts(sets: dict[str, Any]) -> dict[str, Any]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--photos", type=Path, required=True, help="folder of photographs to cut pictures from"
-    )
-    parser.add_argument("--count", type=int, default=2000, help="pictures of 500x375")
-    parser.add_argument("--large", type=int, default=60, help="pictures of 12 megapixels; 0 leaves them out")
+    parser.add_argument("--photos", type=Path, required=True, help="folder of photographs to cut images from")
+    parser.add_argument("--count", type=int, default=2000, help="images of 500x375")
+    parser.add_argument("--large", type=int, default=60, help="images of 12 megapixels; 0 leaves them out")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir(), "embedkit-benchmark"))
     parser.add_argument("--encoder", type=Path, default=DEFAULT_ENTRY, help="folder of a zoo entry")
@@ -241,23 +239,21 @@ def main() -> int:
         job = {"worker": "embedkit_folder", "folder": str(folder), "files": files, "decode": decode}
         return common | job | {"output": output}
 
-    def pictures(name: str, count: int, large: bool) -> tuple[Path, list[str]]:
+    def images(name: str, count: int, large: bool) -> tuple[Path, list[str]]:
         folder = work / f"photos-{name}"
-        files = cut_pictures(args.photos, folder, count, large)
+        files = cut_images(args.photos, folder, count, large)
         if len(list(folder.iterdir())) > count:
             folder = linked(files, work / f"links-{name}-{count}", count)
         return folder, [str(folder / Path(file).name) for file in files]
 
     if args.memory:
-        _, files = pictures("500x375", args.count, False)
+        _, files = images("500x375", args.count, False)
         for count in (args.count, 10 * args.count):
             folder = linked(files, work / f"links-500x375-{count}", count)
             job = embedkit_job(folder, sorted(str(path) for path in folder.iterdir()))
             Path(job["output"]).unlink(missing_ok=True)
             result = run(sys.executable, job, poll=True)[0]
-            print(
-                f"{count} pictures: peak {result['peak_mb']:.0f} MB, {count / result['job_s']:.1f} images/s"
-            )
+            print(f"{count} images: peak {result['peak_mb']:.0f} MB, {count / result['job_s']:.1f} images/s")
         return 0
 
     pins = [f"{name}=={importlib.metadata.version(name)}" for name in ("onnxruntime", "pillow", "numpy")]
@@ -274,7 +270,7 @@ def main() -> int:
     for name, count, large in (("500x375", args.count, False), ("12mp", args.large, True)):
         if not count:
             continue
-        folder, files = pictures(name, count, large)
+        folder, files = images(name, count, large)
 
         def peer(worker: str, **options: Any) -> Job:
             job = {"worker": worker, "files": files, "output": str(work / f"rows-{worker}.npy")}  # noqa: B023

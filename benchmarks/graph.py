@@ -114,7 +114,7 @@ def main() -> None:
         f"{datetime.date.today()}, {platform.machine()}, Python {platform.python_version()}, torch "
         f"{torch.__version__}, onnxruntime {ort.__version__}, one thread, {arguments.runs} interleaved runs\n"
     )
-    print("| network | batch | entry, pictures/s | plain, pictures/s | ratio of medians | ratio of fastest |"
+    print("| network | batch | entry, images/s | plain, images/s | ratio of medians | ratio of fastest |"
           " shortest run, ms | graph, kB | weights, MB | plain file, MB | load, ms | largest difference |")  # fmt: skip
     print("|" + "---|" * 12)
     for name in arguments.networks:

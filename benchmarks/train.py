@@ -72,7 +72,7 @@ def embedkit(data: str, steps: int) -> dict[str, float]:
 
 
 class Drawn(torch.utils.data.Dataset):
-    """Images as a torchvision data set gives them: one PIL picture at a time, through the transform."""
+    """Images as a torchvision data set gives them: one PIL image at a time, through the transform."""
 
     def __init__(self, images: np.ndarray, transform: Any) -> None:
         self.images, self.transform = images, transform
@@ -95,9 +95,9 @@ def lightly(data: str, steps: int, *, tuned: bool) -> dict[str, float]:
     from embedkit.training.models.backbones import create_backbone
 
     config = recipes.recipe(RECIPE)
-    pictures = split_validation(load_images(with_path(config, data)), config.data.validation, config.seed)[0]
-    mean, std = pictures.statistics()
-    images = pictures.images[pictures.rows][:, 0].numpy()  # type: ignore[index]
+    data_set = split_validation(load_images(with_path(config, data)), config.data.validation, config.seed)[0]
+    mean, std = data_set.statistics()
+    images = data_set.images[data_set.rows][:, 0].numpy()  # type: ignore[index]
     views = {"normalize": {"mean": list(mean), "std": list(std)}, "input_size": config.data.image_size}
     if tuned:
         views |= {"min_scale": 0.2, "cj_strength": 0.5, "cj_sat": 0, "cj_hue": 0}
@@ -175,7 +175,7 @@ def main() -> None:
     config = recipes.recipe(RECIPE)
     print(
         f"{datetime.date.today()}, {platform.machine()}, Python {platform.python_version()}, {versions}; "
-        f"{config.backbone}, {config.data.image_size} px, batches of {config.batch_size} pictures (two views each), "
+        f"{config.backbone}, {config.data.image_size} px, batches of {config.batch_size} images (two views each), "
         f"{torch.get_num_threads()} threads, {arguments.rounds} rounds of {arguments.steps} steps\n"
     )
     print("| contender | images/s, median | range | embedkit / it | data and views, share of the time |")

@@ -1,4 +1,4 @@
-"""embedkit: image embeddings from pictures, without PyTorch.
+"""embedkit: image embeddings from images, without PyTorch.
 
 The public API is flat and lives here; other modules may move.
 """
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from embedkit.analysis.matching.identification import identify
     from embedkit.analysis.neighbors import Index
     from embedkit.analysis.similarity import similarity
-    from embedkit.embeddings.metadata import Passport
+    from embedkit.embeddings.metadata import Metadata
     from embedkit.embeddings.table import Embeddings
     from embedkit.encoder import Batch, Encoder, load_encoder
     from embedkit.errors import (
@@ -32,11 +32,11 @@ if TYPE_CHECKING:
         MissingDependencyError,
         OutputError,
         ParityError,
-        PlaceError,
         SignatureError,
         SourceError,
         SpaceMismatchError,
         UnreachableError,
+        ZooError,
     )
     from embedkit.hub.resolve import EncoderInfo, list_encoders
     from embedkit.model.mixture import Mixture
@@ -70,8 +70,8 @@ __all__ = [
     "Mixture",
     "OutputError",
     "ParityError",
-    "Passport",
-    "PlaceError",
+    "Metadata",
+    "ZooError",
     "Report",
     "SignatureError",
     "SourceError",
@@ -103,7 +103,7 @@ _HOMES = {
     "FaceFinder": "workflows.faces.faces",
     "Index": "analysis.neighbors",
     "Mixture": "model.mixture",
-    "Passport": "embeddings.metadata",
+    "Metadata": "embeddings.metadata",
     "Report": "pipeline.job",
     "calibrate": "analysis.matching.calibrate",
     "cluster": "analysis.clustering.cluster",

@@ -1,4 +1,4 @@
-"""The encoder: a verified entry, an engine that runs it, and pictures in, embeddings out."""
+"""The encoder: a verified entry, an engine that runs it, and images in, embeddings out."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ from embedkit.model.mixture import Assignment, Mixture
 from embedkit.model.preprocess import Preprocess
 from embedkit.model.providers import EngineOptions, Provider, available_cpus
 
-#: Pictures in one batch. On the CPU a small batch stays in the cache of the core that works on it.
+#: Images in one batch. On the CPU a small batch stays in the cache of the core that works on it.
 CPU_BATCH_SIZE = 4
 GPU_BATCH_SIZE = 64
 
 #: Batches in flight a worker: enough that a shard's way to the disk holds nobody up.
 WINDOW = 8
 
-#: A picture, or a function that gives its encoded bytes when a worker is ready for them.
+#: An image, or a function that gives its encoded bytes when a worker is ready for them.
 Readable: TypeAlias = "ImageLike | Callable[[], bytes]"
 
 
@@ -54,7 +54,7 @@ class Batch:
     Attributes:
         ids: One per row.
         embeddings: float32 (n, D).
-        errors: (id, error) of the pictures of this batch that could not be read; they have no row.
+        errors: (id, error) of the images of this batch that could not be read; they have no row.
     """
 
     ids: list[str]
@@ -63,13 +63,13 @@ class Batch:
 
 
 class Encoder:
-    """Pictures -> embeddings. Thread-safe; pickling rebuilds the session where it is unpickled.
+    """Images -> embeddings. Thread-safe; pickling rebuilds the session where it is unpickled.
 
     Attributes:
         name: The entry's folder name, `<method>-<arch>.<data>`.
         dim: Width D of an embedding.
         config: The entry's configuration.
-        preprocess: The contract from a picture to the graph's pixels.
+        preprocess: The contract from an image to the graph's pixels.
         revision: The manifest's sha256, 64 hex digits.
         card: The model card, Markdown.
         note: One sentence when `device="auto"` could not take the GPU that it found, else empty.
@@ -140,16 +140,16 @@ class Encoder:
 
     @property
     def fingerprint(self) -> str:
-        """The identity of the space of normalised embeddings, 64 hex digits."""
+        """The identity of the space of normalized embeddings, 64 hex digits."""
         return self.space(normalized=True)
 
     def space(self, *, normalized: bool) -> str:
-        """The space fingerprint of normalised or raw embeddings, 64 hex digits."""
+        """The space fingerprint of normalized or raw embeddings, 64 hex digits."""
         return space_fingerprint(self._entry.manifest, self.config, normalized=normalized)
 
     @property
     def default_batch_size(self) -> int:
-        """Pictures in one batch when nothing else is said."""
+        """Images in one batch when nothing else is said."""
         return CPU_BATCH_SIZE if self._engine.concurrency > 1 or "CPU" in self.provider else GPU_BATCH_SIZE
 
     def encode(
@@ -162,44 +162,42 @@ class Encoder:
         max_pixels: int | None = None,
         show_progress: bool = False,
     ) -> np.ndarray:
-        """Embed one picture or many.
+        """Embed one image or many.
 
         Args:
             images: A path, bytes, an open file, a Pillow image, a uint8 array (H, W, C) or (H, W), or any iterable of
-                these; a uint8 array (N, H, W, C) is N pictures, and an array (N,) of paths too.
-            batch_size: Pictures in one batch; chosen for the device when None.
+                these; a uint8 array (N, H, W, C) is N images, and an array (N,) of paths too.
+            batch_size: Images in one batch; chosen for the device when None.
             normalize: Whether rows have Euclidean length 1.
             decode: `auto` or `exact`, see `embedkit.images.transform.read_pixels`.
             max_pixels: Greatest number of pixels of an image file; 179 million when None.
             show_progress: Whether to draw a progress bar on stderr.
 
         Returns:
-            float32 (N, D), one row per picture in order; N is 1 for one picture.
+            float32 (N, D), one row per image in order; N is 1 for one image.
 
         Raises:
-            ImageError: A picture cannot be read; the message names it by path or position. Use `stream`, or
-                `embedkit.embed` for a folder, to go on past such pictures.
+            ImageError: An image cannot be read; the message names it by path or position. Use `stream`, or
+                `embedkit.embed` for a folder, to go on past such images.
         """
         if isinstance(images, np.ndarray) and images.dtype.kind in "UO" and images.ndim < 2:
             images = images.tolist()  # of paths, as from a column of a table
-        pictures: Iterable[ImageLike] = [images] if _is_picture(images) else images  # type: ignore[assignment, list-item]
-        if not isinstance(pictures, Iterable):
-            raise ConfigError(f"expected a picture or an iterable of pictures, found {type(images).__name__}")
+        many: Iterable[ImageLike] = [images] if _is_image(images) else images  # type: ignore[assignment, list-item]
+        if not isinstance(many, Iterable):
+            raise ConfigError(f"expected an image or an iterable of images, found {type(images).__name__}")
         if batch_size is None:
             batch_size = self.default_batch_size
-            if isinstance(pictures, (Sequence, np.ndarray)):
-                # Few pictures are dealt out evenly, so that no core waits for another one's full batch.
-                batch_size = max(1, min(batch_size, -(-len(pictures) // self._engine.concurrency)))
+            if isinstance(many, (Sequence, np.ndarray)):
+                # Few images are dealt out evenly, so that no core waits for another one's full batch.
+                batch_size = max(1, min(batch_size, -(-len(many) // self._engine.concurrency)))
         blocks: list[np.ndarray] = []
         first = 0
-        flow = self.flow(
-            _chunks(pictures, batch_size), normalize=normalize, decode=decode, max_pixels=max_pixels
-        )
+        flow = self.flow(_chunks(many, batch_size), normalize=normalize, decode=decode, max_pixels=max_pixels)
         with closing(flow):  # else an error that somebody keeps would keep the workers
-            for block, faults in _progress(flow, pictures, batch_size) if show_progress else flow:
+            for block, faults in _progress(flow, many, batch_size) if show_progress else flow:
                 if faults:
                     index = min(faults)
-                    name = _name_of(pictures, first + index)
+                    name = _name_of(many, first + index)
                     raise ImageError(f"{name}: {reason_of(faults[index])}") from None
                 blocks.append(block)
                 first += len(block)
@@ -208,7 +206,7 @@ class Encoder:
     def assign(
         self, images: ImageLike | Iterable[ImageLike], *, batch_size: int | None = None, decode: str = "auto"
     ) -> Assignment:
-        """Embed pictures, and give each the likeliest cluster of the entry's fitted mixture.
+        """Embed images, and give each the likeliest cluster of the entry's fitted mixture.
 
         Args:
             images: As for `encode`.
@@ -216,11 +214,11 @@ class Encoder:
             decode: As for `encode`.
 
         Returns:
-            Cluster and probability of each picture, in order.
+            Cluster and probability of each image, in order.
 
         Raises:
             EntryError: The entry has no mixture, or a damaged one.
-            ImageError: A picture cannot be read.
+            ImageError: An image cannot be read.
         """
         if self._mixture is None:
             self._mixture = Mixture.of_entry(self._entry)
@@ -241,15 +239,15 @@ class Encoder:
         """Embed a source of any size lazily, in bounded memory.
 
         Args:
-            source: A folder, a file, a glob, a `.tar` or a Parquet file, or an iterable of pictures.
-            batch_size: Pictures in one batch; chosen for the device when None.
+            source: A folder, a file, a glob, a `.tar` or a Parquet file, or an iterable of images.
+            batch_size: Images in one batch; chosen for the device when None.
             normalize: Whether rows have Euclidean length 1.
             decode: `auto` or `exact`.
             max_pixels: As for `encode`.
             recursive: Whether folders are walked to the bottom.
 
         Yields:
-            Batches in source order; a picture that cannot be read is in `errors` and has no row.
+            Batches in source order; an image that cannot be read is in `errors` and has no row.
         """
         items: Iterable[tuple[str, Readable]]
         if isinstance(source, (str, os.PathLike)):
@@ -258,8 +256,8 @@ class Encoder:
             items = ((item.id, item.read) for item in list_sources([source], recursive=recursive).items)
         else:
             items = (
-                (os.fspath(picture) if isinstance(picture, (str, os.PathLike)) else str(index), picture)
-                for index, picture in enumerate(source)
+                (os.fspath(image) if isinstance(image, (str, os.PathLike)) else str(index), image)
+                for index, image in enumerate(source)
             )
         size = self.default_batch_size if batch_size is None else batch_size
         pending: deque[list[str]] = deque()
@@ -267,7 +265,7 @@ class Encoder:
         def batches() -> Iterator[list[Readable]]:
             for chunk in _chunks(items, size):
                 pending.append([name for name, _ in chunk])
-                yield [picture for _, picture in chunk]
+                yield [image for _, image in chunk]
 
         with closing(self.flow(batches(), normalize=normalize, decode=decode, max_pixels=max_pixels)) as flow:
             for block, faults in flow:
@@ -292,29 +290,29 @@ class Encoder:
         decode while one of them holds the device. Batches in flight are bounded; pixels lie in the workers' buffers.
 
         Args:
-            batches: Batches of pictures, taken lazily.
+            batches: Batches of images, taken lazily.
             normalize: Whether rows have Euclidean length 1.
             decode: `auto` or `exact`.
             max_pixels: As for `encode`.
             pad_to: Run every batch at this size, so that the last one takes the same path as the others.
 
         Yields:
-            float32 (n, D) with a row for every picture, zero where it failed, and the errors by row.
+            float32 (n, D) with a row for every image, zero where it failed, and the errors by row.
         """
         workers = max(self._options.threads, 1) + (0 if self._engine.concurrency > 1 else 1)
         buffers = threading.local()
         shape = (self.preprocess.channels, *self.preprocess.size)
 
-        def work(pictures: Sequence[Readable]) -> tuple[np.ndarray, dict[int, EmbedkitError | OSError]]:
-            rows = max(len(pictures), pad_to)
+        def work(sources: Sequence[Readable]) -> tuple[np.ndarray, dict[int, EmbedkitError | OSError]]:
+            rows = max(len(sources), pad_to)
             pixels = getattr(buffers, "pixels", None)
             if pixels is None or len(pixels) < rows:
                 pixels = buffers.pixels = np.zeros((rows, *shape), np.uint8)
             pixels = pixels[:rows]
             faults: dict[int, EmbedkitError | OSError] = {}
-            for index, picture in enumerate(pictures):
+            for index, source in enumerate(sources):
                 try:
-                    image = picture() if callable(picture) else picture
+                    image = source() if callable(source) else source
                     read_pixels(
                         image, self.preprocess, decode=decode, max_pixels=max_pixels, out=pixels[index]
                     )
@@ -323,10 +321,10 @@ class Encoder:
                 except (EmbedkitError, OSError, MemoryError) as fault:
                     faults[index] = fault if not isinstance(fault, MemoryError) else _no_memory()
                     pixels[index] = 0
-            pixels[len(pictures) :] = 0
-            if len(faults) == len(pictures):
-                return np.zeros((len(pictures), self.dim), np.float32), faults
-            block = self._engine.run(pixels)[: len(pictures)]
+            pixels[len(sources) :] = 0
+            if len(faults) == len(sources):
+                return np.zeros((len(sources), self.dim), np.float32), faults
+            block = self._engine.run(pixels)[: len(sources)]
             if faults:
                 block[list(faults)] = 0
             return l2_normalize(block) if normalize else block, faults
@@ -384,7 +382,7 @@ def open_engine(entry: VerifiedEntry, options: EngineOptions) -> OnnxEngine:
 
 
 def comparable(name: str, rows: np.ndarray) -> np.ndarray:
-    """An output in the form in which two runs are compared: `embedding` L2-normalised, all others as they are."""
+    """An output in the form in which two runs are compared: `embedding` L2-normalized, all others as they are."""
     return l2_normalize(rows) if name == "embedding" else rows
 
 
@@ -394,7 +392,7 @@ def l2_normalize(rows: np.ndarray) -> np.ndarray:
     return rows / np.where(norm > 0, norm, 1).astype(np.float32)
 
 
-def _is_picture(images: object) -> bool:
+def _is_image(images: object) -> bool:
     if isinstance(images, np.ndarray):
         return images.ndim != 4
     kinds = (str, os.PathLike, bytes, bytearray, memoryview, Image.Image)
@@ -402,7 +400,7 @@ def _is_picture(images: object) -> bool:
 
 
 def _no_memory() -> ImageError:
-    return ImageError("not enough memory to read the picture")
+    return ImageError("not enough memory to read the image")
 
 
 def _chunks(items: Iterable, size: int) -> Iterator[list]:
@@ -413,23 +411,23 @@ def _chunks(items: Iterable, size: int) -> Iterator[list]:
         yield chunk
 
 
-def _name_of(pictures: Iterable, index: int) -> str:
-    picture = pictures[index] if isinstance(pictures, Sequence) else None
-    return os.fspath(picture) if isinstance(picture, (str, os.PathLike)) else f"picture {index}"
+def _name_of(images: Iterable, index: int) -> str:
+    image = images[index] if isinstance(images, Sequence) else None
+    return os.fspath(image) if isinstance(image, (str, os.PathLike)) else f"image {index}"
 
 
 def reason_of(fault: Exception) -> str:
-    """Why a picture could not be read, as one sentence without its name."""
+    """Why an image could not be read, as one sentence without its name."""
     if isinstance(fault, OSError) and not isinstance(fault, EmbedkitError):
         return fault.strerror or str(fault)
     return str(fault)
 
 
-def _progress(flow: Iterator, pictures: Iterable, batch_size: int) -> Iterator:
+def _progress(flow: Iterator, images: Iterable, batch_size: int) -> Iterator:
     from rich.console import Console
     from rich.progress import track
 
-    total = -(-len(pictures) // batch_size) if isinstance(pictures, (Sequence, np.ndarray)) else None
+    total = -(-len(images) // batch_size) if isinstance(images, (Sequence, np.ndarray)) else None
     return track(flow, "embedding", total=total, console=Console(stderr=True))  # type: ignore[return-value]
 
 
@@ -470,8 +468,8 @@ def load_encoder(
     Raises:
         EntryNotFoundError: No place has it; the message gives the nearest names.
         IntegrityError: Bytes are not those that the manifest or the pin names.
-        ConfigError: The name cannot be one, or the licence asks for `embedkit zoo pull --accept-licence` first.
-        PlaceError: A remote place refuses, or is down and the entry is not in the cache.
+        ConfigError: The name cannot be one, or the license asks for `embedkit zoo pull --accept-license` first.
+        ZooError: A remote place refuses, or is down and the entry is not in the cache.
         DeviceError: What was asked for cannot run.
     """
     if isinstance(providers, str):

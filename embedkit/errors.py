@@ -55,11 +55,11 @@ class DeviceError(EmbedkitError, RuntimeError):
 
 
 class ImageError(EmbedkitError, ValueError):
-    """One picture cannot be read: the reason names the picture's fault, not the decoder's."""
+    """One image cannot be read: the reason names the image's fault, not the decoder's."""
 
 
 class SourceError(EmbedkitError):
-    """A source of pictures (folder, list, tar, Parquet) cannot be listed or read."""
+    """A source of images (folder, list, tar, Parquet) cannot be listed or read."""
 
 
 class OutputError(EmbedkitError):
@@ -74,15 +74,15 @@ class ParityError(EmbedkitError):
     """Two forms of one encoder (torch and ONNX, stored and run) disagree by more than is allowed."""
 
 
-class PlaceError(EmbedkitError):
+class ZooError(EmbedkitError):
     """A remote place refuses, or does not answer as a zoo does."""
 
 
-class AccessError(PlaceError):
+class AccessError(ZooError):
     """A remote place refuses whoever asks: a token is missing, or does not reach so far."""
 
 
-class UnreachableError(PlaceError):
+class UnreachableError(ZooError):
     """A remote place gives no answer: it is down, too slow, overloaded, or may not be asked offline.
 
     Attributes:

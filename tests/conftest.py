@@ -1,4 +1,4 @@
-"""What all tests share: the default entry, an encoder over it, pictures, and entries small enough to write by hand."""
+"""What all tests share: the default entry, an encoder over it, images, and entries small enough to write by hand."""
 
 from __future__ import annotations
 
@@ -67,11 +67,11 @@ def encoder():
     return load_encoder(device="cpu", threads=2)
 
 
-# --- pictures ---------------------------------------------------------------------------------------------
+# --- images ---------------------------------------------------------------------------------------------
 
 
 def draw_photograph(seed: int, width: int = 500, height: int = 375) -> Image.Image:
-    """An RGB picture with the statistics of a photograph: smooth structure at several scales, and noise."""
+    """An RGB image with the statistics of a photograph: smooth structure at several scales, and noise."""
     rng = np.random.default_rng(seed)
     field = np.zeros((height, width, 3), np.float32)
     for cells, weight in ((2, 90.0), (5, 50.0), (17, 30.0), (61, 15.0)):
@@ -87,7 +87,7 @@ def draw_photograph(seed: int, width: int = 500, height: int = 375) -> Image.Ima
 
 @pytest.fixture(scope="session")
 def photograph() -> Callable[..., Image.Image]:
-    """`photograph(seed, width=500, height=375)` -> an RGB picture."""
+    """`photograph(seed, width=500, height=375)` -> an RGB image."""
     return draw_photograph
 
 
@@ -212,7 +212,7 @@ class TinyEntry:
             dim=dim,
             preprocess=self.preprocess,
             data="noise",
-            licence="CC0-1.0",
+            license="CC0-1.0",
             timm={"num_classes": 0},
         )
         self.weights = safetensors_bytes({"weight": self.weight, "bias": self.bias})
@@ -278,12 +278,12 @@ class TinyEntry:
         """File name -> content, without the manifest."""
         from embedkit.images.transform import read_pixels
 
-        pictures = np.random.default_rng(9).integers(0, 256, (4, 12, 10, 3), dtype=np.uint8)
-        pixels = np.stack([read_pixels(picture, self.preprocess) for picture in pictures])
+        images = np.random.default_rng(9).integers(0, 256, (4, 12, 10, 3), dtype=np.uint8)
+        pixels = np.stack([read_pixels(image, self.preprocess) for image in images])
         golden = io.BytesIO()
         np.savez(
             golden,
-            pictures=pictures,
+            images=images,
             embedding=self.embed(pixels),
             tolerance_fp32=np.float64(1e-4),
             tolerance_fp16=np.float64(0.015),
@@ -322,7 +322,7 @@ def write_index(zoo: Path, aliases: Mapping[str, str] | None = None, **changes: 
             "architecture": config.architecture,
             "data": config.data,
             "dim": config.dim,
-            "licence": config.licence,
+            "license": config.license,
             "bytes": sum(os.path.getsize(file) for file in manifest.parent.iterdir()),
             **changes,
         }

@@ -25,19 +25,19 @@ from embedkit.images.transform import read_pixels
 
 
 @pytest.fixture(scope="module")
-def pictures(jpeg_maker) -> list[bytes]:
+def images(jpeg_maker) -> list[bytes]:
     return [jpeg_maker(seed, 260 + 3 * seed, 240) for seed in range(7)]
 
 
 @pytest.fixture(scope="module")
-def rows(encoder, pictures) -> np.ndarray:
-    """One row per picture, each embedded alone."""
-    return np.concatenate([encoder.encode(picture) for picture in pictures])
+def rows(encoder, images) -> np.ndarray:
+    """One row per image, each embedded alone."""
+    return np.concatenate([encoder.encode(image) for image in images])
 
 
 @pytest.fixture(scope="module")
 def noise() -> np.ndarray:
-    """Forty pictures for the tiny encoder, uint8 (40, 9, 11, 3)."""
+    """Forty images for the tiny encoder, uint8 (40, 9, 11, 3)."""
     return np.random.default_rng(0).integers(0, 256, (40, 9, 11, 3), dtype=np.uint8)
 
 
@@ -61,9 +61,9 @@ def test_what_an_encoder_says_of_itself(encoder, default_entry):
 
 
 def test_the_tiny_encoder_is_its_matrix(tiny, by_hand, noise):
-    """End to end against numpy: preprocess by the contract, multiply, add, normalise."""
+    """End to end against numpy: preprocess by the contract, multiply, add, normalize."""
     entry = by_hand.TinyEntry()
-    pixels = np.stack([read_pixels(picture, entry.preprocess) for picture in noise])
+    pixels = np.stack([read_pixels(image, entry.preprocess) for image in noise])
     np.testing.assert_allclose(tiny.encode(noise), entry.embed(pixels), atol=2e-6)
     raw = tiny.encode(noise, normalize=False)
     np.testing.assert_allclose(raw, entry.embed(pixels, normalize=False), rtol=1e-5, atol=1e-5)
@@ -72,29 +72,29 @@ def test_the_tiny_encoder_is_its_matrix(tiny, by_hand, noise):
 # --- inputs -----------------------------------------------------------------------------------------------
 
 
-def test_every_kind_of_one_picture_gives_one_row(encoder, pictures, rows, tmp_path):
-    path = tmp_path / "a picture.jpg"
-    path.write_bytes(pictures[0])
+def test_every_kind_of_one_image_gives_one_row(encoder, images, rows, tmp_path):
+    path = tmp_path / "a kind.jpg"
+    path.write_bytes(images[0])
     image = Image.open(path)
-    array = np.asarray(Image.open(io.BytesIO(pictures[0])))
-    kinds = [path, str(path), pictures[0], bytearray(pictures[0]), memoryview(pictures[0]), image, array]
-    for picture in kinds:
-        row = encoder.encode(picture, decode="exact")
+    array = np.asarray(Image.open(io.BytesIO(images[0])))
+    kinds = [path, str(path), images[0], bytearray(images[0]), memoryview(images[0]), image, array]
+    for kind in kinds:
+        row = encoder.encode(kind, decode="exact")
         assert row.shape == (1, 1280) and row.dtype == np.float32
         np.testing.assert_array_equal(row, rows[:1])
-        np.testing.assert_array_equal(encoder.encode([picture], decode="exact"), rows[:1])
+        np.testing.assert_array_equal(encoder.encode([kind], decode="exact"), rows[:1])
     np.testing.assert_array_equal(encoder.encode(kinds, decode="exact"), rows[[0] * len(kinds)])
 
 
-def test_gray_arrays_are_pictures(tiny):
+def test_gray_arrays_are_images(tiny):
     gray = np.random.default_rng(1).integers(0, 256, (12, 10), dtype=np.uint8)
     color = np.stack([gray] * 3, axis=2)
     alpha = np.dstack([color, np.full((12, 10), 255, np.uint8)])
-    for picture in (gray, gray[:, :, None], alpha):
-        np.testing.assert_array_equal(tiny.encode(picture), tiny.encode(color))
+    for image in (gray, gray[:, :, None], alpha):
+        np.testing.assert_array_equal(tiny.encode(image), tiny.encode(color))
 
 
-def test_many_pictures_in_any_iterable(tiny, noise):
+def test_many_images_in_any_iterable(tiny, noise):
     expected = tiny.encode(noise)
     assert expected.shape == (40, 4)
     many = list(noise)
@@ -102,14 +102,14 @@ def test_many_pictures_in_any_iterable(tiny, noise):
         many,
         tuple(many),
         iter(many),
-        (picture for picture in many),
+        (image for image in many),
         dict.fromkeys(range(40), 0),
         noise,
     ):
         if isinstance(images, dict):
             images = {index: many[index] for index in images}.values()
         np.testing.assert_allclose(tiny.encode(images), expected, atol=1e-6)
-    mixed = [Image.fromarray(picture) if index % 2 else picture for index, picture in enumerate(many)]
+    mixed = [Image.fromarray(image) if index % 2 else image for index, image in enumerate(many)]
     np.testing.assert_allclose(tiny.encode(mixed), expected, atol=1e-6)
 
 
@@ -138,37 +138,37 @@ def test_paths_that_do_not_exist_are_named(tiny, tmp_path):
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 7, 32])
-def test_rows_agree_at_every_batch_size(encoder, pictures, rows, batch_size):
-    many = (pictures * 5)[:33]
+def test_rows_agree_at_every_batch_size(encoder, images, rows, batch_size):
+    many = (images * 5)[:33]
     found = encoder.encode(many, batch_size=batch_size)
     assert np.abs(found - rows[np.arange(33) % 7]).max() <= 1e-6
 
 
-def test_rows_have_length_one_or_not(encoder, pictures, rows):
-    raw = encoder.encode(pictures[:2], normalize=False)
+def test_rows_have_length_one_or_not(encoder, images, rows):
+    raw = encoder.encode(images[:2], normalize=False)
     lengths = np.linalg.norm(raw, axis=1)
     assert (np.abs(lengths - 1) > 0.1).all()
     np.testing.assert_allclose(raw / lengths[:, None], rows[:2], atol=1e-6)
     np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-6)
 
 
-def test_normalising_leaves_a_row_of_zeros():
+def test_normalizing_leaves_a_row_of_zeros():
     table = np.array([[3, 4], [0, 0], [1e-10, 0]], np.float32)
     found = l2_normalize(table)
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, [[0.6, 0.8], [0, 0], [1, 0]], atol=1e-6)
 
 
-def test_rows_tell_pictures_apart(rows):
+def test_rows_tell_images_apart(rows):
     cosines = rows @ rows.T
     assert cosines[~np.eye(len(rows), dtype=bool)].max() < 0.9999
 
 
-def test_threads_do_not_change_a_bit(default_entry, encoder, pictures):
+def test_threads_do_not_change_a_bit(default_entry, encoder, images):
     one = load_encoder(default_entry, device="cpu", threads=1)
     for size in (2, 3):
         np.testing.assert_array_equal(
-            one.encode(pictures, batch_size=size), encoder.encode(pictures, batch_size=size)
+            one.encode(images, batch_size=size), encoder.encode(images, batch_size=size)
         )
 
 
@@ -188,9 +188,9 @@ def test_eight_threads_share_one_encoder(tiny, noise):
             np.testing.assert_allclose(table, expected, atol=1e-6)
 
 
-def test_padding_a_batch_does_not_change_its_rows(encoder, pictures):
-    [(alone, faults)] = encoder.flow([pictures[:3]])
-    [(padded, more)] = encoder.flow([pictures[:3]], pad_to=8)
+def test_padding_a_batch_does_not_change_its_rows(encoder, images):
+    [(alone, faults)] = encoder.flow([images[:3]])
+    [(padded, more)] = encoder.flow([images[:3]], pad_to=8)
     assert alone.shape == padded.shape == (3, 1280) and faults == more == {}
     assert np.abs(alone - padded).max() <= 1e-6
 
@@ -214,7 +214,7 @@ def test_progress_is_drawn_on_stderr_and_changes_nothing(tiny, noise, capsys):
 # --- errors -----------------------------------------------------------------------------------------------
 
 
-def test_an_error_names_its_picture_and_the_workers_end(tiny, noise, tmp_path):
+def test_an_error_names_its_image_and_the_workers_end(tiny, noise, tmp_path):
     path = tmp_path / "bad.jpg"
     path.write_bytes(b"\xff\xd8\xff nothing")
     many: list = list(noise)
@@ -225,7 +225,7 @@ def test_an_error_names_its_picture_and_the_workers_end(tiny, noise, tmp_path):
         assert str(caught.value).startswith(f"{path}: ")
         assert not workers()  # although the error, and with it every frame, is still held
     many[17] = b"nothing"
-    with pytest.raises(ImageError, match="^picture 17: "):
+    with pytest.raises(ImageError, match="^image 17: "):
         tiny.encode(iter(many), batch_size=3)
 
 
@@ -380,7 +380,7 @@ def test_the_public_encoder_is_this_one(encoder):
     assert isinstance(encoder, embedkit.Encoder)
 
 
-def test_memory_of_pictures_is_kept_while_a_stream_runs_and_no_longer(tiny, noise, monkeypatch):
+def test_memory_of_images_is_kept_while_a_stream_runs_and_no_longer(tiny, noise, monkeypatch):
     monkeypatch.delenv("PILLOW_BLOCKS_MAX", raising=False)
     assert Image.core.get_blocks_max() == 0
     first, second = (tiny.stream(noise, batch_size=4) for _ in range(2))
@@ -399,7 +399,7 @@ def test_memory_of_pictures_is_kept_while_a_stream_runs_and_no_longer(tiny, nois
 # --- clusters ---------------------------------------------------------------------------------------------
 
 
-def test_pictures_are_assigned_by_the_entrys_mixture(by_hand, noise, tmp_path, tiny):
+def test_images_are_assigned_by_the_entrys_mixture(by_hand, noise, tmp_path, tiny):
     entry = by_hand.TinyEntry()
     raw = tiny.encode(noise, normalize=False).astype(np.float64)
     center, means = raw.mean(0), np.stack([raw[0], raw[1]]) - raw.mean(0)

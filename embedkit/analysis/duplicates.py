@@ -1,7 +1,7 @@
 """What is in a set twice, and what of a test set is in the training set: exact joins in bounded memory.
 
 Two rows are duplicates when their cosine reaches a threshold; groups are what is connected by duplicates. There
-is no default threshold: it depends on the encoder and on what counts as the same picture. A target precision
+is no default threshold: it depends on the encoder and on what counts as the same image. A target precision
 finds it from pairs that a person has judged, by testing thresholds from the strictest one on until the exact lower
 bound of the precision falls below the target (fixed sequence testing: Learn then Test, Angelopoulos et al.,
 Annals of Applied Statistics 2025, arXiv 2110.01052), so that the bound holds for the one that is chosen.
@@ -76,7 +76,7 @@ class Duplicates:
         pairs: How many pairs of rows are.
         groups: The largest first.
         sample: Rows i, j and cosines of at most 1,000 of the pairs, evenly drawn, to be judged by a person.
-        has_parts: Whether some rows are parts of pictures, such as faces.
+        has_parts: Whether some rows are parts of images, such as faces.
         root: The folder that ids are relative to; the working folder when None.
         recorded: int64 (N,), (N,), sizes in bytes and modification times in ns of the images as they were embedded;
             None where they are not known.
@@ -182,7 +182,7 @@ def find_duplicates(
     inside = inside[np.argsort(roots[inside], kind="stable")]  # by group, and in order within
     edges = np.flatnonzero(np.diff(roots[inside])) + 1
     recorded = rows.recorded()
-    if rows.passport is not None:
+    if rows.metadata is not None:
         rank = FileStates(names, recorded, root).rank(inside.tolist())
         inside = inside[np.lexsort((inside, rank, roots[inside]))]  # by group, and the best to keep first
     groups = []
@@ -290,7 +290,7 @@ def threshold_for_precision(scores: np.ndarray, same: np.ndarray, precision: flo
 
     Args:
         scores: float (P,), of pairs drawn evenly from those that some low threshold finds.
-        same: bool (P,), whether a person takes them for the same picture.
+        same: bool (P,), whether a person takes them for the same image.
         precision: The share of true duplicates that is asked for, in (0, 1).
 
     Raises:

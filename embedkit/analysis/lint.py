@@ -26,8 +26,8 @@ __all__ = ["Check", "Lint", "lint"]
 
 #: Rows whose effective rank is measured: the source's number.
 RANK_ROWS = 25_600
-#: Rows among which neighbours are looked for, and rows whose nearest one among all rows is looked for.
-NEIGHBOUR_ROWS = 10_000
+#: Rows among which neighbors are looked for, and rows whose nearest one among all rows is looked for.
+NEIGHBOR_ROWS = 10_000
 QUERIES = 2_000
 
 #: Limits: what is beyond is a warning.
@@ -98,12 +98,12 @@ def lint(
     """Judge embeddings.
 
     A file is streamed twice and never held, so that memory is bounded by the samples, whatever the number of rows:
-    the rank of at most `RANK_ROWS` rows, neighbours among `NEIGHBOUR_ROWS`, and for `QUERIES` of them the nearest of
+    the rank of at most `RANK_ROWS` rows, neighbors among `NEIGHBOR_ROWS`, and for `QUERIES` of them the nearest of
     all rows. Where there are fewer rows, every figure is exact.
 
     Args:
         source: Embeddings, their file, or an array float (N, D), N of 2 or more.
-        k: Neighbours whose occurrences are counted.
+        k: Neighbors whose occurrences are counted.
         near_duplicate: Cosine from which on two rows are near-duplicates, in [-1, 1].
         seed: Of the samples.
 
@@ -130,16 +130,16 @@ def lint(
         numbers.append(inside)
     if whole.count < 2:
         raise ConfigError(
-            f"{where}: of {rows} rows all but {whole.count} hold NaN, infinity or zeros alone; embed the pictures again"
+            f"{where}: of {rows} rows all but {whole.count} hold NaN, infinity or zeros alone; embed the images again"
         )
     sample, sampled = np.concatenate(parts), np.concatenate(numbers)
     if len(sample) < 2:
-        raise ConfigError(f"{where}: nearly all rows hold NaN, infinity or zeros; embed the pictures again")
-    few = np.sort(rng.permutation(len(sample))[:NEIGHBOUR_ROWS])
+        raise ConfigError(f"{where}: nearly all rows hold NaN, infinity or zeros; embed the images again")
+    few = np.sort(rng.permutation(len(sample))[:NEIGHBOR_ROWS])
     near, near_rows = _unit(sample[few]), sampled[few]
     k = min(k, len(near) - 1)
-    cosine, uniformity, occurrences = _neighbourhood(near, k)
-    queries = np.sort(rng.permutation(len(near))[:QUERIES]) if rows > NEIGHBOUR_ROWS else np.arange(len(near))
+    cosine, uniformity, occurrences = _neighborhood(near, k)
+    queries = np.sort(rng.permutation(len(near))[:QUERIES]) if rows > NEIGHBOR_ROWS else np.arange(len(near))
     nearest = _nearest(near[queries], near_rows[queries], blocks)
     checks = (
         _bad_rows(whole, rows, name),
@@ -151,10 +151,10 @@ def lint(
         _duplicates(nearest, near_duplicate),
     )
     words = "all rows"
-    if rows > NEIGHBOUR_ROWS:
+    if rows > NEIGHBOR_ROWS:
         words = (
             f"samples of {rows} rows, drawn with seed {seed}: {len(sample)} for the rank, {len(near)} for "
-            f"neighbours, {len(queries)} for near-duplicates; bad rows and dimensions are of all rows"
+            f"neighbors, {len(queries)} for near-duplicates; bad rows and dimensions are of all rows"
         )
     return Lint(rows, dim, words, seed, checks)
 
@@ -203,7 +203,7 @@ def _rankme(sample: np.ndarray, epsilon: float = 1e-7) -> float:
     return float(np.exp(-(p * np.log(p)).sum()))
 
 
-def _neighbourhood(rows: np.ndarray, k: int) -> tuple[float, float, np.ndarray]:
+def _neighborhood(rows: np.ndarray, k: int) -> tuple[float, float, np.ndarray]:
     """Mean cosine and uniformity of all pairs, and how often each row is among the k nearest of another."""
     n = len(rows)
     # The cosines of all pairs sum to |sum of rows|^2 less those of each row with itself: exactly, and in no time.
@@ -215,7 +215,7 @@ def _neighbourhood(rows: np.ndarray, k: int) -> tuple[float, float, np.ndarray]:
     for start in range(0, n, step):
         block = rows[start : start + step] @ rows.T
         own = np.arange(len(block))
-        block[own, start + own] = -np.inf  # no row is its own pair, nor its own neighbour
+        block[own, start + own] = -np.inf  # no row is its own pair, nor its own neighbor
         # |x - y|^2 = 2 - 2 cos, so that exp(-2 |x - y|^2) = exp(4 cos - 4)
         potential += float(np.exp(4 * block - 4).sum(dtype=np.float64))
         nearest = np.argpartition(-block, k - 1, axis=1)[:, :k]
@@ -255,7 +255,7 @@ def _bad_rows(whole: _Whole, rows: int, name: Callable[[int], str]) -> Check:
         return Check("bad_rows", 0, True, "Every row is finite and has a direction.")
     words = (
         f"{whole.not_finite} of {rows} rows hold NaN or infinity and {whole.zeros} are all zeros (the first is "
-        f"{name(whole.first_bad)}): embed those pictures again; all other figures leave them out."
+        f"{name(whole.first_bad)}): embed those images again; all other figures leave them out."
     )
     return Check("bad_rows", bad, False, words)
 
@@ -274,7 +274,7 @@ def _collapse(cosine: float) -> Check:
     if cosine > MOST_MEAN_COSINE:
         words = (
             f"Two rows have a cosine of {cosine:.3f} on average: the embeddings have collapsed into one direction and "
-            "tell pictures apart badly; look at the training, or subtract the mean (pca) before comparing."
+            "tell images apart badly; look at the training, or subtract the mean (pca) before comparing."
         )
         return Check("collapse", cosine, False, words)
     return Check("collapse", cosine, True, f"Two rows have a cosine of {cosine:.3f} on average: no collapse.")
@@ -331,7 +331,7 @@ def _open(
     where = "the embeddings"
     if isinstance(source, (str, os.PathLike)):
         stored = open_stored(source)
-        where, rows, dim = stored.where, len(stored), stored.passport.dim
+        where, rows, dim = stored.where, len(stored), stored.metadata.dim
 
         def read(start: int, stop: int) -> np.ndarray:
             return stored.vectors(start, stop)

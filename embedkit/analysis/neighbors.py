@@ -2,12 +2,12 @@
 
 `flat` compares with every row. `ivf` looks into the cells nearest to the query (Billion-scale similarity search with
 GPUs, Johnson, Douze and Jegou, IEEE Transactions on Big Data 2019, arXiv 1702.08734), `hnsw` walks a graph of
-neighbours (Efficient and robust approximate nearest neighbor search using Hierarchical Navigable Small World
+neighbors (Efficient and robust approximate nearest neighbor search using Hierarchical Navigable Small World
 graphs, Malkov and Yashunin, IEEE TPAMI 2018, arXiv 1603.09320); both by faiss. How hard they look is set when they
 are built, so that the recall measured against the exact answer reaches a target.
 
 The file: 8 bytes of magic, vectors (or faiss' own form), ids, a JSON footer with the sizes and CRC-32 of both and
-the passport, the footer's length, and the magic again. It appears in one step, so that a killed build leaves
+the metadata, the footer's length, and the magic again. It appears in one step, so that a killed build leaves
 the index as it was. Like every format with faiss in it: load only
 files that you trust.
 The index and its file stand in one module, a little long, since neither is understood without the other.
@@ -30,7 +30,7 @@ from embedkit._io.json import Fields, JsonFormat, canonical_json
 from embedkit._io.reading import open_regular
 from embedkit.analysis.similarity import faiss_module, top_k, without_own
 from embedkit.analysis.vectors import BLOCK, Rows, Source, as_count, check_same_space
-from embedkit.embeddings.metadata import Passport
+from embedkit.embeddings.metadata import Metadata
 from embedkit.errors import ConfigError, EmbedkitError, OutputError
 
 __all__ = ["Hits", "Index"]
@@ -42,7 +42,7 @@ MAGIC = b"ek-index"
 TAIL = 12 + len(MAGIC)
 #: Numbers (rows x width) up to which `auto` is exact: one query reads them all, about 0.1 s on 2 cores.
 EXACT = 1 << 28
-#: Neighbours at which recall is measured.
+#: Neighbors at which recall is measured.
 RECALL_AT = 10
 #: Queries that it is measured with.
 PROBES = 500
@@ -73,8 +73,8 @@ class Index:
         kind: `flat`, `ivf` or `hnsw`.
         names: One per row: its id, or `id#part`.
         dim: Width D.
-        passport: What the embeddings are; None for a plain array.
-        recall: Share of the exact 10 nearest neighbours that are found, measured at building; 1 for `flat`. The
+        metadata: What the embeddings are; None for a plain array.
+        recall: Share of the exact 10 nearest neighbors that are found, measured at building; 1 for `flat`. The
             queries were rows of the index; queries unlike all rows may find fewer.
         effort: Cells (`ivf`) or candidates (`hnsw`) that are looked at; 0 for `flat`.
     """
@@ -83,7 +83,7 @@ class Index:
         self,
         kind: str,
         names: list[str],
-        passport: Passport | None,
+        metadata: Metadata | None,
         rows: Rows | None,
         engine: Any,
         *,
@@ -92,7 +92,7 @@ class Index:
         effort: int = 0,
     ):
         """Take the parts; see `build` and `load`."""
-        self.kind, self.names, self.passport, self.dim = kind, names, passport, dim
+        self.kind, self.names, self.metadata, self.dim = kind, names, metadata, dim
         self.recall, self.effort = recall, effort
         self._rows, self._engine = rows, engine
         self._where = "the index"
@@ -113,7 +113,7 @@ class Index:
             kind: `flat` is exact; `ivf` and `hnsw` are approximate, `hnsw` faster and slower to build; `auto` is
                 `flat` up to 268 million numbers (2 million rows of 128) and for what does not fit into
                 memory, else `ivf`.
-            recall: Share of the exact 10 nearest neighbours that an approximate index has to find.
+            recall: Share of the exact 10 nearest neighbors that an approximate index has to find.
             seed: Of the cells, and of the queries that recall is measured with.
 
         Raises:
@@ -129,7 +129,7 @@ class Index:
         if kind == "auto":
             kind = "flat" if len(rows) * rows.dim <= EXACT or not rows.in_memory else "ivf"
         if kind == "flat":
-            return cls("flat", names, rows.passport, rows, None, dim=rows.dim)
+            return cls("flat", names, rows.metadata, rows, None, dim=rows.dim)
         if not rows.in_memory:
             raise ConfigError(
                 f"{rows.where} is larger than memory: take kind 'flat', which reads it in blocks"
@@ -137,7 +137,7 @@ class Index:
         if len(rows) < 1000:
             raise ConfigError(f"kind {kind!r} needs 1,000 rows or more, found {len(rows)}: take 'flat'")
         engine = _ivf(rows, seed) if kind == "ivf" else _hnsw(rows)
-        index = cls(kind, names, rows.passport, rows, engine, dim=rows.dim)
+        index = cls(kind, names, rows.metadata, rows, engine, dim=rows.dim)
         index._tune(recall, seed)
         index._rows = None  # the engine has a copy of its own
         return index
@@ -186,7 +186,7 @@ class Index:
             if isinstance(queries, np.ndarray) and queries.ndim == 1:
                 queries = queries[None]
             asked = Rows.of(queries, "the queries")  # type: ignore[arg-type]
-            check_same_space(asked.passport, self.passport, asked.where, self._where)
+            check_same_space(asked.metadata, self.metadata, asked.where, self._where)
             if asked.dim != self.dim:
                 raise ConfigError(f"the index has {self.dim} columns and the queries have {asked.dim}")
             vectors = asked.unit(0, len(asked))
@@ -276,7 +276,7 @@ class Index:
                 "dim": self.dim,
                 "recall": self.recall,
                 "effort": self.effort,
-                "passport": None if self.passport is None else self.passport.to_json(),
+                "metadata": None if self.metadata is None else self.metadata.to_json(),
                 "sections": [[section.start, section.size, section.crc] for section in (vectors, ids)],
             }
             text = canonical_json(footer)
@@ -303,8 +303,8 @@ class Index:
                 rows, dim = footer.whole("rows", 1, 1 << 40), footer.whole("dim", 1, 1 << 20)
                 recall = footer.number("recall", 0, 1)
                 effort = footer.whole("effort", 0 if kind == "flat" else 1, rows)
-                passport = footer.optional(
-                    "passport", lambda key: Passport.from_json(footer.text(key), where)
+                metadata = footer.optional(
+                    "metadata", lambda key: Metadata.from_json(footer.text(key), where)
                 )
                 vectors, ids = _sections(footer, file)
                 if kind == "flat" and vectors.size != rows * dim * 4:
@@ -327,7 +327,7 @@ class Index:
         except (OSError, ValueError) as error:  # ValueError: a path with a NUL
             reason = error.strerror if isinstance(error, OSError) else str(error)
             raise OutputError(f"{where} cannot be read ({reason}); build the index again") from None
-        index = cls(kind, names, passport, held, engine, dim=dim, recall=recall, effort=effort)
+        index = cls(kind, names, metadata, held, engine, dim=dim, recall=recall, effort=effort)
         index._where = where
         return index
 
@@ -346,7 +346,7 @@ def check_k(k: int, rows: int, own: bool, what: str) -> None:
     """
     k, most = as_count(k, "k"), rows - own
     if not most:
-        raise ConfigError(f"{what} has one row, which has no other beside it; embed more pictures into it")
+        raise ConfigError(f"{what} has one row, which has no other beside it; embed more images into it")
     if not 1 <= k <= most:
         raise ConfigError(f"k: expected 1 to {most}, for {what} has {rows} row{'s' * (rows > 1)}, found {k}")
 

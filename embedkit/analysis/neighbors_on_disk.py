@@ -15,7 +15,7 @@ import numpy as np
 from embedkit.analysis.neighbors import Hits, check_k
 from embedkit.analysis.vectors import row_names
 from embedkit.embeddings import lance as lancetable
-from embedkit.embeddings.metadata import Passport
+from embedkit.embeddings.metadata import Metadata
 from embedkit.errors import ConfigError
 
 __all__ = ["OnDisk"]
@@ -27,7 +27,7 @@ class OnDisk:
     Attributes:
         kind: `lance`.
         recall: 1: every vector is looked at.
-        passport: What the embeddings are.
+        metadata: What the embeddings are.
         names: One per row: its id, or `id#part`.
         dim: Width D.
     """
@@ -38,8 +38,8 @@ class OnDisk:
     def __init__(self, table: Any, path: Path):
         """Take an open table; see `open`."""
         self._table = table
-        self.passport: Passport = lancetable.passport_of(table, path)
-        self.dim: int = self.passport.dim
+        self.metadata: Metadata = lancetable.metadata_of(table, path)
+        self.dim: int = self.metadata.dim
         keys = [part for part in lancetable.read(table, ["id", "part"])]
         ids = [name for part in keys for name in part["id"].to_pylist()]
         parts = np.array([number for part in keys for number in part["part"].to_pylist()], np.int32)

@@ -105,8 +105,8 @@ def top_k(
     Args:
         queries: Q rows.
         base: N rows, which may be a file larger than memory; `queries` themselves when None.
-        k: Neighbours, at most N (N - 1 with `exclude_self`).
-        exclude_self: Row i of `base` is no neighbour of query i.
+        k: Neighbors, at most N (N - 1 with `exclude_self`).
+        exclude_self: Row i of `base` is no neighbor of query i.
 
     Returns:
         Cosines float32 (Q, k), falling, and rows of `base` int64 (Q, k).

@@ -15,7 +15,7 @@ from typing import TypeAlias
 import numpy as np
 
 from embedkit.embeddings.formats import Stored, open_stored
-from embedkit.embeddings.metadata import Passport
+from embedkit.embeddings.metadata import Metadata
 from embedkit.embeddings.table import Embeddings
 from embedkit.errors import ConfigError, EmbedkitError, SpaceMismatchError
 
@@ -50,7 +50,7 @@ class Rows:
     Attributes:
         where: How messages name them.
         dim: Width D.
-        passport: What they are; None for a plain array.
+        metadata: What they are; None for a plain array.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class Rows:
             source = open_stored(source)
         self.where = source.where if isinstance(source, Stored) else where
         self.dim: int = 0
-        self.passport: Passport | None = None
+        self.metadata: Metadata | None = None
         self._count = 0
         self._read: Callable[[int, int], np.ndarray]
         self._keys: Callable[[], tuple[list[str], np.ndarray]]
@@ -94,11 +94,11 @@ class Rows:
 
     @property
     def in_memory(self) -> bool:
-        """Whether the rows are held, or read anew for every block."""
+        """Whether the rows are held, or read again for every block."""
         return self._held is not None
 
     def names(self) -> list[str]:
-        """One name a row: its id, or `id#part` for the further parts of a picture; the index for an array.
+        """One name a row: its id, or `id#part` for the further parts of an image; the index for an array.
 
         Raises:
             ConfigError: Two rows of one name.
@@ -106,7 +106,7 @@ class Rows:
         return row_names(*self._keys(), self.where)
 
     def has_parts(self) -> bool:
-        """Whether some rows are further parts of pictures, such as faces, crops or frames."""
+        """Whether some rows are further parts of images, such as faces, crops or frames."""
         return bool(self._keys()[1].any())
 
     def recorded(self) -> tuple[np.ndarray, np.ndarray] | None:
@@ -149,13 +149,13 @@ class Rows:
     def _open(self, source: Embeddings | np.ndarray | Stored) -> np.ndarray | None:
         """Set where rows and names come from; what lies in memory, or is mapped, is returned."""
         if isinstance(source, Stored):
-            self._count, self.dim, self.passport = len(source), source.passport.dim, source.passport
+            self._count, self.dim, self.metadata = len(source), source.metadata.dim, source.metadata
             self._read, self._keys = source.vectors, source.keys
             if source.mapped is None:
                 return None
             array = source.mapped
         elif isinstance(source, Embeddings):
-            array, self.passport = source.vectors, source.passport
+            array, self.metadata = source.vectors, source.metadata
             self._keys = lambda: (source.ids, source.parts)
         else:
             array = source
@@ -260,7 +260,7 @@ def _refusal(
 ) -> ConfigError:
     """The error of one row that cannot be used."""
     most = magnitudes(row[None])[0]
-    step = "embed that picture again, or leave the row out"
+    step = "embed that image again, or leave the row out"
     if not np.isfinite(most):
         fault = "holds NaN or infinity"
     elif most == 0:
@@ -284,7 +284,7 @@ def as_count(value: object, what: str) -> int:
 
 
 def row_names(ids: Sequence[str], parts: np.ndarray, where: str) -> list[str]:
-    """One name a row: the id, with `#part` for the further parts of a picture.
+    """One name a row: the id, with `#part` for the further parts of an image.
 
     Args:
         ids: One per row.
@@ -302,17 +302,17 @@ def row_names(ids: Sequence[str], parts: np.ndarray, where: str) -> list[str]:
     return names
 
 
-def check_same_space(a: Passport | None, b: Passport | None, where_a: str, where_b: str) -> None:
-    """Refuse to compare embeddings of two spaces; plain arrays carry no passport and are not checked.
+def check_same_space(a: Metadata | None, b: Metadata | None, where_a: str, where_b: str) -> None:
+    """Refuse to compare embeddings of two spaces; plain arrays carry no metadata and are not checked.
 
     Raises:
         SpaceMismatchError: Naming both.
     """
     if a is not None and b is not None and a.fingerprint != b.fingerprint:
         first, second = (
-            f"{where} ({passport.entry}, space {passport.fingerprint[:12]}, "
-            f"{'normalised' if passport.normalized else 'not normalised'})"
-            for where, passport in ((where_a, a), (where_b, b))
+            f"{where} ({metadata.entry}, space {metadata.fingerprint[:12]}, "
+            f"{'normalized' if metadata.normalized else 'not normalized'})"
+            for where, metadata in ((where_a, a), (where_b, b))
         )
         raise SpaceMismatchError(
             f"{first} and {second} are different spaces and cannot be compared; "
@@ -322,6 +322,6 @@ def check_same_space(a: Passport | None, b: Passport | None, where_a: str, where
 
 def check_comparable(a: Rows, b: Rows) -> None:
     """Refuse rows of two spaces, or of two widths."""
-    check_same_space(a.passport, b.passport, a.where, b.where)
+    check_same_space(a.metadata, b.metadata, a.where, b.where)
     if a.dim != b.dim:
         raise ConfigError(f"{a.where} has {a.dim} columns and {b.where} has {b.dim}: not one space")

@@ -72,7 +72,7 @@ def options(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """Image embeddings from a folder of pictures, without PyTorch."""
+    """Image embeddings from a folder of images, without PyTorch."""
 
 
 def main() -> None:

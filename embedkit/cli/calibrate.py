@@ -1,4 +1,4 @@
-"""`embedkit calibrate`: a threshold for a false-match rate, from pictures or embeddings whose truth is known."""
+"""`embedkit calibrate`: a threshold for a false-match rate, from images or embeddings whose truth is known."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def calibrate(
         str,
         typer.Argument(
             metavar="PAIRS.csv|DIR|EMB",
-            help="A CSV with columns a, b (pictures, relative to it) and same (1 or 0); a folder of pictures with a "
+            help="A CSV with columns a, b (images, relative to it) and same (1 or 0); a folder of images with a "
             "folder for each identity; or embeddings: X.parquet, X.npy, shards, or lance://FOLDER/TABLE.",
         ),
     ],
@@ -31,16 +31,16 @@ def calibrate(
     ] = None,
     identity_from_folder: Annotated[
         bool,
-        typer.Option("--identity-from-folder", help="For embeddings: a picture's folder is its identity."),
+        typer.Option("--identity-from-folder", help="For embeddings: an image's folder is its identity."),
     ] = False,
     encoder: Annotated[
         str | None,
         typer.Option(
-            help="For pictures: a zoo name or an entry's folder.", show_default="face-r29.dlib with --faces"
+            help="For images: a zoo name or an entry's folder.", show_default="face-r29.dlib with --faces"
         ),
     ] = None,
     faces: Annotated[
-        bool, typer.Option("--faces", help="For pictures: find the one face in each, and compare these.")
+        bool, typer.Option("--faces", help="For images: find the one face in each, and compare these.")
     ] = False,
     target_fmr: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="The false-match rate that is asked for.")
@@ -56,8 +56,8 @@ def calibrate(
     ] = 1 << 18,
     replicates: Annotated[int, typer.Option(min=10, help="Bootstrap samples.")] = 500,
     seed: Annotated[int, typer.Option(min=0, help="Of the pairs that are drawn, and of the bootstrap.")] = 0,
-    device: Annotated[str, typer.Option(help="For pictures: auto, cpu, cuda or cuda:<index>.")] = "auto",
-    threads: Annotated[str, typer.Option(help="For pictures: cores to keep busy, or auto.")] = "auto",
+    device: Annotated[str, typer.Option(help="For images: auto, cpu, cuda or cuda:<index>.")] = "auto",
+    threads: Annotated[str, typer.Option(help="For images: cores to keep busy, or auto.")] = "auto",
     output: Annotated[Path, typer.Option("--output", "-o", metavar="C.json")] = Path("calibration.json"),
     as_json: Annotated[bool, typer.Option("--json", help="Print the calibration as JSON.")] = False,
 ) -> None:
@@ -69,11 +69,11 @@ def calibrate(
     from embedkit.cli.inputs import check_known, files_of
     from embedkit.embeddings.formats import open_stored
     from embedkit.images.ids import check_no_image
-    from embedkit.workflows.calibrate import calibrate_pictures, holds_pictures, identities_of
+    from embedkit.workflows.calibrate import calibrate_images, holds_images, identities_of
 
     check_outputs({"--output": output}, {**files_of(source, "the source"), "--pairs": pairs})
     left_out: list[str] = []
-    if holds_pictures(source):
+    if holds_images(source):
         check_known({"--output": output}, source)
         if pairs is not None or identity is not None or identity_from_folder or group is not None:
             raise typer.BadParameter(
@@ -82,7 +82,7 @@ def calibrate(
         from embedkit.cli.progress import Bar
 
         with Bar("embedding") as bar:
-            done = calibrate_pictures(
+            done = calibrate_images(
                 source,
                 target_fmr,
                 encoder=encoder,
@@ -102,13 +102,13 @@ def calibrate(
                 "with embeddings give one of --pairs, --identity and --identity-from-folder"
             )
         if encoder is not None or faces:
-            raise typer.BadParameter("--encoder and --faces go with pictures; embeddings have their encoder")
+            raise typer.BadParameter("--encoder and --faces go with images; embeddings have their encoder")
         from embedkit.analysis.matching.calibrate import calibrate_pairs
         from embedkit.analysis.matching.pairs import read_pairs, sample_pairs
         from embedkit.analysis.vectors import Rows
 
         rows = Rows(stored)
-        ids = rows.names()  # refuses an id that stands there twice: that picture would be paired with itself
+        ids = rows.names()  # refuses an id that stands there twice: that image would be paired with itself
         check_no_image({"--output": output}, ids)
         if pairs is not None:
             chosen = read_pairs(pairs, ids)

@@ -51,14 +51,14 @@ def cluster(
         float | None, typer.Option(help="For dpmm: how readily clusters split.", show_default="10")
     ] = None,
     copy_into: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Copy the pictures, a folder for each cluster.")
+        Path | None, typer.Option(metavar="DIR", help="Copy the images, a folder for each cluster.")
     ] = None,
     link_into: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Link to the pictures, a folder for each cluster.")
+        Path | None, typer.Option(metavar="DIR", help="Link to the images, a folder for each cluster.")
     ] = None,
     sheet: Annotated[
         Path | None,
-        typer.Option(metavar="OUT.html|OUT.png", help="Draw a contact sheet: some pictures of each cluster."),
+        typer.Option(metavar="OUT.html|OUT.png", help="Draw a contact sheet: some images of each cluster."),
     ] = None,
     root: Root = None,
     seed: Annotated[int, typer.Option(help="Of starts, samples and chains.")] = 0,
@@ -66,7 +66,7 @@ def cluster(
 ) -> None:
     """Cluster embeddings, and print each cluster's size and the ids nearest to its middle.
 
-    Pictures can be copied or linked into one folder per cluster; the originals stay as they are.
+    Images can be copied or linked into one folder per cluster; the originals stay as they are.
     """
     from embedkit._io.outputs import check_outputs
     from embedkit.analysis.clustering import cluster as clustering
@@ -85,7 +85,7 @@ def cluster(
         path = outputs[option]
         if into is not None and path is not None and into.resolve() in path.resolve().parents:
             raise OutputError(
-                f"{option}: {path} lies in {into}, which holds pictures alone; choose another name"
+                f"{option}: {path} lies in {into}, which holds images alone; choose another name"
             )
     config: dpmm.DPMMConfig | None = None
     if init_k is not None or alpha is not None:
@@ -124,16 +124,16 @@ def cluster(
     if into is not None:
         placed = folders.sort_into_folders(found, into, link=link_into is not None, root=root)
         what = "links" if link_into is not None else "copies"
-        tell(f"{placed.pictures} {what} in {placed.folder}")
+        tell(f"{placed.images} {what} in {placed.folder}")
         if placed.missing:
             tell(
-                f"warning: {len(placed.missing)} pictures are not there any more or cannot be read "
+                f"warning: {len(placed.missing)} images are not there any more or cannot be read "
                 f"(the first is {placed.missing[0]})"
             )
         if placed.outside:
             base = "the working folder" if root is None else root
             tell(
-                f"warning: {len(placed.outside)} pictures lie outside {base} and are left there (the first is "
+                f"warning: {len(placed.outside)} images lie outside {base} and are left there (the first is "
                 f"{placed.outside[0]}); name the folder that holds all of them with --root"
             )
     if sheet is not None:
@@ -180,5 +180,5 @@ def _print_table(found: Clustering, scores: Scores | None) -> None:
     if scores is not None:
         print(
             f"ACC {scores.acc:.4f}  NMI {scores.nmi:.4f}  ARI {scores.ari:.4f}  "
-            f"({scores.classes} classes, {scores.rows} labelled rows)"
+            f"({scores.classes} classes, {scores.rows} labeled rows)"
         )

@@ -16,7 +16,7 @@ from embedkit.errors import ConfigError
 
 def compare(
     names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Names or entries' folders.")],
-    intervals: Annotated[bool, typer.Option(help="95 % intervals, a bootstrap over test pictures.")] = True,
+    intervals: Annotated[bool, typer.Option(help="95 % intervals, a bootstrap over test images.")] = True,
     as_json: AsJson = False,
 ) -> None:
     """Compare entries on the data sets that their figures were measured on, with the baselines."""

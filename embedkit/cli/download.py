@@ -1,4 +1,4 @@
-"""What a download says on stderr: the licence before it, and a progress bar of bytes."""
+"""What a download says on stderr: the license before it, and a progress bar of bytes."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from embedkit.hub.cache import Arrival, commercial_only
 
 
 class Download(Drawn):
-    """Shows each entry's licence and draws bytes."""
+    """Shows each entry's license and draws bytes."""
 
-    def __init__(self, *, accept_licence: bool = False):
+    def __init__(self, *, accept_license: bool = False):
         """Prepare.
 
         Args:
-            accept_licence: Let entries pass that may not be used commercially.
+            accept_license: Let entries pass that may not be used commercially.
         """
         super().__init__(
             TextColumn("{task.description}", markup=False),
@@ -25,11 +25,11 @@ class Download(Drawn):
             DownloadColumn(),
             TransferSpeedColumn(),
         )
-        self._accept = accept_licence
+        self._accept = accept_license
 
     def gate(self, arrival: Arrival) -> None:
-        """Say what comes and under which licence, and refuse what was not accepted."""
-        what = f"{arrival.name} from {arrival.place}: {arrival.bytes / 1e6:.1f} MB, licence {arrival.licence}"
+        """Say what comes and under which license, and refuse what was not accepted."""
+        what = f"{arrival.name} from {arrival.place}: {arrival.bytes / 1e6:.1f} MB, license {arrival.license}"
         tell(what)
         if not self._accept:
             commercial_only(arrival)

@@ -17,7 +17,7 @@ from embedkit.cli.terminal import tell
 def duplicates(
     source: StoredEmbeddings,
     threshold: Annotated[
-        float | None, typer.Option(help="Cosine from which on two pictures are the same; 1 finds equal rows.")
+        float | None, typer.Option(help="Cosine from which on two images are the same; 1 finds equal rows.")
     ] = None,
     precision: Annotated[
         float | None, typer.Option(help="Instead: the share of true duplicates; needs --judged.")
@@ -53,9 +53,9 @@ def duplicates(
     root: Root = None,
     as_json: AsJson = False,
 ) -> None:
-    """Print groups of pictures that are there twice, the largest first: the kept ones, and after a tab the others.
+    """Print groups of images that are there twice, the largest first: the kept ones, and after a tab the others.
 
-    The first picture of a group is kept, and each one that is no duplicate of a kept one; files that are there come
+    The first image of a group is kept, and each one that is no duplicate of a kept one; files that are there come
     before links and what is gone.
     """
     if (threshold is None) == (precision is None) or (precision is None) != (judged is None):
@@ -80,7 +80,7 @@ def duplicates(
     rows = Rows(source)
     names = rows.names()
     check_no_image(outputs, names, root)
-    # Two near-duplicates of one picture need not be near-duplicates: a judgement is of its pair alone.
+    # Two near-duplicates of one image need not be near-duplicates: a judgement is of its pair alone.
     known = read_pairs(judged, names, identities=False) if judged else None
     found = find_duplicates(rows, threshold, precision=precision, judged=known, root=root)
     # Files first: whatever reads the table may stop early, as `head` does.
@@ -126,7 +126,7 @@ def leaks(
     train: Annotated[str, typer.Argument(help="The training set's embeddings.")],
     test: Annotated[str, typer.Argument(help="The test set's embeddings.")],
     threshold: Annotated[
-        float, typer.Option(help="Cosine from which on two pictures are the same; 1 finds equal rows.")
+        float, typer.Option(help="Cosine from which on two images are the same; 1 finds equal rows.")
     ],
     fail_over: Annotated[
         float | None,
@@ -136,7 +136,7 @@ def leaks(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Print test pictures that the training set holds, with the training picture and the cosine."""
+    """Print test images that the training set holds, with the training image and the cosine."""
     from embedkit.analysis.duplicates import leaks as find_leaks
 
     found = find_leaks(train, test, threshold)

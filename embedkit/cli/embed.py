@@ -1,4 +1,4 @@
-"""`embedkit embed`: folders of pictures to a file of embeddings."""
+"""`embedkit embed`: folders of images to a file of embeddings."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def embed(
     revision: Annotated[
         str | None, typer.Option(help="12 or more hex digits of the manifest's sha256.")
     ] = None,
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Pictures in one batch.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Images in one batch.")] = None,
     device: Device = "auto",
     providers: Annotated[
         str | None, typer.Option(help="ONNX Runtime providers, separated by commas; overrides --device.")
@@ -55,7 +55,7 @@ def embed(
     normalize: Annotated[bool, typer.Option(help="Rows of Euclidean length 1.")] = True,
     recursive: Annotated[bool, typer.Option(help="Walk folders to the bottom.")] = True,
     on_error: Annotated[
-        str, typer.Option(help="skip lists bad pictures beside the output; stop ends.")
+        str, typer.Option(help="skip lists bad images beside the output; stop ends.")
     ] = "skip",
     prune: Annotated[
         bool,
@@ -64,16 +64,16 @@ def embed(
         ),
     ] = False,
     verify_content: Annotated[
-        bool, typer.Option("--verify-content", help="Tell changed pictures by their sha256.")
+        bool, typer.Option("--verify-content", help="Tell changed images by their sha256.")
     ] = False,
     worker: Annotated[
         str | None, typer.Option(metavar="I/N", help="Embed part I of N (from 1) into a folder.")
     ] = None,
     local_files_only: Offline = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Start anew.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Start again.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON on stdout.")] = False,
 ) -> None:
-    """Embed pictures into a Parquet file, a .npy file or a folder of shards.
+    """Embed images into a Parquet file, a .npy file or a folder of shards.
 
     The same command goes on where a killed one stopped, and embeds only what is new or changed in a finished
     output.

@@ -27,7 +27,7 @@ def evaluate(
     baselines: Annotated[
         bool, typer.Option(help="Judge the same network at random, and raw pixels, too.")
     ] = True,
-    limit: Annotated[int, typer.Option(min=0, help="Pictures of each part; 0 for all.")] = 0,
+    limit: Annotated[int, typer.Option(min=0, help="Images of each part; 0 for all.")] = 0,
     write: Annotated[bool, typer.Option("--write", help="Put the figures into the entry.")] = False,
     as_json: AsJson = False,
 ) -> None:

@@ -25,7 +25,7 @@ def export(
         typer.Option(metavar="OUT.onnx", help="Write an entry as one self-contained float32 ONNX."),
     ] = None,
     zoo: Annotated[Path, typer.Option(help="The folder that holds the entries.")] = Path("zoo"),
-    licence: Annotated[str, typer.Option(help="SPDX identifier of the new entry's licence.")] = "other",
+    license: Annotated[str, typer.Option(help="SPDX identifier of the new entry's license.")] = "other",
     data: Annotated[
         str | None, typer.Option(help="What it was trained on, in words; by default as the run says.")
     ] = None,
@@ -44,7 +44,7 @@ def export(
             folder = Path(source)
             held = sorted(folder.iterdir()) if folder.is_dir() else [folder]
             check_outputs({"--standalone": standalone}, {str(path): path for path in held})
-            from embedkit.training.export.standalone import standalone as write_standalone
+            from embedkit.authoring.onnx_export import standalone as write_standalone
 
             print(safe_for_terminal(str(write_standalone(source, standalone))))
         elif (Path(source) / MANIFEST).is_file():
@@ -56,7 +56,7 @@ def export(
         else:
             from embedkit.training.export.from_run import export_run
 
-            done = export_run(source, name, zoo, licence=licence, data=data, limits=limit or ())
+            done = export_run(source, name, zoo, license=license, data=data, limits=limit or ())
             print(safe_for_terminal(str(done)))
     except MissingDependencyError:
         raise

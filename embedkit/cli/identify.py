@@ -1,4 +1,4 @@
-"""`embedkit identify`: whom of a gallery pictures, or the faces in them, show."""
+"""`embedkit identify`: who of a gallery images, or the faces in them, show."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from embedkit.cli.terminal import tell, tell_left_out
 
 
 def identify(
-    query: Annotated[list[str], typer.Argument(metavar="QUERY...", help="Pictures.")],
+    query: Annotated[list[str], typer.Argument(metavar="QUERY...", help="Images.")],
     gallery: Annotated[
         str,
         typer.Option(
             metavar="DIR|EMB",
-            help="Pictures, a folder for each identity; or embeddings, with --identity or --identity-from-folder.",
+            help="Images, a folder for each identity; or embeddings, with --identity or --identity-from-folder.",
         ),
     ],
     identity: Annotated[
         str | None, typer.Option(metavar="COLUMN", help="The label column that names identities.")
     ] = None,
     identity_from_folder: Annotated[
-        bool, typer.Option("--identity-from-folder", help="A picture's folder is its identity.")
+        bool, typer.Option("--identity-from-folder", help="An image's folder is its identity.")
     ] = False,
     calibration: CalibrationFile = None,
     threshold: Threshold = None,
     faces: Annotated[
-        bool, typer.Option("--faces", help="Find the one face in each picture, and compare these.")
+        bool, typer.Option("--faces", help="Find the one face in each image, and compare these.")
     ] = False,
     encoder: Annotated[
         str | None,
@@ -44,18 +44,18 @@ def identify(
     threads: Threads = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Print whom of a gallery each picture shows, or nobody when the nearest scores below the threshold.
+    """Print who of a gallery each image shows, or nobody when the nearest scores below the threshold.
 
     With a calibration also the expected FPIR: how often, at most, somebody who is not in the gallery is to be taken for
     somebody who is, which is as sure as the calibration's false-match rate is.
     """
     from embedkit.analysis.matching.calibration import Calibration
     from embedkit.cli.progress import Bar
-    from embedkit.workflows.identify import identify_pictures
+    from embedkit.workflows.identify import identify_images
 
     known = Calibration.load(calibration) if calibration is not None else None
     with Bar("embedding the gallery") as bar:
-        done = identify_pictures(
+        done = identify_images(
             query,
             gallery,
             identity=identity,
@@ -73,17 +73,17 @@ def identify(
     else:
         print("query\tidentity\tnearest\tscore\texpected FPIR")
         for one in done.found:
-            whom = "nobody" if one.identity is None else safe_for_terminal(str(one.identity))
+            who = "nobody" if one.identity is None else safe_for_terminal(str(one.identity))
             rate = "-" if one.expected_fpir is None else f"{one.expected_fpir:.2g}"
             print(
-                f"{safe_for_terminal(one.query)}\t{whom}\t{safe_for_terminal(one.nearest)}\t{one.score:.4f}\t{rate}"
+                f"{safe_for_terminal(one.query)}\t{who}\t{safe_for_terminal(one.nearest)}\t{one.score:.4f}\t{rate}"
             )
     for fault in done.failed:
         tell(fault)
     tell_left_out(done.left_out, "of the gallery")
-    whom = "1 identity" if done.identities == 1 else f"{done.identities} identities"
-    among = "1 picture" if done.pictures == 1 else f"{done.pictures} pictures"
-    tell(f"{whom} in {among}; a match needs a cosine of {done.found[0].threshold:.4f}")
+    who = "1 identity" if done.identities == 1 else f"{done.identities} identities"
+    among = "1 image" if done.images == 1 else f"{done.images} images"
+    tell(f"{who} in {among}; a match needs a cosine of {done.found[0].threshold:.4f}")
     if done.identities == 1:
         tell("with one identity in the gallery this is a verification: each query is that one, or nobody")
     if known is None:

@@ -24,15 +24,15 @@ def importing(
     ],
     layout: Annotated[
         str | None,
-        typer.Option(help="Whose layout a checkpoint file has, such as simsiam. [default: recognised]"),
+        typer.Option(help="Whose layout a checkpoint file has, such as simsiam. [default: recognized]"),
     ] = None,
     architecture: Annotated[
         str | None,
         typer.Option(help="timm's name of a checkpoint's network. [default: by its shapes]"),
     ] = None,
-    licence: Annotated[
+    license: Annotated[
         str | None,
-        typer.Option(help="SPDX identifier of the weights' licence. [default: the known one]"),
+        typer.Option(help="SPDX identifier of the weights' license. [default: the known one]"),
     ] = None,
     origin: Annotated[
         str | None,
@@ -47,7 +47,7 @@ def importing(
     zoo: Annotated[Path, typer.Option(help="The folder that holds the entries.")] = Path("zoo"),
     samples: Annotated[
         str | None,
-        typer.Option(help="64 or more pictures to measure rounding and parity on. [default: synthetic]"),
+        typer.Option(help="64 or more images to measure rounding and parity on. [default: synthetic]"),
     ] = None,
     token: Annotated[
         str | None, typer.Option(envvar="EMBEDKIT_TOKEN", help="Credential of the Hub, for no other place.")
@@ -55,7 +55,7 @@ def importing(
 ) -> None:
     """Write weights that others have trained as a zoo entry.
 
-    Every tensor of the encoder must be there and fit; heads are left out. Nothing of a pickle is run. The licence of
+    Every tensor of the encoder must be there and fit; heads are left out. Nothing of a pickle is run. The license of
     the weights stays what it is, and is asked for where it is not known.
     """
     try:
@@ -68,7 +68,7 @@ def importing(
         raise MissingDependencyError(
             f"import needs {error.name}, which is not installed: pip install 'embedkit[train,cpu]'"
         ) from None
-    request = Request(name=name, zoo=zoo, licence=licence, origin=origin, data=data, samples=samples)
+    request = Request(name=name, zoo=zoo, license=license, origin=origin, data=data, samples=samples)
     if os.path.isfile(source):
         done = import_checkpoint(
             source, request, layout=layout, architecture=architecture, image_size=image_size
@@ -79,10 +79,10 @@ def importing(
         )
     else:
         done = import_timm(source, request, token=token)
-    tell(f"{done.said}, licence {done.licence}")
+    tell(f"{done.said}, license {done.license}")
     if done.presumed:
         tell(
-            f"{done.licence} is the licence of the published weights of this layout; for weights "
-            "of your own, say otherwise with --licence and --source"
+            f"{done.license} is the license of the published weights of this layout; for weights "
+            "of your own, say otherwise with --license and --source"
         )
     print(done.folder)

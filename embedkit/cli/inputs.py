@@ -19,7 +19,7 @@ def files_of(embeddings: str | os.PathLike[str], name: str = "EMB") -> dict[str,
     Returns:
         Name of an input -> path, as `check_outputs` takes them.
     """
-    from embedkit.embeddings.npy import ids_path, passport_path
+    from embedkit.embeddings.npy import ids_path, metadata_path
     from embedkit.embeddings.paths import errors_path
 
     text = os.fspath(embeddings)
@@ -30,7 +30,7 @@ def files_of(embeddings: str | os.PathLike[str], name: str = "EMB") -> dict[str,
         return {name: text, **{f"{name} ({file.name})": str(file) for file in sorted(path.glob("*.parquet"))}}
     beside = [errors_path(path)]
     if path.suffix == ".npy":
-        beside += [ids_path(path), passport_path(path)]
+        beside += [ids_path(path), metadata_path(path)]
     return {name: text, **{f"{name} ({file.name})": str(file) for file in beside}}
 
 

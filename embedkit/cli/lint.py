@@ -14,7 +14,7 @@ from embedkit.cli.terminal import tell
 
 def lint(
     embeddings: StoredEmbeddings,
-    k: Annotated[int, typer.Option("-k", min=1, help="Neighbours whose occurrences are counted.")] = 10,
+    k: Annotated[int, typer.Option("-k", min=1, help="Neighbors whose occurrences are counted.")] = 10,
     near_duplicate: Annotated[
         float, typer.Option(min=-1.0, max=1.0, help="Cosine from which on rows are near-duplicates.")
     ] = 0.99,

@@ -33,7 +33,7 @@ Zoo = Annotated[
     str | None,
     typer.Option(
         "--zoo",
-        help="This place alone: a folder, a .tar, https://host/zoo, s3://bucket/zoo, hf://organisation.",
+        help="This place alone: a folder, a .tar, https://host/zoo, s3://bucket/zoo, hf://organization.",
     ),
 ]
 Token = Annotated[
@@ -41,8 +41,8 @@ Token = Annotated[
     typer.Option("--token", envvar="EMBEDKIT_TOKEN", help="Credential of the place, for no other one."),
 ]
 Offline = Annotated[bool, typer.Option("--local-files-only", help="Never open a connection.")]
-AcceptLicence = Annotated[
-    bool, typer.Option("--accept-licence", help="Pull what may not be used commercially, too.")
+AcceptLicense = Annotated[
+    bool, typer.Option("--accept-license", help="Pull what may not be used commercially, too.")
 ]
 
 # --- how it runs and what it prints -----------------------------------------------------------------------

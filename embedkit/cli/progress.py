@@ -54,11 +54,11 @@ class Bar(Drawn, job.Progress):
         self._failed = 0
 
     def start(self, total: int) -> None:
-        """`total` pictures are about to be embedded."""
+        """`total` images are about to be embedded."""
         self._task = self._progress.add_task("", total=total, rate="", failures="")
 
     def advance(self, images: int, failed: int) -> None:
-        """So many more pictures were embedded, and so many failed."""
+        """So many more images were embedded, and so many failed."""
         if self._task is None:
             return
         self._failed += failed

@@ -17,10 +17,10 @@ from embedkit.errors import ConfigError
 def publish(
     entry: Annotated[
         str | None,
-        typer.Argument(help="A name, a URL or an entry's folder; none writes a folder's index anew."),
+        typer.Argument(help="A name, a URL or an entry's folder; none writes a folder's index again."),
     ] = None,
     to: Annotated[
-        str, typer.Option(help="A folder, s3://bucket/zoo or another fsspec URL, or hf://organisation.")
+        str, typer.Option(help="A folder, s3://bucket/zoo or another fsspec URL, or hf://organization.")
     ] = "zoo",
     private: Annotated[
         bool, typer.Option("--private", help="Make the Hub's repository a private one, when it is made.")
@@ -40,7 +40,7 @@ def publish(
 ) -> None:
     """Publish an entry; what is there already is not written again.
 
-    Every byte is verified first. A folder's index.json and table are written anew from its entries; readers find
+    Every byte is verified first. A folder's index.json and table are written again from its entries; readers find
     the old version until the new one is whole.
     """
     from embedkit.hub.access import Access

@@ -1,4 +1,4 @@
-"""`embedkit search`: pictures like this one."""
+"""`embedkit search`: images like this one."""
 
 from __future__ import annotations
 
@@ -15,9 +15,7 @@ from embedkit.cli.terminal import tell
 
 
 def search(
-    query: Annotated[
-        list[str], typer.Argument(metavar="QUERY...", help="Pictures, or ids of the embeddings.")
-    ],
+    query: Annotated[list[str], typer.Argument(metavar="QUERY...", help="Images, or ids of the embeddings.")],
     source: Annotated[
         str,
         typer.Argument(
@@ -30,7 +28,7 @@ def search(
     encoder: Annotated[
         str | None,
         typer.Option(
-            help="Embeds query pictures: a zoo name or an entry's folder.",
+            help="Embeds query images: a zoo name or an entry's folder.",
             show_default="the one that made the embeddings",
         ),
     ] = None,
@@ -48,7 +46,7 @@ def search(
 ) -> None:
     """Print what is most similar to each query: the query, the id and the cosine, with tabs between.
 
-    The encoder that made the embeddings embeds query pictures; another one is refused.
+    The encoder that made the embeddings embeds query images; another one is refused.
     """
     from embedkit._io.outputs import check_outputs
     from embedkit.cli.inputs import files_of

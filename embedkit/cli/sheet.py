@@ -19,9 +19,9 @@ def write_sheet(path: Path, title: str, sections: Sequence[Section], originals: 
 
     done = sheets.write_sheet(path, title, sections, originals)
     left = f"; {done.left_out} more groups found no room" if done.left_out else ""
-    tell(f"{path} shows {done.pictures} pictures{left}")
+    tell(f"{path} shows {done.images} images{left}")
     if done.missing:
         tell(
-            f"warning: {len(done.missing)} of these pictures cannot be read (the first is "
+            f"warning: {len(done.missing)} of these images cannot be read (the first is "
             f"{done.missing[0]}); --root names the folder that ids are relative to"
         )

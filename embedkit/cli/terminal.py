@@ -22,14 +22,14 @@ def tell(message: str) -> None:
 
 
 def tell_left_out(left_out: Sequence[str], what: str) -> None:
-    """Warn on stderr of pictures that were left out.
+    """Warn on stderr of images that were left out.
 
     Args:
         left_out: A sentence for each, with its path and the reason.
-        what: What they are pictures of, as `of the gallery`.
+        what: What they are images of, as `of the gallery`.
     """
     if left_out:
-        count = f"1 picture {what} is" if len(left_out) == 1 else f"{len(left_out)} pictures {what} are"
+        count = f"1 image {what} is" if len(left_out) == 1 else f"{len(left_out)} images {what} are"
         tell(f"warning: {count} left out; the first: {left_out[0]}")
 
 

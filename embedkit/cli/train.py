@@ -1,4 +1,4 @@
-"""`embedkit train`: a recipe and pictures to a run folder."""
+"""`embedkit train`: a recipe and images to a run folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`embedkit verify`: whether two pictures, or the faces in them, show one identity."""
+"""`embedkit verify`: whether two images, or the faces in them, show one identity."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from embedkit.cli.options import CalibrationFile, Device, Threads, Threshold
 from embedkit.cli.terminal import tell
 
 Part = Annotated[
-    int | None, typer.Option(min=0, help="Which face of the picture, 0 the largest; only with --faces.")
+    int | None, typer.Option(min=0, help="Which face of the image, 0 the largest; only with --faces.")
 ]
 
 
 def verify(
-    a: Annotated[str, typer.Argument(metavar="A", help="A picture.")],
-    b: Annotated[str, typer.Argument(metavar="B", help="Another picture.")],
+    a: Annotated[str, typer.Argument(metavar="A", help="An image.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="Another image.")],
     encoder: Annotated[
         str | None,
         typer.Option(
@@ -42,7 +42,7 @@ def verify(
     threads: Threads = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print the decision as JSON.")] = False,
 ) -> None:
-    """Decide whether two pictures show one identity.
+    """Decide whether two images show one identity.
 
     Prints the score (a cosine), the decision and, with a calibration, how often two different identities would pass.
     """
@@ -50,7 +50,7 @@ def verify(
         raise typer.BadParameter("--draw, --part-a and --part-b need --faces")
     from embedkit._io.outputs import check_outputs
     from embedkit.analysis.matching.calibration import Calibration, check_threshold
-    from embedkit.workflows.embedding import encoder_of_pictures
+    from embedkit.workflows.embedding import encoder_of_images
     from embedkit.workflows.faces import faces as faces_of
     from embedkit.workflows.verify import verify as decide
 
@@ -61,7 +61,7 @@ def verify(
         check_threshold(threshold)  # before anything is loaded
     known = Calibration.load(calibration) if calibration is not None else None
     found: list[list[faces_of.Face]] = []
-    people = encoder_of_pictures(encoder, faces=faces, calibration=known, device=device, threads=threads)
+    people = encoder_of_images(encoder, faces=faces, calibration=known, device=device, threads=threads)
     if isinstance(people, faces_of.FaceEncoder):
         found = [people.finder.find(path) for path in (a, b)]
         if draw is not None:
@@ -88,7 +88,7 @@ def verify(
     )
     if result.expected_fmr is None:
         tell(
-            f"by {name}, uncalibrated: nobody knows how often this is wrong for pictures like "
+            f"by {name}, uncalibrated: nobody knows how often this is wrong for images like "
             "yours; `embedkit calibrate` finds out"
         )
     else:

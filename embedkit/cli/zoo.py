@@ -11,7 +11,7 @@ import typer
 
 from embedkit._io.outputs import check_outputs
 from embedkit._io.text import safe_for_terminal
-from embedkit.cli.options import AcceptLicence, AsJson, Device, Offline, Token, Zoo
+from embedkit.cli.options import AcceptLicense, AsJson, Device, Offline, Token, Zoo
 from embedkit.cli.terminal import tell
 
 zoo = typer.Typer(
@@ -26,16 +26,16 @@ def list_(
     method: Annotated[str | None, typer.Option(help="Part of the method's name.")] = None,
     architecture: Annotated[str | None, typer.Option(help="Part of the network's name.")] = None,
     data: Annotated[str | None, typer.Option(help="Part of the training data's description.")] = None,
-    licence: Annotated[str | None, typer.Option(help="Part of the licence's name.")] = None,
+    license: Annotated[str | None, typer.Option(help="Part of the license's name.")] = None,
     dim: Annotated[int | None, typer.Option(min=1, help="Width of the embedding.")] = None,
     token: Token = None,
     local_files_only: Offline = False,
     as_json: AsJson = False,
 ) -> None:
-    """List entries: name, width, method, training data, licence and where each would come from."""
+    """List entries: name, width, method, training data, license and where each would come from."""
     from embedkit.hub.resolve import list_encoders
 
-    wanted = {"method": method, "architecture": architecture, "data": data, "licence": licence}
+    wanted = {"method": method, "architecture": architecture, "data": data, "license": license}
     rows = [
         row
         for row in list_encoders(pattern, kind="", zoo=place, local_files_only=local_files_only, token=token)
@@ -51,7 +51,7 @@ def list_(
         tell(f"no encoder matches {repr(pattern)}")
     for row in rows:
         where = row.place or "not in the places that are named"
-        fields = (row.alias or row.name, row.name, str(row.dim), row.method, row.data, row.licence, where)
+        fields = (row.alias or row.name, row.name, str(row.dim), row.method, row.data, row.license, where)
         print("\t".join(map(safe_for_terminal, fields)))
 
 
@@ -86,7 +86,7 @@ def pull(
         ),
     ] = None,
     place: Zoo = None,
-    accept_licence: AcceptLicence = False,
+    accept_license: AcceptLicense = False,
     lock: Annotated[
         bool, typer.Option("--lock", help="Pin what was pulled in embedkit.lock, in place of an older pin.")
     ] = False,
@@ -99,15 +99,15 @@ def pull(
     token: Token = None,
     as_json: AsJson = False,
 ) -> None:
-    """Bring entries into the cache, every byte verified; what is there is checked, and mended if need be.
+    """Bring entries into the cache, every byte verified; what is there is checked, and fixed if need be.
 
-    The licence is shown before the download, and one that forbids commercial use asks for --accept-licence. A
+    The license is shown before the download, and one that forbids commercial use asks for --accept-license. A
     download that was cut short goes on where it stopped.
     """
     from embedkit.cli.download import Download
     from embedkit.hub.bulk import pull as pull_entries
 
-    with Download(accept_licence=accept_licence) as download:
+    with Download(accept_license=accept_license) as download:
         pulled = pull_entries(
             names or [],
             zoo=place,
@@ -121,7 +121,7 @@ def pull(
         print(json.dumps([dataclasses.asdict(one) for one in pulled], indent=1))
         return
     for one in pulled:
-        fields = (one.name, one.revision[:12], f"{one.bytes / 1e6:.1f} MB", one.licence, one.location)
+        fields = (one.name, one.revision[:12], f"{one.bytes / 1e6:.1f} MB", one.license, one.location)
         print("\t".join(map(safe_for_terminal, fields)))
 
 
@@ -159,10 +159,10 @@ def verify(
 
 @zoo.command()
 def mirror(
-    to: Annotated[str, typer.Argument(help="A folder, s3://bucket/zoo, or hf://organisation.")],
+    to: Annotated[str, typer.Argument(help="A folder, s3://bucket/zoo, or hf://organization.")],
     place: Annotated[str, typer.Option("--zoo", help="The zoo that is copied.")],
     pattern: Annotated[str, typer.Option(help="Shell wildcards over the entries' names.")] = "*",
-    accept_licence: AcceptLicence = False,
+    accept_license: AcceptLicense = False,
     private: Annotated[
         bool, typer.Option("--private", help="Make the Hub's repositories private ones.")
     ] = False,
@@ -178,7 +178,7 @@ def mirror(
     from embedkit.hub.mirror import mirror as copy
 
     done = []
-    with Download(accept_licence=accept_licence) as download:
+    with Download(accept_license=accept_license) as download:
         access = Access(token=token, gate=download.gate, watcher=download)
         for one in copy(place, to, pattern=pattern, access=access, private=private, token=to_token):
             done.append(one)
@@ -196,7 +196,7 @@ def bundle(
     ] = None,
     output: Annotated[Path, typer.Option("--output", "-o", metavar="OUT.tar")] = Path("zoo.tar"),
     place: Zoo = None,
-    accept_licence: AcceptLicence = False,
+    accept_license: AcceptLicense = False,
     token: Token = None,
     as_json: AsJson = False,
 ) -> None:
@@ -205,7 +205,7 @@ def bundle(
     from embedkit.hub.bulk import bundle as write
 
     check_outputs({"--output": output}, {"--zoo": place, **{repr(name): name for name in names or ()}})
-    with Download(accept_licence=accept_licence) as download:
+    with Download(accept_license=accept_license) as download:
         written = write(names or [], output, zoo=place, gate=download.gate, watcher=download, token=token)
     if as_json:
         print(json.dumps({"output": str(output), "entries": written}))
@@ -235,7 +235,7 @@ def remove(
 
 
 def doctor(as_json: AsJson = False) -> None:
-    """Say what is installed, which providers there are, what would run, and what to mend."""
+    """Say what is installed, which providers there are, what would run, and what to fix."""
     from embedkit.workflows.doctor import examine
 
     report = examine()

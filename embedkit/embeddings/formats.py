@@ -18,10 +18,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from embedkit.embeddings import lance as lancetable
-from embedkit.embeddings.metadata import Passport, first_line
+from embedkit.embeddings.metadata import Metadata, first_line
 from embedkit.embeddings.npy import read_npy
 from embedkit.embeddings.parquet import check_sizes, opened
-from embedkit.embeddings.parquet_write import read_passport
+from embedkit.embeddings.parquet_write import read_metadata
 from embedkit.embeddings.schema import RESERVED, no_column, vectors_of
 from embedkit.embeddings.shards import is_folder_of_shards, shards_of
 from embedkit.errors import OutputError
@@ -38,14 +38,14 @@ class Stored(ABC):
 
     Attributes:
         where: As it was named.
-        passport: What the rows are; the runs of all shards are in it.
+        metadata: What the rows are; the runs of all shards are in it.
         labels: The label columns' names.
         mapped: float (N, D), the rows where they are mapped into memory instead of read; None elsewhere.
     """
 
-    def __init__(self, where: str, passport: Passport, rows: int, columns: list[str]):
+    def __init__(self, where: str, metadata: Metadata, rows: int, columns: list[str]):
         """Take what is known without reading a row; see `open_stored`."""
-        self.where, self.passport = where, passport
+        self.where, self.metadata = where, metadata
         self.labels = [name for name in columns if name not in RESERVED]
         self.mapped: np.ndarray | None = None
         self._rows = rows
@@ -70,7 +70,7 @@ class Stored(ABC):
         """
 
     def keys(self, start: int = 0, stop: int | None = None) -> tuple[list[str], np.ndarray]:
-        """Ids, and int32 (n,) which part of its picture a row is."""
+        """Ids, and int32 (n,) which part of its image a row is."""
         return self.column("id", start, stop), np.array(self.column("part", start, stop), np.int32)
 
     def label(self, name: str) -> list:
@@ -85,7 +85,7 @@ class Stored(ABC):
 
 
 def is_stored(source: str | os.PathLike[str]) -> bool:
-    """Whether `source` is to be opened as embeddings: all but a folder that holds none, which may hold pictures."""
+    """Whether `source` is to be opened as embeddings: all but a folder that holds none, which may hold images."""
     text = os.fspath(source)
     return lancetable.is_table(text) or not os.path.isdir(text) or is_folder_of_shards(Path(text))
 
@@ -94,7 +94,7 @@ def open_stored(source: str | os.PathLike[str]) -> Stored:
     """Open embeddings.
 
     Args:
-        source: `X.parquet`, a folder of shards, `X.npy` beside its ids and passport, or `lance://FOLDER/TABLE`.
+        source: `X.parquet`, a folder of shards, `X.npy` beside its ids and metadata, or `lance://FOLDER/TABLE`.
 
     Raises:
         OutputError: Not embeddings of ours, damaged ones, or a folder with a missing part.
@@ -125,25 +125,25 @@ class _Columns(Stored):
         stop = len(self) if stop is None else stop
         values = self._rows_of(name, start, stop)[name]
         if name in ("id", "part") and values.null_count:
-            raise OutputError(f"{self.where} is damaged (a row has no {name}); embed the pictures again")
+            raise OutputError(f"{self.where} is damaged (a row has no {name}); embed the images again")
         return _guarded(self.where, values.to_pylist)
 
     def _rows_of(self, name: str, start: int, stop: int) -> pa.Table:
-        """As many rows as were asked for: fewer would be taken for rows of other pictures."""
+        """As many rows as were asked for: fewer would be taken for rows of other images."""
         table = self._table(name, start, stop)
         if table.num_rows != max(0, min(stop, len(self)) - start):
             raise OutputError(
-                f"{self.where} is damaged (it has fewer rows than it says); embed the pictures again"
+                f"{self.where} is damaged (it has fewer rows than it says); embed the images again"
             )
         return table
 
     def vectors(self, start: int = 0, stop: int | None = None) -> np.ndarray:
         stop = len(self) if stop is None else stop
-        block = np.empty((stop - start, self.passport.dim), np.float32)
+        block = np.empty((stop - start, self.metadata.dim), np.float32)
         for at in range(start, stop, BLOCK):
             end = min(at + BLOCK, stop)
             block[at - start : end - start] = vectors_of(
-                self._rows_of("embedding", at, end), self.passport.dim, self.where
+                self._rows_of("embedding", at, end), self.metadata.dim, self.where
             )
         return block
 
@@ -152,15 +152,15 @@ class _Parquet(_Columns):
     """One file, or the shards of a folder one after another."""
 
     def __init__(self, files: list[Path], where: str):
-        passport: Passport | None = None
+        metadata: Metadata | None = None
         for file in files:
-            found = read_passport(file)
-            if passport is not None:
-                passport.check_same_space(found, where)
+            found = read_metadata(file)
+            if metadata is not None:
+                metadata.check_same_space(found, where)
                 for run in found.runs:
-                    passport = passport.with_run(run)
-            passport = passport or found
-        if passport is None:
+                    metadata = metadata.with_run(run)
+            metadata = metadata or found
+        if metadata is None:
             raise OutputError(f"{where} holds no rows yet")
         self._files = files
         self._checked: set[tuple[int, str]] = set()
@@ -172,13 +172,13 @@ class _Parquet(_Columns):
             self._schemas.append(schema)
         columns = dict.fromkeys(_guarded(where, lambda: [n for one in self._schemas for n in one.names]))
         for file, schema in zip(files, self._schemas, strict=True):
-            check_schema(schema, passport.dim, str(file))
+            check_schema(schema, metadata.dim, str(file))
         self._groups = [
             (index, group) for index, facts in enumerate(self._facts) for group in range(facts.num_row_groups)
         ]
         sizes = [self._facts[index].row_group(group).num_rows for index, group in self._groups]
         self._starts = np.cumsum([0, *sizes])
-        super().__init__(where, passport, int(self._starts[-1]), list(columns))
+        super().__init__(where, metadata, int(self._starts[-1]), list(columns))
 
     def _table(self, name: str, start: int, stop: int) -> pa.Table:
         starts, groups = self._starts, self._groups
@@ -200,7 +200,7 @@ class _Parquet(_Columns):
             kinds = {str(piece.schema.field(name).type): None for piece in pieces}
             raise OutputError(
                 f"{self.where}: the column {name!r} is {' in one shard and '.join(kinds)} in another; "
-                "embed the pictures again"
+                "embed the images again"
             ) from None
 
     def _read(self, file: int, groups: list[int], name: str) -> pa.Table:
@@ -227,22 +227,22 @@ class _Table(_Columns):
     def __init__(self, uri: str):
         path = lancetable.table_path(uri)
         self._lance = lancetable.open_table(path)
-        passport = lancetable.passport_of(self._lance, path)
-        check_schema(self._lance.schema, passport.dim, uri)
-        super().__init__(uri, passport, self._lance.count_rows(), self._lance.schema.names)
+        metadata = lancetable.metadata_of(self._lance, path)
+        check_schema(self._lance.schema, metadata.dim, uri)
+        super().__init__(uri, metadata, self._lance.count_rows(), self._lance.schema.names)
 
     def _table(self, name: str, start: int, stop: int) -> pa.Table:
         return lancetable.read_range(self._lance, name, start, stop, self.where)
 
 
 class _Npy(Stored):
-    """An array with its ids and passport beside it."""
+    """An array with its ids and metadata beside it."""
 
     def __init__(self, path: Path):
         vectors, found = read_npy(path)
         self._lines = found.lines
         columns = dict.fromkeys(name for line in self._lines for name in line)
-        super().__init__(str(path), found.passport, len(self._lines), list(columns))
+        super().__init__(str(path), found.metadata, len(self._lines), list(columns))
         self.mapped = vectors
 
     def column(self, name: str, start: int = 0, stop: int | None = None) -> list:
@@ -264,7 +264,7 @@ def column_type(schema: pa.Schema, name: str) -> pa.DataType | str:
 
 
 def check_schema(schema: pa.Schema, dim: int, where: str) -> None:
-    """Refuse a file whose columns are not those that its passport promises.
+    """Refuse a file whose columns are not those that its metadata promises.
 
     Raises:
         OutputError: Naming the first column of another type.
@@ -287,4 +287,4 @@ def _guarded(where: str, read: Callable[..., _T], *arguments: Any) -> _T:
     try:
         return read(*arguments)
     except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
-        raise OutputError(f"{where} is damaged ({first_line(error)}); embed the pictures again") from None
+        raise OutputError(f"{where} is damaged ({first_line(error)}); embed the images again") from None

@@ -1,6 +1,6 @@
 """A LanceDB table as a place for embeddings: `lance://FOLDER/TABLE` is the table `TABLE` of the database `FOLDER`.
 
-Rows have the columns of the Embeddings file, and the passport stands in the schema metadata as it does there, so the
+Rows have the columns of the Embeddings file, and the metadata stands in the schema metadata as it does there, so the
 table is an ordinary one for LanceDB's own clients too. A write is one version of the table: it is there as a whole
 or not at all, and the versions before it stay until LanceDB's `optimize` or `cleanup_old_versions` removes them.
 """
@@ -14,7 +14,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from embedkit.embeddings.metadata import PASSPORT_KEY, Passport
+from embedkit.embeddings.metadata import METADATA_KEY, Metadata
 from embedkit.embeddings.schema import ROW_GROUP
 from embedkit.errors import ConfigError, MissingDependencyError, OutputError
 
@@ -23,7 +23,7 @@ __all__ = [
     "exists",
     "is_table",
     "open_table",
-    "passport_of",
+    "metadata_of",
     "read",
     "read_range",
     "table_path",
@@ -76,16 +76,16 @@ def open_table(path: Path) -> Any:
         raise OutputError(f"{path} cannot be read ({_reason(error)})") from None
 
 
-def passport_of(table: Any, path: Path) -> Passport:
+def metadata_of(table: Any, path: Path) -> Metadata:
     """What the rows of a table are.
 
     Raises:
         OutputError: embedkit did not write it.
     """
-    text = (table.schema.metadata or {}).get(PASSPORT_KEY)
+    text = (table.schema.metadata or {}).get(METADATA_KEY)
     if text is None:
-        raise OutputError(f"{path} is a table without a passport: embedkit did not write it")
-    return Passport.from_json(text, str(path))
+        raise OutputError(f"{path} is a table without metadata: embedkit did not write it")
+    return Metadata.from_json(text, str(path))
 
 
 def read(table: Any, columns: list[str] | None = None) -> Iterator[pa.Table]:
@@ -103,7 +103,7 @@ def read_range(table: Any, column: str, start: int, stop: int, where: str) -> pa
     try:
         return table.to_table(columns=[column], offset=start, limit=stop - start)
     except _FAULTS as error:
-        raise OutputError(f"{where} cannot be read ({_reason(error)}); embed the pictures again") from None
+        raise OutputError(f"{where} cannot be read ({_reason(error)}); embed the images again") from None
 
 
 def write(tables: Iterable[pa.Table], path: Path, schema: pa.Schema) -> None:

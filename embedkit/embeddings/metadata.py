@@ -10,10 +10,10 @@ from typing import Any
 
 from embedkit.errors import OutputError, SpaceMismatchError
 
-PASSPORT_KEY = b"embedkit"
+METADATA_KEY = b"embedkit"
 
 
-PASSPORT_VERSION = 1
+METADATA_VERSION = 1
 
 
 #: The widest embedding; entries have the same limit.
@@ -32,7 +32,7 @@ class Run:
         precision: `fp32`, `tf32` or `fp16`.
         decode: `auto` or `exact`.
         threads: Cores that were kept busy.
-        batch_size: Pictures in one batch.
+        batch_size: Images in one batch.
         versions: Package name -> version.
     """
 
@@ -53,7 +53,7 @@ class Run:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Passport:
+class Metadata:
     """What a file of embeddings says of itself.
 
     Attributes:
@@ -72,11 +72,11 @@ class Passport:
     normalized: bool
     runs: tuple[Run, ...] = ()
 
-    def with_run(self, run: Run) -> Passport:
-        """The passport after rows of `run` were added; a run like one that it has changes nothing."""
+    def with_run(self, run: Run) -> Metadata:
+        """The metadata after rows of `run` were added; a run like one that it has changes nothing."""
         return self if run in self.runs else replace(self, runs=(*self.runs, run))
 
-    def check_same_space(self, other: Passport, where: str) -> None:
+    def check_same_space(self, other: Metadata, where: str) -> None:
         """Refuse to mix two spaces.
 
         Raises:
@@ -85,19 +85,19 @@ class Passport:
         if self.fingerprint != other.fingerprint:
             raise SpaceMismatchError(
                 f"{where} holds embeddings of {self.entry} (space {self.fingerprint[:12]}, "
-                f"{'normalised' if self.normalized else 'not normalised'}), which cannot be mixed with those of "
+                f"{'normalized' if self.normalized else 'not normalized'}), which cannot be mixed with those of "
                 f"{other.entry} (space {other.fingerprint[:12]}, "
-                f"{'normalised' if other.normalized else 'not normalised'}); "
-                "write to another file, or start this one anew with --overwrite"
+                f"{'normalized' if other.normalized else 'not normalized'}); "
+                "write to another file, or start this one again with --overwrite"
             )
 
     def to_json(self) -> str:
-        """The passport as it stands in the schema metadata."""
-        return json.dumps({"version": PASSPORT_VERSION, **asdict(self)}, sort_keys=True)
+        """The metadata as it stands in the schema metadata."""
+        return json.dumps({"version": METADATA_VERSION, **asdict(self)}, sort_keys=True)
 
     @classmethod
-    def from_json(cls, text: str | bytes, where: str) -> Passport:
-        """Parse a passport.
+    def from_json(cls, text: str | bytes, where: str) -> Metadata:
+        """Parse metadata.
 
         Raises:
             OutputError: It is not one, or of a later version.
@@ -105,15 +105,15 @@ class Passport:
         try:
             data = json.loads(text)
             version = data.pop("version")
-            if type(version) is int and version != PASSPORT_VERSION:
-                raise OutputError(f"{where}: a passport of version {version}; upgrade embedkit")
+            if type(version) is int and version != METADATA_VERSION:
+                raise OutputError(f"{where}: metadata of version {version}; upgrade embedkit")
             found = cls(**data | {"runs": tuple(Run(**run) for run in data["runs"])})
             if type(version) is not int or not found._is_sound():
                 raise ValueError
             return found
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             raise OutputError(
-                f"{where}: its passport is damaged; was it written by another program?"
+                f"{where}: its metadata is damaged; was it written by another program?"
             ) from None
 
     def _is_sound(self) -> bool:

@@ -1,11 +1,11 @@
-"""A `.npy` array of embeddings, with its ids and its passport in files beside it.
+"""A `.npy` array of embeddings, with its ids and its metadata in files beside it.
 
 Three files cannot be renamed in one step. They are written into the job's own folder `X.npy.partial/`, then a mark
 is set there, then they are renamed, and the mark goes. A writer that is killed after the mark has all it needs on
 the disk, and the next writer finishes for it; one that is killed before has changed nothing. A reader refuses files
 while the mark stands.
 
-So that files which were copied apart do not pass for one another either, the passport holds the digest of the ids
+So that files which were copied apart do not pass for one another either, the metadata holds the digest of the ids
 and one of rows spread over the array.
 """
 
@@ -28,24 +28,24 @@ import pyarrow as pa
 
 from embedkit._io import atomic
 from embedkit._io.reading import open_regular, read_regular
-from embedkit.embeddings.metadata import Passport, first_line
+from embedkit.embeddings.metadata import Metadata, first_line
 from embedkit.embeddings.paths import aside_folder, beside
 from embedkit.embeddings.schema import RESERVED, vectors_of
 from embedkit.errors import OutputError
 
 _MARK = "_commit"
 #: Name in the job's folder -> what ends the target's name.
-_STAGED = {"_new.npy": "", "_new.ids.jsonl": ".ids.jsonl", "_new.passport.json": ".passport.json"}
+_STAGED = {"_new.npy": "", "_new.ids.jsonl": ".ids.jsonl", "_new.metadata.json": ".metadata.json"}
 #: Rows of the array that its digest is over: enough to tell two versions apart, and soon read.
 _SAMPLES = 64
-_MAX_PASSPORT, _MAX_LINE = 16 << 20, 16 << 20
+_MAX_METADATA, _MAX_LINE = 16 << 20, 16 << 20
 _INT64 = 1 << 63
 #: A reader waits so long in seconds, so many times, for a writer that is between two renames.
 _PAUSE, _TRIES = 0.05, 10
 
 
 class MismatchError(OutputError):
-    """Array, ids and passport do not belong together."""
+    """Array, ids and metadata do not belong together."""
 
 
 @dataclass(frozen=True)
@@ -54,13 +54,13 @@ class Beside:
 
     Attributes:
         lines: The columns other than the vectors, row by row.
-        passport: What the rows are.
+        metadata: What the rows are.
         labels: Label column -> the Arrow type name that it had before it became JSON; may be empty.
         rows_sha256: Digest of the array that belongs here; None where none was recorded.
     """
 
     lines: list[dict[str, Any]]
-    passport: Passport
+    metadata: Metadata
     labels: dict[str, str]
     rows_sha256: str | None
 
@@ -70,18 +70,18 @@ def ids_path(npy: Path) -> Path:
     return beside(npy, ".ids.jsonl")
 
 
-def passport_path(npy: Path) -> Path:
-    """`X.passport.json` beside `X.npy`."""
-    return beside(npy, ".passport.json")
+def metadata_path(npy: Path) -> Path:
+    """`X.metadata.json` beside `X.npy`."""
+    return beside(npy, ".metadata.json")
 
 
-def write_npy(tables: Iterable[pa.Table], path: Path, passport: Passport, rows: int) -> int:
-    """Stream tables into a `.npy` file with its ids and passport, and commit the three together.
+def write_npy(tables: Iterable[pa.Table], path: Path, metadata: Metadata, rows: int) -> int:
+    """Stream tables into a `.npy` file with its ids and metadata, and commit the three together.
 
     Args:
         tables: The rows.
         path: The `.npy` file. No other writer may be at it: a job holds its lock.
-        passport: Written beside it.
+        metadata: Written beside it.
         rows: How many rows will come.
 
     Returns:
@@ -95,14 +95,14 @@ def write_npy(tables: Iterable[pa.Table], path: Path, passport: Passport, rows: 
     try:
         folder.mkdir(exist_ok=True)
         count, columns = 0, {}
-        header = {"descr": "<f4", "fortran_order": False, "shape": (rows, passport.dim)}
+        header = {"descr": "<f4", "fortran_order": False, "shape": (rows, metadata.dim)}
         with open(staged[0], "wb") as array, open(staged[1], "wb") as ids:
             np.lib.format.write_array_header_1_0(array, header)
             digest = hashlib.sha256()
             for table in tables:
                 # Written, not mapped: on a full disk a mapped page ends the process.
                 array.write(
-                    np.ascontiguousarray(vectors_of(table, passport.dim, os.fspath(path)), "<f4").data
+                    np.ascontiguousarray(vectors_of(table, metadata.dim, os.fspath(path)), "<f4").data
                 )
                 count += table.num_rows
                 columns = {f.name: str(f.type) for f in table.schema if f.name not in RESERVED}
@@ -112,7 +112,7 @@ def write_npy(tables: Iterable[pa.Table], path: Path, passport: Passport, rows: 
                     ids.write(text)
             _flush(array)
             _flush(ids)
-        card: dict[str, Any] = json.loads(passport.to_json())
+        card: dict[str, Any] = json.loads(metadata.to_json())
         card["files"] = {"ids_sha256": digest.hexdigest(), "rows_sha256": _digest_of(_mapped(staged[0]))}
         card["labels"] = columns
         with open(staged[2], "wb") as file:
@@ -173,7 +173,7 @@ def read_npy(path: Path) -> tuple[np.ndarray, Beside]:
 
 
 def read_beside(path: Path) -> Beside:
-    """The ids and the passport of a `.npy` file.
+    """The ids and the metadata of a `.npy` file.
 
     Raises:
         OutputError: They are missing or damaged.
@@ -181,7 +181,7 @@ def read_beside(path: Path) -> Beside:
     ids, digest = ids_path(path), hashlib.sha256()
     lines: list[dict[str, Any]] = []
     try:
-        card = json.loads(read_regular(passport_path(path), _MAX_PASSPORT))
+        card = json.loads(read_regular(metadata_path(path), _MAX_METADATA))
         with open_regular(ids) as file:
             # Not splitlines: an id may hold U+2028 and the like, which JSON leaves as they are.
             while text := file.readline(_MAX_LINE + 1):
@@ -198,11 +198,11 @@ def read_beside(path: Path) -> Beside:
     except RecursionError:
         raise OutputError(f"{ids} is damaged (it is nested too deep); embed the images again") from None
     except (OSError, ValueError) as error:
-        raise OutputError(f"{path} and its ids and passport cannot be read ({first_line(error)})") from None
-    passport, files, labels = _parse_passport(card, passport_path(path))
+        raise OutputError(f"{path} and its ids and metadata cannot be read ({first_line(error)})") from None
+    metadata, files, labels = _parse_metadata(card, metadata_path(path))
     if files.get("ids_sha256", digest.hexdigest()) != digest.hexdigest():
         files["rows_sha256"] = ""  # matches no array
-    return Beside(lines, passport, labels, files.get("rows_sha256"))
+    return Beside(lines, metadata, labels, files.get("rows_sha256"))
 
 
 def is_ids(path: Path) -> bool:
@@ -212,20 +212,20 @@ def is_ids(path: Path) -> bool:
     return not line or _is_line(json.loads(line))
 
 
-def is_passport(path: Path) -> bool:
-    """Whether a file is the passport of an array of ours."""
-    return bool(_parse_passport(json.loads(read_regular(path, _MAX_PASSPORT)), path)[0])
+def is_metadata(path: Path) -> bool:
+    """Whether a file is the metadata of an array of ours."""
+    return bool(_parse_metadata(json.loads(read_regular(path, _MAX_METADATA)), path)[0])
 
 
-def _parse_passport(card: object, path: Path) -> tuple[Passport, dict[str, str], dict[str, str]]:
-    """The passport, the digests of the files beside it, and the types of the labels."""
+def _parse_metadata(card: object, path: Path) -> tuple[Metadata, dict[str, str], dict[str, str]]:
+    """The metadata, the digests of the files beside it, and the types of the labels."""
     files, labels = {}, {}
     if isinstance(card, dict):
         files, labels = card.pop("files", {}), card.pop("labels", {})
-    passport = Passport.from_json(json.dumps(card), str(path))
+    metadata = Metadata.from_json(json.dumps(card), str(path))
     if not _is_mapping_of_texts(files) or not _is_mapping_of_texts(labels):
-        raise OutputError(f"{path}: its passport is damaged; was it written by another program?")
-    return passport, files, labels
+        raise OutputError(f"{path}: its metadata is damaged; was it written by another program?")
+    return metadata, files, labels
 
 
 def _read(path: Path) -> tuple[np.ndarray, Beside]:
@@ -233,16 +233,16 @@ def _read(path: Path) -> tuple[np.ndarray, Beside]:
     try:
         vectors = _mapped(path)
     except (OSError, ValueError) as error:
-        raise OutputError(f"{path} and its ids and passport cannot be read ({first_line(error)})") from None
+        raise OutputError(f"{path} and its ids and metadata cannot be read ({first_line(error)})") from None
     found = read_beside(path)
     if unfinished or found.rows_sha256 not in (None, _digest_of(vectors)):
         raise MismatchError(
-            f"{path}, {ids_path(path).name} and {passport_path(path).name} do not belong together (one was changed or "
+            f"{path}, {ids_path(path).name} and {metadata_path(path).name} do not belong together (one was changed or "
             "copied alone, or a run was stopped while it wrote them); run the same `embedkit embed` command again"
         )
-    shape = (len(found.lines), found.passport.dim)
+    shape = (len(found.lines), found.metadata.dim)
     if vectors.shape != shape:
-        raise OutputError(f"{path}: its ids and passport say {shape} for its shape, found {vectors.shape}")
+        raise OutputError(f"{path}: its ids and metadata say {shape} for its shape, found {vectors.shape}")
     return vectors, found
 
 

@@ -10,15 +10,15 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from embedkit.embeddings.metadata import PASSPORT_KEY, Passport, first_line
+from embedkit.embeddings.metadata import METADATA_KEY, Metadata, first_line
 from embedkit.embeddings.parquet import opened
 from embedkit.embeddings.paths import replacing
 from embedkit.embeddings.schema import RESERVED, ROW_GROUP, regroup
 from embedkit.errors import OutputError
 
 
-def read_passport(path: str | os.PathLike[str]) -> Passport:
-    """The passport of a Parquet file of embeddings.
+def read_metadata(path: str | os.PathLike[str]) -> Metadata:
+    """The metadata of a Parquet file of embeddings.
 
     Raises:
         OutputError: Not such a file.
@@ -28,12 +28,10 @@ def read_passport(path: str | os.PathLike[str]) -> Passport:
             schema = file.schema_arrow
     except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
         raise OutputError(f"{os.fspath(path)} cannot be read as Parquet ({first_line(error)})") from None
-    text = (schema.metadata or {}).get(PASSPORT_KEY)
+    text = (schema.metadata or {}).get(METADATA_KEY)
     if text is None:
-        raise OutputError(
-            f"{os.fspath(path)} is a Parquet file without a passport: embedkit did not write it"
-        )
-    return Passport.from_json(text, os.fspath(path))
+        raise OutputError(f"{os.fspath(path)} is a Parquet file without metadata: embedkit did not write it")
+    return Metadata.from_json(text, os.fspath(path))
 
 
 def write_table(table: pa.Table, path: Path) -> None:

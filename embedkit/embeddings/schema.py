@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 import numpy as np
 import pyarrow as pa
 
-from embedkit.embeddings.metadata import PASSPORT_KEY, Passport
+from embedkit.embeddings.metadata import METADATA_KEY, Metadata
 from embedkit.errors import ConfigError, OutputError
 
 #: Columns that are ours; a label column of the same name is stored as `source_<name>`.
@@ -22,19 +22,19 @@ ROW_GROUP = 512
 _RESERVED_LABEL = re.compile(f"(source_)*({'|'.join(RESERVED)})")
 
 
-def schema_of(passport: Passport, labels: Mapping[str, str], *, sha256: bool) -> pa.Schema:
-    """The Parquet schema of a file with this passport and these label columns (name -> Arrow type name)."""
+def schema_of(metadata: Metadata, labels: Mapping[str, str], *, sha256: bool) -> pa.Schema:
+    """The Parquet schema of a file with this metadata and these label columns (name -> Arrow type name)."""
     fields = [
         pa.field("id", pa.string(), nullable=False),
         pa.field("part", pa.int32(), nullable=False),
-        pa.field("embedding", pa.list_(pa.float32(), passport.dim), nullable=False),
+        pa.field("embedding", pa.list_(pa.float32(), metadata.dim), nullable=False),
         pa.field("size", pa.int64()),
         pa.field("mtime_ns", pa.int64()),
     ]
     if sha256:
         fields.append(pa.field("sha256", pa.string()))
     fields += [pa.field(name, pa.type_for_alias(kind)) for name, kind in labels.items()]
-    return pa.schema(fields, metadata={PASSPORT_KEY: passport.to_json().encode()})
+    return pa.schema(fields, metadata={METADATA_KEY: metadata.to_json().encode()})
 
 
 def label_column(label: str) -> str:
@@ -62,13 +62,13 @@ def vectors_of(table: pa.Table, dim: int, where: str) -> np.ndarray:
     blocks = [chunk.flatten() for chunk in chunks]  # which leaves rows of null out
     if any(array.null_count for array in (*chunks, *blocks)):
         raise OutputError(
-            f"{where} is damaged (an embedding, or a number of one, is missing); embed the pictures again"
+            f"{where} is damaged (an embedding, or a number of one, is missing); embed the images again"
         )
     vectors = np.concatenate([block.to_numpy() for block in blocks] or [np.empty(0, np.float32)])
     if len(vectors) != table.num_rows * dim:
         raise OutputError(
             f"{where} is damaged (expected {table.num_rows} rows of {dim} numbers, found {len(vectors)} numbers); "
-            "embed the pictures again"
+            "embed the images again"
         )
     return vectors.reshape(-1, dim)
 

@@ -42,7 +42,7 @@ def shards_of(folder: Path) -> list[Path]:
         raise OutputError(f"{folder} holds no embeddings; write some with `embedkit embed ... -o {folder}/`")
     if len(counts) > 1:
         raise OutputError(
-            f"{folder} mixes runs of {' and '.join(map(str, sorted(counts)))} parts; start it anew"
+            f"{folder} mixes runs of {' and '.join(map(str, sorted(counts)))} parts; start it again"
         )
     parts = counts.pop()
     missing = [part for part in range(1, parts + 1) if done_name(part, parts) not in done]

@@ -1,8 +1,8 @@
-"""The Embeddings file: Parquet columns, the passport in its schema, and what reads and writes them.
+"""The Embeddings file: Parquet columns, the metadata in its schema, and what reads and writes them.
 
-Columns: `id`, `part` (int32, 0 unless a picture has several rows), `embedding` (fixed_size_list<float32>[D]),
+Columns: `id`, `part` (int32, 0 unless an image has several rows), `embedding` (fixed_size_list<float32>[D]),
 `size` (bytes), `mtime_ns`, `sha256` (when contents were verified) and the source's label columns; (`id`, `part`)
-is unique. The passport stands in the schema metadata under `embedkit`.
+is unique. The metadata stands in the schema metadata under `embedkit`.
 """
 
 from __future__ import annotations
@@ -12,26 +12,26 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from embedkit.embeddings.metadata import Passport
+from embedkit.embeddings.metadata import Metadata
 from embedkit.embeddings.schema import no_column
 
 
 @dataclass(frozen=True)
 class Embeddings:
-    """Embeddings in memory, with their ids, labels and passport.
+    """Embeddings in memory, with their ids, labels and metadata.
 
     Attributes:
         ids: One per row.
-        parts: int32 (N,), 0 unless a picture has several rows.
+        parts: int32 (N,), 0 unless an image has several rows.
         vectors: float32 (N, D).
-        passport: What they are.
+        metadata: What they are.
         labels: Label columns by name, each of length N.
     """
 
     ids: list[str]
     parts: np.ndarray
     vectors: np.ndarray
-    passport: Passport
+    metadata: Metadata
     labels: dict[str, list] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -49,7 +49,7 @@ class Embeddings:
 
     @classmethod
     def read(cls, source: str | os.PathLike[str]) -> Embeddings:
-        """Read a Parquet file, a folder of shards, a `.npy` file with its ids and passport, or a LanceDB table.
+        """Read a Parquet file, a folder of shards, a `.npy` file with its ids and metadata, or a LanceDB table.
 
         Raises:
             OutputError: Not embeddings of ours, a folder with a missing part, or damaged ones.
@@ -61,4 +61,4 @@ class Embeddings:
         stored = open_stored(source)
         ids, parts = stored.keys()
         labels = {name: stored.column(name) for name in stored.labels}
-        return cls(ids, parts, stored.vectors(), stored.passport, labels)
+        return cls(ids, parts, stored.vectors(), stored.metadata, labels)

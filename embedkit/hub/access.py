@@ -56,7 +56,7 @@ class Access:
         cache_dir: Where entries are kept; the user's cache folder when None.
         local_files_only: Never open a connection; the environment may say the same, see `is_offline`.
         token: Credential for the place that is named, and for no other origin.
-        gate: Decides by the licence whether an entry is pulled.
+        gate: Decides by the license whether an entry is pulled.
         watcher: Is told how far a download is.
         trust: Looks at an entry before it is given out, pinned or put into the cache, and raises to refuse.
     """

@@ -28,7 +28,7 @@ class EntryFiles(Protocol):
         """
 
 
-class Place(Protocol):
+class Zoo(Protocol):
     """A zoo as a look-up sees it: a folder, the package, or a remote zoo behind the cache."""
 
     @property
@@ -58,7 +58,7 @@ class Place(Protocol):
         """Whether the entry of this folder name can be loaded from here without a connection."""
 
 
-class RemotePlace(Protocol):
+class RemoteZoo(Protocol):
     """A zoo that is read over a connection (or out of one archive) into the cache."""
 
     @property
@@ -67,14 +67,14 @@ class RemotePlace(Protocol):
 
     @property
     def tagged(self) -> bool:
-        """As for `Place`."""
+        """As for `Zoo`."""
 
     def index_bytes(self) -> bytes:
         """The raw `index.json`.
 
         Raises:
             FileNotFoundError: The place has none.
-            PlaceError: The place cannot be read.
+            ZooError: The place cannot be read.
         """
 
     def locate(self, name: str, revision: str | None) -> Located | None:

@@ -15,7 +15,7 @@ from embedkit.hub.cache import Gate
 from embedkit.hub.catalog import NAME
 from embedkit.hub.download import Watcher
 from embedkit.hub.mirror import entry_names
-from embedkit.hub.open import open_place
+from embedkit.hub.open import open_zoo
 from embedkit.hub.resolve import find_entry
 from embedkit.hub.signing import check_signature
 from embedkit.hub.urls import is_url
@@ -30,14 +30,14 @@ class Pulled:
     Attributes:
         name: The entry.
         revision: The manifest's sha256.
-        licence: SPDX identifier.
+        license: SPDX identifier.
         bytes: Of all files.
         location: The folder.
     """
 
     name: str
     revision: str
-    licence: str
+    license: str
     bytes: int
     location: str
 
@@ -57,7 +57,7 @@ def pull(
     Args:
         names: Names, URLs, or archives; all of `zoo` when empty.
         zoo: Look in this place alone.
-        gate: Decides by the licence.
+        gate: Decides by the license.
         watcher: Is told how far a download is.
         token: Credential of the place.
         lock: Pin each in the lock file, in place of an older pin.
@@ -132,10 +132,10 @@ def _asked(names: Sequence[str], zoo: str | None, access: Access) -> Iterator[tu
     if not names:
         if zoo is None:
             raise ConfigError("name an entry, or a whole zoo with --zoo")
-        yield from ((name, zoo) for name in entry_names(open_place(zoo, access)))
+        yield from ((name, zoo) for name in entry_names(open_zoo(zoo, access)))
     for name in names:
         if name.endswith(".tar") and not is_url(name):
-            yield from ((inner, name) for inner in entry_names(open_place(name, access)))
+            yield from ((inner, name) for inner in entry_names(open_zoo(name, access)))
         else:
             yield name, zoo
 
@@ -153,7 +153,7 @@ def _checked(name: str, zoo: str | None, access: Access, lock: bool) -> Pulled:
     return Pulled(
         name=entry.name,
         revision=entry.revision,
-        licence=entry.config.licence,
+        license=entry.config.license,
         bytes=size,
         location=entry.location,
     )

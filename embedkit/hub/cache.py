@@ -44,18 +44,18 @@ class Arrival:
     Attributes:
         name: The entry.
         place: The zoo that it comes from.
-        licence: SPDX identifier of its licence.
+        license: SPDX identifier of its license.
         bytes: Of all its files.
     """
 
     name: str
     place: str
-    licence: str
+    license: str
     bytes: int
 
 
 class Gate(Protocol):
-    """Is asked once the licence is known and before the weights come; it raises to refuse."""
+    """Is asked once the license is known and before the weights come; it raises to refuse."""
 
     def __call__(self, arrival: Arrival) -> None:
         """Look at what is about to be pulled."""
@@ -65,12 +65,12 @@ def commercial_only(arrival: Arrival) -> None:
     """Refuse what may not be used commercially, unless somebody said that this is understood.
 
     Raises:
-        ConfigError: The licence is non-commercial.
+        ConfigError: The license is non-commercial.
     """
-    if is_non_commercial(arrival.licence):
+    if is_non_commercial(arrival.license):
         raise ConfigError(
-            f"{arrival.name} of {arrival.place} is under {one_line(arrival.licence)}, which forbids commercial use: "
-            f"if that suits you, pull it with `embedkit zoo pull {arrival.name} --zoo {arrival.place} --accept-licence`"
+            f"{arrival.name} of {arrival.place} is under {one_line(arrival.license)}, which forbids commercial use: "
+            f"if that suits you, pull it with `embedkit zoo pull {arrival.name} --zoo {arrival.place} --accept-license`"
         )
 
 
@@ -217,14 +217,14 @@ class Cache:
         Args:
             located: Where it lies.
             pin: What its manifest must hash to.
-            gate: Decides by the licence before the weights come.
+            gate: Decides by the license before the weights come.
             watcher: Is told how far the download is.
             admit: Looks at the whole entry before anybody can find it here, and raises to refuse.
 
         Raises:
             EntryError: Its manifest or its list of files is not one of an entry.
             IntegrityError: Bytes are not those that the pin, the index or the manifest names.
-            PlaceError: The place refuses, or (UnreachableError) is down.
+            ZooError: The place refuses, or (UnreachableError) is down.
             OutputError: The cache cannot be written.
         """
         storage, where = located.storage, located.storage.uri
@@ -304,7 +304,7 @@ class Cache:
             raise EntryError(f"{storage.uri}: {CONFIG}: more than {CONFIG_LIMIT} bytes")
         _bring(located, CONFIG, manifest.files[CONFIG], folder, None)
         config = EntryConfig.from_json(read_regular(folder / CONFIG, CONFIG_LIMIT), f"{storage.uri}/{CONFIG}")
-        gate(Arrival(name=located.name, place=located.place, licence=config.licence, bytes=total))
+        gate(Arrival(name=located.name, place=located.place, license=config.license, bytes=total))
         if watcher is not None:
             watcher.start(located.name, total)
         for name, record in manifest.files.items():

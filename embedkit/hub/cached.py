@@ -8,16 +8,16 @@ from pathlib import Path
 
 from embedkit.errors import UnreachableError
 from embedkit.hub.access import Access
-from embedkit.hub.base import EntryFiles, RemotePlace
+from embedkit.hub.base import EntryFiles, RemoteZoo
 from embedkit.hub.catalog import Index, Pin
 from embedkit.hub.folder import FolderEntry
 from embedkit.model.layout import INDEX, REVISION
 
 
-class CachedPlace:
+class CachedZoo:
     """A remote zoo behind the cache, which answers for what is pinned, and for a zoo that is down."""
 
-    def __init__(self, remote: RemotePlace, access: Access, *, local: bool = False):
+    def __init__(self, remote: RemoteZoo, access: Access, *, local: bool = False):
         """Put the cache before a place.
 
         Args:

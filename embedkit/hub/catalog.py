@@ -64,7 +64,7 @@ class IndexRow:
     architecture: str
     data: str
     dim: int
-    licence: str
+    license: str
     bytes: int = 0
     metrics: Mapping[str, object] = dataclasses.field(default_factory=dict)
     path: str = ""

@@ -71,7 +71,7 @@ def download(
     Raises:
         IntegrityError: The place gives other bytes.
         FileNotFoundError: The place does not have the file.
-        PlaceError: The place refuses, or (UnreachableError) gives no answer or breaks off again and again.
+        ZooError: The place refuses, or (UnreachableError) gives no answer or breaks off again and again.
         OutputError: The disk is full or cannot be written.
     """
     try:
@@ -108,7 +108,7 @@ class _Part:
             self._count(chunk)
 
     def reset(self) -> None:
-        """Begin anew."""
+        """Begin again."""
         self.file.truncate(0)
         if self._watcher is not None:
             self._watcher.advance(-self.have)

@@ -35,7 +35,7 @@ class FolderEntry:
         return read_regular(self.path / name, limit)
 
 
-class FolderPlace:
+class FolderZoo:
     """A zoo in a folder: one sub-folder per entry, and `index.json` for the aliases."""
 
     tagged = False
@@ -105,7 +105,7 @@ class FolderPlace:
     holds = offers
 
 
-def check_entry_place(folder: Path) -> None:
+def check_entry_zoo(folder: Path) -> None:
     """Refuse to replace what is not an entry's: it would be gone with no way back.
 
     Raises:
@@ -138,10 +138,10 @@ def check_entry_place(folder: Path) -> None:
 
 
 @functools.cache
-def package_zoo() -> FolderPlace:
+def package_zoo() -> FolderZoo:
     """The zoo inside the package: the whole index, and the default entry."""
     try:
         folder = Path(str(importlib.resources.files("embedkit.zoo")))
     except ModuleNotFoundError:  # in a checkout its `embedkit/` hides the package that is installed
         folder = Path(__file__).parents[2] / "zoo"
-    return FolderPlace(folder)
+    return FolderZoo(folder)

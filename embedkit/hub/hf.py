@@ -24,8 +24,8 @@ from embedkit.errors import (
     EmbedkitError,
     EntryNotFoundError,
     MissingDependencyError,
-    PlaceError,
     UnreachableError,
+    ZooError,
 )
 from embedkit.hub.base import EntryFiles, Located
 from embedkit.hub.catalog import NAME, REVISION_DIGITS, Index
@@ -47,23 +47,23 @@ _NO_ANSWER = re.compile("Connect|Timeout|Transport|Network|Protocol|ReadError|Wr
 Value = TypeVar("Value")
 
 
-class HubPlace:
-    """The entries of one organisation."""
+class HubZoo:
+    """The entries of one organization."""
 
     tagged = True
 
-    def __init__(self, organisation: str, token: str | None = None, endpoint: str | None = None):
-        """Take an organisation; nothing is opened yet.
+    def __init__(self, organization: str, token: str | None = None, endpoint: str | None = None):
+        """Take an organization; nothing is opened yet.
 
         Args:
-            organisation: Or a user.
+            organization: Or a user.
             token: Goes to this endpoint alone.
             endpoint: `HF_ENDPOINT`, or huggingface.co, when None.
 
         Raises:
             ConfigError: The endpoint is neither `https://` nor this machine.
         """
-        self.organisation = organisation
+        self.organization = organization
         self.endpoint = (endpoint or os.environ.get("HF_ENDPOINT") or HUB).rstrip("/")
         check_web(self.endpoint)
         self._given = token
@@ -71,8 +71,8 @@ class HubPlace:
 
     @property
     def uri(self) -> str:
-        """`hf://organisation`."""
-        return f"hf://{self.organisation}"
+        """`hf://organization`."""
+        return f"hf://{self.organization}"
 
     @property
     def token(self) -> str | None:
@@ -87,7 +87,7 @@ class HubPlace:
 
     def repository(self, name: str) -> str:
         """The repository of an entry."""
-        return f"{self.organisation}/{name}"
+        return f"{self.organization}/{name}"
 
     def storage(self, name: str, revision: str = "main") -> WebStorage:
         """The files of a repository at a revision."""
@@ -95,7 +95,7 @@ class HubPlace:
         return _HubStorage(root, self.token, f"{self.uri}/{name}")
 
     def index_bytes(self) -> bytes:
-        """See `RemotePlace`."""
+        """See `RemoteZoo`."""
         try:
             return persistent(lambda: self.storage(INDEX_REPOSITORY).read(INDEX, INDEX_LIMIT))
         except AccessError:
@@ -105,14 +105,14 @@ class HubPlace:
             raise FileNotFoundError(2, "No such repository", f"{self.uri}/{INDEX_REPOSITORY}") from None
 
     def index(self) -> Index:
-        """The parsed index, empty where the organisation has none."""
+        """The parsed index, empty where the organization has none."""
         try:
             return Index.from_json(self.index_bytes(), f"{self.uri}/{INDEX_REPOSITORY}/{INDEX}")
         except FileNotFoundError:
             return Index()
 
     def locate(self, name: str, revision: str | None) -> Located | None:
-        """See `RemotePlace`; a revision may be a tag or a commit, too."""
+        """See `RemoteZoo`; a revision may be a tag or a commit, too."""
         if not NAME.fullmatch(name) or "--" in name or ".." in name:
             return None
         index = self.index()
@@ -162,14 +162,14 @@ class HubPlace:
         web = WebStorage(self.endpoint, self.token)
         status, fault, info = persistent(lambda: web.get_json(path, _INFO_LIMIT))
         if fault == "GatedRepo":
-            raise PlaceError(f"{where} is gated: accept its conditions on the Hub and give a token")
+            raise ZooError(f"{where} is gated: accept its conditions on the Hub and give a token")
         if status == 403 or (status == 401 and fault not in ("", "RepoNotFound")):
             raise AccessError(f"{where}: access is refused ({status}); give a token that may do this")
         if status != 200:  # a hub answers for a repository that is not there as for a private one
             return None
         sha = info.get("sha") if isinstance(info, dict) else None
         if not isinstance(sha, str) or not _COMMIT.fullmatch(sha):
-            raise PlaceError(f"{where}: the hub gives no usable commit for {revision}")
+            raise ZooError(f"{where}: the hub gives no usable commit for {revision}")
         return sha
 
 
@@ -203,7 +203,7 @@ def ask(where: str, function: Callable[[], Value], secret: str | None = None) ->
     """What a call of huggingface_hub gives; asked again where there was no answer.
 
     Raises:
-        PlaceError: It refuses, or (UnreachableError) gives no answer.
+        ZooError: It refuses, or (UnreachableError) gives no answer.
     """
 
     def once() -> Value:
@@ -217,7 +217,7 @@ def ask(where: str, function: Callable[[], Value], secret: str | None = None) ->
     return persistent(once)
 
 
-def _fault(where: str, error: BaseException, secret: str | None) -> PlaceError:
+def _fault(where: str, error: BaseException, secret: str | None) -> ZooError:
     """What an error of the client means: by the answer's status, or by the lack of one."""
     chain = [error]
     while chain[-1].__cause__ is not None:
@@ -235,4 +235,4 @@ def _fault(where: str, error: BaseException, secret: str | None) -> PlaceError:
         isinstance(one, OSError) or _NO_ANSWER.search(type(one).__name__) for one in chain
     ):
         return UnreachableError(f"{where}: no answer ({kind}: {reason})")
-    return PlaceError(f"{where}: {kind}: {reason}")
+    return ZooError(f"{where}: {kind}: {reason}")

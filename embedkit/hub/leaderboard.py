@@ -32,7 +32,7 @@ FIGURES = {
 BASELINES = ("random", "pixels", "pca")
 #: What no protocol says.
 COLUMNS = (
-    "Own task: on up to 2,048 held-out training pictures, as the run was exported. Minutes: by the clock of the "
+    "Own task: on up to 2,048 held-out training images, as the run was exported. Minutes: by the clock of the "
     "machine that trained, whatever else it did; FLOPs are what to compare."
 )
 
@@ -45,12 +45,12 @@ class Row:
         name: The entry's, or the baseline's.
         method: How it was trained; empty for a baseline.
         family: What that method learns from; empty where the entry does not say.
-        images: Pictures seen in training, None where that is not known.
+        images: Images seen in training, None where that is not known.
         flops: Training FLOPs, None where they are not known.
         minutes: Of training, None where they are not known.
         figures: As in the entry.
-        intervals: 95 %, of the figures that are means over test pictures.
-        pretext: How well the method's own task is solved on held-out training pictures.
+        intervals: 95 %, of the figures that are means over test images.
+        pretext: How well the method's own task is solved on held-out training images.
     """
 
     name: str

@@ -35,7 +35,7 @@ def check_file_list(manifest: Manifest, where: str) -> int:
             f"{where}: {MANIFEST}: {len(manifest.files)} files, and at most {MOST_FILES} are pulled"
         )
     for name in manifest.files:
-        if not name.endswith(SUFFIXES) and name not in ("LICENSE", "LICENCE", "NOTICE"):
+        if not name.endswith(SUFFIXES) and name not in ("LICENSE", "LICENSE", "NOTICE"):
             raise EntryError(f"{where}: {MANIFEST}: {name} is not pulled: expected {', '.join(SUFFIXES)}")
     total = sum(record.size for record in manifest.files.values())
     if total > MOST_BYTES:
@@ -43,6 +43,6 @@ def check_file_list(manifest: Manifest, where: str) -> int:
     return total
 
 
-def is_non_commercial(licence: str) -> bool:
-    """Whether a licence, by its SPDX identifier or in words, forbids commercial use."""
-    return bool(_NON_COMMERCIAL.search(licence))
+def is_non_commercial(license: str) -> bool:
+    """Whether a license, by its SPDX identifier or in words, forbids commercial use."""
+    return bool(_NON_COMMERCIAL.search(license))

@@ -92,12 +92,12 @@ class LockFile:
         except FileNotFoundError:
             return {}
         except (OSError, EntryError) as error:
-            raise ConfigError(f"{self.path} cannot be read ({error}); mend or remove it") from None
+            raise ConfigError(f"{self.path} cannot be read ({error}); fix or remove it") from None
         pins = (
             data.get("entries") if isinstance(data, dict) and data.get("schema") == SCHEMA_VERSION else None
         )
         if not isinstance(pins, dict) or not all(_is_pin(facts) for facts in pins.values()):
-            raise ConfigError(f"{self.path} is not a lock file of this version; mend or remove it")
+            raise ConfigError(f"{self.path} is not a lock file of this version; fix or remove it")
         return pins
 
 

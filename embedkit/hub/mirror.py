@@ -7,19 +7,19 @@ from collections.abc import Iterator
 
 from embedkit.errors import ConfigError
 from embedkit.hub.access import Access
-from embedkit.hub.base import Place
-from embedkit.hub.folder import FolderPlace
-from embedkit.hub.open import open_place
+from embedkit.hub.base import Zoo
+from embedkit.hub.folder import FolderZoo
+from embedkit.hub.open import open_zoo
 from embedkit.hub.publish.publish import Published, publish
 from embedkit.hub.verified import VerifiedEntry
 from embedkit.model.layout import ENTRY_NAME
 
 
-def entry_names(place: Place, pattern: str = "*") -> list[str]:
+def entry_names(place: Zoo, pattern: str = "*") -> list[str]:
     """The folder names of a place's entries; those that hold an alias first, so that a copy gives it to them too."""
     index = place.index()
     names = set(index.rows)
-    if isinstance(place, FolderPlace):
+    if isinstance(place, FolderZoo):
         names = {
             path.name for path in place.path.iterdir() if path.is_dir() and ENTRY_NAME.fullmatch(path.name)
         }
@@ -27,7 +27,7 @@ def entry_names(place: Place, pattern: str = "*") -> list[str]:
     return sorted(fnmatch.filter(names, pattern), key=lambda name: (name not in holders, name))
 
 
-def entries_of(place: Place, pattern: str = "*") -> Iterator[VerifiedEntry]:
+def entries_of(place: Zoo, pattern: str = "*") -> Iterator[VerifiedEntry]:
     """A place's entries, pulled into the cache where they are remote."""
     for name in entry_names(place, pattern):
         files = place.find(name)
@@ -61,5 +61,5 @@ def mirror(
     Raises:
         EmbedkitError: As for reading the one and publishing to the other.
     """
-    for entry in entries_of(open_place(source, access), pattern):
+    for entry in entries_of(open_zoo(source, access), pattern):
         yield publish(entry, to, private=private, token=token)

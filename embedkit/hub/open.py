@@ -6,17 +6,17 @@ import os
 from pathlib import Path
 
 from embedkit.hub.access import Access
-from embedkit.hub.base import Place, RemotePlace
-from embedkit.hub.cached import CachedPlace
-from embedkit.hub.folder import FolderPlace
-from embedkit.hub.urls import Address, file_path, is_url, parse_place
+from embedkit.hub.base import RemoteZoo, Zoo
+from embedkit.hub.cached import CachedZoo
+from embedkit.hub.folder import FolderZoo
+from embedkit.hub.urls import Address, file_path, is_url, parse_zoo
 
 
-def open_place(uri: str, access: Access | None = None) -> Place:
+def open_zoo(uri: str, access: Access | None = None) -> Zoo:
     """The place behind a path or a URL; nothing is asked of it yet.
 
     Args:
-        uri: A folder, `file://`, a `.tar` of `embedkit zoo bundle`, `https://host/zoo`, `hf://organisation`, or any
+        uri: A folder, `file://`, a `.tar` of `embedkit zoo bundle`, `https://host/zoo`, `hf://organization`, or any
             URL that fsspec knows, as `s3://bucket/zoo`.
         access: How to read it.
 
@@ -26,28 +26,28 @@ def open_place(uri: str, access: Access | None = None) -> Place:
     """
     access = access or Access()
     if is_url(uri) and not uri.startswith("file://"):
-        return CachedPlace(open_remote(parse_place(uri), access.token), access)
+        return CachedZoo(open_remote(parse_zoo(uri), access.token), access)
     path = file_path(uri)
     if path.endswith(".tar") and os.path.isfile(path):
-        from embedkit.hub.static import StaticPlace
+        from embedkit.hub.static import StaticZoo
         from embedkit.storage.tar import ArchiveStorage
 
-        return CachedPlace(StaticPlace(ArchiveStorage(Path(path))), access, local=True)
-    return FolderPlace(path)
+        return CachedZoo(StaticZoo(ArchiveStorage(Path(path))), access, local=True)
+    return FolderZoo(path)
 
 
-def open_remote(address: Address, token: str | None = None) -> RemotePlace:
+def open_remote(address: Address, token: str | None = None) -> RemoteZoo:
     """The remote zoo behind an address."""
     if address.scheme == "hf":
-        from embedkit.hub.hf import HubPlace
+        from embedkit.hub.hf import HubZoo
 
-        return HubPlace(address.place.removeprefix("hf://"), token)
-    from embedkit.hub.static import StaticPlace
+        return HubZoo(address.place.removeprefix("hf://"), token)
+    from embedkit.hub.static import StaticZoo
 
     if address.scheme in ("http", "https"):
         from embedkit.storage.http import WebStorage
 
-        return StaticPlace(WebStorage(address.place, token))
+        return StaticZoo(WebStorage(address.place, token))
     from embedkit.storage.fsspec import BucketStorage
 
-    return StaticPlace(BucketStorage(address.place))
+    return StaticZoo(BucketStorage(address.place))

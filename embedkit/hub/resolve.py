@@ -20,12 +20,12 @@ from embedkit.errors import (
     UnreachableError,
 )
 from embedkit.hub.access import Access
-from embedkit.hub.base import Place
-from embedkit.hub.cached import CachedPlace
+from embedkit.hub.base import Zoo
+from embedkit.hub.cached import CachedZoo
 from embedkit.hub.catalog import IndexRow, Pin, index_pin
 from embedkit.hub.folder import FolderEntry, package_zoo
 from embedkit.hub.lockfile import LockFile
-from embedkit.hub.open import open_place
+from embedkit.hub.open import open_zoo
 from embedkit.hub.urls import file_path, is_url, parse_entry
 from embedkit.hub.verified import VerifiedEntry
 from embedkit.model.layout import REVISION
@@ -80,14 +80,14 @@ def find_entry(
         raise ConfigError(f"{text!r} and revision={revision!r} both name a revision; give one of them")
     wanted = Wanted.of(bare, given if given is not None else revision, relock=relock)
     if address is not None:
-        entry = _in_places(address.name, [open_place(address.place, access)], wanted, access)
+        entry = _in_places(address.name, [open_zoo(address.place, access)], wanted, access)
         if entry is None:
             raise EntryNotFoundError(_no_entry(address.place, address.name, access))
         return entry
-    among = [open_place(zoo, access)] if zoo is not None else places(access)
+    among = [open_zoo(zoo, access)] if zoo is not None else places(access)
     carried = zoo is None and wanted.pin is not None and _is_carried(bare, wanted.pin)
     # What the package itself holds need not be asked for elsewhere: pinned bytes are the same bytes.
-    asked = [place for place in among if not (carried and isinstance(place, CachedPlace))]
+    asked = [place for place in among if not (carried and isinstance(place, CachedZoo))]
     entry = _in_places(bare, asked, wanted, access)
     if entry is None:
         raise _not_found(bare, access, among, zoo)
@@ -128,7 +128,7 @@ class Wanted:
             pin = locked or (index_pin(folder, known.rows[folder].manifest_sha256) if folder else None)
         return cls(key=key, folder=folder or "", revision=revision, pin=pin, locked=locked, lock=lock)
 
-    def check(self, place: Place, entry: VerifiedEntry, version: str) -> VerifiedEntry:
+    def check(self, place: Zoo, entry: VerifiedEntry, version: str) -> VerifiedEntry:
         """Hold a found entry against the lock file, or write it into it."""
         if self.locked is not None:
             self.locked.check(entry.manifest_bytes, entry.location, self.key)
@@ -139,7 +139,7 @@ class Wanted:
         return entry
 
 
-def _in_places(name: str, among: Sequence[Place], wanted: Wanted, access: Access) -> VerifiedEntry | None:
+def _in_places(name: str, among: Sequence[Zoo], wanted: Wanted, access: Access) -> VerifiedEntry | None:
     """The first entry of this name that is what is wanted, None when no place has the name."""
     revision = wanted.revision
     digest = revision is not None and bool(REVISION.fullmatch(revision))
@@ -223,17 +223,17 @@ def _is_carried(name: str, pin: Pin) -> bool:
     )
 
 
-def places(access: Access | None = None) -> list[Place]:
+def places(access: Access | None = None) -> list[Zoo]:
     """The places to look in, in order; none of them is asked yet.
 
     Raises:
         ConfigError: A place that is named does not exist, or cannot be one.
     """
     named = [uri.strip() for uri in os.environ.get(ZOO_VARIABLE, "").split(",") if uri.strip()]
-    found: list[Place] = [open_place(uri, access) for uri in (*named, *_configured())]
+    found: list[Zoo] = [open_zoo(uri, access) for uri in (*named, *_configured())]
     found.append(package_zoo())
     if DEFAULT_ZOO:
-        found.append(open_place(DEFAULT_ZOO, access))
+        found.append(open_zoo(DEFAULT_ZOO, access))
     return found
 
 
@@ -274,7 +274,7 @@ def list_encoders(
     """
     access = Access(local_files_only=local_files_only, token=token)
     found: dict[str, EncoderInfo] = {}
-    among = places(access) if zoo is None else [open_place(zoo, access)]
+    among = places(access) if zoo is None else [open_zoo(zoo, access)]
     asked = [(place, place.index()) for place in among]
     for name in {name for _, index in asked for name in index.rows}:
         holder = next((place for place, _ in asked if place.offers(name)), None)
@@ -358,7 +358,7 @@ def _no_entry(place: str, name: str, access: Access) -> str:
     return f"{place} has no entry {name!r}, or shows it to others{hint}"
 
 
-def _not_found(name: str, access: Access, among: Sequence[Place], zoo: str | None) -> EntryNotFoundError:
+def _not_found(name: str, access: Access, among: Sequence[Zoo], zoo: str | None) -> EntryNotFoundError:
     line = f"export {ZOO_VARIABLE}=/path/to/embedkit/zoo"
     offline = " (no connection may be opened, and the cache does not have it)" if access.offline else ""
     if zoo is not None:
@@ -377,7 +377,7 @@ def _not_found(name: str, access: Access, among: Sequence[Place], zoo: str | Non
     )
 
 
-def _near(name: str, among: Sequence[Place]) -> str:
+def _near(name: str, among: Sequence[Zoo]) -> str:
     names: set[str] = set()
     for place in among:
         try:

@@ -36,7 +36,7 @@ class SubStorage:
         return self._storage.stream(f"{self._folder}/{path}", start, size)
 
 
-class StaticPlace:
+class StaticZoo:
     """A zoo of static files in any storage."""
 
     tagged = False
@@ -51,11 +51,11 @@ class StaticPlace:
         return self._storage.uri
 
     def index_bytes(self) -> bytes:
-        """See `RemotePlace`."""
+        """See `RemoteZoo`."""
         return persistent(lambda: self._storage.read(INDEX, INDEX_LIMIT))
 
     def locate(self, name: str, revision: str | None) -> Located | None:
-        """See `RemotePlace`."""
+        """See `RemoteZoo`."""
         try:
             index = Index.from_json(self.index_bytes(), f"{self.uri}/{INDEX}")
         except FileNotFoundError:
@@ -77,7 +77,7 @@ class StaticPlace:
         return Located(name=folder, place=self.uri, storage=storage, manifest_sha256=sha256_hex(manifest))
 
     def elsewhere(self, name: str, revision: str | None) -> EntryFiles | None:
-        """See `RemotePlace`: nobody else keeps copies of sites."""
+        """See `RemoteZoo`: nobody else keeps copies of sites."""
         return None
 
     def _manifest(self, storage: Storage) -> bytes | None:

@@ -11,7 +11,7 @@ from embedkit.errors import ConfigError
 from embedkit.hub.catalog import NAME
 from embedkit.storage.origins import _shown, check_web
 
-#: An organisation or a repository of the Hub.
+#: An organization or a repository of the Hub.
 _HUB_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,94}[A-Za-z0-9_])?")
 
 
@@ -52,7 +52,7 @@ def is_url(text: str) -> bool:
     return "://" in text
 
 
-def parse_place(uri: str) -> Address:
+def parse_zoo(uri: str) -> Address:
     """Take the URL of a zoo apart.
 
     Raises:
@@ -61,7 +61,7 @@ def parse_place(uri: str) -> Address:
     scheme, rest = _split(uri)
     _check_path(scheme, rest, uri)
     if scheme == "hf" and not _is_hub_name(rest):
-        raise ConfigError(f"the zoo {_shown(uri)}: expected hf://organisation, as hf://my-team")
+        raise ConfigError(f"the zoo {_shown(uri)}: expected hf://organization, as hf://my-team")
     return Address(scheme=scheme, place=f"{scheme}://{rest}")
 
 
@@ -76,7 +76,7 @@ def parse_entry(url: str) -> Address:
     name, at, revision = last.partition("@")
     hub = scheme == "hf"
     if not place or not NAME.fullmatch(name) or (hub and not (_is_hub_name(place) and _is_hub_name(name))):
-        form = "hf://organisation/name" if hub else f"{scheme}://.../name"
+        form = "hf://organization/name" if hub else f"{scheme}://.../name"
         raise ConfigError(
             f"{_shown(url)} is no entry of a zoo: expected {form}, and @revision if you pin one"
         )

@@ -17,7 +17,7 @@ from typing import BinaryIO
 
 from embedkit._io.reading import open_regular
 from embedkit.errors import SourceError
-from embedkit.images.containers import EMPTY, Contents, Picture, check_unchanged, latest, one_line
+from embedkit.images.containers import EMPTY, Contents, Image, check_unchanged, latest, one_line
 from embedkit.images.files import MAX_BYTES
 
 _OPEN_ARCHIVES = 16
@@ -31,13 +31,13 @@ _PADDING_BYTES = 16 << 20
 class Archives:
     """Lists the plain tar archives of one listing; the last few that were read stay open."""
 
-    def __init__(self, is_picture: Callable[[str], bool]):
+    def __init__(self, is_image: Callable[[str], bool]):
         """Open nothing yet.
 
         Args:
-            is_picture: Whether a member of this name is listed; hidden members never are.
+            is_image: Whether a member of this name is listed; hidden members never are.
         """
-        self._is_picture = is_picture
+        self._is_image = is_image
         self._open = latest(_OpenArchive, _OPEN_ARCHIVES)
 
     def contents(self, path: str, status: os.stat_result) -> Contents:
@@ -70,7 +70,7 @@ class Archives:
                 name = posixpath.normpath(member.name)
                 if _HIDDEN_MEMBER.search(name):
                     continue
-                if not self._is_picture(name):
+                if not self._is_image(name):
                     if member.isreg():
                         passed[posixpath.splitext(name)[1].lower() or "no suffix"] += 1
                 elif not member.isreg() or member.issparse():
@@ -99,8 +99,8 @@ class Archives:
             )
         opened = functools.partial(self._open, path, status.st_mtime_ns)
         return Contents(
-            pictures=(
-                Picture(name, size, _Member(opened, offset, size), EMPTY)
+            images=(
+                Image(name, size, _Member(opened, offset, size), EMPTY)
                 for name, (offset, size) in members.items()
             ),
             damage=damage,

@@ -24,11 +24,11 @@ EMPTY: Mapping[str, object] = MappingProxyType({})
 T = TypeVar("T")
 
 
-class Picture(NamedTuple):
-    """One picture inside a container.
+class Image(NamedTuple):
+    """One image inside a container.
 
     Attributes:
-        name: The normalised name of a tar member; the path of a Parquet row, or `#row` (from 0) where the
+        name: The normalized name of a tar member; the path of a Parquet row, or `#row` (from 0) where the
             path is missing or not unique. It may hold `surrogateescape` where it is not UTF-8.
         size: Bytes of the tar member; of the whole file for a Parquet row.
         read: Gives the encoded bytes, in any thread. Raises OSError, `ImageError` or `SourceError`.
@@ -46,14 +46,14 @@ class Contents:
     """What one container holds.
 
     Attributes:
-        pictures: Each once, in the container's order; made one by one, so they can be gone through once.
+        images: Each once, in the container's order; made one by one, so they can be gone through once.
         label_schema: Label column -> Arrow type name; empty for a tar archive.
         damage: (member or "", reason) where an archive ends early; its whole members are listed all the same.
         notes: Sentences for the user.
         passed: The suffixes of members that are not listed, and how many members have each.
     """
 
-    pictures: Iterator[Picture]
+    images: Iterator[Image]
     label_schema: Mapping[str, str] = field(default_factory=dict)
     damage: tuple[str, str] | None = None
     notes: tuple[str, ...] = ()

@@ -146,7 +146,7 @@ def samples_of(image: Image.Image) -> Samples:
         return tiff.samples_of(image)
     if image.mode == "I" and image.format not in ("PPM", "PNG"):
         raise ImageError(
-            "32-bit integer samples (Pillow's mode I) have no agreed range: convert the picture to mode L or I;16"
+            "32-bit integer samples (Pillow's mode I) have no agreed range: convert the image to mode L or I;16"
         )
     if image.mode.startswith("I;16") and "transparency" in image.info:
         return dataclasses.replace(SIXTEEN, clear=image.info["transparency"])
@@ -169,7 +169,7 @@ def plain(image: Image.Image, samples: Samples) -> Image.Image:
     if mode == "I" or mode.startswith("I;16"):
         return samples.to_gray(image)
     if mode == "F":
-        raise ImageError("32-bit float samples have no agreed range: save the picture with 8 or 16 bits")
+        raise ImageError("32-bit float samples have no agreed range: save the image with 8 or 16 bits")
     gray = mode in ("1", "L", "LA", "La")
     if image.has_transparency_data:
         image = image.convert("LA" if gray else "RGBA")
@@ -193,10 +193,10 @@ def _faults_as_errors() -> Iterator[None]:
             "PIL.Image.MAX_IMAGE_PIXELS too"
         ) from None
     except MemoryError:
-        raise ImageError("not enough memory to decode the picture") from None
+        raise ImageError("not enough memory to decode the image") from None
     except Exception as fault:  # decoders raise OSError, SyntaxError, ValueError, struct.error...
         text = " ".join(str(fault).split()) or type(fault).__name__
-        raise ImageError(f"damaged picture ({text[:200]})") from None
+        raise ImageError(f"damaged image ({text[:200]})") from None
 
 
 def _opened(data: bytes, max_pixels: int | None) -> Image.Image:
@@ -260,13 +260,13 @@ def _repaired(data: bytes, opened: Image.Image | None, max_pixels: int | None) -
 
 def _unidentified(data: bytes) -> ImageError:
     if data[4:12] in (b"ftypavif", b"ftypavis"):
-        return ImageError("an AVIF picture that this Pillow cannot read: pip install -U pillow")
+        return ImageError("an AVIF image that this Pillow cannot read: pip install -U pillow")
     if data.startswith(png.SIGNATURE):
-        return ImageError("damaged picture (the header of a PNG)")
+        return ImageError("damaged image (the header of a PNG)")
     if tiff.is_tiff(data):
         return tiff.refusal(data)
     return ImageError(
-        "not a picture, or not in a format that is read (JPEG, PNG, WebP, GIF, BMP, TIFF, PNM, AVIF, HEIC)"
+        "not an image, or not in a format that is read (JPEG, PNG, WebP, GIF, BMP, TIFF, PNM, AVIF, HEIC)"
     )
 
 
@@ -275,7 +275,7 @@ def _register_heif() -> None:
     try:
         from pillow_heif import register_heif_opener  # type: ignore[import-not-found, unused-ignore]
     except ImportError:
-        raise ImageError("a HEIC picture: reading it needs `pip install pillow-heif`") from None
+        raise ImageError("a HEIC image: reading it needs `pip install pillow-heif`") from None
     register_heif_opener()
 
 

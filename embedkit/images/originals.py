@@ -1,6 +1,6 @@
-"""From the id of a row back to its picture: a file, a member of a tar archive, or a row of a Parquet file.
+"""From the id of a row back to its image: a file, a member of a tar archive, or a row of a Parquet file.
 
-Ids are what `embedkit.images.sources` made of the places that pictures came from, so its listing, and nothing else,
+Ids are what `embedkit.images.sources` made of the places that images came from, so its listing, and nothing else,
 reads containers here too. Each container is listed once.
 """
 
@@ -23,7 +23,7 @@ _PART = re.compile(r"#[0-9]+$")
 
 
 class Originals:
-    """The pictures behind ids. Thread-safe.
+    """The images behind ids. Thread-safe.
 
     Attributes:
         root: The folder that ids are relative to; the working folder when None.
@@ -47,10 +47,10 @@ class Originals:
         self._lock = threading.Lock()
 
     def read(self, name: str) -> bytes:
-        """The encoded bytes of one picture.
+        """The encoded bytes of one image.
 
         Args:
-            name: The id, or the name of a row: `id#part` for the further parts of a picture.
+            name: The id, or the name of a row: `id#part` for the further parts of an image.
 
         Raises:
             SourceError: It is not there any more, or its container cannot be read.
@@ -59,11 +59,11 @@ class Originals:
         """
         reader = self._find(name)
         if reader is None:
-            raise SourceError("the picture is not there any more")
+            raise SourceError("the image is not there any more")
         return reader()
 
     def file(self, name: str) -> str | None:
-        """The absolute path of a picture that is a file of its own; None for what is gone, or inside a container."""
+        """The absolute path of an image that is a file of its own; None for what is gone, or inside a container."""
         for candidate in _names(name):
             path = self._file(candidate)
             if path is not None:
@@ -71,7 +71,7 @@ class Originals:
         return None
 
     def has(self, name: str) -> bool:
-        """Whether the picture is there; a container that cannot be read has none."""
+        """Whether the image is there; a container that cannot be read has none."""
         try:
             return self._find(name) is not None
         except EmbedkitError:
@@ -105,7 +105,7 @@ class Originals:
         return [path for inside in containers_of(name) if os.path.isfile(path := self._path(inside))]
 
     def _listed(self, container: str) -> dict[str, Callable[[], bytes]]:
-        """The pictures of one container by id, as they were called when they were embedded."""
+        """The images of one container by id, as they were called when they were embedded."""
         with self._lock:
             if container not in self._members:
                 root = self.root
@@ -121,7 +121,7 @@ class Originals:
 
 
 def none_there(count: int, first: str, reason: str) -> SourceError:
-    """The error for a job of which not one picture could be read.
+    """The error for a job of which not one image could be read.
 
     Args:
         count: How many were asked for.
@@ -129,9 +129,9 @@ def none_there(count: int, first: str, reason: str) -> SourceError:
         reason: Why that one could not.
     """
     if count > 1:
-        what = f"none of the {count} pictures can be read (the first is {first!r}: {reason})"
+        what = f"none of the {count} images can be read (the first is {first!r}: {reason})"
     else:
-        what = f"the picture {first!r} cannot be read ({reason})"
+        what = f"the image {first!r} cannot be read ({reason})"
     return SourceError(
         f"{what}; run the command in the folder where `embedkit embed` ran, or name the folder that ids are relative "
         "to with --root"
@@ -139,7 +139,7 @@ def none_there(count: int, first: str, reason: str) -> SourceError:
 
 
 def _names(name: str) -> Iterator[str]:
-    """What a row's name may mean: `x.parquet::#12` is an id, and `x.parquet::#12#1` a part of that picture."""
+    """What a row's name may mean: `x.parquet::#12` is an id, and `x.parquet::#12#1` a part of that image."""
     yield from dict.fromkeys((name, _PART.sub("", name)))
 
 

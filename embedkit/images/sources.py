@@ -1,6 +1,6 @@
-"""Where pictures come from: files, folders, patterns, lists, tar archives and Parquet files, as one listing.
+"""Where images come from: files, folders, patterns, lists, tar archives and Parquet files, as one listing.
 
-Listing decodes no picture. It names each one once, in an order that is the same on every machine, and gives
+Listing decodes no image. It names each one once, in an order that is the same on every machine, and gives
 it a small object that reads its bytes when asked. Ids, sizes and times are those of the Embeddings file. What is
 inside an archive or a Parquet file comes from `embedkit.images.archives` and `embedkit.images.tables`; here it gets
 its id and its place.
@@ -41,10 +41,10 @@ _LAST_NS = 2**63 - 1
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One picture of a listing.
+    """One image of a listing.
 
     Attributes:
-        id: The normalised path as given, with `/` separators, or relative to the root; `file.tar::member`;
+        id: The normalized path as given, with `/` separators, or relative to the root; `file.tar::member`;
             `file.parquet::path`, or `file.parquet::#row` (from 0) where the path is missing or not unique.
             A name that is not valid UTF-8, or a path that itself holds `::`, becomes a percent-encoded `file:` URI.
         size: Bytes of the file or the tar member; of the whole file for a Parquet row.
@@ -67,7 +67,7 @@ class Listing:
     """What the sources hold.
 
     Attributes:
-        items: Every picture once, in source order.
+        items: Every image once, in source order.
         label_schema: Label column -> Arrow type name; empty when no source is a Parquet file.
         errors: (id, error class name, reason) of what was found but cannot be listed.
         notes: Sentences for the user.
@@ -79,9 +79,9 @@ class Listing:
     notes: list[str]
 
     def empty(self, where: str) -> SourceError:
-        """What to raise where there is no picture: with what was passed over instead."""
+        """What to raise where there is no image: with what was passed over instead."""
         return SourceError(
-            f"no pictures in {where}; {'; '.join(self.notes) or 'check the path and the suffixes'}"
+            f"no images in {where}; {'; '.join(self.notes) or 'check the path and the suffixes'}"
         )
 
 
@@ -94,10 +94,10 @@ def list_sources(
     image_column: str | None = None,
     stdin: BinaryIO | None = None,
 ) -> Listing:
-    """List the pictures of `sources`, each once, at its first position.
+    """List the images of `sources`, each once, at its first position.
 
     A file is taken whatever its suffix, but a `.tar` or `.parquet` is opened. A folder gives its files that
-    have a picture's suffix and are not hidden, then its folders, both sorted by the bytes of their names;
+    have an image's suffix and are not hidden, then its folders, both sorted by the bytes of their names;
     containers in it stay closed. A pattern (`*`, `?`, `[a-z]`, `**`) stands for its matches, as if the shell
     had written them out. `-` is a list of paths on standard input, in UTF-8 (or the system's encoding) or, with its
     mark, UTF-16. What a pattern or a list names and cannot be read is an error row, not the end.
@@ -142,11 +142,11 @@ class _Lister:
         self._root = None if root is None else os.path.abspath(root)
         self._recursive = recursive
         self._containers: dict[str, Archives | Tables] = {
-            ".tar": Archives(_is_picture),
+            ".tar": Archives(_is_image),
             ".parquet": Tables(image_column),
         }
         self._opened: set[str] = set()  # containers
-        self._passed: dict[str, None] = {}  # what folders hold beside pictures
+        self._passed: dict[str, None] = {}  # what folders hold beside images
         self._members: Counter[str] = Counter()  # suffixes of what archives hold beside images
         self._remarks: list[str] = []
         self.items: dict[str, Item] = {}
@@ -200,8 +200,8 @@ class _Lister:
         closed = [suffix for suffix in left if suffix in self._containers]
         other = [suffix or "no suffix" for suffix in left if suffix not in self._containers]
         for kinds, what in (
-            (other, "without a picture's suffix ({}); name a file itself to take it whatever its suffix"),
-            (closed, "in folders that may hold pictures ({}); name them as sources to open them"),
+            (other, "without an image's suffix ({}); name a file itself to take it whatever its suffix"),
+            (closed, "in folders that may hold images ({}); name them as sources to open them"),
         ):
             if kinds:
                 common = ", ".join(kind for kind, _ in Counter(kinds).most_common(5))
@@ -209,7 +209,7 @@ class _Lister:
         if count := self._members.total():
             common = ", ".join(kind for kind, _ in self._members.most_common(5))
             notes.append(
-                f"passed over {count} member{'s' * (count > 1)} of archives without a picture's suffix ({common}); "
+                f"passed over {count} member{'s' * (count > 1)} of archives without an image's suffix ({common}); "
                 "unpack the archive and name files themselves to take them whatever their suffix"
             )
         return notes
@@ -277,7 +277,7 @@ class _Lister:
                 if is_folder(entry):
                     link = entry.is_symlink()
                     folders.append((entry.path, (*above, here), linked or link, linked and link))
-                elif _is_picture(entry.name):
+                elif _is_image(entry.name):
                     self._add_entry(entry)
                 else:
                     self._passed[self._name(entry.path)] = None
@@ -297,7 +297,7 @@ class _Lister:
     def _add_file(self, path: str, status: os.stat_result) -> None:
         name = self._name(path)
         if name not in self.items:
-            if ".." not in path:  # elsewhere `..` may follow a link, and the normalised path be another file
+            if ".." not in path:  # elsewhere `..` may follow a link, and the normalized path be another file
                 path = os.path.normpath(path)
             path = name if name == path else path  # one string in memory instead of two
             self.items[name] = Item(name, status.st_size, _time_of(status), _File(path), path=path)
@@ -314,7 +314,7 @@ class _Lister:
             self.errors[self._name(path, inner)] = ("SourceError", reason)
         self._remarks.extend(contents.notes)
         self._members.update(contents.passed)
-        for inner, size, read, labels in contents.pictures:
+        for inner, size, read, labels in contents.images:
             id = self._name(path, inner)
             self.items.setdefault(id, Item(id, size, _time_of(status), read, labels))
 
@@ -359,7 +359,7 @@ def _suffix(name: str) -> str:
     return os.path.splitext(name)[1].lower()
 
 
-def _is_picture(name: str) -> bool:
+def _is_image(name: str) -> bool:
     return _suffix(name) in SUFFIXES
 
 

@@ -20,11 +20,11 @@ from typing import Any
 
 from embedkit._io.reading import open_regular
 from embedkit.errors import ImageError, SourceError
-from embedkit.images.containers import Contents, Picture, check_unchanged, latest, one_line
+from embedkit.images.containers import Contents, Image, check_unchanged, latest, one_line
 from embedkit.images.files import read_file
 
 #: Names that tell which of several binary columns of a Parquet file holds the images.
-IMAGE_COLUMNS = frozenset("image img picture photo jpg jpeg png webp bytes image_bytes".split())
+IMAGE_COLUMNS = frozenset("image img image photo jpg jpeg png webp bytes image_bytes".split())
 
 # Arrow types by name, so that pyarrow is imported for a Parquet source only.
 _BINARY = frozenset("binary large_binary binary_view".split())
@@ -101,8 +101,8 @@ class Tables:
         )
         readers = (_Row(opened, columns, paths, number) for number in range(rows))
         return Contents(
-            pictures=(
-                Picture(name, status.st_size, row, row)
+            images=(
+                Image(name, status.st_size, row, row)
                 for name, row in zip(_row_names(paths, rows), readers, strict=True)
             ),
             label_schema={name: "string" if names.get(name) else types[name] for name in columns},
@@ -188,7 +188,7 @@ class _OpenTable:
         """
         row, name = f"row {number} of {self._path!r}", None if paths is None else paths[number].as_py()
         if not name or "\0" in name:
-            raise ImageError(f"{row} holds no picture: its bytes are null")
+            raise ImageError(f"{row} holds no image: its bytes are null")
         folder = os.path.realpath(os.path.dirname(self._path) or os.curdir)
         file = os.path.realpath(os.path.join(folder, name))
         if os.path.isabs(name) or not file.startswith(os.path.join(folder, "")):

@@ -53,9 +53,9 @@ def refusal(data: bytes) -> ImageError:
     except ImageError as error:
         return error
     except Exception:  # a damaged directory raises whatever its bytes lead to
-        return ImageError("damaged picture (a TIFF whose tags cannot be read)")
+        return ImageError("damaged image (a TIFF whose tags cannot be read)")
     if _PHOTOMETRIC not in tags:
-        return ImageError("damaged picture (a TIFF without the tag PhotometricInterpretation)")
+        return ImageError("damaged image (a TIFF without the tag PhotometricInterpretation)")
     color = _COLORS.get(photometric, f"photometric interpretation {photometric}")
     each = " + ".join(map(str, bits))
     return ImageError(
@@ -73,5 +73,5 @@ def _check_range(bits: tuple[int, ...], formats: tuple[int, ...]) -> None:
     for code, what in ((_FLOAT, "float"), (_SIGNED, "signed integer")):
         if code in formats:
             raise ImageError(
-                f"{max(bits)}-bit {what} samples have no agreed range: save the picture with 8 or 16 unsigned bits"
+                f"{max(bits)}-bit {what} samples have no agreed range: save the image with 8 or 16 unsigned bits"
             )

@@ -133,7 +133,7 @@ def _in_memory(image: ImageLike) -> bytes | Image.Image | np.ndarray:
     read = getattr(image, "read", None)
     if not callable(read):
         raise ConfigError(
-            "a picture must be a path, bytes, an open file, a Pillow image or a uint8 array, found "
+            "an image must be a path, bytes, an open file, a Pillow image or a uint8 array, found "
             f"{type(image).__name__}"
         )
     data = read(MAX_BYTES + 1)
@@ -216,7 +216,7 @@ def _strips(image: Image.Image, first: int, last: int) -> Iterator[tuple[int, Im
 def _upright_extent(
     size: tuple[int, int], covered: tuple[float, float], orientation: int
 ) -> tuple[float, float, float, float]:
-    """Left, top, right and bottom, after the turn, of what a picture covers of its stored columns and rows."""
+    """Left, top, right and bottom, after the turn, of what an image covers of its stored columns and rows."""
     (width, height), (right, bottom) = size, covered
     left, top = 0.0, 0.0
     if orientation in (5, 6, 7, 8):
@@ -229,7 +229,7 @@ def _upright_extent(
 
 
 def _resized(width: int, height: int, preprocess: Preprocess) -> tuple[int, int]:
-    """Width and height, in pixels, of the whole picture after the resize and before the crop."""
+    """Width and height, in pixels, of the whole image after the resize and before the crop."""
     if preprocess.resize == "squash":
         return preprocess.size[1], preprocess.size[0]
     side = preprocess.resize_size
@@ -324,7 +324,7 @@ def _to_array(image: Image.Image, preprocess: Preprocess, out: np.ndarray | None
     if out is None:
         out = np.empty((preprocess.channels, out_h, out_w), np.uint8)
     if (height, width) != (out_h, out_w):
-        out[:] = preprocess.pad  # in the graph's own colour, whatever the picture's is
+        out[:] = preprocess.pad  # in the graph's own color, whatever the image's is
     top, left = (out_h - height) // 2, (out_w - width) // 2
     inner = out[:, top : top + height, left : left + width]  # (C, height, width)
     if preprocess.color == "lab_l":

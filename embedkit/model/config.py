@@ -14,6 +14,7 @@ from reprlib import repr as _short
 from typing import Any
 
 from embedkit.errors import EntryError
+from embedkit.model.card import Card
 from embedkit.model.layout import CONFIG, SCHEMA_VERSION, _check_schema, _object, _text, parse_json
 from embedkit.model.preprocess import Preprocess
 
@@ -31,12 +32,13 @@ class EntryConfig:
             detector `boxes` (A, 4) and `scores` (A,), of landmarks `points` (P, 2). Boxes are left, top, right and
             bottom, points x and y, all as shares of the input's width and height; scores are in [0, 1].
         method: The method that trained it, for example `simclr`.
-        dim: Width D of the embedding; of another kind, how many numbers a picture gives.
-        preprocess: The contract from a decoded picture to the graph's pixels.
+        dim: Width D of the embedding; of another kind, how many numbers an image gives.
+        preprocess: The contract from a decoded image to the graph's pixels.
         data: What it was trained on, in words.
-        licence: SPDX identifier of the weights' licence.
+        license: SPDX identifier of the weights' license.
         provenance: Where the weights come from: source, commit, run configuration.
-        metrics: Figures of `embedkit evaluate`, bound to the weights' sha256.
+        metrics: Metrics of `embedkit evaluate`, bound to the weights' sha256.
+        card: The words of the model card.
         timm: The other top-level keys (`model_args`, `pretrained_cfg`, ...), as timm wants them.
     """
 
@@ -47,9 +49,10 @@ class EntryConfig:
     dim: int
     preprocess: Preprocess
     data: str
-    licence: str
+    license: str
     provenance: Mapping[str, Any] = field(default_factory=dict)
     metrics: Mapping[str, Any] = field(default_factory=dict)
+    card: Card = Card()
     timm: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -70,9 +73,10 @@ class EntryConfig:
                 "dim": self.dim,
                 "preprocess": self.preprocess.to_json(),
                 "data": self.data,
-                "licence": self.licence,
+                "license": self.license,
                 "provenance": dict(self.provenance),
                 "metrics": dict(self.metrics),
+                "card": self.card.to_json(),
             },
         }
 
@@ -121,11 +125,14 @@ class EntryConfig:
             outputs=outputs,
             method=_text(ours, "method", where),
             dim=dim,
-            preprocess=Preprocess.from_json(ours.get("preprocess"), f"{where}: embedkit.images.transform"),
+            preprocess=Preprocess.from_json(ours.get("preprocess"), f"{where}: embedkit.preprocess"),
             data=_text(ours, "data", where),
-            licence=_text(ours, "licence", where),
+            license=_text(ours, "license", where),
             provenance=provenance,
             metrics=metrics,
+            card=Card.from_json(
+                _object(ours.get("card", {}), f"{where}: embedkit.card"), f"{where}: embedkit.card"
+            ),
             timm={key: value for key, value in data.items() if key not in ("architecture", "embedkit")},
         )
 
@@ -142,7 +149,7 @@ def _check_figures(metrics: Mapping[str, Any], provenance: Mapping[str, Any], wh
         elif type(value) not in (int, float) or not abs(value) < 1e300:  # type: ignore[arg-type]
             raise EntryError(f"{at}: expected a number, found {_short(value)}")
 
-    for part, keys in (("results", 2), ("baselines", 3), ("pictures", 2)):
+    for part, keys in (("results", 2), ("baselines", 3), ("images", 2)):
         check(metrics.get(part, {}), f"{where}.metrics.{part}", keys)
     at = f"{where}.metrics.intervals"
     for data, figures in _object(metrics.get("intervals", {}), at).items():

@@ -97,8 +97,8 @@ def space_fingerprint(
     Args:
         manifest: The entry's manifest.
         config: The entry's configuration.
-        normalized: Whether rows are L2-normalised.
-        variant: `fp32`, or `int8` for the quantised graph.
+        normalized: Whether rows are L2-normalized.
+        variant: `fp32`, or `int8` for the quantized graph.
     """
     graph = GRAPH_INT8 if variant == "int8" else GRAPH
     identity = {

@@ -187,7 +187,7 @@ class Mixture:
                 f"{mixture.name} takes {mixture.dim} columns and the encoder gives {entry.config.dim}; "
                 "pull the entry again"
             )
-        # the training's features are not normalised; where y is, and nothing is subtracted, lengths do not matter
+        # the training's features are not normalized; where y is, and nothing is subtracted, lengths do not matter
         scale_free = mixture.normalize and not mixture.center.any()
         spaces = tuple(
             space_fingerprint(entry.manifest, entry.config, normalized=normalized)
@@ -209,12 +209,12 @@ class Mixture:
         if dim != self.dim:
             raise SpaceMismatchError(
                 f"{self.name} takes embeddings of {self.dim} columns and {where} have {dim}; "
-                "embed the pictures with the mixture's own encoder"
+                "embed the images with the mixture's own encoder"
             )
         if self.spaces and fingerprint is not None and fingerprint not in self.spaces:
             raise SpaceMismatchError(
                 f"{self.name} belongs to space {' or '.join(space[:12] for space in self.spaces)} and {where} to "
-                f"{fingerprint[:12]}; embed the pictures with the mixture's own encoder, for that of an entry with "
+                f"{fingerprint[:12]}; embed the images with the mixture's own encoder, for that of an entry with "
                 "--no-normalize"
             )
 
@@ -254,7 +254,7 @@ class Mixture:
             if not (float(block.max()) <= _LARGEST and float(block.min()) >= -_LARGEST):  # nor NaN
                 raise ConfigError(
                     f"assign: the embeddings hold NaN, infinity or numbers above {_LARGEST:.3g}; "
-                    "embed those pictures again"
+                    "embed those images again"
                 )
             joint = log_weights + gaussians.log_densities(self.project(block))  # (B, K)
             labels[rows] = joint.argmax(1)

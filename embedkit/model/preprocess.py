@@ -21,7 +21,7 @@ INTERPOLATIONS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocess:
-    """The contract from a decoded picture to the pixels that the graph takes.
+    """The contract from a decoded image to the pixels that the graph takes.
 
     Attributes:
         color: `rgb` (3 channels), `gray` (1, ITU-R 601 luma) or `lab_l` (1, CIE L* of D65 scaled to 0..255).
@@ -31,7 +31,7 @@ class Preprocess:
         resize_size: Pixels for `shortest` and `longest`; unused by `squash`.
         interpolation: The resampling filter, by its Pillow name, antialiased.
         crop: `center` takes the middle of what is larger than `size`; `none` means it already fits.
-        pad: Fill value 0..255 for what is smaller than `size`, centred.
+        pad: Fill value 0..255 for what is smaller than `size`, centered.
         mean: Per channel, in units of [0, 1], subtracted inside the graph.
         std: Per channel, in units of [0, 1], divided by inside the graph.
         reduced_decoding: Whether a JPEG may be decoded at 1/2, 1/4 or 1/8 when that leaves at least twice the

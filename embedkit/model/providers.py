@@ -37,7 +37,7 @@ AZURE = "AzureExecutionProvider"
 TELEMETRY_VARIABLE = "ORT_DISABLE_TELEMETRY"
 
 
-_MEND = "pip uninstall -y {names} && pip install {keep}"
+_FIX = "pip uninstall -y {names} && pip install {keep}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,13 +97,13 @@ def installed_runtimes() -> dict[str, str]:
 
 
 def runtime_conflict() -> str | None:
-    """One sentence with the mend when more than one onnxruntime wheel is installed, else None."""
+    """One sentence with the fix when more than one onnxruntime wheel is installed, else None."""
     names = sorted(installed_runtimes())
     if len(names) < 2:
         return None
     keep = "onnxruntime-gpu" if "onnxruntime-gpu" in names else names[0]
-    mend = _MEND.format(names=" ".join(names), keep=keep)
-    return f"{' and '.join(names)} are both installed and overwrite each other's files: {mend}"
+    fix = _FIX.format(names=" ".join(names), keep=keep)
+    return f"{' and '.join(names)} are both installed and overwrite each other's files: {fix}"
 
 
 @functools.cache

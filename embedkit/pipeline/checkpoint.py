@@ -20,9 +20,9 @@ from embedkit._io import atomic
 from embedkit._io.locks import LockedError, locked
 from embedkit._io.outputs import check_ours
 from embedkit._io.reading import read_regular
-from embedkit.embeddings.metadata import Passport, json_bytes
+from embedkit.embeddings.metadata import Metadata, json_bytes
 from embedkit.embeddings.parquet import opened
-from embedkit.embeddings.parquet_write import read_passport, write_table
+from embedkit.embeddings.parquet_write import read_metadata, write_table
 from embedkit.embeddings.shards import done_name, shard_name
 from embedkit.errors import ConfigError, OutputError
 from embedkit.pipeline.finished import Known, read_known
@@ -105,7 +105,7 @@ class ShardStore:
             OutputError: A shard that embedkit did not write.
         """
         for path in self.shards():
-            check_ours(path, lambda shard: bool(read_passport(shard)), "rows")
+            check_ours(path, lambda shard: bool(read_metadata(shard)), "rows")
         check_ours(self.errors, is_table_of_failures, "a table of failures")
         for path in (*self.shards(), self._job, self.done, self.errors):
             path.unlink(missing_ok=True)
@@ -124,7 +124,7 @@ class ShardStore:
             return None
         except (OSError, ValueError, RecursionError):
             job = None
-        if not isinstance(job, dict) or not isinstance(job.get("passport"), str):
+        if not isinstance(job, dict) or not isinstance(job.get("metadata"), str):
             raise ConfigError(f"{self._job} is damaged; start again with --overwrite")
         return job
 
@@ -141,18 +141,18 @@ class ShardStore:
         )
         self._next += 1
 
-    def known(self, passport: Passport) -> tuple[dict[str, Known], list[Failure]]:
+    def known(self, metadata: Metadata) -> tuple[dict[str, Known], list[Failure]]:
         """What the shards hold: rows by id, and failures.
 
         Raises:
-            SpaceMismatchError: They are of another space than `passport`.
+            SpaceMismatchError: They are of another space than `metadata`.
             OutputError: A shard is damaged, or embedkit did not write it.
         """
         rows: dict[str, Known] = {}
         failures: list[Failure] = []
         for path in self.shards():
-            read_passport(path).check_same_space(passport, str(self.folder))
-            known, schema = read_known(path, passport)
+            read_metadata(path).check_same_space(metadata, str(self.folder))
+            known, schema = read_known(path, metadata)
             rows.update(known)
             try:
                 failures += [
@@ -183,11 +183,11 @@ class ShardStore:
         with opened(path) as file:
             return file.read()
 
-    def finish(self, passport: Passport, rows: int, failures: list[Failure]) -> None:
+    def finish(self, metadata: Metadata, rows: int, failures: list[Failure]) -> None:
         """Mark this part of a folder of shards as complete."""
         write_failures(failures, self.errors)
         atomic.write_file(
-            self.done, json_bytes({"rows": rows, "failed": len(failures), "entry": passport.entry})
+            self.done, json_bytes({"rows": rows, "failed": len(failures), "entry": metadata.entry})
         )
         self._job.unlink(missing_ok=True)
 

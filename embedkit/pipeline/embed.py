@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from typing import Any, BinaryIO
 
-from embedkit.embeddings.metadata import Passport
+from embedkit.embeddings.metadata import Metadata
 from embedkit.encoder import Encoder, load_encoder
 from embedkit.errors import ConfigError, SourceError
 from embedkit.images.sources import list_sources
@@ -45,7 +45,7 @@ def embed(
     stdin: BinaryIO | None = None,
     progress: Progress | None = None,
 ) -> Report:
-    """Embed folders, lists, tars and Parquet files of pictures into one file or folder.
+    """Embed folders, lists, tars and Parquet files of images into one file or folder.
 
     The same call goes on where a killed one stopped. Into a finished output it embeds only what is new or
     changed (size and modification time).
@@ -53,11 +53,11 @@ def embed(
     Args:
         source: One source or several: a file, a folder, a glob, `-` for a list on `stdin`, a `.tar`, a Parquet
             file with an image column.
-        output: `X.parquet`, `X.npy` (with `X.ids.jsonl` and `X.passport.json`), or a folder (ending in `/`, or
+        output: `X.parquet`, `X.npy` (with `X.ids.jsonl` and `X.metadata.json`), or a folder (ending in `/`, or
             existing) for a Parquet data set of shards, or `lance://FOLDER/TABLE` for a table of a LanceDB database.
         encoder: A name, an entry's folder or a loaded `Encoder`; the default encoder when None.
         revision: As for `load_encoder`.
-        batch_size: Pictures in one batch; chosen for the device when None.
+        batch_size: Images in one batch; chosen for the device when None.
         device: As for `load_encoder`.
         providers: As for `load_encoder`.
         precision: As for `load_encoder`.
@@ -68,13 +68,13 @@ def embed(
         normalize: Whether rows have Euclidean length 1.
         root: Ids are paths relative to this folder.
         recursive: Whether folders are walked to the bottom.
-        on_error: `skip` lists pictures that cannot be read in `X.errors.parquet` (of `X.parquet`; elsewhere
+        on_error: `skip` lists images that cannot be read in `X.errors.parquet` (of `X.parquet`; elsewhere
             `X.npy.errors.parquet`); `stop` raises at the first.
         prune: Whether rows are dropped whose files are gone, or that lie in the sources and are not among their
             images any more. Rows of other sources stay.
-        verify_content: Tell changed pictures by sha256 instead of size and modification time.
+        verify_content: Tell changed images by sha256 instead of size and modification time.
         worker: (I, N), counted from 1: embed the I-th of N parts into a folder.
-        overwrite: Start anew, replacing what is there.
+        overwrite: Start again, replacing what is there.
         local_files_only: Never open a connection.
         null: The list on `stdin` is separated by NUL bytes.
         stdin: Where `-` reads its list from.
@@ -84,10 +84,10 @@ def embed(
         What was done.
 
     Raises:
-        SourceError: A source does not exist, holds no picture, or not one of its pictures could be read.
+        SourceError: A source does not exist, holds no image, or not one of its images could be read.
         SpaceMismatchError: The output holds embeddings of another space.
         OutputError: The output cannot be written.
-        ImageError: `on_error="stop"` and a picture that cannot be read.
+        ImageError: `on_error="stop"` and an image that cannot be read.
     """
     if max_pixels is not None and max_pixels < 1:
         raise ConfigError(f"max_pixels: expected at least 1, found {max_pixels}")
@@ -145,7 +145,7 @@ def embed(
             prune=prune,
             verify_content=verify_content or bool(job.get("verify_content")),
             old=None if overwrite else target.finished(),
-            passport=Passport.from_json(job["passport"], str(store.folder)) if job else None,
+            metadata=Metadata.from_json(job["metadata"], str(store.folder)) if job else None,
         )
         return work.run(on_error, progress or Progress(), started)
     finally:

@@ -12,10 +12,10 @@ import pyarrow as pa
 
 from embedkit.embeddings import lance as lancetable
 from embedkit.embeddings.formats import check_schema, column_type
-from embedkit.embeddings.metadata import Passport, first_line
+from embedkit.embeddings.metadata import Metadata, first_line
 from embedkit.embeddings.npy import Beside, MismatchError, read_beside, read_npy
 from embedkit.embeddings.parquet import check_sizes, opened
-from embedkit.embeddings.parquet_write import read_passport
+from embedkit.embeddings.parquet_write import read_metadata
 from embedkit.embeddings.schema import RESERVED, ROW_GROUP
 from embedkit.errors import OutputError
 
@@ -36,20 +36,20 @@ class Finished:
     """A finished `.parquet`, `.npy` or LanceDB table that a job extends.
 
     Attributes:
-        passport: What it says of itself.
+        metadata: What it says of itself.
         known: What is known of its images, by id.
         labels: Its label columns, name -> Arrow type name.
         has_sha256: Whether contents were recorded.
         uncertain: Ids whose vectors cannot be told: the files that hold them do not belong together.
     """
 
-    def __init__(self, path: Path, passport: Passport, known: dict[str, Known], schema: pa.Schema):
+    def __init__(self, path: Path, metadata: Metadata, known: dict[str, Known], schema: pa.Schema):
         """Take what was read; see `open`.
 
         Raises:
             OutputError: A label column of a type that embedkit does not write.
         """
-        self._path, self.passport, self.known = path, passport, known
+        self._path, self.metadata, self.known = path, metadata, known
         self.labels = {field.name: str(field.type) for field in schema if field.name not in RESERVED}
         self.has_sha256 = "sha256" in schema.names
         self.uncertain: frozenset[str] = frozenset()
@@ -70,15 +70,15 @@ class Finished:
         """
         if path.suffix == ".lance":
             table = lancetable.open_table(path)
-            passport = lancetable.passport_of(table, path)
-            _check(table.schema, passport, path)
+            metadata = lancetable.metadata_of(table, path)
+            _check(table.schema, metadata, path)
             blocks = lancetable.read(table, _known_columns(table.schema))
-            return cls(path, passport, _guarded(path, _known, blocks), table.schema)
+            return cls(path, metadata, _guarded(path, _known, blocks), table.schema)
         if path.suffix == ".npy":
             return cls._open_npy(path)
-        passport = read_passport(path)
-        known, schema = read_known(path, passport)
-        return cls(path, passport, known, schema)
+        metadata = read_metadata(path)
+        known, schema = read_known(path, metadata)
+        return cls(path, metadata, known, schema)
 
     @classmethod
     def _open_npy(cls, path: Path) -> Finished:
@@ -91,7 +91,7 @@ class Finished:
             line["id"]: Known(line.get("size"), line.get("mtime_ns"), line.get("sha256"))
             for line in found.lines
         }
-        finished = cls(path, found.passport, {} if uncertain else known, _guarded(path, _schema_of, found))
+        finished = cls(path, found.metadata, {} if uncertain else known, _guarded(path, _schema_of, found))
         finished.uncertain = frozenset(known if uncertain else ())
         return finished
 
@@ -124,25 +124,25 @@ class Finished:
                 yield pa.Table.from_batches([batch]).replace_schema_metadata(None)
 
 
-def read_known(path: Path, passport: Passport) -> tuple[dict[str, Known], pa.Schema]:
+def read_known(path: Path, metadata: Metadata) -> tuple[dict[str, Known], pa.Schema]:
     """What is known of every image in a Parquet file of embeddings, by id, and the file's schema.
 
     Raises:
-        OutputError: The file is damaged, is not what its passport promises, or unfolds to too much.
+        OutputError: The file is damaged, is not what its metadata promises, or unfolds to too much.
     """
 
     def read() -> tuple[dict[str, Known], pa.Schema]:
         with opened(path) as file:
             schema = file.schema_arrow
-            _check(schema, passport, path)
+            _check(schema, metadata, path)
             check_sizes(file, path, schema.names)
             return _known(file.iter_batches(65536, columns=_known_columns(schema))), schema
 
     return _guarded(path, read)
 
 
-def _check(schema: pa.Schema, passport: Passport, path: Path) -> None:
-    check_schema(schema, passport.dim, str(path))
+def _check(schema: pa.Schema, metadata: Metadata, path: Path) -> None:
+    check_schema(schema, metadata.dim, str(path))
     for name, kind in _KNOWN.items():
         found = column_type(schema, name)
         if found != kind and not (name == "sha256" and found == "nothing"):

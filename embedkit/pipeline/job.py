@@ -1,7 +1,7 @@
 """One embed job: what remains to be done, the batches, the shards, and the output at the end.
 
-Pictures are embedded in source order in batches of one fixed size, the last one padded, and a picture that fails
-keeps its place in its batch. So what a run computes depends only on the list of pictures that remain, and a run
+Images are embedded in source order in batches of one fixed size, the last one padded, and an image that fails
+keeps its place in its batch. So what a run computes depends only on the list of images that remain, and a run
 that was killed and started again gives the same bytes as one that was not.
 """
 
@@ -19,7 +19,7 @@ import pyarrow as pa
 
 import embedkit
 from embedkit.embeddings import lance as lancetable
-from embedkit.embeddings.metadata import Passport, Run
+from embedkit.embeddings.metadata import Metadata, Run
 from embedkit.embeddings.npy import write_npy
 from embedkit.embeddings.parquet_write import write_rows
 from embedkit.embeddings.schema import conform, label_column, schema_of
@@ -44,11 +44,11 @@ class Report:
 
     Attributes:
         output: The file or folder that holds the rows.
-        images: Pictures embedded by this run.
+        images: Images embedded by this run.
         kept: Rows that were there already and still hold.
-        removed: Rows of changed or vanished pictures that went away.
+        removed: Rows of changed or vanished images that went away.
         gone: Kept rows whose image has no file any more.
-        failed: Pictures that could not be read; they stand in `errors`.
+        failed: Images that could not be read; they stand in `errors`.
         seconds: Wall time of the job without loading the encoder.
         provider: What ran, by ONNX Runtime's name.
         dim: Width D.
@@ -70,7 +70,7 @@ class Report:
 
     @property
     def images_per_second(self) -> float:
-        """Pictures embedded by this run a second."""
+        """Images embedded by this run a second."""
         return self.images / self.seconds if self.seconds > 0 else 0.0
 
 
@@ -78,10 +78,10 @@ class Progress:
     """What a job tells while it runs; this one stays silent."""
 
     def start(self, total: int) -> None:
-        """`total` pictures are about to be embedded."""
+        """`total` images are about to be embedded."""
 
     def advance(self, images: int, failed: int) -> None:
-        """So many more pictures were embedded, and so many failed."""
+        """So many more images were embedded, and so many failed."""
 
 
 class Job:
@@ -102,7 +102,7 @@ class Job:
         prune: bool,
         verify_content: bool,
         old: Finished | None,
-        passport: Passport | None,
+        metadata: Metadata | None,
     ):
         """Settle the space and the schema.
 
@@ -110,41 +110,41 @@ class Job:
             target: Where rows go.
             store: This job's shards.
             encoder: What embeds.
-            listing: All pictures of the sources.
+            listing: All images of the sources.
             scope: What the sources cover.
-            batch_size: Pictures in one batch.
+            batch_size: Images in one batch.
             decode: `auto` or `exact`.
             max_pixels: Greatest number of pixels of an image file.
             normalize: Whether rows have Euclidean length 1.
             prune: Whether rows are dropped whose images are gone, or lie in the sources and are not listed.
-            verify_content: Whether a picture is known by its sha256.
+            verify_content: Whether an image is known by its sha256.
             old: The finished output that this job extends.
-            passport: That of the unfinished job that this one goes on with.
+            metadata: That of the unfinished job that this one goes on with.
         """
         self.target, self.store, self.encoder, self.listing = target, store, encoder, listing
         self.batch_size, self.decode, self.normalize = batch_size, decode, normalize
         self.max_pixels = max_pixels
         self.prune, self.verify_content, self.old = prune, verify_content, old
         self.scope = scope
-        self.resumed = passport is not None
+        self.resumed = metadata is not None
         self.items: list[Item] = [
             item
             for item in listing.items
             if target.parts == 1 or part_of(item.id, target.parts) == target.part
         ]
         self.current: dict[str, Item] = {item.id: item for item in self.items}
-        mine = Passport(
+        mine = Metadata(
             entry=encoder.name,
             manifest_sha256=encoder.revision,
             fingerprint=encoder.space(normalized=normalize),
             dim=encoder.dim,
             normalized=normalize,
         )
-        if passport is not None:
-            passport.check_same_space(mine, f"the unfinished job {store.folder}")
+        if metadata is not None:
+            metadata.check_same_space(mine, f"the unfinished job {store.folder}")
         if old is not None:
-            old.passport.check_same_space(mine, str(target.path))
-        self.passport: Passport = passport or (old.passport if old is not None else mine)
+            old.metadata.check_same_space(mine, str(target.path))
+        self.metadata: Metadata = metadata or (old.metadata if old is not None else mine)
         self.labels = {label_column(name): kind for name, kind in listing.label_schema.items()}
         for name, kind in old.labels.items() if old is not None else ():
             if self.labels.setdefault(name, kind) != kind:
@@ -156,21 +156,21 @@ class Job:
 
     def _set_schema(self) -> None:
         sha256 = self.verify_content or (self.old is not None and self.old.has_sha256)
-        self.schema = schema_of(self.passport, self.labels, sha256=sha256)
+        self.schema = schema_of(self.metadata, self.labels, sha256=sha256)
 
     def run(self, on_error: str, progress: Progress, started: float) -> Report:
         """Embed what remains, then put the output together."""
         folder = self.target.kind == "folder"
         if self.prune and not self.current:
-            raise SourceError("no picture was found, so --prune would drop every row; check the source")
-        shard_rows, earlier = self.store.known(self.passport)
+            raise SourceError("no image was found, so --prune would drop every row; check the source")
+        shard_rows, earlier = self.store.known(self.metadata)
         self._check_uncertain()
         old_rows = self.old.known if self.old is not None else {}
         keep_old = {name for name, known in old_rows.items() if self._holds(name, known)}
         keep_new = {
             name for name, known in shard_rows.items() if name not in keep_old and self._holds(name, known)
         }
-        # A picture that failed keeps its place until the job is done, so that the batches stay the same; a
+        # An image that failed keeps its place until the job is done, so that the batches stay the same; a
         # later job tries it again.
         failures = {f[0]: f for f in earlier if f[0] in self.current} if self.resumed else {}
         todo = [
@@ -202,7 +202,7 @@ class Job:
                 self._none_read(errors)
             if folder:
                 if changed or not self.store.done.exists():
-                    self.store.finish(self.passport, kept + images, errors)
+                    self.store.finish(self.metadata, kept + images, errors)
             else:
                 if changed or keep_new or self.old is None:
                     self._assemble(keep_old)
@@ -218,7 +218,7 @@ class Job:
                 "`embedkit verify`, `identify` and `calibrate` find the faces of photographs with --faces"
             )
         if self.resumed:
-            notes.append(f"went on with an unfinished job: {len(keep_new)} pictures were done")
+            notes.append(f"went on with an unfinished job: {len(keep_new)} images were done")
         if self.old is not None and self.old.uncertain:
             notes.append(
                 f"{self.target.path} and the files beside it did not belong together; all images were embedded again"
@@ -290,12 +290,12 @@ class Job:
             self.store.clear()
         name, _, reason = errors[0]
         raise SourceError(
-            f"none of the {len(errors)} pictures could be read; {where} says why, the first: {name}: {reason}"
+            f"none of the {len(errors)} images could be read; {where} says why, the first: {name}: {reason}"
         )
 
     def _begin(self) -> None:
         """Record what this job chose, so that the same call after a kill chooses the same."""
-        self.passport = self.passport.with_run(
+        self.metadata = self.metadata.with_run(
             Run(
                 provider=self.encoder.provider,
                 precision=self.encoder.precision,
@@ -308,7 +308,7 @@ class Job:
         self._set_schema()
         self.store.write_job(
             {
-                "passport": self.passport.to_json(),
+                "metadata": self.metadata.to_json(),
                 "batch_size": self.batch_size,
                 "decode": self.decode,
                 "threads": self.encoder.threads,
@@ -349,7 +349,7 @@ class Job:
                 if faults and on_error == "stop":
                     first = min(faults)
                     raise ImageError(
-                        f"{batch[first].id}: {reason_of(faults[first])}; the {position} pictures before its batch "
+                        f"{batch[first].id}: {reason_of(faults[first])}; the {position} images before its batch "
                         "are kept, and --on-error skip goes on past it"
                     )
                 position += len(batch)
@@ -405,7 +405,7 @@ class Job:
         return pa.Table.from_arrays(arrays, schema=self.schema)
 
     def _holds(self, name: str, known: Known) -> bool:
-        """Whether the row of a picture is still the picture's."""
+        """Whether the row of an image is still the image's."""
         item = self.current.get(name)
         if item is None:
             return not self.prune or (self.scope.has_file(name) and not self.scope.covers(name))
@@ -431,11 +431,11 @@ class Job:
         elif self.target.kind == "lance":
             lancetable.write(tables(), self.target.path, self.schema)
         else:
-            write_npy(tables(), self.target.path, self.passport, sum(table.num_rows for table in tables()))
+            write_npy(tables(), self.target.path, self.metadata, sum(table.num_rows for table in tables()))
 
 
 def part_of(name: str, parts: int) -> int:
-    """Which of `parts` parts, counted from 1, a picture belongs to: a function of its id alone."""
+    """Which of `parts` parts, counted from 1, an image belongs to: a function of its id alone."""
     return int(sha256_hex(name.encode("utf-8", "surrogateescape"))[:15], 16) % parts + 1
 
 

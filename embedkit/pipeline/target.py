@@ -13,8 +13,8 @@ from embedkit._io.atomic import clear_leftovers
 from embedkit._io.outputs import check_ours, check_outputs
 from embedkit._io.reading import open_regular
 from embedkit.embeddings import lance as lancetable
-from embedkit.embeddings.npy import finish_commit, ids_path, is_ids, is_passport, passport_path
-from embedkit.embeddings.parquet_write import read_passport
+from embedkit.embeddings.npy import finish_commit, ids_path, is_ids, is_metadata, metadata_path
+from embedkit.embeddings.parquet_write import read_metadata
 from embedkit.embeddings.paths import aside_folder, errors_path
 from embedkit.errors import ConfigError, OutputError
 from embedkit.pipeline.checkpoint import ShardStore, is_table_of_failures
@@ -72,7 +72,7 @@ class Target:
         if self.kind != "folder":
             outputs["the table of failures of -o"] = errors_path(self.path)
         if self.kind == "npy":
-            outputs |= {"the ids of -o": ids_path(self.path), "the metadata of -o": passport_path(self.path)}
+            outputs |= {"the ids of -o": ids_path(self.path), "the metadata of -o": metadata_path(self.path)}
         taken = {f"the source {source!r}": source for source in sources}
         for source in sources:
             if glob.has_magic(source) and not os.path.lexists(source):
@@ -98,7 +98,7 @@ class Target:
             if self.kind == "npy":
                 finish_commit(self.path)
                 check_ours(ids_path(self.path), is_ids, "ids")
-                check_ours(passport_path(self.path), is_passport, "metadata")
+                check_ours(metadata_path(self.path), is_metadata, "metadata")
             check_ours(errors_path(self.path), is_table_of_failures, "a table of failures")
             for path in (self.path, errors_path(self.path)):
                 clear_leftovers(Path(os.path.realpath(path)))
@@ -114,12 +114,12 @@ class Target:
             OutputError: Naming it.
         """
         if self.kind == "parquet":
-            check_ours(self.path, lambda path: bool(read_passport(path)), "embeddings")
+            check_ours(self.path, lambda path: bool(read_metadata(path)), "embeddings")
         elif self.kind == "npy":
             check_ours(self.path, _has_metadata, "embeddings")
         elif self.kind == "lance" and lancetable.exists(self.path):
             table = lancetable.open_table(self.path)
-            check_ours(self.path, lambda path: bool(lancetable.passport_of(table, path)), "embeddings")
+            check_ours(self.path, lambda path: bool(lancetable.metadata_of(table, path)), "embeddings")
 
     def finished(self) -> Finished | None:
         """What an earlier job left there; a folder is its own store."""
@@ -134,7 +134,7 @@ class Target:
 
 def _has_metadata(npy: Path) -> bool:
     with open_regular(npy) as file:
-        return file.read(6) == b"\x93NUMPY" and is_passport(passport_path(npy))
+        return file.read(6) == b"\x93NUMPY" and is_metadata(metadata_path(npy))
 
 
 def check_writable(output: Path) -> None:

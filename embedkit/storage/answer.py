@@ -24,7 +24,7 @@ from urllib.parse import SplitResult, unquote, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from embedkit._io.messages import quoted, redacted
-from embedkit.errors import AccessError, IntegrityError, PlaceError, UnreachableError
+from embedkit.errors import AccessError, IntegrityError, UnreachableError, ZooError
 from embedkit.storage.origins import is_loopback
 
 CHUNK = 1 << 16
@@ -119,9 +119,9 @@ class Answer:
             seconds = float(after) if after.isdigit() and len(after) < 6 else 0.0
             return UnreachableError(f"{self.url}: the place is overloaded or broken ({self.status})", seconds)
         if self.status not in (200, 206, 416):
-            return PlaceError(f"{self.url}: an unexpected answer ({self.status})")
+            return ZooError(f"{self.url}: an unexpected answer ({self.status})")
         if self.header("content-encoding").lower() not in ("", "identity"):
-            return PlaceError(f"{self.url}: a compressed answer to a request for plain bytes is refused")
+            return ZooError(f"{self.url}: a compressed answer to a request for plain bytes is refused")
         return None
 
     def begin(self, start: int, size: int) -> int:
@@ -146,31 +146,31 @@ class Answer:
         """The body of a small file.
 
         Raises:
-            PlaceError: It has more than `limit` bytes.
+            ZooError: It has more than `limit` bytes.
             UnreachableError: It is cut or stalls.
         """
         if self.length is not None and self.length > limit:
             self.close()
-            raise PlaceError(f"{self.url}: expected at most {limit} bytes, and {self.length} are announced")
+            raise ZooError(f"{self.url}: expected at most {limit} bytes, and {self.length} are announced")
         data = bytearray()
         with contextlib.closing(self.chunks()) as chunks:
             for chunk in chunks:
                 data += chunk
                 if len(data) > limit:
-                    raise PlaceError(f"{self.url}: expected at most {limit} bytes, and more came")
+                    raise ZooError(f"{self.url}: expected at most {limit} bytes, and more came")
         return bytes(data)
 
     def json(self, limit: int) -> object:
         """The body as JSON, None where it is empty.
 
         Raises:
-            PlaceError: No JSON, or more than `limit` bytes.
+            ZooError: No JSON, or more than `limit` bytes.
             UnreachableError: It is cut or stalls.
         """
         try:
             return json.loads(self.whole(limit) or b"null")
         except (ValueError, RecursionError):
-            raise PlaceError(f"{self.url}: expected JSON, and something else came ({self.status})") from None
+            raise ZooError(f"{self.url}: expected JSON, and something else came ({self.status})") from None
 
     def chunks(self) -> Generator[bytes]:
         """The body; a cut or stalled one ends in UnreachableError. Time that the caller takes does not count."""

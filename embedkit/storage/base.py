@@ -18,7 +18,7 @@ class Storage(Protocol):
 
         Raises:
             FileNotFoundError: It is not there.
-            PlaceError: It has more than `limit` bytes, or the place refuses or (UnreachableError) is down.
+            ZooError: It has more than `limit` bytes, or the place refuses or (UnreachableError) is down.
         """
 
     def stream(self, path: str, start: int, size: int) -> tuple[int, Generator[bytes]]:
@@ -30,5 +30,5 @@ class Storage(Protocol):
         Raises:
             FileNotFoundError: It is not there.
             IntegrityError: The place says that the file has another size.
-            PlaceError: As for `read`; the chunks raise it too.
+            ZooError: As for `read`; the chunks raise it too.
         """

@@ -14,8 +14,8 @@ from embedkit.errors import (
     EmbedkitError,
     IntegrityError,
     MissingDependencyError,
-    PlaceError,
     UnreachableError,
+    ZooError,
 )
 
 #: One request brings so much.
@@ -85,7 +85,7 @@ class BucketStorage:
         """All bytes of a small file; see `Storage`."""
         data = self._ask(path, self.store.cat_file, self._path(path), start=0, end=limit + 1)
         if len(data) > limit:
-            raise PlaceError(f"{self._uri}/{path}: expected at most {limit} bytes, and there are more")
+            raise ZooError(f"{self._uri}/{path}: expected at most {limit} bytes, and there are more")
         return data
 
     def stream(self, path: str, start: int, size: int) -> tuple[int, Generator[bytes]]:
@@ -192,7 +192,7 @@ class BucketStorage:
             raise AccessError(f"{where}: access is refused; check the credentials of this store") from None
         except Exception as error:  # each driver has its own
             kind = type(error).__name__
-            what = UnreachableError if isinstance(error, (ConnectionError, TimeoutError)) else PlaceError
+            what = UnreachableError if isinstance(error, (ConnectionError, TimeoutError)) else ZooError
             if any(word in kind for word in _UNREACHABLE) or any(
                 word in str(error)[:500] for word in _UNREACHABLE
             ):

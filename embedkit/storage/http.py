@@ -17,7 +17,7 @@ from collections.abc import Generator
 from urllib.parse import SplitResult, urljoin, urlsplit
 
 from embedkit._io.messages import quoted
-from embedkit.errors import ConfigError, PlaceError, UnreachableError
+from embedkit.errors import ConfigError, UnreachableError, ZooError
 from embedkit.storage.answer import Answer, shown
 from embedkit.storage.origins import check_web, is_loopback
 
@@ -87,7 +87,7 @@ class WebStorage:
         """Ask an API: status, `X-Error-Code` and, where the status is 200, what it answers as JSON.
 
         Raises:
-            PlaceError: Another status than 200, 401, 403 and 404, more than `limit` bytes, or no JSON.
+            ZooError: Another status than 200, 401, 403 and 404, more than `limit` bytes, or no JSON.
         """
         with contextlib.closing(self._follow(f"{self._root}/{path}", 0)) as answer:
             if answer.status in (401, 403, 404):
@@ -99,7 +99,7 @@ class WebStorage:
         """Send JSON to the root's origin; the status and what it answers, as JSON.
 
         Raises:
-            PlaceError: No answer, or none that is JSON.
+            ZooError: No answer, or none that is JSON.
         """
         url = f"{self._root}/{path}"
         with contextlib.closing(self._request(urlsplit(url), 0, json.dumps(value).encode())) as answer:
@@ -121,7 +121,7 @@ class WebStorage:
                 return answer
             answer.close()
             target = _redirected(origin, target, answer.header("location"), self._token)
-        raise PlaceError(
+        raise ZooError(
             f"{shown(origin, self._token)}: more than {REDIRECTS} redirects; is this the address of a zoo?"
         )
 
@@ -141,14 +141,14 @@ def _redirected(origin: SplitResult, target: SplitResult, location: str, secret:
     """Where a redirect leads, when it may.
 
     Raises:
-        PlaceError: A redirect to no web address, out of encryption, or from the net to this machine.
+        ZooError: A redirect to no web address, out of encryption, or from the net to this machine.
     """
     where = shown(target, secret)
     try:
         new = urlsplit(urljoin(target.geturl(), location))
         host, _ = new.hostname or "", new.port
     except ValueError:
-        raise PlaceError(f"{where}: a redirect to no usable address") from None
+        raise ZooError(f"{where}: a redirect to no usable address") from None
     inside = is_loopback(origin.hostname or "")
     if (
         not location
@@ -156,13 +156,13 @@ def _redirected(origin: SplitResult, target: SplitResult, location: str, secret:
         or new.scheme not in ("http", "https")
         or re.search(r"[^\x21-\x7e]", new.geturl())
     ):
-        raise PlaceError(
+        raise ZooError(
             f"{where}: a redirect to no web address is refused ({quoted(new.scheme, secret, longest=20)!r})"
         )
     if new.scheme == "http" and not (inside and is_loopback(host)):
-        raise PlaceError(f"{where}: a redirect to unencrypted http:// is refused")
+        raise ZooError(f"{where}: a redirect to unencrypted http:// is refused")
     if is_loopback(host) and not inside:
-        raise PlaceError(f"{where}: a redirect to this machine itself is refused")
+        raise ZooError(f"{where}: a redirect to this machine itself is refused")
     return new
 
 

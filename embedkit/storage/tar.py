@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 from embedkit._io.messages import quoted
 from embedkit._io.reading import open_regular
-from embedkit.errors import EntryError, IntegrityError, PlaceError
+from embedkit.errors import EntryError, IntegrityError, ZooError
 
 _CHUNK = 1 << 20
 
@@ -57,7 +57,7 @@ class ArchiveStorage:
         """All bytes of a small member; see `Storage`."""
         size = self._find(path)[1]
         if size > limit:
-            raise PlaceError(f"{self._path}: {path}: expected at most {limit} bytes, found {size}")
+            raise ZooError(f"{self._path}: {path}: expected at most {limit} bytes, found {size}")
         return b"".join(self._chunks(path, 0))
 
     def stream(self, path: str, start: int, size: int) -> tuple[int, Generator[bytes]]:
@@ -82,7 +82,7 @@ class ArchiveStorage:
                     left -= len(chunk)
                     yield chunk
         except OSError as error:
-            raise PlaceError(f"{self._path} cannot be read ({error.strerror})") from None
+            raise ZooError(f"{self._path} cannot be read ({error.strerror})") from None
 
 
 def read_members(file: BinaryIO) -> Iterator[tuple[str, int, int]]:

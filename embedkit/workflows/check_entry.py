@@ -20,7 +20,7 @@ from embedkit.model.providers import CPU, EngineOptions, available_cpus
 
 #: A larger difference between embeddings of length 1 is none that rounding makes.
 MOST_TOLERANCE = 1e-2
-#: A few small pictures and their embeddings: those of the zoo take 60 kB.
+#: A few small images and their embeddings: those of the zoo take 60 kB.
 MOST_BYTES = 64 << 20
 
 
@@ -59,11 +59,11 @@ def verify_entry(name: str | os.PathLike[str], *, device: str = "auto") -> Verif
             checked += 1
         options = EngineOptions(device=device, threads=available_cpus(), cache_dir=default_cache_dir())
         engine = open_engine(entry, options)
-        pictures, expected, allowed = _golden(entry.read(GOLDEN), entry.config.outputs)
+        images, expected, allowed = _golden(entry.read(GOLDEN), entry.config.outputs)
         preprocess = entry.config.preprocess
         differences = []
-        for index, picture in enumerate(pictures):
-            found = engine.run_all(read_pixels(picture, preprocess, decode="exact")[None])
+        for index, image in enumerate(images):
+            found = engine.run_all(read_pixels(image, preprocess, decode="exact")[None])
             differences += [
                 np.abs(comparable(name, found[name])[0] - rows[index]).max()
                 for name, rows in expected.items()
@@ -84,25 +84,25 @@ def verify_entry(name: str | os.PathLike[str], *, device: str = "auto") -> Verif
 def _golden(
     data: bytes, outputs: Mapping[str, tuple[int, ...]]
 ) -> tuple[np.ndarray, dict[str, np.ndarray], float]:
-    """Pictures uint8 (N, H, W, 3), each output for them, float32 (N, ...), and how far they may differ."""
+    """Images uint8 (N, H, W, 3), each output for them, float32 (N, ...), and how far they may differ."""
     try:
-        golden = read_npz(data, ("pictures", "tolerance_fp32", *outputs), limit=MOST_BYTES)
+        golden = read_npz(data, ("images", "tolerance_fp32", *outputs), limit=MOST_BYTES)
         allowed = float(golden["tolerance_fp32"])
     except (ValueError, TypeError) as error:
         raise EntryError(f"{GOLDEN} is damaged ({error})") from None
-    pictures, expected = golden["pictures"], {name: golden[name] for name in outputs}
+    images, expected = golden["images"], {name: golden[name] for name in outputs}
     if not 0 < allowed <= MOST_TOLERANCE:
         raise EntryError(f"{GOLDEN}: a tolerance of {allowed:g} is no test; pull the entry again")
     for name, shape in outputs.items():
         rows = expected[name]
         if (
-            pictures.ndim != 4
-            or not len(pictures)
-            or rows.shape != (len(pictures), *shape)
+            images.ndim != 4
+            or not len(images)
+            or rows.shape != (len(images), *shape)
             or rows.dtype.kind != "f"
         ):
             raise EntryError(
-                f"{GOLDEN}: {pictures.shape} pictures do not belong to {name} of {rows.shape}, where a picture "
+                f"{GOLDEN}: {images.shape} images do not belong to {name} of {rows.shape}, where an image "
                 f"gives {shape}"
             )
-    return pictures, expected, allowed
+    return images, expected, allowed

@@ -27,7 +27,7 @@ __all__ = ["Sorted", "check_free", "sort_into_folders"]
 #: Bytes of a file's name, on all common file systems.
 _MAX_NAME = 255
 _CHUNK = 1 << 20
-#: First bytes of a picture -> suffix, for rows of Parquet files, which have no name.
+#: First bytes of an image -> suffix, for rows of Parquet files, which have no name.
 _MAGIC = {b"\xff\xd8": ".jpg", b"\x89PNG": ".png", b"GIF8": ".gif", b"RIFF": ".webp", b"BM": ".bmp"}
 
 
@@ -37,13 +37,13 @@ class Sorted:
 
     Attributes:
         folder: That holds one folder per cluster.
-        pictures: Copies or links that were made.
-        missing: Ids of pictures that are not there any more, or cannot be read.
-        outside: Ids of pictures that are left where they are, because they do not lie below the root.
+        images: Copies or links that were made.
+        missing: Ids of images that are not there any more, or cannot be read.
+        outside: Ids of images that are left where they are, because they do not lie below the root.
     """
 
     folder: Path
-    pictures: int
+    images: int
     missing: list[str]
     outside: list[str] = field(default_factory=list)
 
@@ -55,22 +55,22 @@ def sort_into_folders(
     link: bool = False,
     root: str | os.PathLike[str] | None = None,
 ) -> Sorted:
-    """Put every picture into the folder of its cluster: `cluster-0` and so on, and `noise`.
+    """Put every image into the folder of its cluster: `cluster-0` and so on, and `noise`.
 
-    Names stay, and where two pictures of a cluster have one name, the later ones get `-2`, `-3` and so on behind
-    it, also where only a file system that ignores case would take them for one. A picture whose parts are in one
+    Names stay, and where two images of a cluster have one name, the later ones get `-2`, `-3` and so on behind
+    it, also where only a file system that ignores case would take them for one. An image whose parts are in one
     cluster is there once.
 
     Args:
         clustering: Its ids are paths as they were embedded, or archive members and rows of Parquet files.
         folder: It must not exist, or be empty.
         link: Symbolic links to the originals instead of copies.
-        root: The folder that ids are relative to, if they are; else the working folder. No picture is taken from
+        root: The folder that ids are relative to, if they are; else the working folder. No image is taken from
             elsewhere. Links below it are followed: they are its owner's.
 
     Raises:
         OutputError: The folder holds something already, or cannot be written.
-        SourceError: None of the pictures is there, all lie outside the root, or links to members of an archive are
+        SourceError: None of the images is there, all lie outside the root, or links to members of an archive are
             asked for.
     """
     folder = Path(folder)
@@ -114,14 +114,14 @@ def sort_into_folders(
 
 @dataclass(frozen=True)
 class _Image:
-    """A picture that may be taken: its own file, or None for a member of a container."""
+    """An image that may be taken: its own file, or None for a member of a container."""
 
     originals: Originals
     file: str | None
 
 
 class _Taken:
-    """Finds the pictures of ids, below one folder alone."""
+    """Finds the images of ids, below one folder alone."""
 
     def __init__(self, root: str | os.PathLike[str] | None):
         self._root = os.path.abspath(root if root is not None else os.curdir)
@@ -132,7 +132,7 @@ class _Taken:
         self.outside: dict[str, None] = {}
 
     def find(self, name: str) -> _Image | None:
-        """The picture of an id; None for what is noted as missing or outside."""
+        """The image of an id; None for what is noted as missing or outside."""
         ways = [originals for originals in self._ways if self._is_inside(originals, name)]
         for originals in ways:
             if originals.has(name):
@@ -141,16 +141,16 @@ class _Taken:
         return None
 
     def nothing(self) -> SourceError:
-        """The error where no picture can be taken."""
+        """The error where no image can be taken."""
         if self.outside and not self.missing:
             return SourceError(
-                f"all {len(self.outside)} pictures lie outside {self._root} (the first is "
+                f"all {len(self.outside)} images lie outside {self._root} (the first is "
                 f"{next(iter(self.outside))!r}), and nothing is taken from elsewhere; name the folder that holds them "
                 "with --root"
             )
         first = next(iter(self.missing))
         return SourceError(
-            f"none of the {len(self.missing) + len(self.outside)} pictures is there (the first is {first!r}); run the "
+            f"none of the {len(self.missing) + len(self.outside)} images is there (the first is {first!r}); run the "
             "command where they were embedded, or name the folder that ids are relative to with --root"
         )
 
@@ -168,7 +168,7 @@ class _Taken:
 
 
 class _UnreadableError(Exception):
-    """A picture that is there cannot be read."""
+    """An image that is there cannot be read."""
 
 
 def _member(originals: Originals, name: str) -> bytes:
@@ -193,7 +193,7 @@ def _copy(file: str, place: Path, used: dict[str, int]) -> None:
     try:
         shutil.copystat(file, target)
     except OSError:
-        pass  # a file system without such times or permissions; the picture itself is there
+        pass  # a file system without such times or permissions; the image itself is there
 
 
 def _chunks(file: str) -> Iterator[bytes]:
@@ -245,7 +245,7 @@ def _fitting(name: str, number: str) -> str:
 
 
 def check_free(folder: Path) -> None:
-    """Refuse a folder that pictures cannot be sorted into.
+    """Refuse a folder that images cannot be sorted into.
 
     Raises:
         OutputError: It holds something already, is a file, or lies in no folder.

@@ -1,7 +1,7 @@
-"""Pictures embedded on the spot, each once: whole, or the one face in it, by the encoder that a space asks for.
+"""Images embedded on the spot, each once: whole, or the one face in it, by the encoder that a space asks for.
 
-A picture is comparable with a file of embeddings only when the very encoder of the file embeds it. It is found by the
-name in the passport, and held against the space fingerprint before anything is computed. The name is looked up in the
+An image is comparable with a file of embeddings only when the very encoder of the file embeds it. It is found by the
+name in the metadata, and held against the space fingerprint before anything is computed. The name is looked up in the
 user's own zoos: a URL or a path that stands in a file is never opened.
 """
 
@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from embedkit.analysis.matching.calibration import Calibration
-from embedkit.embeddings.metadata import Passport
+from embedkit.embeddings.metadata import Metadata
 from embedkit.embeddings.table import Embeddings
 from embedkit.encoder import Encoder, load_encoder, reason_of
 from embedkit.errors import (
@@ -33,24 +33,24 @@ from embedkit.hub.catalog import NAME
 from embedkit.hub.resolve import find_entry
 from embedkit.images.originals import Originals
 from embedkit.pipeline.job import Progress
-from embedkit.workflows.faces.faces import ENCODER, FaceEncoder, choose, passport_of
+from embedkit.workflows.faces.faces import ENCODER, FaceEncoder, choose, metadata_of
 
 __all__ = [
     "Embedded",
-    "Picture",
-    "embed_pictures",
+    "Image",
+    "embed_images",
     "embed_readable",
-    "encoder_of_pictures",
+    "encoder_of_images",
     "encoder_of_space",
-    "find_picture",
+    "find_image",
 ]
 
 #: Faces that are cut out before they are embedded: 17 MB of pixels.
 CHIPS = 256
 
 
-class Picture(NamedTuple):
-    """A picture that is to be embedded: how messages name it, and what gives its encoded bytes."""
+class Image(NamedTuple):
+    """An image that is to be embedded: how messages name it, and what gives its encoded bytes."""
 
     name: str
     read: Callable[[], bytes]
@@ -58,10 +58,10 @@ class Picture(NamedTuple):
 
 @dataclass(frozen=True)
 class Embedded:
-    """What became of a list of pictures.
+    """What became of a list of images.
 
     Attributes:
-        embeddings: A row for each picture that could be embedded, in order.
+        embeddings: A row for each image that could be embedded, in order.
         kept: bool (N,), which these are.
         left_out: A sentence for each of the others: its path and the reason.
     """
@@ -71,64 +71,64 @@ class Embedded:
     left_out: list[str]
 
 
-def find_picture(name: str, originals: Originals) -> Picture:
-    """A picture by its path, or an archive's member as `file.tar::member`.
+def find_image(name: str, originals: Originals) -> Image:
+    """An image by its path, or an archive's member as `file.tar::member`.
 
     Raises:
         ConfigError: It is a folder, or not there.
     """
     if os.path.isdir(name):
-        raise ConfigError(f"{name!r} is a folder; give pictures, for example {os.path.join(name, '*.jpg')}")
+        raise ConfigError(f"{name!r} is a folder; give images, for example {os.path.join(name, '*.jpg')}")
     if not originals.has(name):
-        raise ConfigError(f"{name!r} is no picture that is there; check the path")
-    return Picture(name, partial(originals.read, name))
+        raise ConfigError(f"{name!r} is no image that is there; check the path")
+    return Image(name, partial(originals.read, name))
 
 
 def encoder_of_space(
-    passport: Passport | None,
+    metadata: Metadata | None,
     encoder: Encoder | str | os.PathLike[str] | None,
     where: str,
     *,
     device: str = "auto",
     threads: int | str = "auto",
 ) -> Encoder:
-    """The encoder of the space that a passport names.
+    """The encoder of the space that metadata names.
 
     Args:
-        passport: Of the embeddings; None for plain vectors.
-        encoder: Taken instead of the one that the passport names; its space must be the same.
+        metadata: Of the embeddings; None for plain vectors.
+        encoder: Taken instead of the one that the metadata names; its space must be the same.
         where: How messages name the embeddings.
         device: For an encoder that is loaded here.
         threads: For an encoder that is loaded here.
 
     Raises:
-        ConfigError: Plain vectors, which name no encoder, or what the passport names is no entry's name.
+        ConfigError: Plain vectors, which name no encoder, or what the metadata names is no entry's name.
         EntryNotFoundError: No place has the encoder.
         SpaceMismatchError: The encoder's space is another one.
     """
-    if passport is None:
-        raise ConfigError(f"{where} does not say which encoder made it, so queries must be ids, not pictures")
+    if metadata is None:
+        raise ConfigError(f"{where} does not say which encoder made it, so queries must be ids, not images")
     if not isinstance(encoder, Encoder):
-        named = encoder if encoder is not None else name_in_file(passport.entry, where)
+        named = encoder if encoder is not None else name_in_file(metadata.entry, where)
         try:
             encoder = load_encoder(named, device=device, threads=threads)
         except EntryNotFoundError as error:
             if encoder is not None:
                 raise
             raise EntryNotFoundError(
-                f"{where} was made with {passport.entry}, which is needed for a query picture: {error}; or give its "
+                f"{where} was made with {metadata.entry}, which is needed for a query image: {error}; or give its "
                 "folder with --encoder"
             ) from None
-    space = encoder.space(normalized=passport.normalized)
-    if space != passport.fingerprint:
+    space = encoder.space(normalized=metadata.normalized)
+    if space != metadata.fingerprint:
         raise SpaceMismatchError(
-            f"{where} holds embeddings of {passport.entry} (space {passport.fingerprint[:12]}), and {encoder.name} "
+            f"{where} holds embeddings of {metadata.entry} (space {metadata.fingerprint[:12]}), and {encoder.name} "
             f"at revision {encoder.revision[:12]} gives others (space {space[:12]}): a query must be embedded by the "
-            "same encoder; name it with --encoder, or embed the pictures again"
+            "same encoder; name it with --encoder, or embed the images again"
         )
-    if encoder.revision != passport.manifest_sha256:
+    if encoder.revision != metadata.manifest_sha256:
         warnings.warn(
-            f"{where} was made with {passport.entry}@{passport.manifest_sha256[:12]}, and {encoder.name}@"
+            f"{where} was made with {metadata.entry}@{metadata.manifest_sha256[:12]}, and {encoder.name}@"
             f"{encoder.revision[:12]} is used; both give the same space",
             stacklevel=2,
         )
@@ -153,7 +153,7 @@ def name_in_file(name: str, where: str) -> str:
     return name
 
 
-def encoder_of_pictures(
+def encoder_of_images(
     encoder: str | os.PathLike[str] | None = None,
     *,
     faces: bool = False,
@@ -161,18 +161,18 @@ def encoder_of_pictures(
     device: str = "auto",
     threads: int | str = "auto",
 ) -> Encoder | FaceEncoder:
-    """The encoder of pictures that belong to no space yet.
+    """The encoder of images that belong to no space yet.
 
     Args:
         encoder: A name or an entry's folder. When None, the one whose space was calibrated; without a calibration the
             default encoder, or that of faces.
-        faces: Embed the one face of each picture.
-        calibration: With which the pictures will be judged.
+        faces: Embed the one face of each image.
+        calibration: With which the images will be judged.
         device: As for `load_encoder`.
         threads: As for `load_encoder`.
 
     Raises:
-        ConfigError: The calibrated encoder takes faces and whole pictures are asked for, or the other way round; or
+        ConfigError: The calibrated encoder takes faces and whole images are asked for, or the other way round; or
             what the calibration names is no entry's name.
         EntryNotFoundError: No place has it.
         SpaceMismatchError: The encoder's space is not the calibrated one.
@@ -180,7 +180,7 @@ def encoder_of_pictures(
     if encoder is None and calibration is not None and calibration.entry:
         encoder = name_in_file(calibration.entry, "the calibration")
         if find_entry(encoder).config.takes_aligned_faces != faces:
-            what = "whole pictures: leave out --faces" if faces else "aligned faces: add --faces"
+            what = "whole images: leave out --faces" if faces else "aligned faces: add --faces"
             raise ConfigError(
                 f"the calibration is of {encoder}, which embeds {what}, or name an encoder with --encoder"
             )
@@ -191,38 +191,38 @@ def encoder_of_pictures(
         found = load_encoder(encoder, device=device, threads=threads)
     if calibration is not None:
         embeds = found.encoder if isinstance(found, FaceEncoder) else found
-        calibration.check_space(passport_of(embeds), f"the encoder {embeds.name}")
+        calibration.check_space(metadata_of(embeds), f"the encoder {embeds.name}")
     return found
 
 
-def embed_pictures(
-    encoder: Encoder | FaceEncoder, pictures: Sequence[Picture], progress: Progress | None = None
+def embed_images(
+    encoder: Encoder | FaceEncoder, images: Sequence[Image], progress: Progress | None = None
 ) -> tuple[np.ndarray, dict[int, EmbedkitError]]:
-    """Embed pictures, each once.
+    """Embed images, each once.
 
     Args:
-        encoder: Of whole pictures; a `FaceEncoder` embeds the one face of each.
-        pictures: N of them.
+        encoder: Of whole images; a `FaceEncoder` embeds the one face of each.
+        images: N of them.
         progress: Told how it goes.
 
     Returns:
-        float32 (N, D) of length 1, zeros for a picture that failed; and the faults by row, each naming its picture:
+        float32 (N, D) of length 1, zeros for an image that failed; and the faults by row, each naming its image:
         `ImageError` for one that cannot be read, has no face or several, `SourceError` for one that is gone.
     """
     progress = progress or Progress()
-    progress.start(len(pictures))
+    progress.start(len(images))
     if isinstance(encoder, FaceEncoder):
-        return _embed_faces(encoder, pictures, progress)
+        return _embed_faces(encoder, images, progress)
     faults: dict[int, EmbedkitError] = {}
     blocks = [np.empty((0, encoder.dim), np.float32)]
     size = encoder.default_batch_size
-    chunks = [[one.read for one in pictures[at : at + size]] for at in range(0, len(pictures), size)]
+    chunks = [[one.read for one in images[at : at + size]] for at in range(0, len(images), size)]
     first = 0
     with closing(encoder.flow(chunks)) as flow:
         for block, failed in flow:
             blocks.append(block)
             for row, fault in failed.items():
-                faults[first + row] = _named(pictures[first + row].name, fault)
+                faults[first + row] = _named(images[first + row].name, fault)
             first += len(block)
             progress.advance(len(block) - len(failed), len(failed))
     return np.concatenate(blocks), faults
@@ -231,49 +231,49 @@ def embed_pictures(
 def embed_readable(
     encoder: Encoder | FaceEncoder,
     ids: Sequence[str],
-    pictures: Sequence[Picture],
+    images: Sequence[Image],
     progress: Progress | None = None,
 ) -> Embedded:
-    """Embed those of many pictures that can be embedded.
+    """Embed those of many images that can be embedded.
 
     A failure to acquire is counted apart from errors of comparison in ISO/IEC 19795-1, too.
 
     Args:
-        encoder: Of whole pictures; a `FaceEncoder` embeds the one face of each.
-        ids: One for each picture.
-        pictures: N of them.
+        encoder: Of whole images; a `FaceEncoder` embeds the one face of each.
+        ids: One for each image.
+        images: N of them.
         progress: Told how it goes.
 
     Raises:
         SourceError: Not one of them can be embedded.
     """
-    vectors, faults = embed_pictures(encoder, pictures, progress)
-    kept = np.ones(len(pictures), bool)
+    vectors, faults = embed_images(encoder, images, progress)
+    kept = np.ones(len(images), bool)
     kept[list(faults)] = False
     left_out = [str(faults[row]) for row in sorted(faults)]
     if not kept.any():
-        raise SourceError(f"none of the {len(pictures)} pictures can be embedded; the first: {left_out[0]}")
+        raise SourceError(f"none of the {len(images)} images can be embedded; the first: {left_out[0]}")
     names = [ids[row] for row in np.flatnonzero(kept).tolist()]
-    passport = passport_of(encoder.encoder if isinstance(encoder, FaceEncoder) else encoder)
-    rows = Embeddings(names, np.zeros(len(names), np.int32), vectors[kept], passport)
+    metadata = metadata_of(encoder.encoder if isinstance(encoder, FaceEncoder) else encoder)
+    rows = Embeddings(names, np.zeros(len(names), np.int32), vectors[kept], metadata)
     return Embedded(rows, kept, left_out)
 
 
 def _embed_faces(
-    people: FaceEncoder, pictures: Sequence[Picture], progress: Progress
+    people: FaceEncoder, images: Sequence[Image], progress: Progress
 ) -> tuple[np.ndarray, dict[int, EmbedkitError]]:
-    rows = np.zeros((len(pictures), people.encoder.dim), np.float32)
+    rows = np.zeros((len(images), people.encoder.dim), np.float32)
     faults: dict[int, EmbedkitError] = {}
-    for start in range(0, len(pictures), CHIPS):
+    for start in range(0, len(images), CHIPS):
         places, found = [], []
-        for row, picture in enumerate(pictures[start : start + CHIPS], start):
+        for row, image in enumerate(images[start : start + CHIPS], start):
             try:
-                faces = people.finder.find(picture.read())
+                faces = people.finder.find(image.read())
             except (EmbedkitError, OSError) as fault:
-                faults[row] = _named(picture.name, fault)
+                faults[row] = _named(image.name, fault)
             else:
                 try:
-                    found.append(choose(faces, where=picture.name))
+                    found.append(choose(faces, where=image.name))
                     places.append(row)
                 except ImageError as fault:
                     faults[row] = fault

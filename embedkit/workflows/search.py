@@ -1,4 +1,4 @@
-"""Search by picture: queries are pictures, which the encoder of the searched file embeds, or ids of that file."""
+"""Search by image: queries are images, which the encoder of the searched file embeds, or ids of that file."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from embedkit.embeddings.shards import shards_of
 from embedkit.encoder import Encoder
 from embedkit.errors import ConfigError, SpaceMismatchError
 from embedkit.images.originals import Originals
-from embedkit.workflows.embedding import Picture, embed_pictures, encoder_of_space, find_picture
+from embedkit.workflows.embedding import Image, embed_images, encoder_of_space, find_image
 
 __all__ = ["Match", "Matches", "keep_index", "open_index", "search"]
 
-#: Neighbours that are given when nothing else is said.
+#: Neighbors that are given when nothing else is said.
 K = 10
 
 
@@ -86,7 +86,7 @@ def keep_index(source: str | os.PathLike[str], path: str | os.PathLike[str]) -> 
     rows = Rows(source)
     if path.exists():
         index = Index.load(path)
-        mine, theirs = index.passport, rows.passport
+        mine, theirs = index.metadata, rows.metadata
         if mine is not None and theirs is not None and mine.fingerprint != theirs.fingerprint:
             raise SpaceMismatchError(
                 f"{path} is an index of {mine.entry} (space {mine.fingerprint[:12]}), and {rows.where} holds "
@@ -110,14 +110,14 @@ def search(
     device: str = "auto",
     threads: int | str = "auto",
 ) -> list[Matches]:
-    """Find what is most similar to pictures.
+    """Find what is most similar to images.
 
     Args:
         index: See `open_index`.
-        queries: Names of rows of the index, or pictures: paths, or archive members as `file.tar::member`. A text
+        queries: Names of rows of the index, or images: paths, or archive members as `file.tar::member`. A text
             that is both is the row.
         k: How many; 10, or all there are, when None.
-        encoder: What embeds query pictures; by default the encoder that the index names. It is not loaded while
+        encoder: What embeds query images; by default the encoder that the index names. It is not loaded while
             all queries are rows.
         where: How messages name the index.
         device: For an encoder that is loaded here.
@@ -127,26 +127,26 @@ def search(
         What was found, in the order of the queries.
 
     Raises:
-        ConfigError: No query, one that is neither a picture nor a row, a k that is too large, or an index of plain
-            vectors and a query picture.
-        ImageError: A query cannot be read as a picture; the message names it.
+        ConfigError: No query, one that is neither an image nor a row, a k that is too large, or an index of plain
+            vectors and a query image.
+        ImageError: A query cannot be read as an image; the message names it.
         EntryNotFoundError: No place has the encoder.
         SpaceMismatchError: The encoder's space is not the index's.
     """
     if not queries:
-        raise ConfigError("expected a query: a picture, or the id of a row")
+        raise ConfigError("expected a query: an image, or the id of a row")
     names = set(index.names)
     by_row = [query in names for query in queries]
     if k is None:
         k = max(1, min(K, len(index) - any(by_row)))
-    pictures = [query for query, known in zip(queries, by_row, strict=True) if not known]
+    images = [query for query, known in zip(queries, by_row, strict=True) if not known]
     rows = [query for query, known in zip(queries, by_row, strict=True) if known]
     found: dict[bool, list[list[Match]]] = {True: [], False: []}
-    if pictures:
+    if images:
         originals = Originals()
-        asked = [_picture(query, originals, index, where) for query in pictures]
-        embeds = encoder_of_space(index.passport, encoder, where, device=device, threads=threads)
-        vectors, faults = embed_pictures(embeds, asked)
+        asked = [_image(query, originals, index, where) for query in images]
+        embeds = encoder_of_space(index.metadata, encoder, where, device=device, threads=threads)
+        vectors, faults = embed_images(embeds, asked)
         if faults:
             raise faults[min(faults)]
         found[False] = _listed(index, vectors, k)
@@ -163,19 +163,19 @@ def _listed(index: Index | OnDisk, queries: np.ndarray | list[str], k: int) -> l
     ]
 
 
-def _picture(query: str, originals: Originals, index: Index | OnDisk, where: str) -> Picture:
+def _image(query: str, originals: Originals, index: Index | OnDisk, where: str) -> Image:
     """A query that is no row.
 
     Raises:
-        ConfigError: It is no picture either.
+        ConfigError: It is no image either.
     """
     if not os.path.isdir(query) and not originals.has(query):
         import difflib
 
         near = difflib.get_close_matches(query, index.names[:100_000], 1)
         hint = f"did you mean {near[0]!r}?" if near else "check the path"
-        raise ConfigError(f"{query!r} is neither a picture that is there nor an id of {where}; {hint}")
-    return find_picture(query, originals)
+        raise ConfigError(f"{query!r} is neither an image that is there nor an id of {where}; {hint}")
+    return find_image(query, originals)
 
 
 def _is_index(source: str | os.PathLike[str]) -> bool:

@@ -1,4 +1,4 @@
-"""Whether two pictures, or the faces in them, show one identity."""
+"""Whether two images, or the faces in them, show one identity."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from embedkit.analysis.matching.calibration import Calibration, Verification, ve
 from embedkit.encoder import Encoder
 from embedkit.errors import ConfigError
 from embedkit.images.transform import ImageLike
-from embedkit.workflows.faces.faces import Face, FaceEncoder, choose, passport_of
+from embedkit.workflows.faces.faces import Face, FaceEncoder, choose, metadata_of
 
 __all__ = ["Verification", "known_threshold", "verify"]
 
@@ -21,22 +21,22 @@ def verify(
     calibration: Calibration | None = None,
     faces: bool = False,
 ) -> Verification:
-    """Decide whether two pictures show one identity.
+    """Decide whether two images show one identity.
 
     Args:
         encoder: The encoder; a `FaceEncoder` where faces are to be found in photographs.
-        image_a: A path, the bytes of a picture file, a Pillow image, a uint8 array, or a face that was found.
+        image_a: A path, the bytes of an image file, a Pillow image, a uint8 array, or a face that was found.
         image_b: The other one.
         threshold: The least cosine of a match; overrides the calibration's.
         calibration: Of this encoder's space; gives the threshold and the expected error. Without it and without a
             threshold, the entry's own threshold decides where it has one.
-        faces: Find the one face of each picture, turn it upright and compare these; whole pictures otherwise.
+        faces: Find the one face of each image, turn it upright and compare these; whole images otherwise.
 
     Returns:
         Score, threshold, decision, and with a calibration the expected false-match rate.
 
     Raises:
-        ImageError: A picture cannot be read, has no face, or has several; the message names it.
+        ImageError: An image cannot be read, has no face, or has several; the message names it.
         ConfigError: Neither a calibration nor a threshold, nor one in the entry.
         SpaceMismatchError: The calibration is of another space.
     """
@@ -44,11 +44,11 @@ def verify(
         encoder = FaceEncoder(encoder)
     embeds = encoder.encoder if isinstance(encoder, FaceEncoder) else encoder
     if calibration is not None:
-        calibration.check_space(passport_of(embeds), "this encoder")
+        calibration.check_space(metadata_of(embeds), "this encoder")
     elif threshold is None:
         threshold = known_threshold(embeds)
     rows = []
-    for name, image in (("the first picture", image_a), ("the second picture", image_b)):
+    for name, image in (("the first image", image_a), ("the second image", image_b)):
         if isinstance(encoder, FaceEncoder) and not isinstance(image, Face):
             where = os.fspath(image) if isinstance(image, (str, os.PathLike)) else name
             image = choose(encoder.finder.find(image), where=where)
@@ -67,6 +67,6 @@ def known_threshold(encoder: Encoder) -> float:
     if not isinstance(value, (int, float)) or not -1 <= value <= 1:
         raise ConfigError(
             f"{encoder.name} has no threshold of its own: give one, or a calibration that `embedkit calibrate` made "
-            "from pictures like yours"
+            "from images like yours"
         )
     return float(value)

@@ -13,13 +13,13 @@ import pyarrow as pa
 import pytest
 
 from embedkit.analysis.duplicates import find_duplicates
-from embedkit.embeddings.metadata import Passport
+from embedkit.embeddings.metadata import Metadata
 from embedkit.embeddings.parquet_write import write_rows
 from embedkit.embeddings.schema import schema_of
 from embedkit.errors import OutputError
 from embedkit.images.sources import list_sources
 
-PASSPORT = Passport(
+METADATA = Metadata(
     entry="linear-tiny.noise", manifest_sha256="a" * 64, fingerprint="b" * 64, dim=64, normalized=True
 )
 
@@ -50,7 +50,7 @@ def embed(path: str, *runs: dict[str, tuple[int, int, bytes]]) -> str:
     """A file of embeddings with the rows of all these runs; rows of a file that is gone stay."""
     rows = {name: row for run in runs for name, row in run.items()}
     kinds = sorted({data for _, _, data in rows.values()})
-    schema = schema_of(PASSPORT, {}, sha256=False)
+    schema = schema_of(METADATA, {}, sha256=False)
     columns = {
         "id": list(rows),
         "part": [0] * len(rows),

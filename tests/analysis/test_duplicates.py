@@ -18,13 +18,13 @@ from embedkit.analysis.similarity import pair_similarity, similarity
 from embedkit.cli.calibrate import calibrate
 from embedkit.cli.duplicates import duplicates
 from embedkit.cli.duplicates import leaks as leaks_command
-from embedkit.embeddings.metadata import Passport
+from embedkit.embeddings.metadata import Metadata
 from embedkit.embeddings.parquet_write import write_rows
 from embedkit.embeddings.schema import schema_of
 from embedkit.embeddings.table import Embeddings
 from embedkit.errors import ConfigError, OutputError, SpaceMismatchError
 
-PASSPORT = Passport(
+METADATA = Metadata(
     entry="linear-tiny.noise", manifest_sha256="a" * 64, fingerprint="b" * 64, dim=8, normalized=True
 )
 
@@ -37,16 +37,16 @@ def vectors() -> np.ndarray:
     found[150] = found[2]
     found[20] = found[2] * 3
     found[90] = found[10] + rng.normal(0, 0.02, 8)
-    angles = np.deg2rad([0, 10, 20, 30])  # neighbours at cosine 0.985, ends at 0.866
+    angles = np.deg2rad([0, 10, 20, 30])  # neighbors at cosine 0.985, ends at 0.866
     for row, angle in zip((60, 180, 61, 120), angles, strict=True):
         found[row] = np.cos(angle) * np.eye(8)[0] + np.sin(angle) * np.eye(8)[1]
     return found
 
 
-def write(path, vectors, passport=PASSPORT, ids=None, labels=None):
+def write(path, vectors, metadata=METADATA, ids=None, labels=None):
     import pyarrow as pa
 
-    schema = schema_of(passport, dict.fromkeys(labels or {}, "string"), sha256=False)
+    schema = schema_of(metadata, dict.fromkeys(labels or {}, "string"), sha256=False)
     ids = ids or [f"p/{index}.jpg" for index in range(len(vectors))]
     rows = {
         "id": ids,
@@ -238,7 +238,7 @@ def test_bad_input(vectors, tmp_path):
     ):
         with pytest.raises(ConfigError, match=message):
             find_duplicates(**arguments)
-    twice = Embeddings(["a", "a"], np.zeros(2, np.int32), vectors[:2], PASSPORT)
+    twice = Embeddings(["a", "a"], np.zeros(2, np.int32), vectors[:2], METADATA)
     with pytest.raises(ConfigError, match="the id 'a' stands there twice"):
         find_duplicates(twice, 0.9)
     with pytest.raises(ConfigError, match="threshold: expected"):
@@ -246,7 +246,7 @@ def test_bad_input(vectors, tmp_path):
 
 
 def test_parts_of_images_make_no_delete_list(vectors, tmp_path):
-    faces = Embeddings(["a", "a"], np.array([0, 1], np.int32), vectors[[2, 20]], PASSPORT)
+    faces = Embeddings(["a", "a"], np.array([0, 1], np.int32), vectors[[2, 20]], METADATA)
     with pytest.raises(ConfigError, match="parts of images"):
         find_duplicates(faces, 0.9).write_delete_list(tmp_path / "list")
     assert not list(tmp_path.iterdir())
@@ -332,7 +332,7 @@ def test_command_leaks(run, vectors, tmp_path):
     other = write(
         tmp_path / "other.parquet",
         rows,
-        Passport(entry="other.noise", manifest_sha256="c" * 64, fingerprint="d" * 64, dim=8, normalized=True),
+        Metadata(entry="other.noise", manifest_sha256="c" * 64, fingerprint="d" * 64, dim=8, normalized=True),
     )
     error = run("leaks", train, other, "--threshold", 0.9).exception
     assert (
@@ -361,7 +361,7 @@ def test_command_calibrate(run, tmp_path):
     first = json.loads(out.read_text())
     result = run("calibrate", path, "--identity-from-folder", *common, "--json")
     again = json.loads(result.stdout)
-    assert again["threshold"] == first["threshold"] and again["fingerprint"] == PASSPORT.fingerprint
+    assert again["threshold"] == first["threshold"] and again["fingerprint"] == METADATA.fingerprint
     low, high = again["predicted_fmr_interval"]
     assert low < again["fmr"] < high
     with open(tmp_path / "p.csv", "w") as file:

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from embedkit.analysis import lint as module
 from embedkit.analysis.lint import lint
 from embedkit.cli.lint import lint as command
-from embedkit.embeddings.metadata import Passport
+from embedkit.embeddings.metadata import Metadata
 from embedkit.embeddings.npy import write_npy
 from embedkit.embeddings.parquet_write import write_rows
 from embedkit.embeddings.schema import schema_of
@@ -56,8 +56,8 @@ def decisive(make, k=10):
     raise AssertionError("no seed gives such rows")
 
 
-def passport(dim):
-    return Passport(entry="a-b.c", manifest_sha256="0" * 64, fingerprint="f" * 64, dim=dim, normalized=False)
+def metadata(dim):
+    return Metadata(entry="a-b.c", manifest_sha256="0" * 64, fingerprint="f" * 64, dim=dim, normalized=False)
 
 
 def table(vectors):
@@ -75,7 +75,7 @@ def table(vectors):
 
 def write(path, vectors):
     dim = vectors.shape[1]
-    schema = schema_of(passport(dim), {}, sha256=False)
+    schema = schema_of(metadata(dim), {}, sha256=False)
     write_rows([table(vectors).cast(schema)] if len(vectors) else [], path, schema)
     return path
 
@@ -112,15 +112,15 @@ def test_uniformity_and_mean_cosine_by_a_loop_over_pairs():
     assert check(lint(healthy(3000, 64)), "uniformity").value == pytest.approx(-4 + 8 / 64, abs=0.01)
 
 
-def test_hubness_by_counting_neighbours():
+def test_hubness_by_counting_neighbors():
     rows = decisive(lambda seed: healthy(60, 5, seed), 4)
     unit = rows / np.linalg.norm(rows.astype(float), axis=1, keepdims=True)
     counts = np.zeros(60)
     for i in range(60):
         near = sorted((j for j in range(60) if j != i), key=lambda j: -(unit[i] @ unit[j]))[:4]
         counts[near] += 1
-    centred = counts - counts.mean()
-    expected = (centred**3).mean() / (centred**2).mean() ** 1.5
+    centered = counts - counts.mean()
+    expected = (centered**3).mean() / (centered**2).mean() ** 1.5
     found = check(lint(rows, k=4), "hubness")
     assert found.value == pytest.approx(expected, rel=1e-6)
     assert f"row {counts.argmax()} is {int(counts.max())} times" in found.words
@@ -182,7 +182,7 @@ def test_a_file_is_streamed_to_the_same_figures(tmp_path):
     held = lint(rows)
     for path in (write(tmp_path / "x.parquet", rows), tmp_path / "x.npy"):
         if path.suffix == ".npy":
-            write_npy([table(rows)], path, passport(8), len(rows))
+            write_npy([table(rows)], path, metadata(8), len(rows))
         found = lint(path)
         assert found.rows == 5000 and found.dim == 8
         assert "the first is p/4321.jpg" in check(found, "bad_rows").words
@@ -195,13 +195,11 @@ def test_of_many_rows_samples_are_drawn_by_the_seed_and_said(monkeypatch):
     rows[::100] = rows[1::100]  # 2 % have a partner, mostly outside of the sample
     exact = lint(rows)
     monkeypatch.setattr(module, "RANK_ROWS", 2000)
-    monkeypatch.setattr(module, "NEIGHBOUR_ROWS", 1000)
+    monkeypatch.setattr(module, "NEIGHBOR_ROWS", 1000)
     monkeypatch.setattr(module, "QUERIES", 900)
     found = lint(rows, seed=5)
     assert found == lint(rows, seed=5) != lint(rows, seed=6)
-    assert (
-        "drawn with seed 5: 2000 for the rank, 1000 for neighbours, 900 for near-duplicates" in found.sample
-    )
+    assert "drawn with seed 5: 2000 for the rank, 1000 for neighbors, 900 for near-duplicates" in found.sample
     for name, allowed in (("effective_rank", 0.05), ("uniformity", 0.01), ("collapse", 0.01)):
         assert check(found, name).value == pytest.approx(check(exact, name).value, abs=allowed)
     # partners are looked for among all rows: 900 draws of 0.02 have a standard error of 0.005

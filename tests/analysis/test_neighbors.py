@@ -17,23 +17,23 @@ from embedkit._io.atomic import replacing
 from embedkit.analysis import neighbors as module
 from embedkit.analysis import vectors as blocks
 from embedkit.analysis.neighbors import Index
-from embedkit.embeddings.metadata import Passport
+from embedkit.embeddings.metadata import Metadata
 from embedkit.embeddings.table import Embeddings
 from embedkit.errors import ConfigError, MissingDependencyError, OutputError, SpaceMismatchError
 
-PASSPORT = Passport(
+METADATA = Metadata(
     entry="linear-tiny.noise", manifest_sha256="a" * 64, fingerprint="b" * 64, dim=12, normalized=True
 )
 KINDS = ("flat", "ivf", "hnsw")
 
 
-def embeddings(count: int = 3000, passport: Passport = PASSPORT) -> Embeddings:
+def embeddings(count: int = 3000, metadata: Metadata = METADATA) -> Embeddings:
     """Rows around 60 centres, as embeddings lie."""
     rng = np.random.default_rng(0)
     centres = rng.normal(0, 1, (60, 12))
     vectors = centres[rng.integers(0, 60, count)] + rng.normal(0, 0.5, (count, 12))
     ids = [f"p/{index}.jpg" for index in range(count)]
-    return Embeddings(ids, np.zeros(count, np.int32), vectors.astype(np.float32), passport)
+    return Embeddings(ids, np.zeros(count, np.int32), vectors.astype(np.float32), metadata)
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +140,7 @@ def test_saved_and_loaded_is_the_same(index, tmp_path):
     path = tmp_path / "x.index"
     index.save(path)
     again = Index.load(path)
-    assert (again.kind, again.names, again.passport) == (index.kind, index.names, PASSPORT)
+    assert (again.kind, again.names, again.metadata) == (index.kind, index.names, METADATA)
     assert (again.recall, again.effort, again.dim, len(again)) == (index.recall, index.effort, 12, 3000)
     queries = np.random.default_rng(2).normal(0, 1, (9, 12)).astype(np.float32)
     a, b = again.search(queries, 6), index.search(queries, 6)
@@ -153,7 +153,7 @@ def test_saved_and_loaded_is_the_same(index, tmp_path):
 
 def test_names_survive(tmp_path):
     names = ["a\nb", "ü/é.jpg", "tar.tar::x", '"', "\u2028", "#1"]
-    data = Embeddings(names, np.array([0, 1, 0, 0, 0, 2], np.int32), np.eye(6, dtype=np.float32), PASSPORT)
+    data = Embeddings(names, np.array([0, 1, 0, 0, 0, 2], np.int32), np.eye(6, dtype=np.float32), METADATA)
     index = Index.build(data)
     index.save(tmp_path / "x")
     assert Index.load(tmp_path / "x").names == ["a\nb", "ü/é.jpg#1", "tar.tar::x", '"', "\u2028", "#1#2"]
@@ -162,7 +162,7 @@ def test_names_survive(tmp_path):
 def test_every_changed_byte_is_found(tmp_path):
     """One bit in each byte of a small file, one after another; and each cut."""
     path = tmp_path / "x.index"
-    Index.build(Embeddings(["a", "b"], np.zeros(2, np.int32), np.eye(2, dtype=np.float32), PASSPORT)).save(
+    Index.build(Embeddings(["a", "b"], np.zeros(2, np.int32), np.eye(2, dtype=np.float32), METADATA)).save(
         path
     )
     whole = path.read_bytes()
@@ -262,10 +262,10 @@ def test_bad_input(data, index, monkeypatch):
     ):
         with pytest.raises(ConfigError, match=message):
             act()
-    twice = Embeddings(["a", "a"], np.zeros(2, np.int32), np.eye(2, dtype=np.float32), PASSPORT)
+    twice = Embeddings(["a", "a"], np.zeros(2, np.int32), np.eye(2, dtype=np.float32), METADATA)
     with pytest.raises(ConfigError, match="the id 'a' stands there twice"):
         Index.build(twice)
-    other = embeddings(20, dataclasses.replace(PASSPORT, entry="other.noise", fingerprint="c" * 64))
+    other = embeddings(20, dataclasses.replace(METADATA, entry="other.noise", fingerprint="c" * 64))
     with pytest.raises(SpaceMismatchError, match="other.noise.*cccc.*linear-tiny.noise.*bbbb"):
         index.search(other)
     monkeypatch.setitem(sys.modules, "faiss", None)

@@ -20,14 +20,14 @@ from embedkit.analysis.similarity import (
     top_k,
 )
 from embedkit.analysis.vectors import Rows, row_names
-from embedkit.embeddings.metadata import Passport
+from embedkit.embeddings.metadata import Metadata
 from embedkit.embeddings.npy import write_npy
 from embedkit.embeddings.parquet_write import write_rows
 from embedkit.embeddings.schema import schema_of
 from embedkit.embeddings.table import Embeddings
 from embedkit.errors import ConfigError, MissingDependencyError, OutputError, SpaceMismatchError
 
-PASSPORT = Passport(
+METADATA = Metadata(
     entry="linear-tiny.noise", manifest_sha256="a" * 64, fingerprint="b" * 64, dim=6, normalized=False
 )
 #: Between two cosines of rows of width 6.
@@ -51,12 +51,12 @@ def cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.array([[sum(x * y) / (sum(x * x) ** 0.5 * sum(y * y) ** 0.5) for y in b] for x in a])
 
 
-def embeddings(vectors: np.ndarray, passport: Passport = PASSPORT, **changes) -> Embeddings:
+def embeddings(vectors: np.ndarray, metadata: Metadata = METADATA, **changes) -> Embeddings:
     fields = {
         "ids": [f"p/{index}.jpg" for index in range(len(vectors))],
         "parts": np.zeros(len(vectors), np.int32),
         "vectors": vectors,
-        "passport": passport,
+        "metadata": metadata,
     }
     return Embeddings(**{**fields, **changes})
 
@@ -69,7 +69,7 @@ def table(vectors: np.ndarray) -> pa.Table:
         "size": [1] * len(vectors),
         "mtime_ns": [1] * len(vectors),
     }
-    return pa.table(rows, schema=schema_of(PASSPORT, {}, sha256=False))
+    return pa.table(rows, schema=schema_of(METADATA, {}, sha256=False))
 
 
 @pytest.fixture
@@ -135,7 +135,7 @@ def test_top_k_is_exact(vectors, k, exclude_self):
         assert not (rows == np.arange(57)[:, None]).any()
 
 
-def test_many_equal_rows_do_not_crowd_out_k_neighbours():
+def test_many_equal_rows_do_not_crowd_out_k_neighbors():
     rows = np.ones((20, 3), np.float32)
     found, index = top_k(rows, None, 4, exclude_self=True)
     assert found.shape == (20, 4) and (index != np.arange(20)[:, None]).all()
@@ -224,7 +224,7 @@ def test_a_file_in_blocks_gives_what_memory_gives(vectors, parquet, monkeypatch)
 
 
 def test_every_kind_of_file(vectors, parquet, tmp_path):
-    write_npy([table(vectors)], tmp_path / "e.npy", PASSPORT, 57)
+    write_npy([table(vectors)], tmp_path / "e.npy", METADATA, 57)
     folder = tmp_path / "folder"
     folder.mkdir()
     write_rows([table(vectors)], folder / "part-00001-of-00001-000000.parquet", table(vectors).schema)
@@ -233,7 +233,7 @@ def test_every_kind_of_file(vectors, parquet, tmp_path):
     for source in (parquet, str(parquet), tmp_path / "e.npy", folder, Embeddings.read(parquet)):
         rows = Rows(source)
         assert np.array_equal(rows.unit(0, 57), expected)
-        assert rows.names()[3] == "p/3.jpg" and rows.passport == PASSPORT and not rows.has_parts()
+        assert rows.names()[3] == "p/3.jpg" and rows.metadata == METADATA and not rows.has_parts()
 
 
 # --- bad input --------------------------------------------------------------------------------------------
@@ -264,7 +264,7 @@ def test_duplicate_ids_and_parts():
 
 
 def test_spaces_do_not_mix(vectors):
-    other = Passport(
+    other = Metadata(
         entry="other-tiny.noise", manifest_sha256="c" * 64, fingerprint="d" * 64, dim=6, normalized=True
     )
     a, b = embeddings(vectors), embeddings(vectors, other)

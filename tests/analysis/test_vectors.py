@@ -168,11 +168,11 @@ def test_magnitudes_by_a_loop():
 @pytest.mark.parametrize(
     ("value", "options", "message"),
     [
-        (np.nan, {}, "x: row 12 (p12) holds NaN or infinity; embed that picture again, or leave the row out"),
-        (-np.inf, {}, "x: row 12 (p12) holds NaN or infinity; embed that picture again, or leave the row out"),
+        (np.nan, {}, "x: row 12 (p12) holds NaN or infinity; embed that image again, or leave the row out"),
+        (-np.inf, {}, "x: row 12 (p12) holds NaN or infinity; embed that image again, or leave the row out"),
         (-3e15, {"largest": 1e15}, "x: row 12 (p12) holds 3e+15, and 1e+15 is the most; scale all rows down"),
         (0, {"zeros": False}, "x: row 12 (p12) is all zeros and has no direction; "
-                              "embed that picture again, or leave the row out"),
+                              "embed that image again, or leave the row out"),
     ],
 )  # fmt: skip
 def test_a_bad_row_is_named(value, options, message):

@@ -18,8 +18,8 @@ from embedkit.errors import EmbedkitError
 from embedkit.hub.catalog import Index
 from embedkit.hub.limits import check_file_list
 from embedkit.hub.lockfile import LockFile
-from embedkit.hub.static import StaticPlace
-from embedkit.hub.urls import parse_entry, parse_place
+from embedkit.hub.static import StaticZoo
+from embedkit.hub.urls import parse_entry, parse_zoo
 from embedkit.model.config import EntryConfig
 from embedkit.model.layout import CONFIG
 from embedkit.model.manifest import Manifest
@@ -33,7 +33,7 @@ def _archive(data: bytes) -> None:
     with tempfile.NamedTemporaryFile(suffix=".tar") as file:
         file.write(data)
         file.flush()
-        StaticPlace(ArchiveStorage(Path(file.name))).locate("linear-tiny.noise", None)
+        StaticZoo(ArchiveStorage(Path(file.name))).locate("linear-tiny.noise", None)
 
 
 def _lock(data: bytes) -> None:
@@ -51,7 +51,7 @@ TARGETS: dict[bytes, Callable[[bytes], object]] = {
     b"g": lambda data: check_graph(data, _WEIGHTS, "x"),
     b"t": lambda data: tensor_table(data, "x"),
     b"e": lambda data: parse_entry(data.decode(errors="replace")),
-    b"p": lambda data: parse_place(data.decode(errors="replace")),
+    b"p": lambda data: parse_zoo(data.decode(errors="replace")),
     b"a": _archive,
     b"l": _lock,
 }

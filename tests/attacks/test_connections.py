@@ -22,10 +22,10 @@ from embedkit.errors import ConfigError, SpaceMismatchError
 from embedkit.hub.access import Access, is_offline
 from embedkit.hub.publish.publish import publish, withdraw
 from embedkit.hub.resolve import DEFAULT_ENCODER, find_entry
-from embedkit.workflows.calibrate import calibrate_pictures
+from embedkit.workflows.calibrate import calibrate_images
 from embedkit.workflows.doctor import examine
-from embedkit.workflows.embedding import encoder_of_pictures
-from embedkit.workflows.identify import identify_pictures
+from embedkit.workflows.embedding import encoder_of_images
+from embedkit.workflows.identify import identify_images
 from embedkit.workflows.search import open_index, search
 
 #: Seconds that a child lives on: ONNX Runtime's telemetry looks its host up about ten seconds after the import.
@@ -45,10 +45,10 @@ def run(*words):
     except SystemExit as end:
         assert not end.code, (words, end.code)
 
-embedkit.load_encoder(local_files_only=True).encode("pictures/0.png")
-run("embed", "pictures", "-o", "out/x.parquet", "--local-files-only")
+embedkit.load_encoder(local_files_only=True).encode("images/0.png")
+run("embed", "images", "-o", "out/x.parquet", "--local-files-only")
 run("search", "query.png", "out/x.parquet", "-k", "2")
-run("verify", "pictures/0.png", "pictures/1.png", "--threshold", "0.5")
+run("verify", "images/0.png", "images/1.png", "--threshold", "0.5")
 run("zoo", "verify", embedkit.load_encoder().name)
 assert not [problem for problem in examine().problems if "telemetry" in problem]
 time.sleep({LIFE})
@@ -72,12 +72,12 @@ def test_four_commands_open_no_socket_and_write_nowhere_else(tmp_path):
         pytest.skip("needs strace")
     if subprocess.run([strace, "-o", os.devnull, "true"], capture_output=True).returncode:
         pytest.skip("strace may not trace here")
-    places = {name: tmp_path / name for name in ("home", "cache", "out", "pictures", "tmp")}
+    places = {name: tmp_path / name for name in ("home", "cache", "out", "images", "tmp")}
     for place in places.values():
         place.mkdir()
     for seed in range(2):
         pixels = np.random.default_rng(seed).integers(0, 256, (40, 40, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(places["pictures"] / f"{seed}.png")
+        Image.fromarray(pixels).save(places["images"] / f"{seed}.png")
     environment = {
         **{
             name: os.environ[name] for name in ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH") if name in os.environ
@@ -87,7 +87,7 @@ def test_four_commands_open_no_socket_and_write_nowhere_else(tmp_path):
         "EMBEDKIT_CACHE": str(places["cache"]),
         "PYTHONDONTWRITEBYTECODE": "1",
     }
-    shutil.copy(places["pictures"] / "0.png", tmp_path / "query.png")
+    shutil.copy(places["images"] / "0.png", tmp_path / "query.png")
     log = tmp_path / "log"
     calls = "trace=socket,open,openat,creat,mkdir,mkdirat,rename,renameat,renameat2"
     done = subprocess.run(
@@ -204,9 +204,9 @@ def doctored(path: Path, entry: str) -> None:
     import pyarrow.parquet as pq
 
     table = pq.read_table(path)
-    passport = {**json.loads(table.schema.metadata[b"embedkit"]), "entry": entry}
+    metadata = {**json.loads(table.schema.metadata[b"embedkit"]), "entry": entry}
     pq.write_table(
-        table.replace_schema_metadata({**table.schema.metadata, b"embedkit": json.dumps(passport).encode()}),
+        table.replace_schema_metadata({**table.schema.metadata, b"embedkit": json.dumps(metadata).encode()}),
         path,
     )
 
@@ -227,7 +227,7 @@ def searched(zoo, tmp_path, monkeypatch) -> Path:
             Image.fromarray(pixels.astype(np.uint8)).save(path)
     shutil.copy(folder / "0" / "0.png", tmp_path / "query.png")  # not the name of a row
     embed([folder], output=tmp_path / "x.parquet", encoder="linear-tiny")
-    found = calibrate_pictures(str(folder), 0.3, encoder="linear-tiny").calibration
+    found = calibrate_images(str(folder), 0.3, encoder="linear-tiny").calibration
     found.save(tmp_path / "c.json")
     return tmp_path
 
@@ -243,20 +243,20 @@ def test_a_url_or_a_path_in_a_file_is_not_opened(searched, zoo, site, monkeypatc
     monkeypatch.chdir(searched / "work")
     evil = says.format(url=site.url, zoo=zoo)
     doctored(searched / "x.parquet", evil)
-    pictures = [str(searched / "query.png")]
+    images = [str(searched / "query.png")]
     Index.build(Rows(searched / "x.parquet"), "flat").save(searched / "x.index")
     opened: list[object] = []
     monkeypatch.setattr("embedkit.workflows.embedding.load_encoder", lambda *a, **k: opened.append(a))
     monkeypatch.setattr("embedkit.workflows.embedding.find_entry", lambda *a, **k: opened.append(a))
     for source in ("x.parquet", "x.index"):
         with pytest.raises(ConfigError, match="is no entry's name, and what a file says is not opened"):
-            search(open_index(searched / source), pictures, where=source)
+            search(open_index(searched / source), images, where=source)
     with pytest.raises(ConfigError, match="name the encoder with --encoder"):
-        identify_pictures(pictures, searched / "x.parquet", identity_from_folder=True, threshold=0.5)
+        identify_images(images, searched / "x.parquet", identity_from_folder=True, threshold=0.5)
     if evil:  # a calibration of plain scores names nothing, and the default encoder is taken
         doctored(searched / "c.json", evil)
         with pytest.raises(ConfigError, match="the calibration names .* name the encoder with --encoder"):
-            encoder_of_pictures(calibration=Calibration.load(searched / "c.json"))
+            encoder_of_images(calibration=Calibration.load(searched / "c.json"))
     assert opened == [] and site.requests == []
 
 
@@ -277,7 +277,7 @@ def test_the_encoder_of_a_file_is_the_one_of_its_space(searched, zoo, by_hand, r
         search(base, query)
     known = Calibration.load(searched / "c.json")
     with pytest.raises(SpaceMismatchError, match="the calibration is of linear-tiny.noise"):
-        encoder_of_pictures(calibration=known)
+        encoder_of_images(calibration=known)
     own = entry.write(searched / "own" / "linear-tiny.noise")
     assert search(base, query, encoder=own)
-    assert encoder_of_pictures(own, calibration=known).name == "linear-tiny.noise"
+    assert encoder_of_images(own, calibration=known).name == "linear-tiny.noise"

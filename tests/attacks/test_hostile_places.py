@@ -23,8 +23,8 @@ from embedkit.errors import (
     EntryError,
     EntryNotFoundError,
     IntegrityError,
-    PlaceError,
     UnreachableError,
+    ZooError,
 )
 from embedkit.hub.bulk import pull
 from embedkit.hub.cache import commercial_only
@@ -129,7 +129,7 @@ TRAVERSALS = [
 def test_manifests(site, zoo, attacked, what):
     (zoo / "index.json").unlink()  # which pins the manifest, and would refuse each of these at once
     (zoo / NAME / "manifest.json").write_bytes(MANIFESTS[what])
-    attacked(f"{site.url}/{NAME}", (EntryError, PlaceError))
+    attacked(f"{site.url}/{NAME}", (EntryError, ZooError))
     assert not [path for path in site.paths() if path.endswith((".onnx", ".safetensors", ".npz"))], (
         "a byte was asked for"
     )
@@ -149,7 +149,7 @@ def test_paths_of_a_manifest(site, zoo, attacked, name):
         {"path": "../../evil"}, {"path": "/etc"}, {"path": f"{NAME}/../.."}, {"path": "linear-other.noise"},
         {"path": 5},
         {"path": f"{NAME}/000000000000"}, {"manifest_sha256": "../" * 21 + "x"}, {"manifest_sha256": "0" * 63},
-        {"manifest_sha256": "0" * 64}, {"dim": 1e999}, {"licence": ["MIT"]},
+        {"manifest_sha256": "0" * 64}, {"dim": 1e999}, {"license": ["MIT"]},
     ],
 )  # fmt: skip
 def test_rows_of_an_index(site, zoo, attacked, change):
@@ -205,7 +205,7 @@ def test_a_moved_manifest_beside_a_pin(site, zoo, by_hand, attacked, tmp_path):
 )  # fmt: skip
 def test_redirects_that_are_not_followed(site, attacked, location):
     site.moved_to = location
-    message = attacked(f"{site.url}/{NAME}", PlaceError)
+    message = attacked(f"{site.url}/{NAME}", ZooError)
     assert len(site.requests) <= 40 and "passwd" not in message
 
 
@@ -248,7 +248,7 @@ def published(hub, zoo):
 )
 def test_a_hub_that_gives_no_commit(published, attacked, sha):
     published.hostile_sha = sha if sha is not None else " "
-    attacked(f"hf://team/{NAME}", PlaceError)
+    attacked(f"hf://team/{NAME}", ZooError)
 
 
 def test_hostile_paths_in_a_repository_are_not_looked_at(published, tmp_path, cache):
@@ -273,9 +273,9 @@ def test_a_commit_between_the_manifest_and_its_files(published, zoo, by_hand, tm
     """A branch that moves while it is read: all files come from the commit that it was on."""
     newer = find_entry(by_hand.TinyEntry(seed=1).write(tmp_path / "newer" / NAME))
     old = find_entry(zoo / NAME).revision
-    from embedkit.hub.hf import HubPlace
+    from embedkit.hub.hf import HubZoo
 
-    plain, moved = HubPlace.commit, []
+    plain, moved = HubZoo.commit, []
 
     def moving(self, name, revision):
         commit = plain(self, name, revision)
@@ -284,7 +284,7 @@ def test_a_commit_between_the_manifest_and_its_files(published, zoo, by_hand, tm
             publish(newer, "hf://team", token="hf_writer")
         return commit
 
-    monkeypatch.setattr(HubPlace, "commit", moving)
+    monkeypatch.setattr(HubZoo, "commit", moving)
     assert load_encoder(f"hf://team/{NAME}").revision == old
 
 
@@ -368,7 +368,7 @@ def test_archives_that_are_none(tmp_path, zoo, attacked, monkeypatch):
     ):
         (tmp_path / "bad.tar").write_bytes(data)
         monkeypatch.setenv("EMBEDKIT_ZOO", str(tmp_path / "bad.tar"))
-        attacked("linear-tiny", (EntryError, EntryNotFoundError, PlaceError))
+        attacked("linear-tiny", (EntryError, EntryNotFoundError, ZooError))
 
 
 def test_a_changed_member_of_an_archive(tmp_path, zoo, attacked, monkeypatch):

@@ -21,7 +21,7 @@ from embedkit.encoder import load_encoder
 from embedkit.errors import ConfigError, EntryError, EntryNotFoundError, IntegrityError
 from embedkit.hub.bulk import pull
 from embedkit.hub.cache import Cache
-from embedkit.hub.folder import FolderPlace
+from embedkit.hub.folder import FolderZoo
 from embedkit.hub.lockfile import LockFile
 from embedkit.hub.resolve import find_entry
 from embedkit.model.manifest import Manifest
@@ -34,7 +34,7 @@ posix = pytest.mark.skipif(os.name == "nt", reason="owners, modes and pipes of P
 
 
 def everything(arrival) -> None:
-    """Every licence is taken."""
+    """Every license is taken."""
 
 
 # --- an entry's folder ------------------------------------------------------------------------------------
@@ -103,7 +103,7 @@ def test_golden_vectors_that_unpack_to_gigabytes_are_refused(by_hand, tmp_path):
     np.savez_compressed(file, embedding=rows, tolerance_fp32=np.float64(1e-4))
     with (
         zipfile.ZipFile(file, "a", zipfile.ZIP_DEFLATED) as archive,
-        archive.open("pictures.npy", "w", force_zip64=True) as out,
+        archive.open("images.npy", "w", force_zip64=True) as out,
     ):
         np.lib.format.write_array_header_1_0(
             out, {"descr": "|u1", "fortran_order": False, "shape": (2, 10000, 10000, 3)}
@@ -239,7 +239,7 @@ def test_a_lock_file_moves_no_name_of_the_packages_index_to_another_version(
     by_hand.TinyEntry(seed=3).write(tmp_path / "package" / NAME)
     by_hand.write_index(tmp_path / "package")
     shutil.rmtree(tmp_path / "package" / NAME)
-    monkeypatch.setattr("embedkit.hub.resolve.package_zoo", lambda: FolderPlace(tmp_path / "package"))
+    monkeypatch.setattr("embedkit.hub.resolve.package_zoo", lambda: FolderZoo(tmp_path / "package"))
     lock(linear_tiny=other)
     with pytest.raises(IntegrityError, match="which none of the zoos holds, and the index of this package"):
         load_encoder("linear-tiny")

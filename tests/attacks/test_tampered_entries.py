@@ -187,7 +187,7 @@ def test_graphs_that_onnx_runtime_refuses(by_hand, tmp_path):
     [
         ("another width", "the graph gives (5,) and the configuration says (4,)"),
         ("another input size", "the graph takes (3, 8, 8) and the preprocess contract gives (3, 16, 16)"),
-        ("another colour", "the graph takes (3, 8, 8) and the preprocess contract gives (1, 8, 8)"),
+        ("another color", "the graph takes (3, 8, 8) and the preprocess contract gives (1, 8, 8)"),
         ("a float input", "expected the input `pixels` (uint8) and the output `embedding` (float)"),
         ("another input name", "expected the input `pixels` (uint8) and the output `embedding` (float)"),
         ("another output name", "expected the input `pixels` (uint8) and the output `embedding` (float)"),
@@ -227,7 +227,7 @@ def test_graphs_that_do_not_do_what_the_configuration_says(by_hand, tmp_path, wh
         files["model.onnx"], files["model.safetensors"] = wide.graph, wide.weights
     elif what == "another input size":
         files["config.json"] = config(preprocess=dataclasses.replace(entry.preprocess, size=(16, 16)))
-    elif what == "another colour":
+    elif what == "another color":
         gray = dataclasses.replace(entry.preprocess, color="gray", mean=(0.0,), std=(1.0,))
         files["config.json"] = config(preprocess=gray)
     else:
@@ -250,21 +250,21 @@ def npz(**arrays) -> bytes:
 
 
 def hostile_golden() -> dict[str, bytes]:
-    pictures = np.zeros((2, 8, 8, 3), np.uint8)
+    images = np.zeros((2, 8, 8, 3), np.uint8)
     rows, tolerance = np.zeros((2, 4), np.float32), np.float64(1e-4)
-    bad_zip = bytearray(npz(pictures=pictures, embedding=rows, tolerance_fp32=tolerance))
+    bad_zip = bytearray(npz(images=images, embedding=rows, tolerance_fp32=tolerance))
     bad_zip[60:90] = b"\xff" * 30
     pickled = io.BytesIO()
-    np.savez(pickled, pictures=np.array([{"a": 1}], object), embedding=rows, tolerance_fp32=tolerance)
+    np.savez(pickled, images=np.array([{"a": 1}], object), embedding=rows, tolerance_fp32=tolerance)
     huge = io.BytesIO()
     with zipfile.ZipFile(huge, "w") as archive:
         head = b"{'descr': '|u1', 'fortran_order': False, 'shape': (1099511627776, 1024, 1024, 3), }"
         head = b"\x93NUMPY\x01\0" + len(head).to_bytes(2, "little") + head
-        for name in ("pictures", "embedding", "tolerance_fp32"):
+        for name in ("images", "embedding", "tolerance_fp32"):
             archive.writestr(f"{name}.npy", head)
     bomb = io.BytesIO()
     np.savez_compressed(
-        bomb, pictures=np.zeros((1 << 27, 1), np.uint8), embedding=rows, tolerance_fp32=tolerance
+        bomb, images=np.zeros((1 << 27, 1), np.uint8), embedding=rows, tolerance_fp32=tolerance
     )
     return {
         "a bomb": bomb.getvalue(),
@@ -274,17 +274,17 @@ def hostile_golden() -> dict[str, bytes]:
         "a damaged zip": bytes(bad_zip),
         "a pickle": pickled.getvalue(),
         "a header of exabytes": huge.getvalue(),
-        "no tolerance": npz(pictures=pictures, embedding=rows),
-        "tolerances": npz(pictures=pictures, embedding=rows, tolerance_fp32=np.ones(3)),
-        "no pictures": npz(pictures=pictures[:0], embedding=rows[:0], tolerance_fp32=tolerance),
-        "another width": npz(pictures=pictures, embedding=np.zeros((2, 5)), tolerance_fp32=tolerance),
-        "more rows": npz(pictures=pictures, embedding=np.zeros((3, 4)), tolerance_fp32=tolerance),
-        "float pictures": npz(pictures=pictures.astype(float), embedding=rows, tolerance_fp32=tolerance),
-        "text rows": npz(pictures=pictures, embedding=np.full((2, 4), "x"), tolerance_fp32=tolerance),
-        "other rows": npz(pictures=pictures, embedding=rows + 1, tolerance_fp32=tolerance),
-        "not numbers": npz(pictures=pictures, embedding=rows * np.nan, tolerance_fp32=tolerance),
-        "an endless tolerance": npz(pictures=pictures, embedding=rows, tolerance_fp32=np.float64(np.inf)),
-        "no limit": npz(pictures=pictures, embedding=rows + 1, tolerance_fp32=np.float64(np.nan)),
+        "no tolerance": npz(images=images, embedding=rows),
+        "tolerances": npz(images=images, embedding=rows, tolerance_fp32=np.ones(3)),
+        "no images": npz(images=images[:0], embedding=rows[:0], tolerance_fp32=tolerance),
+        "another width": npz(images=images, embedding=np.zeros((2, 5)), tolerance_fp32=tolerance),
+        "more rows": npz(images=images, embedding=np.zeros((3, 4)), tolerance_fp32=tolerance),
+        "float images": npz(images=images.astype(float), embedding=rows, tolerance_fp32=tolerance),
+        "text rows": npz(images=images, embedding=np.full((2, 4), "x"), tolerance_fp32=tolerance),
+        "other rows": npz(images=images, embedding=rows + 1, tolerance_fp32=tolerance),
+        "not numbers": npz(images=images, embedding=rows * np.nan, tolerance_fp32=tolerance),
+        "an endless tolerance": npz(images=images, embedding=rows, tolerance_fp32=np.float64(np.inf)),
+        "no limit": npz(images=images, embedding=rows + 1, tolerance_fp32=np.float64(np.nan)),
     }
 
 

@@ -19,7 +19,7 @@ from embedkit import cli as commands
 from embedkit._io.text import safe_for_terminal
 from embedkit.errors import MissingDependencyError
 from embedkit.hub import resolve as load
-from embedkit.hub.folder import FolderPlace
+from embedkit.hub.folder import FolderZoo
 from embedkit.model.engines import onnx as engine
 from embedkit.model.providers import CPU, CUDA
 from embedkit.workflows import doctor
@@ -49,7 +49,7 @@ def package(by_hand, tmp_path, monkeypatch) -> Path:
     by_hand.TinyEntry(seed=1).write(zoo / "linear-far.noise")
     by_hand.write_index(zoo)
     shutil.rmtree(zoo / "linear-far.noise")
-    monkeypatch.setattr(load, "package_zoo", lambda: FolderPlace(zoo))
+    monkeypatch.setattr(load, "package_zoo", lambda: FolderZoo(zoo))
     monkeypatch.setattr(load, "DEFAULT_ENCODER", "linear-tiny")
     return zoo
 
@@ -119,7 +119,7 @@ def test_zoo_list_as_json(run, package):
     far, tiny = json.loads(out)
     assert status == 0
     assert set(far) == set(tiny) == {
-        "name", "manifest_sha256", "method", "architecture", "data", "dim", "licence", "bytes", "metrics",
+        "name", "manifest_sha256", "method", "architecture", "data", "dim", "license", "bytes", "metrics",
         "alias", "place", "path", "at_hand", "kind",
     }  # fmt: skip
     assert (far["place"], tiny["place"], tiny["dim"]) == ("", str(package), 4)

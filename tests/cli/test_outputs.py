@@ -18,7 +18,7 @@ from PIL import Image
 from embedkit import cli as commands
 from embedkit.analysis.clustering.cluster import Clustering
 from embedkit.analysis.matching.calibration import Calibration
-from embedkit.embeddings.metadata import Passport
+from embedkit.embeddings.metadata import Metadata
 from embedkit.embeddings.npy import write_npy
 from embedkit.embeddings.parquet_write import write_rows
 from embedkit.embeddings.schema import schema_of
@@ -27,7 +27,7 @@ from embedkit.images.originals import Originals
 from embedkit.workflows.visual.atlas import write_atlas
 from embedkit.workflows.visual.contact_sheet import Section, Tile, write_sheet
 
-PASSPORT = Passport(
+METADATA = Metadata(
     entry="linear-tiny.noise", manifest_sha256="a" * 64, fingerprint="b" * 64, dim=8, normalized=True
 )
 ROWS = 40
@@ -45,7 +45,7 @@ def folder(tmp_path, monkeypatch, by_hand) -> Path:
         Path(name).parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (8, 8), (row, 0, 0)).save(name)
     vectors = (np.eye(8)[np.arange(ROWS) % 4] + rng.normal(0, 0.02, (ROWS, 8))).astype(np.float32)
-    schema = schema_of(PASSPORT, {}, sha256=False)
+    schema = schema_of(METADATA, {}, sha256=False)
     status = [os.stat(name) for name in ids]
     table = pa.table(
         {
@@ -58,7 +58,7 @@ def folder(tmp_path, monkeypatch, by_hand) -> Path:
         schema=schema,
     )
     write_rows([table], Path("e.parquet"), schema)
-    write_npy([table], Path("n.npy"), PASSPORT, ROWS)
+    write_npy([table], Path("n.npy"), METADATA, ROWS)
     Path("shards").mkdir()
     shutil.copy("e.parquet", "shards/part-00001-of-00001-00000.parquet")
     lines = ["a,b,same"]
@@ -83,7 +83,7 @@ def snapshot(folder: Path) -> dict[str, bytes]:
         "cluster link.parquet -k 2 -o e.parquet",
         "cluster n.npy -k 2 -o n.npy",
         "cluster n.npy -k 2 -o n.ids.jsonl",
-        "cluster n.npy -k 2 -o n.passport.json",
+        "cluster n.npy -k 2 -o n.metadata.json",
         "cluster shards -k 2 -o shards/part-00001-of-00001-00000.parquet",
         "cluster e.parquet -k 2 -o p/0/0.png",
         "cluster e.parquet -k 2 --sheet p/0/0.png",
@@ -250,23 +250,23 @@ def test_no_name_reaches_the_terminal_as_it_is(folder, by_hand, monkeypatch, cap
     """File names, suffixes, label columns, entries' names and cards, in every command that prints them."""
     import pyarrow.parquet as pq
 
-    from embedkit.embeddings.metadata import PASSPORT_KEY
+    from embedkit.embeddings.metadata import METADATA_KEY
 
     for name in (f"p/x.{ESCAPE}", f"p/0/{ESCAPE}.jpg", f"p/0/{ESCAPE}.png"):
         Path(name).write_bytes(b"x")
     Path(f"d{ESCAPE}").mkdir()
     table = pq.read_table("e.parquet")
-    passport = json.loads(table.schema.metadata[PASSPORT_KEY])
-    passport["entry"] = "x" + ESCAPE
+    metadata = json.loads(table.schema.metadata[METADATA_KEY])
+    metadata["entry"] = "x" + ESCAPE
     table = table.set_column(
         0, table.schema.field(0), pa.array([f"{name}{ESCAPE}" for name in table["id"].to_pylist()])
     )
     pq.write_table(
-        table.replace_schema_metadata({PASSPORT_KEY: json.dumps(passport).encode()}), "evil.parquet"
+        table.replace_schema_metadata({METADATA_KEY: json.dumps(metadata).encode()}), "evil.parquet"
     )
     entry = by_hand.TinyEntry()
     config = json.loads(entry.files()["config.json"])
-    config["embedkit"]["licence"] = "MIT" + ESCAPE
+    config["embedkit"]["license"] = "MIT" + ESCAPE
     entry.write(folder / "zoo" / "linear-tiny.noise", {
         **entry.files(), "config.json": json.dumps(config).encode(), "README.md": ESCAPE.encode()
     })  # fmt: skip

@@ -17,21 +17,21 @@ from embedkit.cli import atlas, calibrate, cluster, duplicates, leaks, lint
 from embedkit.embeddings import formats as stored
 from embedkit.embeddings import lance as lancetable
 from embedkit.embeddings.formats import is_stored, open_stored
-from embedkit.embeddings.metadata import Passport, Run
+from embedkit.embeddings.metadata import Metadata, Run
 from embedkit.embeddings.npy import write_npy
 from embedkit.embeddings.parquet_write import write_rows
 from embedkit.embeddings.schema import schema_of
 from embedkit.embeddings.table import Embeddings
 from embedkit.errors import ConfigError, OutputError, SpaceMismatchError
 
-PASSPORT = Passport(
+METADATA = Metadata(
     entry="linear-tiny.noise", manifest_sha256="a" * 64, fingerprint="b" * 64, dim=8, normalized=True
 )
 KINDS = ("e.parquet", "e.npy", "shards", "lance")
 
 
-def table(start: int = 0, stop: int = 1200, passport: Passport = PASSPORT) -> pa.Table:
-    """Rows of a set of 1,200, three pictures to an identity; one in 7 is the second part of the one before it."""
+def table(start: int = 0, stop: int = 1200, metadata: Metadata = METADATA) -> pa.Table:
+    """Rows of a set of 1,200, three images to an identity; one in 7 is the second part of the one before it."""
     rng = np.random.default_rng(0)
     vectors = (np.repeat(rng.normal(0, 1, (400, 8)), 3, 0) + rng.normal(0, 0.4, (1200, 8))).astype(np.float32)
     vectors[700] = vectors[20]
@@ -44,7 +44,7 @@ def table(start: int = 0, stop: int = 1200, passport: Passport = PASSPORT) -> pa
         "who": [f"n{row // 3}" for row in range(1200)],
         "age": list(range(1200)),
     }
-    schema = schema_of(passport, {"who": "string", "age": "int32"}, sha256=False)
+    schema = schema_of(metadata, {"who": "string", "age": "int32"}, sha256=False)
     return pa.table(columns, schema=schema).slice(start, stop - start)
 
 
@@ -54,7 +54,7 @@ def stores(tmp_path_factory):
     folder = tmp_path_factory.mktemp("stores")
     whole = table()
     write_rows([whole], folder / "e.parquet", whole.schema)
-    write_npy([whole], folder / "e.npy", PASSPORT, 1200)
+    write_npy([whole], folder / "e.npy", METADATA, 1200)
     (folder / "shards").mkdir()
     for number, (start, stop) in enumerate(((0, 700), (700, 701), (701, 1200))):
         piece = table(start, stop)
@@ -84,7 +84,7 @@ def test_every_kind_gives_the_same_rows(stores, kind, monkeypatch):
     expected = np.array(whole["embedding"], np.float32)
     monkeypatch.setattr(stored, "BLOCK", 256)  # not a multiple of a row group's 512
     found = open_stored(source)
-    assert (len(found), found.where, found.passport) == (1200, source, PASSPORT)
+    assert (len(found), found.where, found.metadata) == (1200, source, METADATA)
     assert sorted(found.labels) == ["age", "who"] and is_stored(source)
     for start, stop in ((0, 1200), (0, 0), (3, 4), (500, 1030), (699, 702), (1199, 1200), (5, 5)):
         assert np.array_equal(found.vectors(start, stop), expected[start:stop])
@@ -95,7 +95,7 @@ def test_every_kind_gives_the_same_rows(stores, kind, monkeypatch):
         assert parts.dtype == np.int32
     assert found.vectors().dtype == np.float32 and np.array_equal(found.vectors(), expected)
     rows = Embeddings.read(source)
-    assert rows.ids == whole["id"] and np.array_equal(rows.vectors, expected) and rows.passport == PASSPORT
+    assert rows.ids == whole["id"] and np.array_equal(rows.vectors, expected) and rows.metadata == METADATA
     assert rows.labels == {name: whole[name] for name in ("who", "age")}
     assert np.array_equal(Rows(source).unit(0, 1200), Rows(expected).unit(0, 1200))
     assert Rows(source).names() == Rows("".join(source)).names() == Rows(found).names()
@@ -147,12 +147,12 @@ def test_every_command_takes_every_kind(stores, kind, tmp_path):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_atlas_of_every_kind(stores, kind, tmp_path):
-    """Which pictures are gone is found out last: before, rows and labels were read."""
+    """Which images are gone is found out last: before, rows and labels were read."""
     app = typer.Typer()
     app.command()(atlas)
     arguments = [of_kind(stores, kind), "-o", str(tmp_path / "a.html"), "--map", "pca", "--label", "who"]
     error = CliRunner().invoke(app, arguments).exception
-    assert "none of the 1200 pictures can be read" in str(error)
+    assert "none of the 1200 images can be read" in str(error)
 
 
 def test_shards_of_several_runs_and_columns(tmp_path):
@@ -161,7 +161,7 @@ def test_shards_of_several_runs_and_columns(tmp_path):
         for n in (1, 2)
     ]
     for number, run in enumerate(runs):
-        piece = table(10 * number, 10 * number + 10, PASSPORT.with_run(run))
+        piece = table(10 * number, 10 * number + 10, METADATA.with_run(run))
         if number:
             piece = piece.drop_columns(["who"])
         write_rows([piece], tmp_path / f"part-00001-of-00001-{number:06d}.parquet", piece.schema)
@@ -170,15 +170,15 @@ def test_shards_of_several_runs_and_columns(tmp_path):
         open_stored(tmp_path)
     (tmp_path / "_done-00001-of-00001.json").write_text("{}")
     found = open_stored(tmp_path)
-    assert found.passport.runs == tuple(runs)
+    assert found.metadata.runs == tuple(runs)
     assert found.column("who", 8, 12) == ["n2", "n3", None, None]
-    other = table(20, 30, Passport(**{**vars(PASSPORT), "fingerprint": "c" * 64}))
+    other = table(20, 30, Metadata(**{**vars(METADATA), "fingerprint": "c" * 64}))
     write_rows([other], tmp_path / "part-00001-of-00001-000002.parquet", other.schema)
     with pytest.raises(SpaceMismatchError, match="space bbbbbbbbbbbb.*cccccccccccc"):
         open_stored(tmp_path)
 
 
-def test_a_folder_of_pictures_is_no_store(tmp_path):
+def test_a_folder_of_images_is_no_store(tmp_path):
     (tmp_path / "a.jpg").write_bytes(b"")
     assert not is_stored(tmp_path) and is_stored(tmp_path / "a.jpg") and is_stored("lance://x/y")
     with pytest.raises(OutputError, match="holds no embeddings"):
@@ -198,7 +198,7 @@ def test_damaged_files_are_one_sentence(stores, tmp_path):
     data = bytearray(Path(stores["e.parquet"]).read_bytes())
     data[200:20_000] = bytes(19_800)  # the footer is whole
     (tmp_path / "d.parquet").write_bytes(data)
-    with pytest.raises(OutputError, match=r"d\.parquet is damaged \(.*embed the pictures again") as caught:
+    with pytest.raises(OutputError, match=r"d\.parquet is damaged \(.*embed the images again") as caught:
         open_stored(tmp_path / "d.parquet").keys()
     assert "\n" not in str(caught.value)
     for changed, column in (
@@ -284,7 +284,7 @@ def test_a_mark_of_no_number_is_none(tmp_path):
 
 def test_ids_with_the_separators_of_unicode(tmp_path):
     names = ["a\u2028b", "c\u2029", "\x85\x0b\x0c\x1c\x1e", "\r\n"]
-    write_npy([table(0, 4).set_column(0, "id", pa.array(names))], tmp_path / "e.npy", PASSPORT, 4)
+    write_npy([table(0, 4).set_column(0, "id", pa.array(names))], tmp_path / "e.npy", METADATA, 4)
     assert open_stored(tmp_path / "e.npy").keys()[0] == names
     assert Embeddings.read(tmp_path / "e.npy").ids == names
 
@@ -307,9 +307,9 @@ def header(text: str) -> bytes:
     ],
 )
 def test_damaged_arrays_are_one_sentence(tmp_path, content):
-    write_npy([table(0, 1)], tmp_path / "e.npy", PASSPORT, 1)
+    write_npy([table(0, 1)], tmp_path / "e.npy", METADATA, 1)
     (tmp_path / "e.npy").write_bytes(content)
-    with pytest.raises(OutputError, match=r"e\.npy and its ids and passport cannot be read") as caught:
+    with pytest.raises(OutputError, match=r"e\.npy and its ids and metadata cannot be read") as caught:
         open_stored(tmp_path / "e.npy")
     assert "\n" not in str(caught.value)
 
@@ -340,18 +340,18 @@ def test_damaged_arrays_are_one_sentence(tmp_path, content):
         {"more": 1},
     ],
 )
-def test_damaged_passports_are_one_sentence(change):
-    data = json.loads(PASSPORT.to_json())
-    assert Passport.from_json(json.dumps(data), "x") == PASSPORT
-    with pytest.raises(OutputError, match="^x: its passport is damaged; was it written by another program"):
-        Passport.from_json(json.dumps({**data, **change}), "x")
+def test_damaged_metadatas_are_one_sentence(change):
+    data = json.loads(METADATA.to_json())
+    assert Metadata.from_json(json.dumps(data), "x") == METADATA
+    with pytest.raises(OutputError, match="^x: its metadata is damaged; was it written by another program"):
+        Metadata.from_json(json.dumps({**data, **change}), "x")
 
 
-def test_a_passport_that_is_nested_too_deep_or_of_another_version():
-    with pytest.raises(OutputError, match="its passport is damaged"):
-        Passport.from_json("[" * 100_000, "x")
+def test_a_metadata_that_is_nested_too_deep_or_of_another_version():
+    with pytest.raises(OutputError, match="its metadata is damaged"):
+        Metadata.from_json("[" * 100_000, "x")
     with pytest.raises(OutputError, match="of version 2; upgrade"):
-        Passport.from_json(json.dumps({"version": 2, "else": 1}), "x")
+        Metadata.from_json(json.dumps({"version": 2, "else": 1}), "x")
 
 
 @pytest.mark.parametrize(
@@ -371,7 +371,7 @@ def test_a_passport_that_is_nested_too_deep_or_of_another_version():
     ],
 )
 def test_damaged_ids_of_an_array(tmp_path, line):
-    write_npy([table(0, 1)], tmp_path / "e.npy", PASSPORT, 1)
+    write_npy([table(0, 1)], tmp_path / "e.npy", METADATA, 1)
     (tmp_path / "e.ids.jsonl").write_text(line + "\n")
     with pytest.raises(OutputError, match="cannot be read|nested too deep"):
         open_stored(tmp_path / "e.npy")

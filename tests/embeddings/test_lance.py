@@ -1,4 +1,4 @@
-"""A LanceDB table as the output of a job and as what is searched, against a Parquet file of the same pictures."""
+"""A LanceDB table as the output of a job and as what is searched, against a Parquet file of the same images."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ pytest.importorskip("onnxruntime")
 from embedkit import embed, load_encoder
 from embedkit.cli.search import search as command
 from embedkit.embeddings.lance import table_path
-from embedkit.embeddings.parquet_write import read_passport
+from embedkit.embeddings.parquet_write import read_metadata
 from embedkit.errors import (
     ConfigError,
     EmbedkitError,
@@ -76,7 +76,7 @@ def test_a_table_is_written_extended_and_searched(folder, tiny):
     assert table.count_rows() == 30 and sorted(path.name for path in (folder / "db").iterdir()) == [
         "photos.lance"
     ]
-    assert table.schema.metadata[b"embedkit"].decode() == read_passport(file).to_json()
+    assert table.schema.metadata[b"embedkit"].decode() == read_metadata(file).to_json()
 
     queries = ["it's 03.png", str(folder / "in" / "it's 04.png"), "it's 29.png"]
     exact, found = (search(open_index(source), queries, 7, encoder=tiny) for source in (file, uri))
@@ -120,7 +120,7 @@ def test_what_is_refused(folder, tiny, by_hand):
     with pytest.raises(OutputError, match="does not exist"):
         embed(folder / "in", f"lance://{folder}/a/b/c/t", encoder=tiny)
     lance.write_dataset(pa.table({"x": [1]}), str(folder / "db" / "foreign.lance"))
-    with pytest.raises(OutputError, match="without a passport"):
+    with pytest.raises(OutputError, match="without metadata"):
         open_index(f"lance://{folder}/db/foreign")
     with pytest.raises(EmbedkitError):
         embed(folder / "in", f"lance://{folder}/db/foreign", encoder=tiny)

@@ -24,8 +24,8 @@ from embedkit.errors import (
     EntryError,
     IntegrityError,
     OutputError,
-    PlaceError,
     UnreachableError,
+    ZooError,
 )
 from embedkit.hub.access import Access
 from embedkit.hub.bulk import pull
@@ -37,7 +37,7 @@ from embedkit.model.layout import MANIFEST
 from embedkit.model.manifest import Manifest
 
 NAME = "linear-tiny.noise"
-PICTURE = np.arange(8 * 8 * 3, dtype=np.uint8).reshape(8, 8, 3)
+IMAGE = np.arange(8 * 8 * 3, dtype=np.uint8).reshape(8, 8, 3)
 
 
 def entries(cache: Path) -> list[Path]:
@@ -56,8 +56,8 @@ def outside(tmp_path: Path) -> set[Path]:
 ONCE = {
     "cut": None, "close": None, "ignore range": None, "corrupt": None, "lie": IntegrityError, "429": None, "503": None,
     "500": None, "408": None, "short": IntegrityError, "long": IntegrityError, "html": IntegrityError,
-    "wrong range": None, "gzip": PlaceError, "loop": PlaceError, "403": AccessError, "401": AccessError,
-    "404": EntryError, "410": EntryError, "416": IntegrityError, "to file": PlaceError, "to net": PlaceError,
+    "wrong range": None, "gzip": ZooError, "loop": ZooError, "403": AccessError, "401": AccessError,
+    "404": EntryError, "410": EntryError, "416": IntegrityError, "to file": ZooError, "to net": ZooError,
 }  # fmt: skip
 
 
@@ -75,9 +75,7 @@ def test_one_fault_of_a_file(request, zoo, tmp_path, cache, fault, kind):
     before = outside(tmp_path)
     expected = ONCE[fault]
     if expected is None:
-        assert (
-            load_encoder(url).encode(PICTURE).tobytes() == load_encoder(zoo / NAME).encode(PICTURE).tobytes()
-        )
+        assert load_encoder(url).encode(IMAGE).tobytes() == load_encoder(zoo / NAME).encode(IMAGE).tobytes()
     else:
         with pytest.raises(expected) as caught:
             load_encoder(url)
@@ -91,7 +89,7 @@ def test_one_fault_of_a_file(request, zoo, tmp_path, cache, fault, kind):
 @pytest.mark.parametrize("fault", ["429", "503", "close", "cut", "corrupt", "lie"])
 def test_a_fault_that_does_not_end_is_a_typed_error(site, cache, fault):
     site.faults = [fault] * 1000
-    with pytest.raises((PlaceError, EntryError)) as caught:
+    with pytest.raises((ZooError, EntryError)) as caught:
         load_encoder(f"{site.url}/{NAME}")
     assert "\n" not in str(caught.value) and entries(cache) == []
     assert len(site.requests) < 300
@@ -108,7 +106,7 @@ def test_a_server_that_dawdles_is_left(site, cache, monkeypatch, fault):
 
 
 def test_an_index_that_is_spoilt(site):
-    for fault, kind in (("html", EntryError), ("gzip", PlaceError), ("403", AccessError)):
+    for fault, kind in (("html", EntryError), ("gzip", ZooError), ("403", AccessError)):
         site.faults = [fault]
         with pytest.raises(kind):
             find_entry(f"{site.url}/{NAME}")
@@ -307,7 +305,7 @@ def test_a_damaged_entry_is_refused_and_mended(site, cache):
         file = entries(cache)[0] / name
         file.write_bytes(change(file.read_bytes()))
         try:
-            load_encoder(url).encode(PICTURE)
+            load_encoder(url).encode(IMAGE)
         except IntegrityError as error:
             assert "pull the entry again" in str(error)
         (done,) = pull([url], gate=commercial_only)
@@ -402,34 +400,34 @@ def test_a_proxy_of_the_environment_is_gone_through(monkeypatch):
     assert _connection(urlsplit("https://zoo.example/x"), "/x", {}, 5)[0].host == "zoo.example"
 
 
-# --- licences ---------------------------------------------------------------------------------------------
+# --- licenses ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("licence", "closed"),
+    ("license", "closed"),
     [
         ("CC-BY-NC-4.0", True), ("cc-by-nc-sa-4.0", True), ("PolyForm-Noncommercial-1.0.0", True),
         ("InsightFace, non-commercial research", True), ("MIT", False), ("Apache-2.0", False), ("NCSA", False),
         ("CC0-1.0", False), ("other", False), ("BSD-3-Clause-No-Nuclear-License", False),
     ],
 )  # fmt: skip
-def test_which_licences_are_non_commercial(licence, closed):
-    assert is_non_commercial(licence) is closed
+def test_which_licenses_are_non_commercial(license, closed):
+    assert is_non_commercial(license) is closed
 
 
 def test_a_non_commercial_entry_is_not_pulled_unasked(site, zoo, by_hand, cache):
     entry = by_hand.TinyEntry()
-    entry.config = dataclasses.replace(entry.config, licence="CC-BY-NC-4.0")
+    entry.config = dataclasses.replace(entry.config, license="CC-BY-NC-4.0")
     entry.write(zoo / NAME)
     by_hand.write_index(zoo)
     with pytest.raises(
-        ConfigError, match="under CC-BY-NC-4.0, which forbids commercial use.*--accept-licence"
+        ConfigError, match="under CC-BY-NC-4.0, which forbids commercial use.*--accept-license"
     ):
         load_encoder(f"{site.url}/{NAME}")
     assert entries(cache) == [] and f"/{NAME}/model.safetensors" not in site.paths()
     seen = []
     find_entry(f"{site.url}/{NAME}", access=Access(gate=seen.append))
-    assert [(one.licence, one.name) for one in seen] == [("CC-BY-NC-4.0", NAME)]
+    assert [(one.license, one.name) for one in seen] == [("CC-BY-NC-4.0", NAME)]
     assert load_encoder(f"{site.url}/{NAME}").dim == 4  # accepted once, and here now
 
 

@@ -15,23 +15,23 @@ from embedkit.hub.resolve import find_entry
 NAME, ALIAS = "linear-tiny.noise", "linear-tiny"
 
 
-def test_pull_shows_the_licence_first(run, site):
+def test_pull_shows_the_license_first(run, site):
     status, out, err = run("zoo", "pull", ALIAS, "--zoo", site.url)
-    assert status == 0 and err == f"embedkit: {NAME} from {site.url}: 0.0 MB, licence CC0-1.0\n"
-    name, revision, _, licence, location = out.strip().split("\t")
-    assert (name, licence) == (NAME, "CC0-1.0") and len(revision) == 12 and os.path.isdir(location)
+    assert status == 0 and err == f"embedkit: {NAME} from {site.url}: 0.0 MB, license CC0-1.0\n"
+    name, revision, _, license, location = out.strip().split("\t")
+    assert (name, license) == (NAME, "CC0-1.0") and len(revision) == 12 and os.path.isdir(location)
     status, out, err = run("zoo", "pull", "--zoo", site.url, "--json")
     assert status == 0 and err == "" and json.loads(out)[0]["name"] == NAME
 
 
 def test_pull_of_a_non_commercial_entry(run, site, zoo, by_hand):
     entry = by_hand.TinyEntry()
-    entry.config = dataclasses.replace(entry.config, licence="CC-BY-NC-4.0")
+    entry.config = dataclasses.replace(entry.config, license="CC-BY-NC-4.0")
     entry.write(zoo / NAME)
     by_hand.write_index(zoo)
     status, out, err = run("zoo", "pull", f"{site.url}/{NAME}")
-    assert status == 1 and out == "" and "--accept-licence" in err and "licence CC-BY-NC-4.0" in err
-    assert run("zoo", "pull", f"{site.url}/{NAME}", "--accept-licence")[0] == 0
+    assert status == 1 and out == "" and "--accept-license" in err and "license CC-BY-NC-4.0" in err
+    assert run("zoo", "pull", f"{site.url}/{NAME}", "--accept-license")[0] == 0
     assert load_encoder(f"{site.url}/{NAME}").dim == 4
 
 
@@ -51,14 +51,14 @@ def test_pull_and_the_lock_file(run, site, zoo, by_hand, tmp_path):
 def test_list_filters(run, zoo, by_hand, site):
     entry = by_hand.TinyEntry(dim=7, seed=1)
     entry.config = dataclasses.replace(
-        entry.config, method="other", licence="MIT", data="Photographs of cats"
+        entry.config, method="other", license="MIT", data="Photographs of cats"
     )
     entry.write(zoo / "other-r18.cats")
     by_hand.write_index(zoo)
     both = {NAME, "other-r18.cats"}
     for words, expected in (
         ([], both), (["--method", "oth"], {"other-r18.cats"}), (["--dim", "4"], {NAME}),
-        (["--licence", "mit"], {"other-r18.cats"}), (["--data", "CATS"], {"other-r18.cats"}),
+        (["--license", "mit"], {"other-r18.cats"}), (["--data", "CATS"], {"other-r18.cats"}),
         (["--architecture", "linear"], both), (["--method", "x"], set()), (["*.noise", "--dim", "7"], set()),
     ):  # fmt: skip
         for place in (zoo, site.url):

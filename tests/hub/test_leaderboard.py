@@ -23,7 +23,7 @@ def facts(method="rotnet", *, probe=0.8, flops=1e15, data="digits", protocol="p"
     row = {"method": method, "architecture": "r10", "dim": 7, "input": "gray 28x28", "metrics": metrics}
     row |= {
         "data": "digits",
-        "licence": "MIT",
+        "license": "MIT",
         "bytes": 1,
         "manifest_sha256": "0" * 64,
         "family": "a pretext task",

@@ -16,7 +16,7 @@ from embedkit.errors import ConfigError, EmbedkitError, EntryError, IntegrityErr
 from embedkit.hub import download as machine
 from embedkit.hub.catalog import Index
 from embedkit.hub.limits import check_file_list
-from embedkit.hub.urls import parse_entry, parse_place
+from embedkit.hub.urls import parse_entry, parse_zoo
 from embedkit.model.layout import MANIFEST, check_file_name, sha256_hex
 from embedkit.model.manifest import FileRecord, Manifest
 
@@ -58,7 +58,7 @@ def test_file_names_that_never_pass(name):
 @given(st.tuples(st.sampled_from(["hf", "https", "http", "s3", "file", "x y", ""]), TEXT.map("".join)))
 def test_a_url_is_taken_apart_or_refused(parts):
     url = "://".join(parts)
-    for parse in (parse_entry, parse_place):
+    for parse in (parse_entry, parse_zoo):
         try:
             address = parse(url)
         except ConfigError as error:

@@ -18,11 +18,11 @@ from embedkit.encoder import load_encoder, resolve_threads
 from embedkit.errors import ConfigError, EntryError, EntryNotFoundError, IntegrityError
 from embedkit.hub import resolve as load
 from embedkit.hub.catalog import Index
-from embedkit.hub.folder import FolderPlace
+from embedkit.hub.folder import FolderZoo
 from embedkit.hub.resolve import find_entry, list_encoders
 from embedkit.model.layout import sha256_hex
 
-PICTURE = np.arange(8 * 8 * 3, dtype=np.uint8).reshape(8, 8, 3)
+IMAGE = np.arange(8 * 8 * 3, dtype=np.uint8).reshape(8, 8, 3)
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def package(by_hand, tmp_path, monkeypatch) -> Path:
     by_hand.TinyEntry(seed=1).write(zoo / "linear-far.noise")
     by_hand.write_index(zoo)
     shutil.move(zoo / "linear-far.noise", tmp_path / "far" / "linear-far.noise")
-    monkeypatch.setattr(load, "package_zoo", lambda: FolderPlace(zoo))
+    monkeypatch.setattr(load, "package_zoo", lambda: FolderZoo(zoo))
     return zoo
 
 
@@ -52,9 +52,9 @@ def zoo(by_hand, tmp_path, monkeypatch, package):
 
 def seed_of(encoder: embedkit.Encoder, by_hand) -> int:
     """Which of the seeds 0..9 an encoder was made with."""
-    row = encoder.encode(PICTURE)
+    row = encoder.encode(IMAGE)
     for seed in range(10):
-        expected = by_hand.TinyEntry(seed=seed).embed(PICTURE.transpose(2, 0, 1)[None])
+        expected = by_hand.TinyEntry(seed=seed).embed(IMAGE.transpose(2, 0, 1)[None])
         if np.allclose(row, expected, atol=1e-5):
             return seed
     raise AssertionError("no seed gives this row")
@@ -310,7 +310,7 @@ INDEX = {
             "architecture": "resnet18",
             "data": "photos",
             "dim": 512,
-            "licence": "MIT",
+            "license": "MIT",
         }
     },
     "aliases": {"moco-r18": "moco-r18.photos"},
@@ -336,7 +336,7 @@ INDEX = {
             {key: value}
             for key, value in (("dim", "512"), ("dim", None), ("manifest_sha256", 5), ("bytes", 1.5))
         ),
-        *({key: value} for key, value in (("data", ["a"]), ("metrics", []), ("licence", None))),
+        *({key: value} for key, value in (("data", ["a"]), ("metrics", []), ("license", None))),
     ],
 )
 def test_an_index_that_is_wrong_is_an_entry_error(package, monkeypatch, tmp_path, change):
@@ -386,8 +386,8 @@ def test_the_hubs_classic_cache_layout(default_entry, encoder, tmp_path, jpeg_ma
         shutil.copyfile(file, blob)
         link(repo / "snapshots" / commit / file.name, blob)
     found = load_encoder(repo / "snapshots" / commit, device="cpu", threads=1)
-    picture = jpeg_maker(1)
-    np.testing.assert_array_equal(found.encode(picture), encoder.encode(picture))
+    image = jpeg_maker(1)
+    np.testing.assert_array_equal(found.encode(image), encoder.encode(image))
     assert found.revision == encoder.revision
     assert found.name == "name", "a commit's digest is no name"
 
@@ -408,8 +408,8 @@ def test_the_hubs_shared_blobs_layout(default_entry, encoder, tmp_path, jpeg_mak
     assert (snapshot / "model.onnx").is_symlink()
     assert os.path.islink(os.path.join(snapshot, os.readlink(snapshot / "model.onnx")))
     found = load_encoder(snapshot, device="cpu", threads=1)
-    picture = jpeg_maker(1)
-    np.testing.assert_array_equal(found.encode(picture), encoder.encode(picture))
+    image = jpeg_maker(1)
+    np.testing.assert_array_equal(found.encode(image), encoder.encode(image))
     assert found.card == encoder.card
 
 
@@ -420,7 +420,7 @@ def test_a_folder_that_is_read_only(by_hand, tmp_path):
     folder.chmod(stat.S_IREAD | stat.S_IEXEC)
     try:
         before = sorted(os.listdir(folder))
-        assert load_encoder(folder).encode(PICTURE).shape == (1, 4)
+        assert load_encoder(folder).encode(IMAGE).shape == (1, 4)
         assert sorted(os.listdir(folder)) == before
     finally:
         folder.chmod(stat.S_IRWXU)
@@ -456,7 +456,7 @@ def test_list_encoders(package, zoo, monkeypatch, tmp_path):
         ("linear-tiny.noise", "linear-tiny", str(package)),
         ("moco-r18.photos", "moco-r18", str(place)),
     ]
-    assert {(row.dim, row.method, row.data, row.licence) for row in rows} == {
+    assert {(row.dim, row.method, row.data, row.license) for row in rows} == {
         (4, "linear", "noise", "CC0-1.0")
     }
     assert [row.name for row in list_encoders("linear-*")] == ["linear-far.noise", "linear-tiny.noise"]

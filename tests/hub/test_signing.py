@@ -182,7 +182,7 @@ def test_a_signature_that_leaves_a_file_out_is_refused(zoo, keys):
     rewrite(folder, {"README.md": b"---\nlicense: mit\n---\nother words"})
     with pytest.raises(SignatureError, match="leaves files of the entry out"):
         check_signature(find_entry(folder), keys[1])
-    check_signature(sign(find_entry(folder), keys[0]), keys[1])  # and signing again mends it
+    check_signature(sign(find_entry(folder), keys[0]), keys[1])  # and signing again fixes it
 
 
 def test_what_else_lies_in_the_folder_stays(zoo, keys, tmp_path):

@@ -24,7 +24,7 @@ from embedkit.hub.resolve import find_entry, list_encoders
 from embedkit.model.layout import MANIFEST
 
 NAME, ALIAS = "linear-tiny.noise", "linear-tiny"
-PICTURE = np.arange(8 * 8 * 3, dtype=np.uint8).reshape(8, 8, 3)
+IMAGE = np.arange(8 * 8 * 3, dtype=np.uint8).reshape(8, 8, 3)
 
 EMBED = """
 import sys, numpy, embedkit
@@ -36,10 +36,10 @@ print(encoder.revision, rows.tobytes().hex())
 #: Loads, and then loads again in three ways with sockets forbidden; no torch at any time.
 TWICE = """
 import os, sys, numpy, embedkit
-picture = numpy.arange(20 * 30 * 3).astype(numpy.uint8).reshape(20, 30, 3)
+image = numpy.arange(20 * 30 * 3).astype(numpy.uint8).reshape(20, 30, 3)
 def rows(name, **options):
     encoder = embedkit.load_encoder(name, threads=1, **options)
-    return f"{encoder.revision} {encoder.encode(picture).tobytes().hex()}"
+    return f"{encoder.revision} {encoder.encode(image).tobytes().hex()}"
 first = rows(sys.argv[1])
 def refuse(event, _):
     if event in ("socket.__new__", "socket.connect", "socket.getaddrinfo"):
@@ -59,8 +59,8 @@ def expected():
 
     def reckon(folder) -> str:
         encoder = load_encoder(folder, threads=1)
-        picture = np.arange(20 * 30 * 3).astype(np.uint8).reshape(20, 30, 3)
-        return f"{encoder.revision} {encoder.encode(picture).tobytes().hex()}\n"
+        image = np.arange(20 * 30 * 3).astype(np.uint8).reshape(20, 30, 3)
+        return f"{encoder.revision} {encoder.encode(image).tobytes().hex()}\n"
 
     return reckon
 
@@ -124,8 +124,8 @@ def test_urls_of_entries(site, zoo, hub):
         f"hf://team/{ALIAS}", *(f"hf://team/{NAME}@{r}" for r in ("v1.0", commit, revision[:12], revision, "main")),
     ):  # fmt: skip
         assert load_encoder(url).revision == revision, url
-    rows = load_encoder(f"hf://team/{NAME}", revision="v1.0").encode(PICTURE)
-    assert (rows == load_encoder(zoo / NAME).encode(PICTURE)).all()
+    rows = load_encoder(f"hf://team/{NAME}", revision="v1.0").encode(IMAGE)
+    assert (rows == load_encoder(zoo / NAME).encode(IMAGE)).all()
 
 
 def test_a_name_may_have_a_tag_where_a_place_has_tags(zoo, hub, monkeypatch):
@@ -234,7 +234,7 @@ def test_a_hub_that_is_down_and_an_entry_in_the_cache(zoo, hub, monkeypatch):
     hub.close()
     with pytest.warns(UserWarning, match="hf://team is down .* comes from the cache"):
         again = load_encoder(f"hf://team/{NAME}")
-    assert (again.encode(PICTURE) == first.encode(PICTURE)).all()
+    assert (again.encode(IMAGE) == first.encode(IMAGE)).all()
     with pytest.warns(UserWarning, match="is down"):
         assert load_encoder(ALIAS).revision == first.revision
     with pytest.warns(UserWarning, match="its list is the one that it gave last"):
@@ -295,7 +295,7 @@ def test_an_encoder_from_a_site_can_be_pickled(site, python):
 
     encoder = load_encoder(f"{site.url}/{NAME}")
     site.close()
-    assert (pickle.loads(pickle.dumps(encoder)).encode(PICTURE) == encoder.encode(PICTURE)).all()
+    assert (pickle.loads(pickle.dumps(encoder)).encode(IMAGE) == encoder.encode(IMAGE)).all()
 
 
 def test_a_missing_extra_gives_the_line_that_installs_it(monkeypatch):
@@ -338,7 +338,7 @@ def test_the_lock_file(site, zoo, by_hand, tmp_path):
     assert find_entry(url).revision == new
     assert json.loads(lock.read_text())["entries"][url]["manifest_sha256"] == new
     lock.write_text("{")
-    with pytest.raises(ConfigError, match="mend or remove it"):
+    with pytest.raises(ConfigError, match="fix or remove it"):
         find_entry(url)
 
 

@@ -1,4 +1,4 @@
-"""Pictures that cannot be read: each gives one typed error of one sentence, quickly and in bounded memory."""
+"""Images that cannot be read: each gives one typed error of one sentence, quickly and in bounded memory."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def saved(image: Image.Image, format: str, **options) -> bytes:
     return file.getvalue()
 
 
-def reason(picture, kind: type[EmbedkitError] = ImageError) -> str:
+def reason(image, kind: type[EmbedkitError] = ImageError) -> str:
     """The message of the one error that reading this gives, which has to be one sentence."""
     with pytest.raises(kind) as caught:
-        read_pixels(picture, CONTRACT)
+        read_pixels(image, CONTRACT)
     text = str(caught.value)
     assert text and "\n" not in text and len(text) < 300 and "Traceback" not in text
     assert caught.value.__context__ is None or caught.value.__suppress_context__
@@ -57,7 +57,7 @@ def png_bomb(side: int) -> bytes:
 @pytest.mark.parametrize(
     "data",
     [
-        b"this is not a picture, but a note of a few words that somebody kept",
+        b"this is not an image, but a note of a few words that somebody kept",
         b"\0",
         b"\xff\xd8",
         b"\x89PNG\r\n\x1a\n",
@@ -72,7 +72,7 @@ def png_bomb(side: int) -> bytes:
         bytes(10_000),
     ],
 )
-def test_what_is_no_picture(data):
+def test_what_is_no_image(data):
     assert reason(data)
 
 
@@ -82,12 +82,12 @@ def test_an_empty_file(tmp_path):
     assert reason(tmp_path / "empty.jpg") == "the file is empty"
 
 
-def test_not_a_picture_says_what_is_read():
+def test_not_a_image_says_what_is_read():
     assert "JPEG, PNG, WebP" in reason(b"some text")
 
 
 def truncated_everywhere(data: bytes, must_fail_below: float) -> None:
-    """Cut at many places: an error, or where nearly all is there, a picture, but never anything else."""
+    """Cut at many places: an error, or where nearly all is there, an image, but never anything else."""
     for percent in range(0, 100, 4):
         cut = data[: len(data) * percent // 100]
         try:
@@ -116,7 +116,7 @@ def truncated_everywhere(data: bytes, must_fail_below: float) -> None:
 )
 # Pillow says so when a TIFF's directory, at the end of the file, is gone.
 @pytest.mark.filterwarnings("ignore:.*:UserWarning")
-def test_truncated_pictures(photograph, format, options, must_fail_below):
+def test_truncated_images(photograph, format, options, must_fail_below):
     truncated_everywhere(saved(photograph(1, 90, 70), format, **options), must_fail_below)
 
 
@@ -127,7 +127,7 @@ def test_a_truncated_photograph_at_a_reduced_scale(jpeg_maker):
 
 @pytest.mark.filterwarnings("ignore:.*:UserWarning")  # of Pillow, about damaged headers
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP"])
-def test_flipped_bytes_give_a_picture_or_an_image_error(photograph, format):
+def test_flipped_bytes_give_a_image_or_an_image_error(photograph, format):
     data = saved(photograph(5, 40, 30), format)
     rng = np.random.default_rng(7)
     for _ in range(60):
@@ -153,7 +153,7 @@ def test_a_png_bomb_is_refused_before_it_is_unpacked():
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # kB, of 1.2 GB
 
 
-def test_the_bomb_is_a_good_picture_where_it_is_small():
+def test_the_bomb_is_a_good_image_where_it_is_small():
     assert not read_pixels(png_bomb(200), CONTRACT).any()
 
 
@@ -173,7 +173,7 @@ def test_postscript_under_a_jpegs_name_is_not_run(tmp_path):
     """Pillow would start Ghostscript for it."""
     path = tmp_path / "photo.jpg"
     path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n%%EOF\n")
-    assert reason(path).startswith("not a picture")
+    assert reason(path).startswith("not an image")
 
 
 HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(64)
@@ -190,7 +190,7 @@ def test_heic_without_its_plugin_names_the_pip_line():
         "    except Exception as e: print(type(e).__name__, e)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    line = "ImageError a HEIC picture: reading it needs `pip install pillow-heif`"
+    line = "ImageError a HEIC image: reading it needs `pip install pillow-heif`"
     assert done.stdout.splitlines() == [line, line]
 
 
@@ -226,7 +226,7 @@ def test_pillow_images_that_are_closed_or_of_another_kind(tmp_path):
     assert reason(Image.new("RGB", (0, 5)))
 
 
-def test_an_open_file_is_one_picture(tiny, tmp_path, jpeg_maker):
+def test_an_open_file_is_one_image(tiny, tmp_path, jpeg_maker):
     data = jpeg_maker(1, 60, 50)
     (tmp_path / "a.jpg").write_bytes(data)
     row = tiny.encode(data)
@@ -237,7 +237,7 @@ def test_an_open_file_is_one_picture(tiny, tmp_path, jpeg_maker):
         assert "open it with mode 'rb'" in reason(file, ConfigError)
 
 
-def test_an_array_of_paths_is_so_many_pictures(tiny, tmp_path, jpeg_maker):
+def test_an_array_of_paths_is_so_many_images(tiny, tmp_path, jpeg_maker):
     (tmp_path / "a.jpg").write_bytes(jpeg_maker(1, 60, 50))
     path, row = str(tmp_path / "a.jpg"), tiny.encode(tmp_path / "a.jpg")
     for paths in (np.array([path, path]), np.array([path, path], object)):
@@ -261,31 +261,31 @@ def test_what_is_no_regular_file_is_not_waited_for(tiny, tmp_path):
             tiny.encode(tmp_path / f"{name}.jpg")
 
 
-def test_a_folder_is_no_picture(tmp_path):
+def test_a_folder_is_no_image(tmp_path):
     with pytest.raises(IsADirectoryError):
         read_pixels(tmp_path, CONTRACT)
 
 
-def test_encode_names_the_picture(tiny, tmp_path, jpeg_maker):
+def test_encode_names_the_image(tiny, tmp_path, jpeg_maker):
     good = jpeg_maker(0, 40, 30)
     bad = tmp_path / "bad one.jpg"
     bad.write_bytes(good[:400])
-    for pictures, name in (
+    for images, name in (
         (bad, str(bad)),
         ([good, bad, good], str(bad)),
-        ([good, b"xx"], "picture 1"),
-        ((data for data in [good] * 40 + [b""]), "picture 40"),
+        ([good, b"xx"], "image 1"),
+        ((data for data in [good] * 40 + [b""]), "image 40"),
         (tmp_path / "gone.jpg", str(tmp_path / "gone.jpg")),
-        (io.BytesIO(b"two\nlines"), "picture 0"),
+        (io.BytesIO(b"two\nlines"), "image 0"),
         (np.array([str(bad)]), str(bad)),
-        (np.zeros((8, 8), np.float32), "picture 0"),
-        (np.zeros((3, 4, 4, 7), np.uint8), "picture 0"),
+        (np.zeros((8, 8), np.float32), "image 0"),
+        (np.zeros((3, 4, 4, 7), np.uint8), "image 0"),
     ):
         with pytest.raises(ImageError) as caught:
-            tiny.encode(pictures)
+            tiny.encode(images)
         assert str(caught.value).startswith(f"{name}: ") and "\n" not in str(caught.value)
     for wrong in (5, None, object(), 2.5):
-        with pytest.raises(ConfigError, match="expected a picture or an iterable of pictures, found"):
+        with pytest.raises(ConfigError, match="expected an image or an iterable of images, found"):
             tiny.encode(wrong)
-        with pytest.raises(ConfigError, match="a picture must be a path, bytes"):
+        with pytest.raises(ConfigError, match="an image must be a path, bytes"):
             tiny.encode([good, wrong])

@@ -58,7 +58,7 @@ def test_what_changes_the_look_stays_when_a_comment_goes():
 def test_a_wrong_checksum_of_the_pixels_is_damage():
     data = bytearray(png(COLORS, 2, 8))
     data[data.index(b"IHDR") + 20] ^= 1
-    with pytest.raises(ImageError, match=r"damaged picture \(the header of a PNG\)"):
+    with pytest.raises(ImageError, match=r"damaged image \(the header of a PNG\)"):
         read_pixels(bytes(data), SAME)
 
 

@@ -57,7 +57,7 @@ def make_tar(path: str, members: dict[str, bytes], format: int = tarfile.PAX_FOR
 
 
 def images(paths: list[str | None]) -> pa.Array:
-    """One distinct picture per row."""
+    """One distinct image per row."""
     return pa.array([{"bytes": b"row %d" % row, "path": path} for row, path in enumerate(paths)], IMAGE)
 
 
@@ -79,7 +79,7 @@ def test_one_path_is_one_source():
     assert ids(list_sources("photos")) == ids(list_sources(Path("photos"))) == ["photos/a.jpg"]
 
 
-def test_a_folder_gives_pictures_in_the_order_of_name_bytes():
+def test_a_folder_gives_images_in_the_order_of_name_bytes():
     # As text, U+DCFF (the byte 0xff) sorts before U+FF5A; as bytes it sorts after.
     names = [b"B.JPG", b"a.jpeg", b"a.webp", b"\xc3\xa9.png", b"\xef\xbd\x9a.tiff", b"\xff.heic"]
     make(*(b"one/" + name for name in names), "one/sub/z.gif", "one/a/y.bmp")
@@ -89,7 +89,7 @@ def test_a_folder_gives_pictures_in_the_order_of_name_bytes():
         assert [item.path for item in list_sources([folder]).items] == [f"{folder}/{name}" for name in want]
 
 
-def test_what_a_folder_holds_beside_pictures_is_counted_and_said():
+def test_what_a_folder_holds_beside_images_is_counted_and_said():
     make(
         "p/a.jpg",
         "p/.hidden.jpg",
@@ -103,7 +103,7 @@ def test_what_a_folder_holds_beside_pictures_is_counted_and_said():
     listing = list_sources(["p"])
     assert ids(listing) == ["p/a.jpg"] and not listing.errors
     other, closed = listing.notes
-    assert "3 files without a picture's suffix (.txt, no suffix)" in other
+    assert "3 files without an image's suffix (.txt, no suffix)" in other
     assert "2 files" in closed and "name them as sources" in closed
 
 
@@ -121,7 +121,7 @@ def test_not_recursive_stays_on_the_first_level():
 @pytest.mark.parametrize(
     "given", [["p", "p/b.jpg"], ["p", "p"], ["p", "./p/", "q/../p"], ["p", "p/sub", "p/sub/../a.jpg"]]
 )
-def test_overlapping_sources_give_each_picture_once(given):
+def test_overlapping_sources_give_each_image_once(given):
     make("p/a.jpg", "p/b.jpg", "p/sub/c.jpg", "q/d.jpg")
     assert ids(list_sources(given)) == ["p/a.jpg", "p/b.jpg", "p/sub/c.jpg"]
 
@@ -215,7 +215,7 @@ def test_a_name_that_is_not_utf8_becomes_a_uri():
     (item, other, member) = list_sources(["p", "file:p/100%25%20%FF.jpg", "t.tar"]).items
     assert item.id == "file:p/100%25%20%FF.jpg" and unquote_to_bytes(item.id[5:]) == raw
     assert item.read() == raw and os.fsencode(item.path) == raw
-    # A file whose name looks like that URI is another picture, and stays one.
+    # A file whose name looks like that URI is another image, and stays one.
     assert other.id != item.id and other.read() == b"file:p/100%25%20%FF.jpg"
     assert member.id == "file:t.tar::%FF.jpg" and member.read() == b"member"
 
@@ -495,11 +495,11 @@ def test_a_member_of_a_terabyte_is_an_error_when_it_is_read():
         item.read()
 
 
-def test_members_without_a_pictures_suffix_are_counted_and_said():
+def test_members_without_a_images_suffix_are_counted_and_said():
     make_tar("0.tar", {"a.jpg": b"a", "a.json": b"{}", "b.img": b"b", "c": b"c", ".d": b"d"})
     make_tar("1.tar", {"a.jpg": b"a", "a.json": b"{}"})
     (note,) = list_sources(["0.tar", "1.tar"]).notes
-    assert "passed over 4 members of archives without a picture's suffix (.json, .img, no suffix)" in note
+    assert "passed over 4 members of archives without an image's suffix (.json, .img, no suffix)" in note
 
 
 def test_what_stands_behind_the_end_mark_is_said():
@@ -533,7 +533,7 @@ def test_members_of_a_tar_are_read_by_many_threads(format):
             assert item.path is None
 
 
-def test_a_webdataset_gives_its_pictures():
+def test_a_webdataset_gives_its_images():
     files = {
         f"{key}.{suffix}": f"{key}{suffix}".encode() for key in "ab" for suffix in ("jpg", "json", "cls")
     }
@@ -708,11 +708,11 @@ def test_two_files_must_agree_on_a_label():
     [
         ({"photo_data": pa.array([b"x", b"y"])}, b"y"),
         ({"thumb": pa.array([b"t", b"t"]), "Image": pa.array([b"x", b"y"], pa.large_binary())}, b"y"),
-        ({"hash": pa.array([b"h", b"h"]), "picture": pa.array([{"bytes": b"x"}, {"bytes": b"y"}])}, b"y"),
+        ({"hash": pa.array([b"h", b"h"]), "image": pa.array([{"bytes": b"x"}, {"bytes": b"y"}])}, b"y"),
         ({"img": images(["", ""]), "audio": images(["", ""])}, b"row 1"),
     ],
 )
-def test_which_column_is_the_picture(columns, row):
+def test_which_column_is_the_image(columns, row):
     pq.write_table(pa.table(columns), "t.parquet")
     assert list(contents(list_sources(["t.parquet"])).values())[1] == row
 
@@ -732,7 +732,7 @@ def test_no_image_column_or_two_name_the_columns(columns):
         list_sources(["t.parquet"])
 
 
-def test_null_pictures_fail_when_read():
+def test_null_images_fail_when_read():
     values = [{"bytes": b"x", "path": "a"}, {"bytes": None, "path": "b"}, None, {"bytes": b"y", "path": "d"}]
     pq.write_table(pa.table({"image": pa.array(values, IMAGE)}), "s.parquet")
     pq.write_table(pa.table({"image": pa.array([b"x", None, None, b"y"])}), "b.parquet")
@@ -968,7 +968,7 @@ def test_pyarrow_and_torch_are_not_imported_for_a_folder():
     assert done.stdout == "[]\n"
 
 
-def test_a_listing_is_a_few_hundred_bytes_per_picture():
+def test_a_listing_is_a_few_hundred_bytes_per_image():
     count = 2000
     os.makedirs("p")
     for i in range(count):

@@ -46,7 +46,7 @@ def test_gray_of_any_depth_is_the_same_ramp(data, expected):
         (tiff(RAMP.astype("f4"), 32, kind=3), "32-bit float samples"),
         (tiff(wide(10, "u2"), 10), r"a TIFF with samples that are not read \(gray, 10 bits\)"),
         (tiff(wide(14, "u2"), 14, 0), r"a TIFF with samples that are not read \(gray, 0 is white, 14 bits\)"),
-        (tiff(wide(8, "u1"), 8)[:60], "damaged picture"),
+        (tiff(wide(8, "u1"), 8)[:60], "damaged image"),
     ],
 )
 def test_samples_without_a_range_or_unknown_are_refused_with_the_reason(data, reason):

@@ -19,7 +19,7 @@ from embedkit.images.transform import read_pixels
 from embedkit.model.preprocess import Preprocess
 
 TRANSPOSED = {
-    # How a picture is stored so that this orientation turns it upright: the inverse of what a viewer does.
+    # How an image is stored so that this orientation turns it upright: the inverse of what a viewer does.
     1: lambda a: a,
     2: lambda a: a[:, ::-1],
     3: lambda a: a[::-1, ::-1],
@@ -38,7 +38,7 @@ def contract(**changes) -> Preprocess:
 
 
 def identity(height: int, width: int, **changes) -> Preprocess:
-    """A contract that changes no pixel of a picture of this size."""
+    """A contract that changes no pixel of an image of this size."""
     return contract(size=(height, width), resize="squash", resize_size=0, **changes)
 
 
@@ -53,13 +53,13 @@ def noise(height: int, width: int, bands: int = 3, seed: int = 0) -> np.ndarray:
 
 
 def levels(a: np.ndarray, b: np.ndarray) -> int:
-    """The largest difference of two pictures, in levels of 0..255."""
+    """The largest difference of two images, in levels of 0..255."""
     assert a.shape == b.shape
     return int(np.abs(a.astype(int) - b.astype(int)).max())
 
 
-def assert_same_picture(found: np.ndarray, expected: np.ndarray) -> None:
-    """At most one level apart: the box of a part is rounded to float32 once more than the whole picture's.
+def assert_same_image(found: np.ndarray, expected: np.ndarray) -> None:
+    """At most one level apart: the box of a part is rounded to float32 once more than the whole image's.
 
     Where that rounding falls on a tie, Pillow's window takes or leaves its outermost tap (a weight below 2 %),
     so one pixel in some hundred may be a few levels off.
@@ -78,7 +78,7 @@ def rgb(pixels: np.ndarray) -> np.ndarray:
 
 
 def naive(image: Image.Image, preprocess: Preprocess) -> np.ndarray:
-    """Resize the whole picture with Pillow, then crop or pad: torchvision's Resize and CenterCrop.
+    """Resize the whole image with Pillow, then crop or pad: torchvision's Resize and CenterCrop.
 
     `Resize(s)` of an int brings the shorter side to s and the longer one to int(s * long / short);
     `CenterCrop` cuts at int(round((side - crop) / 2)) and puts what is missing at (crop - side) // 2 first.
@@ -112,7 +112,7 @@ def naive(image: Image.Image, preprocess: Preprocess) -> np.ndarray:
 def test_every_filter_equals_resize_then_crop(photograph, interpolation):
     image = photograph(1, 151, 97)
     wanted = contract(interpolation=interpolation)
-    assert_same_picture(read_pixels(image, wanted), naive(image, wanted))
+    assert_same_image(read_pixels(image, wanted), naive(image, wanted))
 
 
 @pytest.mark.parametrize("size", [(151, 97), (97, 151), (36, 36), (37, 36), (33, 300), (20, 25), (500, 375)])
@@ -135,7 +135,7 @@ def test_every_filter_equals_resize_then_crop(photograph, interpolation):
 def test_resize_crop_and_pad_equal_the_definition(photograph, size, changes):
     image = photograph(2, *size)
     wanted = contract(**changes)
-    assert_same_picture(read_pixels(image, wanted), naive(image, wanted))
+    assert_same_image(read_pixels(image, wanted), naive(image, wanted))
 
 
 def test_nothing_is_resampled_when_nothing_has_to_be():
@@ -154,18 +154,18 @@ def test_gray_is_601_luma():
         assert read_pixels(one, identity(1, 1, color="gray"))[0, 0, 0] == level
 
 
-def test_gray_and_lab_l_are_taken_from_the_resized_colours(photograph):
+def test_gray_and_lab_l_are_taken_from_the_resized_colors(photograph):
     image = photograph(3, 151, 97)
     small = naive(image, contract())
     found = read_pixels(image, contract(color="gray"))
-    assert_same_picture(found, np.asarray(Image.fromarray(rgb(small)).convert("L"))[None])
+    assert_same_image(found, np.asarray(Image.fromarray(rgb(small)).convert("L"))[None])
     found = read_pixels(image, contract(color="lab_l"))
     expected = [[round(lightness(*map(int, color)) * 2.55) for color in row] for row in rgb(small)]
-    assert_same_picture(found, np.array([expected]))
+    assert_same_image(found, np.array([expected]))
 
 
 def lightness(red: int, green: int, blue: int) -> float:
-    """CIE L* (0..100) of one sRGB colour: IEC 61966-2-1 decoding, Y of BT.709 primaries, CIE 15 L*."""
+    """CIE L* (0..100) of one sRGB color: IEC 61966-2-1 decoding, Y of BT.709 primaries, CIE 15 L*."""
 
     def linear(level: int) -> float:
         v = level / 255
@@ -188,7 +188,7 @@ def test_lab_l_equals_a_scalar_loop_and_known_values():
 
 
 @pytest.mark.parametrize("color", ["rgb", "gray", "lab_l"])
-def test_pad_has_its_value_in_the_graphs_pixels_whatever_the_picture_is(color):
+def test_pad_has_its_value_in_the_graphs_pixels_whatever_the_image_is(color):
     wanted = contract(color=color, resize="longest", resize_size=16, pad=40)
     cmyk = Image.new("CMYK", (64, 64), (0, 255, 255, 0))
     for image in (Image.new("RGB", (64, 64), "red"), Image.new("L", (64, 64), 200), cmyk):
@@ -203,7 +203,7 @@ def test_a_contract_that_leaves_too_much_is_an_error():
     assert read_pixels(Image.new("RGB", (99, 99)), contract(crop="none", resize_size=32)).shape == (3, 32, 32)
 
 
-# --- what pictures are made of ----------------------------------------------------------------------------
+# --- what images are made of ----------------------------------------------------------------------------
 
 
 def exif(orientation: int) -> Image.Exif:
@@ -223,13 +223,13 @@ def exif(orientation: int) -> Image.Exif:
         ("JPEG", {"quality": 100, "subsampling": 0}, 2),
     ],
 )
-def test_every_exif_orientation_gives_the_upright_picture(format, options, allowed, orientation):
+def test_every_exif_orientation_gives_the_upright_image(format, options, allowed, orientation):
     blocks = np.kron(noise(3, 5), np.ones((8, 8, 1), np.uint8))  # (24, 40, 3)
     stored = Image.fromarray(np.ascontiguousarray(TRANSPOSED[orientation](blocks)))
     data = saved(stored, format, exif=exif(orientation), **options)
     same = identity(24, 40)
     assert levels(rgb(read_pixels(data, same)), blocks) <= allowed
-    # A picture that is handed over opened but not decoded goes the same way.
+    # An image that is handed over opened but not decoded goes the same way.
     with Image.open(io.BytesIO(data)) as image:
         assert levels(rgb(read_pixels(image, same)), blocks) <= allowed
 
@@ -248,7 +248,7 @@ def test_exif_of_a_png_counts_before_and_behind_its_pixels(where):
 
 # Pillow says this while it opens the file.
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data:UserWarning")
-def test_damaged_exif_does_not_make_a_picture_unreadable():
+def test_damaged_exif_does_not_make_a_image_unreadable():
     blocks = noise(8, 8)
     for payload in (
         b"Exif\0\0",
@@ -271,8 +271,8 @@ def test_alpha_is_composited_on_white():
     expected = over_white(color, alpha)
     rgba = Image.fromarray(np.dstack([color, alpha]))
     same = identity(16, 16)
-    for picture in (rgba, np.dstack([color, alpha]), saved(rgba, "PNG"), saved(rgba, "TIFF")):
-        assert levels(rgb(read_pixels(picture, same)), expected) <= 1
+    for image in (rgba, np.dstack([color, alpha]), saved(rgba, "PNG"), saved(rgba, "TIFF")):
+        assert levels(rgb(read_pixels(image, same)), expected) <= 1
     gray = over_white(color[:, :, :1].repeat(3, 2), alpha)
     la = Image.merge("LA", [Image.fromarray(color[:, :, 0]), Image.fromarray(alpha)])
     assert levels(rgb(read_pixels(saved(la, "PNG"), same)), gray) <= 1
@@ -293,7 +293,7 @@ def test_palettes_with_and_without_transparency():
     table = np.array([255, 128, 0, 64], np.uint8)  # a tRNS of one alpha per palette entry
     soft = over_white(colors[indices], table[indices])
     assert levels(rgb(read_pixels(saved(image, "PNG", transparency=table.tobytes()), same)), soft) <= 1
-    # tRNS of gray and of RGB name one colour that is transparent.
+    # tRNS of gray and of RGB name one color that is transparent.
     keyed = Image.fromarray(indices * 60)
     white = np.where(indices == 1, 255, indices * 60)[..., None].repeat(3, 2)
     assert levels(rgb(read_pixels(saved(keyed, "PNG", transparency=60), same)), white) == 0
@@ -313,14 +313,14 @@ def test_sixteen_bits_become_eight_rounded():
     assert levels(read_pixels(big_endian, identity(2, 4))[0], eight) == 0
 
 
-def test_one_bit_pictures():
+def test_one_bit_images():
     bits = np.random.default_rng(0).integers(0, 2, (9, 13)).astype(bool)
     for format in ("PNG", "BMP", "PPM", "TIFF"):
         pixels = read_pixels(saved(Image.fromarray(bits), format), identity(9, 13))
         assert levels(pixels, np.stack([bits * 255] * 3)) == 0
 
 
-def test_cmyk_pictures():
+def test_cmyk_images():
     inks = np.kron(noise(2, 3, 4), np.ones((8, 8, 1), np.uint8))
     same = identity(16, 24)
     expected = (255 - inks[:, :, :3].astype(int)) * (255 - inks[:, :, 3:].astype(int)) / 255
@@ -354,13 +354,13 @@ def test_avif_is_read_under_its_own_and_under_the_containers_brand():
 
 
 @pytest.mark.parametrize("size", [(1, 1), (5000, 2), (2, 5000), (1, 4000), (3, 1)])
-def test_tiny_and_extreme_pictures(size):
+def test_tiny_and_extreme_images(size):
     image = Image.new("RGB", size, (9, 99, 199))
     for changes in ({}, {"resize": "longest", "resize_size": 32}, {"resize": "squash"}):
         wanted = contract(pad=7, **changes)
-        for picture in (image, saved(image, "JPEG", quality=100), saved(image, "PNG")):
+        for source in (image, saved(image, "JPEG", quality=100), saved(image, "PNG")):
             for decode in ("auto", "exact"):
-                pixels = read_pixels(picture, wanted, decode=decode)
+                pixels = read_pixels(source, wanted, decode=decode)
                 assert pixels.shape == (3, 32, 32) and pixels.dtype == np.uint8
                 drawn = np.abs(pixels.astype(int) - np.array([9, 99, 199])[:, None, None]).max(axis=0) <= 3
                 assert drawn[15:17, 15:17].any()
@@ -396,17 +396,17 @@ def test_sources_of_the_same_bytes_give_the_same_pixels(photograph, tmp_path):
     assert levels(out, first) == 0
 
 
-def test_what_is_no_picture_by_its_type():
+def test_what_is_no_image_by_its_type():
     for wrong in (5, None, object(), np.uint8(5), [1, 2]):
-        with pytest.raises(ConfigError, match="a picture must be a path, bytes"):
+        with pytest.raises(ConfigError, match="an image must be a path, bytes"):
             read_pixels(wrong, contract())
     with pytest.raises(ConfigError, match="decode: expected one of auto, exact, found 'fast'"):
         read_pixels(noise(4, 4), contract(), decode="fast")
     with pytest.raises(FileNotFoundError):
-        read_pixels("/no/such/picture.jpg", contract())
+        read_pixels("/no/such/image.jpg", contract())
 
 
-# --- colour profiles --------------------------------------------------------------------------------------
+# --- color profiles --------------------------------------------------------------------------------------
 
 
 def rgb_profile(*, red, green, blue, gamma: float = 2.2, description: str = "by hand") -> bytes:
@@ -451,7 +451,7 @@ SWAPPED = {"red": SRGB_PRIMARIES["blue"], "green": SRGB_PRIMARIES["red"], "blue"
 
 
 def test_an_embedded_profile_is_converted_to_srgb():
-    """A profile whose red is sRGB's blue, and so on, must give a picture with its channels moved."""
+    """A profile whose red is sRGB's blue, and so on, must give an image with its channels moved."""
     blocks = np.kron(noise(3, 4), np.ones((8, 8, 1), np.uint8))
     same = identity(24, 32)
     profile = rgb_profile(**SWAPPED)
@@ -464,7 +464,7 @@ def test_an_embedded_profile_is_converted_to_srgb():
         assert np.abs(found.astype(int) - expected)[expected > 60].max() <= 4
 
 
-def test_a_wide_gamut_profile_moves_colours_outwards():
+def test_a_wide_gamut_profile_moves_colors_outwards():
     wide = rgb_profile(
         red=(0.6098, 0.3111, 0.0195), green=(0.2053, 0.6257, 0.0609), blue=(0.1492, 0.0632, 0.7446)
     )
@@ -486,12 +486,12 @@ def test_srgb_and_damaged_profiles_change_nothing():
     for profile in (srgb, b"", b"x", b"\0" * 128, good[:100], good[:-40], b"\xff" * 500, gray):
         data = saved(Image.fromarray(array), "PNG", icc_profile=profile)
         assert levels(rgb(read_pixels(data, same)), array) == 0
-    # A profile of another colour model than the picture's is passed over.
+    # A profile of another color model than the image's is passed over.
     flat = saved(Image.fromarray(array[:, :, 0]), "PNG", icc_profile=good)
     assert levels(rgb(read_pixels(flat, same)), array[:, :, :1].repeat(3, 2)) == 0
 
 
-def test_an_exif_rotated_picture_keeps_its_profile():
+def test_an_exif_rotated_image_keeps_its_profile():
     blocks = np.kron(noise(3, 4), np.ones((8, 8, 1), np.uint8))
     stored = Image.fromarray(np.ascontiguousarray(TRANSPOSED[8](blocks)))
     data = saved(stored, "PNG", exif=exif(8), icc_profile=rgb_profile(**SWAPPED))
@@ -515,7 +515,7 @@ def test_reduced_decoding_is_close_to_exact(large):
     wanted = contract(size=(224, 224), resize_size=256)
     auto, exact = (read_pixels(data, wanted, decode=decode).astype(float) for decode in ("auto", "exact"))
     difference = np.abs(auto - exact)
-    assert 0 < difference.max() <= 12  # it is another computation, and the same picture
+    assert 0 < difference.max() <= 12  # it is another computation, and the same image
     assert difference.mean() < 1
     assert abs((auto - exact).mean()) < 0.05  # no level is lost
 
@@ -526,7 +526,7 @@ def test_a_contract_may_forbid_reduced_decoding(large):
     assert levels(read_pixels(data, wanted, decode="auto"), read_pixels(data, wanted, decode="exact")) == 0
 
 
-def test_small_pictures_are_not_reduced(jpeg_maker):
+def test_small_images_are_not_reduced(jpeg_maker):
     """At least twice the needed pixels remain: 2 x 64 = 128 pixels, which 1/2 leaves of 256 but not of 255."""
     wanted = contract(size=(64, 64), resize_size=64)
     for side, reduced in ((255, False), (256, True)):
@@ -546,9 +546,9 @@ def edge_of(profile: np.ndarray) -> float:
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("size", [(520, 520), (513, 513), (519, 513), (577, 1030), (515, 611)])
 def test_an_edge_stays_where_it_is_at_a_reduced_scale(size, orientation):
-    """A part-covered last column or row must not squeeze the picture, on whichever side it lies after the turn.
+    """A part-covered last column or row must not squeeze the image, on whichever side it lies after the turn.
 
-    A sharp step at 90 % of the upright picture's width and height stands after the resize at 90 % of the new
+    A sharp step at 90 % of the upright image's width and height stands after the resize at 90 % of the new
     side; at 1/8 of 513 pixels, counting 65 columns for 64.1 would move it by 0.4 of 32 output pixels.
     """
     width, height = size
@@ -576,7 +576,7 @@ def test_orientation_is_honoured_at_a_reduced_scale(large, orientation):
 
 
 def test_a_turned_panorama_is_reduced_as_far_as_a_lying_one(jpeg_maker):
-    """What is needed is asked of the stored picture: its sides are exchanged with the upright one's."""
+    """What is needed is asked of the stored image: its sides are exchanged with the upright one's."""
     wanted = contract(size=(32, 32), resize_size=36)
     for orientation in (1, 6):
         data = jpeg_maker(5, 1200, 300, exif=exif(orientation))
@@ -589,7 +589,7 @@ def test_a_turned_panorama_is_reduced_as_far_as_a_lying_one(jpeg_maker):
 def test_eight_threads_read_what_one_does(photograph):
     wanted = contract(size=(64, 64), resize_size=72)
     profile = rgb_profile(**SWAPPED)
-    pictures: list = [
+    images: list = [
         saved(photograph(seed, 300, 200), format, **options)
         for seed in range(4)
         for format, options in (
@@ -600,15 +600,15 @@ def test_eight_threads_read_what_one_does(photograph):
         )
     ]
     shared = np.asarray(photograph(9, 300, 200))
-    pictures += [shared] * 4
-    alone = [read_pixels(picture, wanted) for picture in pictures]
+    images += [shared] * 4
+    alone = [read_pixels(image, wanted) for image in images]
     barrier = threading.Barrier(8)
 
     def all_of_them(shift: int) -> list[np.ndarray]:
         barrier.wait()
-        order = [(index + shift) % len(pictures) for index in range(len(pictures))]
-        found = {index: read_pixels(pictures[index], wanted) for index in order}
-        return [found[index] for index in range(len(pictures))]
+        order = [(index + shift) % len(images) for index in range(len(images))]
+        found = {index: read_pixels(images[index], wanted) for index in order}
+        return [found[index] for index in range(len(images))]
 
     with ThreadPoolExecutor(8) as pool:
         for rows in pool.map(all_of_them, range(8)):
@@ -616,19 +616,19 @@ def test_eight_threads_read_what_one_does(photograph):
                 np.testing.assert_array_equal(found, expected)
 
 
-def test_a_whole_picture_as_it_is_looked_at(tmp_path):
+def test_a_whole_image_as_it_is_looked_at(tmp_path):
     rng = np.random.default_rng(0)
     noise = Image.fromarray(rng.integers(0, 256, (40, 60, 3), np.uint8))
-    picture = noise.resize((1200, 800), Image.Resampling.BICUBIC)
-    picture.save(tmp_path / "a.jpg", quality=95, exif=exif(6))  # to be turned a quarter clockwise
+    image = noise.resize((1200, 800), Image.Resampling.BICUBIC)
+    image.save(tmp_path / "a.jpg", quality=95, exif=exif(6))  # to be turned a quarter clockwise
     whole = reading.upright(tmp_path / "a.jpg")
     assert whole.size == (800, 1200) and whole.mode == "RGB" and not whole.getexif()
-    turned = np.asarray(picture.transpose(Image.Transpose.ROTATE_270)).astype(int)
+    turned = np.asarray(image.transpose(Image.Transpose.ROTATE_270)).astype(int)
     assert np.abs(np.asarray(whole).astype(int) - turned).mean() < 3
     small = reading.upright((tmp_path / "a.jpg").read_bytes(), longest=150)
     assert small.size == (100, 150)
     exact = np.asarray(whole.resize((100, 150), Image.Resampling.BICUBIC)).astype(int)
     assert np.abs(np.asarray(small).astype(int) - exact).mean() < 2
     assert reading.upright(np.zeros((3, 5), np.uint8), longest=150).size == (5, 3)  # never enlarged
-    with pytest.raises(ImageError, match="not a picture"):
+    with pytest.raises(ImageError, match="not an image"):
         reading.upright(b"nothing of the kind")

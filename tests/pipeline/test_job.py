@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import embedkit
-from embedkit.embeddings.parquet_write import read_passport
+from embedkit.embeddings.parquet_write import read_metadata
 from embedkit.embeddings.table import Embeddings
 from embedkit.pipeline import job as job_module
 from embedkit.pipeline.job import Progress
@@ -29,9 +29,9 @@ COUNT = 40
 
 
 @pytest.fixture(scope="session")
-def pictures(tmp_path_factory, jpeg_maker) -> Path:
+def images(tmp_path_factory, jpeg_maker) -> Path:
     """A folder of 40 JPEGs in two sub-folders."""
-    folder = tmp_path_factory.mktemp("pictures")
+    folder = tmp_path_factory.mktemp("images")
     for index in range(COUNT):
         path = folder / ("a" if index % 3 else "b") / f"{index:03d}.jpg"
         path.parent.mkdir(exist_ok=True)
@@ -46,10 +46,10 @@ def small_shards(monkeypatch):
 
 
 @pytest.fixture(scope="session")
-def whole(pictures, tmp_path_factory, encoder) -> Path:
+def whole(images, tmp_path_factory, encoder) -> Path:
     """The output of an uninterrupted run."""
     output = tmp_path_factory.mktemp("whole") / "images.parquet"
-    report = embedkit.embed(pictures, output, encoder=encoder, batch_size=4)
+    report = embedkit.embed(images, output, encoder=encoder, batch_size=4)
     assert (report.images, report.kept, report.failed, report.errors) == (COUNT, 0, 0, None)
     return output
 
@@ -71,25 +71,25 @@ def run(*arguments: object, **options) -> subprocess.CompletedProcess:
     )
 
 
-def test_rows_are_the_encoders_in_source_order(whole, pictures, encoder):
+def test_rows_are_the_encoders_in_source_order(whole, images, encoder):
     found = Embeddings.read(whole)
     expected_ids = [
-        f"{pictures}/{p}" for p in sorted(str(p.relative_to(pictures)) for p in pictures.rglob("*.jpg"))
+        f"{images}/{p}" for p in sorted(str(p.relative_to(images)) for p in images.rglob("*.jpg"))
     ]
     assert found.ids == expected_ids
     assert found.vectors.dtype == np.float32 and found.vectors.shape == (COUNT, encoder.dim)
     assert np.abs(found.vectors - encoder.encode(expected_ids)).max() < 1e-6
-    assert found.passport.fingerprint == encoder.fingerprint
-    assert found.passport.runs[0].batch_size == 4
+    assert found.metadata.fingerprint == encoder.fingerprint
+    assert found.metadata.runs[0].batch_size == 4
     table = pq.read_table(whole)
     assert table.schema.field("embedding").type == pa.list_(pa.float32(), encoder.dim)
     assert table["size"].to_pylist() == [os.stat(path).st_size for path in expected_ids]
     assert table["mtime_ns"].to_pylist() == [os.stat(path).st_mtime_ns for path in expected_ids]
 
 
-def test_kill_nine_at_random_moments_gives_the_same_file(whole, pictures, tmp_path, encoder):
+def test_kill_nine_at_random_moments_gives_the_same_file(whole, images, tmp_path, encoder):
     output = tmp_path / "images.parquet"
-    arguments = ["embed", pictures, "-o", output, "--batch-size", 4]
+    arguments = ["embed", images, "-o", output, "--batch-size", 4]
     randomness = random.Random(0)
     kills = 0
     for _ in range(5):
@@ -119,7 +119,7 @@ def test_kill_nine_at_random_moments_gives_the_same_file(whole, pictures, tmp_pa
 
 
 def test_a_kill_between_the_rename_and_the_clean_up_doubles_nothing(
-    whole, pictures, tmp_path, encoder, small_shards
+    whole, images, tmp_path, encoder, small_shards
 ):
     output = tmp_path / "images.parquet"
     kept = tmp_path / "kept"
@@ -131,27 +131,27 @@ def test_a_kill_between_the_rename_and_the_clean_up_doubles_nothing(
 
     job_module.Job._assemble = assemble_and_keep
     try:
-        embedkit.embed(pictures, output, encoder=encoder, batch_size=4)
+        embedkit.embed(images, output, encoder=encoder, batch_size=4)
     finally:
         job_module.Job._assemble = original
     kept.rename(tmp_path / "images.parquet.partial")
-    report = embedkit.embed(pictures, output, encoder=encoder)
+    report = embedkit.embed(images, output, encoder=encoder)
     assert (report.images, report.kept) == (0, COUNT)
     assert output.read_bytes() == whole.read_bytes()
     assert not (tmp_path / "images.parquet.partial").exists()
 
 
-def test_what_a_killed_run_wrote_aside_goes_away(pictures, tmp_path, encoder):
+def test_what_a_killed_run_wrote_aside_goes_away(images, tmp_path, encoder):
     (tmp_path / ".images.parquet.0123456789abcdef.partial").write_bytes(b"half a file")
-    embedkit.embed(pictures / "b", tmp_path / "images.parquet", encoder=encoder)
+    embedkit.embed(images / "b", tmp_path / "images.parquet", encoder=encoder)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["images.parquet"]
 
 
-def test_failures_keep_their_place_so_that_a_resumed_run_is_equal(pictures, tmp_path, encoder):
+def test_failures_keep_their_place_so_that_a_resumed_run_is_equal(images, tmp_path, encoder):
     mixed = tmp_path / "mixed"
-    shutil.copytree(pictures, mixed)
+    shutil.copytree(images, mixed)
     for name in ("a/001.jpg", "a/002.jpg", "a/020.jpg", "b/030.jpg"):
-        (mixed / name).write_bytes(b"no picture")
+        (mixed / name).write_bytes(b"no image")
     arguments = ["embed", mixed, "--batch-size", 4]
     done = run(*arguments, "-o", tmp_path / "whole.parquet")
     assert done.returncode == 0 and "4 failed" in done.stderr
@@ -172,9 +172,9 @@ def test_failures_keep_their_place_so_that_a_resumed_run_is_equal(pictures, tmp_
     assert first == second and [row["error"] for row in first] == ["ImageError"] * 4
 
 
-def test_only_new_and_changed_pictures_are_embedded(pictures, tmp_path, encoder, jpeg_maker):
-    folder, output = tmp_path / "pictures", tmp_path / "images.parquet"
-    shutil.copytree(pictures, folder)
+def test_only_new_and_changed_images_are_embedded(images, tmp_path, encoder, jpeg_maker):
+    folder, output = tmp_path / "images", tmp_path / "images.parquet"
+    shutil.copytree(images, folder)
     embedkit.embed(folder, output, encoder=encoder)
     before = Embeddings.read(output)
     report = embedkit.embed(folder, output, encoder=encoder)
@@ -188,7 +188,7 @@ def test_only_new_and_changed_pictures_are_embedded(pictures, tmp_path, encoder,
     after = Embeddings.read(output)
     rows = dict(zip(after.ids, after.vectors, strict=True))
     assert len(rows) == len(after) == COUNT + 1
-    assert str(folder / "a" / "002.jpg") in rows, "a picture that is gone keeps its row without --prune"
+    assert str(folder / "a" / "002.jpg") in rows, "an image that is gone keeps its row without --prune"
     for name, vector in zip(before.ids, before.vectors, strict=True):
         same = np.array_equal(rows[name], vector)
         assert same != name.endswith("a/001.jpg")
@@ -199,8 +199,8 @@ def test_only_new_and_changed_pictures_are_embedded(pictures, tmp_path, encoder,
     assert str(folder / "a" / "002.jpg") not in Embeddings.read(output).ids
 
 
-def test_verify_content_sees_what_size_and_time_hide(pictures, tmp_path, encoder, jpeg_maker):
-    folder, output = tmp_path / "pictures", tmp_path / "images.parquet"
+def test_verify_content_sees_what_size_and_time_hide(images, tmp_path, encoder, jpeg_maker):
+    folder, output = tmp_path / "images", tmp_path / "images.parquet"
     folder.mkdir()
     path = folder / "x.jpg"
     first, second = jpeg_maker(1), jpeg_maker(2)
@@ -217,9 +217,9 @@ def test_verify_content_sees_what_size_and_time_hide(pictures, tmp_path, encoder
     assert embedkit.embed(folder, output, encoder=encoder, verify_content=True).images == 0
 
 
-def test_prune_of_everything_is_refused(pictures, tmp_path, encoder):
-    folder, output = tmp_path / "pictures", tmp_path / "images.parquet"
-    shutil.copytree(pictures / "b", folder)
+def test_prune_of_everything_is_refused(images, tmp_path, encoder):
+    folder, output = tmp_path / "images", tmp_path / "images.parquet"
+    shutil.copytree(images / "b", folder)
     embedkit.embed(folder, output, encoder=encoder)
     shutil.rmtree(folder)
     folder.mkdir()
@@ -229,37 +229,37 @@ def test_prune_of_everything_is_refused(pictures, tmp_path, encoder):
     assert output.read_bytes() == before
 
 
-def test_another_space_is_refused_and_named(whole, pictures, tmp_path, encoder):
+def test_another_space_is_refused_and_named(whole, images, tmp_path, encoder):
     output = tmp_path / "images.parquet"
     shutil.copy(whole, output)
     before = output.read_bytes()
-    with pytest.raises(embedkit.SpaceMismatchError, match="normalised.*not normalised"):
-        embedkit.embed(pictures, output, encoder=encoder, normalize=False)
+    with pytest.raises(embedkit.SpaceMismatchError, match="normalized.*not normalized"):
+        embedkit.embed(images, output, encoder=encoder, normalize=False)
     assert output.read_bytes() == before
-    report = embedkit.embed(pictures, output, encoder=encoder, normalize=False, overwrite=True)
+    report = embedkit.embed(images, output, encoder=encoder, normalize=False, overwrite=True)
     assert report.images == COUNT
     lengths = np.linalg.norm(Embeddings.read(output).vectors, axis=1)
     assert not np.allclose(lengths, 1, atol=0.01)
 
 
-def test_two_workers_into_one_folder_equal_one_run(whole, pictures, tmp_path, encoder):
+def test_two_workers_into_one_folder_equal_one_run(whole, images, tmp_path, encoder):
     folder = tmp_path / "parts"
-    first = embedkit.embed(pictures, f"{folder}/", encoder=encoder, batch_size=4, worker=(1, 2))
+    first = embedkit.embed(images, f"{folder}/", encoder=encoder, batch_size=4, worker=(1, 2))
     with pytest.raises(embedkit.OutputError, match="part 2 of 2 .* --worker 2/2"):
         Embeddings.read(folder)
-    second = embedkit.embed(pictures, f"{folder}/", encoder=encoder, batch_size=4, worker=(2, 2))
+    second = embedkit.embed(images, f"{folder}/", encoder=encoder, batch_size=4, worker=(2, 2))
     assert first.images > 5 and second.images > 5 and first.images + second.images == COUNT
     found, expected = Embeddings.read(folder), Embeddings.read(whole)
     assert sorted(found.ids) == sorted(expected.ids)
     rows = dict(zip(found.ids, found.vectors, strict=True))
     assert all(np.abs(rows[n] - v).max() < 1e-6 for n, v in zip(expected.ids, expected.vectors, strict=True))
     with pytest.raises(embedkit.ConfigError, match="folder"):
-        embedkit.embed(pictures, tmp_path / "x.parquet", encoder=encoder, worker=(1, 2))
+        embedkit.embed(images, tmp_path / "x.parquet", encoder=encoder, worker=(1, 2))
 
 
-def test_a_folder_of_shards_is_kept_up_to_date(pictures, tmp_path, encoder, jpeg_maker, small_shards):
-    source, folder = tmp_path / "pictures", tmp_path / "shards"
-    shutil.copytree(pictures, source)
+def test_a_folder_of_shards_is_kept_up_to_date(images, tmp_path, encoder, jpeg_maker, small_shards):
+    source, folder = tmp_path / "images", tmp_path / "shards"
+    shutil.copytree(images, source)
     (source / "bad.jpg").write_bytes(b"")
     report = embedkit.embed(source, f"{folder}/", encoder=encoder, batch_size=4)
     assert (report.images, report.failed) == (COUNT, 1)
@@ -276,14 +276,14 @@ def test_a_folder_of_shards_is_kept_up_to_date(pictures, tmp_path, encoder, jpeg
     assert pyarrow.dataset.dataset(folder, format="parquet").count_rows() == COUNT + 1
 
 
-def test_npy_with_ids_and_passport_is_extended_too(whole, pictures, tmp_path, encoder, jpeg_maker):
-    source, output = tmp_path / "pictures", tmp_path / "images.npy"
-    shutil.copytree(pictures, source)
+def test_npy_with_ids_and_metadata_is_extended_too(whole, images, tmp_path, encoder, jpeg_maker):
+    source, output = tmp_path / "images", tmp_path / "images.npy"
+    shutil.copytree(images, source)
     embedkit.embed(source, output, encoder=encoder, batch_size=4)
     assert np.array_equal(np.load(output), Embeddings.read(whole).vectors)
     lines = [json.loads(line) for line in (tmp_path / "images.ids.jsonl").read_text().splitlines()]
     assert lines[0].keys() == {"id", "part", "size", "mtime_ns"}
-    assert json.loads((tmp_path / "images.passport.json").read_text())["fingerprint"] == encoder.fingerprint
+    assert json.loads((tmp_path / "images.metadata.json").read_text())["fingerprint"] == encoder.fingerprint
     (source / "z.jpg").write_bytes(jpeg_maker(5))
     report = embedkit.embed(source, output, encoder=encoder)
     assert (report.images, report.kept) == (1, COUNT)
@@ -306,9 +306,9 @@ def test_labels_of_a_parquet_source_come_along(tmp_path, encoder, jpeg_maker):
     assert (report.images, report.kept) == (0, 6)
 
 
-def test_stop_keeps_what_is_whole_and_goes_on_when_the_picture_is_mended(whole, pictures, tmp_path, encoder):
-    source = tmp_path / "pictures"
-    shutil.copytree(pictures, source)
+def test_stop_keeps_what_is_whole_and_goes_on_when_the_image_is_mended(whole, images, tmp_path, encoder):
+    source = tmp_path / "images"
+    shutil.copytree(images, source)
     names = sorted(str(p.relative_to(source)) for p in source.rglob("*.jpg"))
     good = (source / names[21]).read_bytes()
     stat = (source / names[21]).stat()
@@ -324,7 +324,7 @@ def test_stop_keeps_what_is_whole_and_goes_on_when_the_picture_is_mended(whole, 
     assert np.array_equal(found.vectors, expected.vectors)
 
 
-def test_an_interrupt_keeps_the_finished_batches(pictures, tmp_path, encoder):
+def test_an_interrupt_keeps_the_finished_batches(images, tmp_path, encoder):
     class Interrupting(Progress):
         def advance(self, images: int, failed: int) -> None:
             self.count = getattr(self, "count", 0) + images
@@ -332,16 +332,14 @@ def test_an_interrupt_keeps_the_finished_batches(pictures, tmp_path, encoder):
                 raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        embedkit.embed(
-            pictures, tmp_path / "o.parquet", encoder=encoder, batch_size=4, progress=Interrupting()
-        )
-    report = embedkit.embed(pictures, tmp_path / "o.parquet", encoder=encoder)
+        embedkit.embed(images, tmp_path / "o.parquet", encoder=encoder, batch_size=4, progress=Interrupting())
+    report = embedkit.embed(images, tmp_path / "o.parquet", encoder=encoder)
     assert (report.images, report.kept) == (COUNT - 12, 12)
 
 
-def test_an_unfinished_job_keeps_its_batch_size_and_its_space(pictures, tmp_path, encoder, default_entry):
+def test_an_unfinished_job_keeps_its_batch_size_and_its_space(images, tmp_path, encoder, default_entry):
     (tmp_path / "p").mkdir()
-    for path in list((pictures / "b").iterdir())[:5]:
+    for path in list((images / "b").iterdir())[:5]:
         shutil.copy(path, tmp_path / "p")
     (tmp_path / "p" / "zzz.jpg").write_bytes(b"bad")
     output = tmp_path / "o.parquet"
@@ -352,37 +350,35 @@ def test_an_unfinished_job_keeps_its_batch_size_and_its_space(pictures, tmp_path
     with pytest.raises(embedkit.SpaceMismatchError, match="unfinished job"):
         embedkit.embed(tmp_path / "p", output, encoder=encoder, normalize=False)
     embedkit.embed(tmp_path / "p", output, encoder=encoder)
-    assert [run.batch_size for run in read_passport(output).runs] == [2]
+    assert [run.batch_size for run in read_metadata(output).runs] == [2]
 
 
-def test_two_processes_cannot_write_one_output(pictures, tmp_path, encoder):
+def test_two_processes_cannot_write_one_output(images, tmp_path, encoder):
     class Nested(Progress):
         def start(self, total: int) -> None:
             with pytest.raises(embedkit.OutputError, match="another process"):
-                embedkit.embed(pictures, tmp_path / "o.parquet", encoder=encoder)
+                embedkit.embed(images, tmp_path / "o.parquet", encoder=encoder)
 
-    assert (
-        embedkit.embed(pictures, tmp_path / "o.parquet", encoder=encoder, progress=Nested()).images == COUNT
-    )
+    assert embedkit.embed(images, tmp_path / "o.parquet", encoder=encoder, progress=Nested()).images == COUNT
 
 
-def test_when_no_picture_can_be_read_nothing_looks_finished(tmp_path, encoder):
+def test_when_no_image_can_be_read_nothing_looks_finished(tmp_path, encoder):
     (tmp_path / "p").mkdir()
     for name in ("a.jpg", "b.png"):
         (tmp_path / "p" / name).write_bytes(b"junk")
     for output in ("o.parquet", "o/"):
-        with pytest.raises(embedkit.SourceError, match="none of the 2 pictures could be read"):
+        with pytest.raises(embedkit.SourceError, match="none of the 2 images could be read"):
             embedkit.embed(tmp_path / "p", f"{tmp_path}/{output}", encoder=encoder)
     assert not (tmp_path / "o.parquet").exists()
     assert len(pq.read_table(tmp_path / "o.errors.parquet")) == 2
     assert run("embed", tmp_path / "p", "-o", tmp_path / "q.parquet").returncode == 1
 
 
-def test_a_full_disk_is_one_sentence_and_the_work_is_kept(whole, pictures, tmp_path, encoder):
+def test_a_full_disk_is_one_sentence_and_the_work_is_kept(whole, images, tmp_path, encoder):
     """RLIMIT_FSIZE stands for the full disk: the shards fit, the assembled file does not."""
     output = tmp_path / "o.parquet"
     limit = whole.stat().st_size - 1000
-    arguments = ["embed", pictures, "-o", output, "--batch-size", 4]
+    arguments = ["embed", images, "-o", output, "--batch-size", 4]
     full = run(
         *arguments, shard_rows=4, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     )
@@ -397,7 +393,7 @@ def test_a_full_disk_is_one_sentence_and_the_work_is_kept(whole, pictures, tmp_p
 @pytest.mark.skipif(
     os.geteuid() != 0, reason="only root can drop to nobody, and only nobody is refused anything"
 )
-def test_unreadable_pictures_and_a_read_only_output(pictures):
+def test_unreadable_images_and_a_read_only_output(images):
     # One job before the drop imports all that is imported late: nobody may not be able to read the installation.
     code = """
 import os, sys
@@ -417,9 +413,9 @@ print("embedded:", report.images, "failed:", report.failed)
     with tempfile.TemporaryDirectory() as name:
         base = Path(name)
         base.chmod(0o755)
-        shutil.copytree(pictures / "b", base / "p")
-        shutil.copytree(pictures / "b", base / "warm")
-        (base / "warm" / "bad.jpg").write_bytes(b"no picture")
+        shutil.copytree(images / "b", base / "p")
+        shutil.copytree(images / "b", base / "warm")
+        (base / "warm" / "bad.jpg").write_bytes(b"no image")
         secret = sorted((base / "p").iterdir())[0]
         secret.chmod(0)
         (base / "closed").mkdir(mode=0o755)
@@ -434,25 +430,23 @@ print("embedded:", report.images, "failed:", report.failed)
         assert row["id"] == str(secret) and "Permission denied" in row["reason"]
 
 
-def test_the_command_alone_writes_images_parquet_and_says_so(pictures, tmp_path):
-    done = run("embed", pictures / "b", cwd=tmp_path)
+def test_the_command_alone_writes_images_parquet_and_says_so(images, tmp_path):
+    done = run("embed", images / "b", cwd=tmp_path)
     assert done.returncode == 0 and done.stdout == ""
     assert done.stderr.splitlines()[-1].startswith("images.parquet: 14 embedded, none failed; dim 1280")
-    again = run("embed", pictures / "b", "--json", cwd=tmp_path)
+    again = run("embed", images / "b", "--json", cwd=tmp_path)
     report = json.loads(again.stdout)
     assert (report["images"], report["kept"], report["output"]) == (0, 14, "images.parquet")
 
 
-def test_usage_errors_exit_two_and_user_errors_one(pictures, tmp_path):
+def test_usage_errors_exit_two_and_user_errors_one(images, tmp_path):
     assert run("embed", cwd=tmp_path).returncode == 2
-    assert run("embed", pictures, "--worker", "3/2", cwd=tmp_path).returncode == 2
+    assert run("embed", images, "--worker", "3/2", cwd=tmp_path).returncode == 2
     missing = run("embed", tmp_path / "nowhere", cwd=tmp_path)
     assert missing.returncode == 1 and missing.stderr.count("\n") == 1 and "nowhere" in missing.stderr
     assert not list(tmp_path.iterdir())
     foreign = tmp_path / "foreign.parquet"
     pq.write_table(pa.table({"x": [1]}), foreign)
     before = foreign.read_bytes()
-    refused = run("embed", pictures, "-o", foreign, cwd=tmp_path)
-    assert (
-        refused.returncode == 1 and "without a passport" in refused.stderr and foreign.read_bytes() == before
-    )
+    refused = run("embed", images, "-o", foreign, cwd=tmp_path)
+    assert refused.returncode == 1 and "without metadata" in refused.stderr and foreign.read_bytes() == before

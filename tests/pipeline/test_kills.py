@@ -67,7 +67,7 @@ def test_a_kill_between_the_renames_of_an_array(images, tmp_path, tiny, monkeypa
     embedkit.embed(source, output, encoder=tiny)
     (source / "02.png").unlink()  # one goes and one comes: as many rows as before
     shutil.copy(images / "05.png", source / "zz.png")
-    targets = {"out.npy", "out.ids.jsonl", "out.passport.json"}
+    targets = {"out.npy", "out.ids.jsonl", "out.metadata.json"}
     plain, done = os.replace, []
 
     def replace(old, new, **options):
@@ -116,7 +116,7 @@ def test_random_kills_of_an_array(images, tmp_path, tiny, tiny_entry):
         is_right(output, tiny, len(list(source.iterdir())))
         assert [path.name for path in work.iterdir()] == ["notes.txt"]
         shutil.rmtree(work)
-        expected = {"images", "out.npy", "out.ids.jsonl", "out.passport.json"}
+        expected = {"images", "out.npy", "out.ids.jsonl", "out.metadata.json"}
         assert {path.name for path in tmp_path.iterdir()} == expected
 
 

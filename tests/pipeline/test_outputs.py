@@ -160,7 +160,7 @@ def test_a_folder_of_the_user_stays(cats, tmp_path, tiny):
         ("x.parquet", "x.errors.parquet"),
         ("x.npy", "x.npy.errors.parquet"),
         ("x.npy", "x.ids.jsonl"),
-        ("x.npy", "x.passport.json"),
+        ("x.npy", "x.metadata.json"),
         ("x/", "x/_errors-00001-of-00001.parquet"),
     ],
 )
@@ -246,7 +246,7 @@ def test_every_output_has_errors_of_its_own(tmp_path):
 # --- files that belong together -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("changed", ["out.npy", "out.ids.jsonl", "out.passport.json"])
+@pytest.mark.parametrize("changed", ["out.npy", "out.ids.jsonl", "out.metadata.json"])
 def test_one_file_of_another_version_is_noticed_and_repaired(cats, dogs, tmp_path, tiny, changed):
     output = tmp_path / "out.npy"
     embedkit.embed(cats, output, encoder=tiny)
@@ -337,7 +337,7 @@ mount -o remount,size=10m {tmp_path}/disk
     if done.returncode == 77:
         pytest.skip("no tmpfs can be mounted")
     first = ["1", "x.npy.partial"]
-    assert done.stdout.split() == [*first, "0", "x.ids.jsonl", "x.npy", "x.passport.json"], done
+    assert done.stdout.split() == [*first, "0", "x.ids.jsonl", "x.npy", "x.metadata.json"], done
     assert "the disk is full" in done.stderr and "what is embedded so far is kept" in done.stderr
     assert "24 kept" in done.stderr
 

@@ -11,7 +11,7 @@ import pytest
 import servers
 
 from embedkit._io.messages import one_line, quoted, redacted
-from embedkit.errors import EmbedkitError, EntryError, PlaceError, UnreachableError
+from embedkit.errors import EmbedkitError, EntryError, UnreachableError, ZooError
 from embedkit.hub.access import Access
 from embedkit.hub.publish.publish import publish
 from embedkit.hub.resolve import find_entry
@@ -58,9 +58,9 @@ def test_a_stream_that_never_ends_is_left(endless):
 
 @pytest.mark.parametrize("endless", ["body"], indirect=True)
 def test_an_answer_to_a_post_is_bounded(endless):
-    with pytest.raises(PlaceError, match=f"expected at most {POST_LIMIT} bytes, and more came"):
+    with pytest.raises(ZooError, match=f"expected at most {POST_LIMIT} bytes, and more came"):
         WebStorage(endless.url).post_json("api/validate-yaml", {})
-    with pytest.raises(PlaceError, match="expected at most 1000 bytes, and more came"):
+    with pytest.raises(ZooError, match="expected at most 1000 bytes, and more came"):
         WebStorage(endless.url).get_json("api/models/team/x", 1000)
 
 
@@ -73,7 +73,7 @@ def test_a_hub_that_never_ends(endless, zoo, monkeypatch):
         lambda: find_entry("hf://team/linear-tiny.noise"),
         lambda: publish(find_entry(zoo / "linear-tiny.noise"), "hf://team", token=TOKEN),
     ):
-        with pytest.raises((PlaceError, UnreachableError)):
+        with pytest.raises((ZooError, UnreachableError)):
             act()
 
 
@@ -197,22 +197,22 @@ class Api(servers.Handler):
     ],
 )
 def test_what_a_hub_says_of_a_commit(status, code, found, monkeypatch):
-    from embedkit.hub.hf import HubPlace
+    from embedkit.hub.hf import HubZoo
 
     server = servers.Server(Api)
     server.mode = status, code
-    place = HubPlace("team", TOKEN, server.url)
+    place = HubZoo("team", TOKEN, server.url)
     if found is None:
         assert place.commit("linear-x.noise", "main") is None
     else:
-        with pytest.raises(PlaceError, match=found):
+        with pytest.raises(ZooError, match=found):
             place.commit("linear-x.noise", "main")
     server.close()
 
 
-def test_a_licence_with_an_escape_is_plain_in_the_refusal():
+def test_a_license_with_an_escape_is_plain_in_the_refusal():
     from embedkit.hub.cache import Arrival, commercial_only
 
     with pytest.raises(EmbedkitError) as caught:
-        commercial_only(Arrival(name="a-x.d", place="p", licence="CC-BY-NC\x1b]0;x\x07", bytes=1))
+        commercial_only(Arrival(name="a-x.d", place="p", license="CC-BY-NC\x1b]0;x\x07", bytes=1))
     assert str(caught.value).isprintable()

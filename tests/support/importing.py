@@ -8,13 +8,13 @@ import numpy as np
 import timm
 import torch
 
+from embedkit.authoring.golden import synthetic_images
 from embedkit.images.transform import read_pixels
 from embedkit.model.config import EntryConfig
-from embedkit.training.export.golden import synthetic_pictures
 from embedkit.training.export.torch_to_onnx import PixelEncoder
 
 NON_COMMERCIAL = "CC-BY-NC-4.0"
-PICTURES = list(synthetic_pictures(8, seed=5, height=40, width=52))
+IMAGES = list(synthetic_images(8, seed=5, height=40, width=52))
 
 
 def random_network(architecture, seed=0, **arguments):
@@ -33,14 +33,14 @@ def random_network(architecture, seed=0, **arguments):
 
 
 def embed(network, preprocess):
-    """Rows (8, D) by torch, not normalised."""
-    pixels = np.stack([read_pixels(picture, preprocess, decode="exact") for picture in PICTURES])
+    """Rows (8, D) by torch, not normalized."""
+    pixels = np.stack([read_pixels(image, preprocess, decode="exact") for image in IMAGES])
     with torch.inference_mode():
         return PixelEncoder(network, preprocess)(torch.from_numpy(pixels)).numpy()
 
 
 def cosines(left, right):
-    """Per row, around the mean row: untrained networks give nearly the same row for every picture."""
+    """Per row, around the mean row: untrained networks give nearly the same row for every image."""
     left, right = (rows - rows.mean(axis=0) for rows in (np.float64(left), np.float64(right)))
     return (left * right).sum(axis=1) / np.linalg.norm(left, axis=1) / np.linalg.norm(right, axis=1)
 

@@ -65,7 +65,7 @@ def test_resume_is_bit_equal(name, finished, tmp_path, monkeypatch):
 
 @each_method
 def test_run_export_and_runtime_agree(name, finished, tmp_path):
-    folder = export_run(finished(name), f"{name}-tiny.synthetic", tmp_path, licence="CC0-1.0")
+    folder = export_run(finished(name), f"{name}-tiny.synthetic", tmp_path, license="CC0-1.0")
     config, method = run.load_run(finished(name))
     images, _ = run.open_data(config)
     batch = images.batch(torch.arange(8))

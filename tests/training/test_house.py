@@ -189,7 +189,7 @@ def test_the_random_baseline_is_the_encoder_that_is_exported(name, settings, tmp
     assert {key: tuple(value.shape) for key, value in fresh.state_dict().items()} == expected
     own = method.encoder().state_dict()
     assert any(not torch.equal(value, own[key]) for key, value in fresh.state_dict().items())
-    folder = export_run(tmp_path / "run", f"{name}-r10.toy", tmp_path / "zoo", licence="CC0-1.0")
+    folder = export_run(tmp_path / "run", f"{name}-r10.toy", tmp_path / "zoo", license="CC0-1.0")
     entry = open_subject(folder)
     with torch.inference_mode():
         made = entry.create().eval()(torch.zeros(2, *method.facts.image_shape))

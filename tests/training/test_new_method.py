@@ -112,5 +112,5 @@ def test_a_new_method_touches_no_shared_file(quadrants, tmp_path, monkeypatch):
     assert result.finished
     method = run.load_run(tmp_path / "run")[1]
     assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in method.modules())
-    folder = export_run(tmp_path / "run", "quadrants-r10.toy", tmp_path / "zoo", licence="CC0-1.0")
+    folder = export_run(tmp_path / "run", "quadrants-r10.toy", tmp_path / "zoo", license="CC0-1.0")
     assert '"family": "a pretext task"' in (folder / "config.json").read_text()

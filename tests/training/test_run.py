@@ -313,11 +313,11 @@ def test_supervised_needs_labels(tmp_path):
     assert isinstance(config.method, supervised.Config)
     from PIL import Image
 
-    (tmp_path / "pictures").mkdir()
+    (tmp_path / "images").mkdir()
     for number in range(20):
-        Image.new("L", (16, 16), number).save(tmp_path / "pictures" / f"{number}.png")
+        Image.new("L", (16, 16), number).save(tmp_path / "images" / f"{number}.png")
     with pytest.raises(ConfigError, match="expected labels of 2 or more classes"):
-        run.train(config, data=str(tmp_path / "pictures"), out=tmp_path / "run")
+        run.train(config, data=str(tmp_path / "images"), out=tmp_path / "run")
 
 
 def test_a_run_that_met_its_deadline_goes_on_to_the_same_weights(finished, tmp_path, monkeypatch):

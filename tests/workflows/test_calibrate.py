@@ -1,4 +1,4 @@
-"""A calibration by pictures equals one by their embeddings, and pictures that cannot be used are named."""
+"""A calibration by images equals one by their embeddings, and images that cannot be used are named."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from embedkit.cli.calibrate import calibrate as command
 from embedkit.embeddings.table import Embeddings
 from embedkit.errors import ConfigError, OutputError, SourceError
 from embedkit.workflows import embedding
-from embedkit.workflows.calibrate import calibrate_pictures, known_pictures, picture_pairs
+from embedkit.workflows.calibrate import calibrate_images, image_pairs, known_images
 from embedkit.workflows.verify import verify
 
 PEOPLE, SHOTS = 14, 3
@@ -36,7 +36,7 @@ def entry(by_hand, tmp_path_factory):
 
 @pytest.fixture
 def people(tmp_path):
-    """Fourteen noisy patterns, three pictures of each, in a folder of their own."""
+    """Fourteen noisy patterns, three images of each, in a folder of their own."""
     rng = np.random.default_rng(0)
     for person in range(PEOPLE):
         pattern = rng.integers(0, 256, (8, 8, 3))
@@ -85,7 +85,7 @@ def test_a_folder_gives_what_its_embeddings_give(people, entry, tmp_path, run):
     found = Calibration.load(out)
     assert found.to_json() == expected.to_json()  # the space's fingerprint, too
     assert (found.entry, found.fingerprint) == ("linear-tiny.noise", load_encoder(entry).fingerprint)
-    # It decides about pictures of the encoder that made it, and about no others.
+    # It decides about images of the encoder that made it, and about no others.
     ann = [people / "p00" / f"{shot}.png" for shot in (0, 1)]
     assert verify(load_encoder(entry), *ann, calibration=found).threshold == expected.threshold
     assert run(tmp_path / "e.parquet", "--identity-from-folder", *common).exit_code == 0
@@ -128,33 +128,33 @@ def test_a_list_of_pairs_gives_what_their_embeddings_give(people, entry, tmp_pat
         assert told["left_out"] == []
 
 
-def test_every_picture_is_embedded_once(people, entry, tmp_path, monkeypatch):
+def test_every_image_is_embedded_once(people, entry, tmp_path, monkeypatch):
     read = []
-    original = embedding.embed_pictures
+    original = embedding.embed_images
 
-    def watched(encoder, pictures, progress=None):
+    def watched(encoder, images, progress=None):
         read.extend(
-            os.path.basename(os.path.dirname(one.name)) + "/" + os.path.basename(one.name) for one in pictures
+            os.path.basename(os.path.dirname(one.name)) + "/" + os.path.basename(one.name) for one in images
         )
-        return original(encoder, pictures, progress)
+        return original(encoder, images, progress)
 
-    monkeypatch.setattr(embedding, "embed_pictures", watched)
+    monkeypatch.setattr(embedding, "embed_images", watched)
     spellings = {}
 
     def spell(name):  # another one each time
         spellings[name] = spellings.get(name, 0) + 1
         return "./" * (spellings[name] % 3) + f"people/{name}"
 
-    calibrate_pictures(write_pairs(tmp_path / "p.csv", spell), 0.05, encoder=entry, replicates=10)
+    calibrate_images(write_pairs(tmp_path / "p.csv", spell), 0.05, encoder=entry, replicates=10)
     assert sorted(read) == names()
 
 
 def test_what_cannot_be_embedded_is_left_out_and_named(people, entry, tmp_path, run):
     pytest.importorskip("scipy", reason="pip install 'embedkit[analysis]'")
     _, whole = by_embeddings(people, entry, tmp_path, 0.06)
-    (people / "p03" / "1.png").write_bytes(b"no picture")
-    for picture in ("p05/0.png", "p05/1.png", "p05/2.png"):
-        (people / picture).write_bytes(b"")
+    (people / "p03" / "1.png").write_bytes(b"no image")
+    for image in ("p05/0.png", "p05/1.png", "p05/2.png"):
+        (people / image).write_bytes(b"")
     embed(people, tmp_path / "rest.parquet", encoder=entry, root=people)
     rows = Embeddings.read(tmp_path / "rest.parquet")
     assert len(rows) == 38
@@ -176,12 +176,12 @@ def test_what_cannot_be_embedded_is_left_out_and_named(people, entry, tmp_path, 
         assert done.exit_code == 0, (done.output, done.exception)
         told = json.loads(done.stdout)
         assert (told["threshold"], told["identities"], told["fmr"]) == (expected.threshold, 13, expected.fmr)
-        assert "warning: 4 pictures of " in done.stderr and len(told["left_out"]) == 4
-        assert "p03/1.png: not a picture" in told["left_out"][0] and "p05/2.png: " in told["left_out"][3]
+        assert "warning: 4 images of " in done.stderr and len(told["left_out"]) == 4
+        assert "p03/1.png: not an image" in told["left_out"][0] and "p05/2.png: " in told["left_out"][3]
 
 
-def test_refused_before_a_picture_is_opened(people, entry, tmp_path, monkeypatch, run):
-    monkeypatch.setattr(embedding, "embed_pictures", None)
+def test_refused_before_a_image_is_opened(people, entry, tmp_path, monkeypatch, run):
+    monkeypatch.setattr(embedding, "embed_images", None)
     monkeypatch.setattr(embedding, "load_encoder", None)
     pairs = tmp_path / "p.csv"
     (tmp_path / "empty").mkdir()
@@ -192,14 +192,14 @@ def test_refused_before_a_picture_is_opened(people, entry, tmp_path, monkeypatch
     cases = [
         (people, {}, ConfigError, "819 impostor pairs cannot support .* at least 30000 are needed"),
         (people, {"target_fmr": 0}, ConfigError, "target_fmr: expected a rate"),
-        (tmp_path / "empty", {}, SourceError, "no pictures in .*empty"),
+        (tmp_path / "empty", {}, SourceError, "no images in .*empty"),
         (tmp_path / "one", {}, ConfigError, "one: '0.png' lies in no folder"),
         (tmp_path / "two", {}, ConfigError, "two: expected at least 2 identities"),
         (tmp_path / "none.csv", {}, ConfigError, "cannot be read as a CSV file"),
     ]
     for source, options, kind, words in cases:
         with pytest.raises(kind, match=words) as caught:
-            calibrate_pictures(source, **options)
+            calibrate_images(source, **options)
         assert "\n" not in str(caught.value)
     for text, words in (
         ("people/p00/0.png,people/p00/1.png,1", "found 1 of one and 0 of two"),
@@ -213,12 +213,12 @@ def test_refused_before_a_picture_is_opened(people, entry, tmp_path, monkeypatch
     ):
         pairs.write_text(f"a,b,same\n{text}\n")
         with pytest.raises(ConfigError, match=words):
-            calibrate_pictures(pairs)
+            calibrate_images(pairs)
         assert isinstance(run(pairs, "-o", tmp_path / "c.json").exception, ConfigError)
     assert not (tmp_path / "c.json").exists()
 
 
-def test_a_picture_is_one_however_it_is_spelt(people, tmp_path):
+def test_a_image_is_one_however_it_is_spelled(people, tmp_path):
     first, other = people / "p00" / "0.png", people / "p01" / "0.png"
     (tmp_path / "link.png").symlink_to(first)
     (tmp_path / "folder").symlink_to(people)
@@ -231,27 +231,25 @@ def test_a_picture_is_one_however_it_is_spelt(people, tmp_path):
         for a, b in itertools.permutations(one, 2):
             (tmp_path / "p.csv").write_text(f"a,b,same\n{a},{b},1\n{a},{other},0\n")
             with pytest.raises(ConfigError, match="paired with itself, which says nothing"):
-                picture_pairs(tmp_path / "p.csv")
+                image_pairs(tmp_path / "p.csv")
     lines = [f"{name},people/p00/1.png,1" for name in spellings]
     (tmp_path / "p.csv").write_text("\n".join(["a,b,same", *lines, f"link.png,{other},0"]))
-    pictures, pairs = picture_pairs(tmp_path / "p.csv")
-    assert len(pictures) == 3 and pairs.a.tolist() == [pairs.a[0]] * 6
-    assert [one.read() for one in pictures] == [
+    images, pairs = image_pairs(tmp_path / "p.csv")
+    assert len(images) == 3 and pairs.a.tolist() == [pairs.a[0]] * 6
+    assert [one.read() for one in images] == [
         path.read_bytes() for path in (first, people / "p00" / "1.png", other)
     ]
 
 
 def test_too_few_pairs_are_left(people, entry, tmp_path):
-    """What is to be mended is the pictures, not how many there are."""
+    """What is to be fixed is the images, not how many there are."""
     for name in names()[4:]:
-        (people / name).write_bytes(b"no picture")
+        (people / name).write_bytes(b"no image")
     with pytest.raises(ConfigError) as caught:
-        calibrate_pictures(people, 0.05, encoder=entry)
+        calibrate_images(people, 0.05, encoder=entry)
     told = str(caught.value)
     assert told.startswith("3 impostor pairs cannot support a false-match rate of 0.05") and "\n" not in told
-    assert (
-        "(38 of 42 pictures could not be embedded; the first: " in told and "p01/1.png: not a picture" in told
-    )
+    assert "(38 of 42 images could not be embedded; the first: " in told and "p01/1.png: not an image" in told
 
 
 def test_a_seed_below_zero(people, run):
@@ -263,14 +261,12 @@ def test_pairs_of_one_kind_that_are_left(people, entry, tmp_path):
     (people / "p00" / "1.png").write_bytes(b"")
     lines = [f"people/p00/0.png,people/{name},0" for name in names()[SHOTS:]] * 20
     (tmp_path / "p.csv").write_text("\n".join(["a,b,same", "people/p00/0.png,people/p00/1.png,1", *lines]))
-    with pytest.raises(ConfigError, match="found 0 of one and 780 of two .1 of 41 pictures .*p00/1.png: "):
-        calibrate_pictures(tmp_path / "p.csv", 0.05, encoder=entry)
+    with pytest.raises(ConfigError, match="found 0 of one and 780 of two .1 of 41 images .*p00/1.png: "):
+        calibrate_images(tmp_path / "p.csv", 0.05, encoder=entry)
     for file in people.rglob("*.png"):
         file.write_bytes(b"")
-    with pytest.raises(
-        SourceError, match="none of the 42 pictures can be embedded; the first: .*p00/0.png: "
-    ):
-        calibrate_pictures(people, 0.05, encoder=entry)
+    with pytest.raises(SourceError, match="none of the 42 images can be embedded; the first: .*p00/0.png: "):
+        calibrate_images(people, 0.05, encoder=entry)
 
 
 def test_options_that_do_not_go_together(people, entry, tmp_path, run):
@@ -291,21 +287,21 @@ def test_options_that_do_not_go_together(people, entry, tmp_path, run):
         assert isinstance(error, OutputError) and "gone does not exist" in str(error)
 
 
-def test_members_of_an_archive_are_pictures(people, tmp_path):
+def test_members_of_an_archive_are_images(people, tmp_path):
     with tarfile.open(tmp_path / "t.tar", "w") as archive:
         archive.add(people / "p00", "p00")
     (tmp_path / "p.csv").write_text(
         "a,b,same\nt.tar::p00/0.png,t.tar::p00/1.png,1\npeople/p01/0.png,t.tar::p00/1.png,0\n"
     )
-    pictures, pairs = picture_pairs(tmp_path / "p.csv")
-    assert len(pictures) == 3 and pairs.same.tolist() == [True, False]
-    assert pictures[0].read() == (people / "p00" / "0.png").read_bytes()
+    images, pairs = image_pairs(tmp_path / "p.csv")
+    assert len(images) == 3 and pairs.same.tolist() == [True, False]
+    assert images[0].read() == (people / "p00" / "0.png").read_bytes()
 
 
 def test_a_folder_is_listed_by_identity(people):
     (people / "p00" / "deep").mkdir()
     os.link(people / "p00" / "0.png", people / "p00" / "deep" / "x.png")
-    known = known_pictures(people)
+    known = known_images(people)
     assert len(known.ids) == 43 and dict(zip(known.ids, known.identities, strict=True))["p01/2.png"] == "p01"
     assert known.identities[known.ids.index("p00/deep/x.png")] == "p00/deep"
-    assert known.pictures[0].name == str(people / "p00" / "0.png")
+    assert known.images[0].name == str(people / "p00" / "0.png")

@@ -1,4 +1,4 @@
-"""Identification against galleries of pictures and of embeddings, by a naive loop; faces on real photographs.
+"""Identification against galleries of images and of embeddings, by a naive loop; faces on real photographs.
 
 The photographs are those of `test_faces.py`: Eileen Collins (NASA) and Grace Hopper (United States Navy).
 """
@@ -35,9 +35,9 @@ from embedkit.errors import (
     SpaceMismatchError,
 )
 from embedkit.workflows import identify as module
-from embedkit.workflows.calibrate import calibrate_pictures
+from embedkit.workflows.calibrate import calibrate_images
 from embedkit.workflows.faces.faces import ENCODER, FaceEncoder
-from embedkit.workflows.identify import identify_pictures
+from embedkit.workflows.identify import identify_images
 
 ROOT = Path(__file__).parents[2]
 ASTRONAUT, COFFEE = ROOT / "samples" / "astronaut.jpg", ROOT / "samples" / "coffee.jpg"
@@ -81,19 +81,19 @@ def gallery(patterns, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def calibration(gallery, zoo):
-    found = calibrate_pictures(gallery, 0.06, encoder=zoo / "linear-tiny.noise", replicates=10).calibration
+    found = calibrate_images(gallery, 0.06, encoder=zoo / "linear-tiny.noise", replicates=10).calibration
     found.save(gallery.parent / "c.json")
     return found
 
 
 @pytest.fixture
 def stored(gallery, zoo, tmp_path):
-    """The gallery's embeddings, with ids relative to it and whom they show."""
+    """The gallery's embeddings, with ids relative to it and who they show."""
     embed(gallery, tmp_path / "plain.parquet", encoder=zoo / "linear-tiny.noise", root=gallery)
     rows = Embeddings.read(tmp_path / "plain.parquet")
     import pyarrow as pa
 
-    schema = schema_of(rows.passport, {"who": "string"}, sha256=False)
+    schema = schema_of(rows.metadata, {"who": "string"}, sha256=False)
     ones, who = [1] * len(rows), [f"n{int(name[1:3])}" for name in rows.ids]
     columns = {
         "id": rows.ids,
@@ -108,7 +108,7 @@ def stored(gallery, zoo, tmp_path):
 
 @pytest.fixture
 def queries(patterns, tmp_path):
-    """Two new pictures of people of the gallery, and one of somebody else."""
+    """Two new images of people of the gallery, and one of somebody else."""
     rng = np.random.default_rng(2)
     return [
         save(patterns[person] + rng.normal(0, 20, (8, 8, 3)), tmp_path / f"q{person}.png")
@@ -135,36 +135,36 @@ def naive(queries, gallery, encoder, threshold):
     return found
 
 
-# --- whole pictures ---------------------------------------------------------------------------------------
+# --- whole images ---------------------------------------------------------------------------------------
 
 
 def test_a_folder_against_a_naive_loop(gallery, zoo, queries, calibration):
     encoder = load_encoder("linear-tiny", threads=1)
     expected = naive(queries, gallery, encoder, calibration.threshold)
     assert [row[0] for row in expected] == ["p03", "p07", None]  # else this would test little
-    done = identify_pictures(queries, gallery, calibration=calibration, encoder="linear-tiny")
-    assert (done.pictures, done.identities, done.left_out) == (36, 12, [])
+    done = identify_images(queries, gallery, calibration=calibration, encoder="linear-tiny")
+    assert (done.images, done.identities, done.left_out) == (36, 12, [])
     assert done.encoder == "linear-tiny.noise" and [one.query for one in done.found] == queries
     for one, (identity, nearest, score) in zip(done.found, expected, strict=True):
         assert (one.identity, one.nearest) == (identity, nearest) and one.score == pytest.approx(
             score, abs=1e-5
         )
-        # A union bound over the gallery's pictures, of the rate of one comparison.
+        # A union bound over the gallery's images, of the rate of one comparison.
         assert one.expected_fpir == pytest.approx(min(1, 36 * calibration.fmr))
         assert one.threshold == calibration.threshold
     # A stricter threshold knows nobody, and errs less.
-    strict = identify_pictures(
+    strict = identify_images(
         queries, gallery, calibration=calibration, threshold=0.99999, encoder="linear-tiny"
     )
     assert [one.identity for one in strict.found] == [None] * 3
     assert strict.found[0].expected_fpir <= done.found[0].expected_fpir
 
 
-def test_embeddings_answer_as_their_pictures(gallery, zoo, queries, calibration, stored):
-    expected = identify_pictures(queries, gallery, calibration=calibration, encoder="linear-tiny").found
-    by_column = identify_pictures(queries, stored, identity="who", calibration=calibration)
-    assert by_column.encoder == "linear-tiny.noise"  # as the file's passport says, not the default encoder
-    by_folder = identify_pictures(queries, stored, identity_from_folder=True, calibration=calibration)
+def test_embeddings_answer_as_their_images(gallery, zoo, queries, calibration, stored):
+    expected = identify_images(queries, gallery, calibration=calibration, encoder="linear-tiny").found
+    by_column = identify_images(queries, stored, identity="who", calibration=calibration)
+    assert by_column.encoder == "linear-tiny.noise"  # as the file's metadata says, not the default encoder
+    by_folder = identify_images(queries, stored, identity_from_folder=True, calibration=calibration)
     assert [one.identity for one in by_column.found] == ["n3", "n7", None]
     for found in (by_column.found, by_folder.found):
         assert [one.nearest for one in found] == [one.nearest for one in expected]
@@ -176,7 +176,7 @@ def test_members_of_archives_and_the_same_query_twice(gallery, queries, tmp_path
     with tarfile.open(tmp_path / "q.tar", "w") as archive:
         archive.add(queries[1], "deep/seven.png")
     asked = [queries[0], f"{tmp_path}/q.tar::deep/seven.png", queries[0]]
-    done = identify_pictures(asked, gallery, calibration=calibration, encoder="linear-tiny")
+    done = identify_images(asked, gallery, calibration=calibration, encoder="linear-tiny")
     assert [one.query for one in done.found] == asked
     assert [one.identity for one in done.found] == ["p03", "p07", "p03"]
 
@@ -208,7 +208,7 @@ def test_the_command(gallery, queries, calibration, stored):
     assert head == ["query", "identity", "nearest", "score", "expected FPIR"]
     assert [line[:2] for line in lines] == [[queries[0], "p03"], [queries[1], "p07"], [queries[2], "nobody"]]
     assert all(float(line[3]) <= 1 and float(line[4]) == 1 for line in lines)  # 36 times 0.06
-    assert "12 identities in 36 pictures" in done.stderr and "uncalibrated" not in done.stderr
+    assert "12 identities in 36 images" in done.stderr and "uncalibrated" not in done.stderr
     done = run(*queries, "--gallery", stored, "--identity", "who", "--threshold", 0.5, "--json")
     told = json.loads(done.stdout)
     assert [one["query"] for one in told["found"]] == queries and told["found"][0]["identity"] == "n3"
@@ -219,49 +219,47 @@ def test_the_command(gallery, queries, calibration, stored):
 
 
 def test_a_bad_query_does_not_silence_the_others(gallery, queries, tmp_path):
-    (tmp_path / "text.jpg").write_bytes(b"no picture")
+    (tmp_path / "text.jpg").write_bytes(b"no image")
     asked = [queries[0], tmp_path / "text.jpg", queries[1]]
     options = ("--gallery", gallery, "--encoder", "linear-tiny", "--threshold", 0.5)
     alone = run(queries[0], queries[1], *options).stdout
     done = run(*asked, *options)
     assert (done.stdout, done.exit_code) == (alone, 1)
-    assert "text.jpg: not a picture" in done.stderr
+    assert "text.jpg: not an image" in done.stderr
     told = json.loads(run(*asked, *options, "--json").stdout)
     assert len(told["found"]) == 2 and len(told["failed"]) == 1
 
 
-def test_bad_pictures_of_the_gallery_are_left_out_and_named(gallery, queries, tmp_path):
+def test_bad_images_of_the_gallery_are_left_out_and_named(gallery, queries, tmp_path):
     shutil.copytree(gallery, tmp_path / "g")
-    (tmp_path / "g" / "p03" / "1.png").write_bytes(b"no picture")
+    (tmp_path / "g" / "p03" / "1.png").write_bytes(b"no image")
     done = run(*queries, "--gallery", tmp_path / "g", "--encoder", "linear-tiny", "--threshold", 0.9)
     assert done.exit_code == 0, done.output
-    assert "warning: 1 picture of the gallery is left out; the first: " in done.stderr
-    assert "g/p03/1.png: not a picture" in done.stderr and "in 35 pictures" in done.stderr
+    assert "warning: 1 image of the gallery is left out; the first: " in done.stderr
+    assert "g/p03/1.png: not an image" in done.stderr and "in 35 images" in done.stderr
     for shot in (0, 2):
         (tmp_path / "g" / "p03" / f"{shot}.png").unlink()
     error = run(
         *queries, "--gallery", tmp_path / "g", "--encoder", "linear-tiny", "--threshold", 0.9
     ).exception
     assert isinstance(error, SourceError)
-    assert "has no picture of 'p03' that can be used" in str(error) and "p03/1.png: not a picture" in str(
-        error
-    )
+    assert "has no image of 'p03' that can be used" in str(error) and "p03/1.png: not an image" in str(error)
 
 
 def test_what_is_refused(gallery, zoo, queries, stored, calibration, tmp_path, monkeypatch):
-    (tmp_path / "text.jpg").write_bytes(b"no picture")
+    (tmp_path / "text.jpg").write_bytes(b"no image")
     (tmp_path / "empty").mkdir()
     folder = {"gallery": gallery, "threshold": 0.9, "encoder": "linear-tiny"}
     rows = {"gallery": stored, "threshold": 0.9, "identity": "who"}
     monkeypatch.setattr(module, "embed_readable", None)  # the gallery is embedded after all of these
     for asked, arguments, error, words in (
         ([], folder, ConfigError, "expected a query"),
-        (["gone.png"], folder, ConfigError, "'gone.png' is no picture that is there"),
-        ([str(tmp_path)], folder, ConfigError, r"is a folder; give pictures"),
-        ([str(tmp_path / "text.jpg")] * 2, folder, ImageError, r"text\.jpg: not a picture"),
+        (["gone.png"], folder, ConfigError, "'gone.png' is no image that is there"),
+        ([str(tmp_path)], folder, ConfigError, r"is a folder; give images"),
+        ([str(tmp_path / "text.jpg")] * 2, folder, ImageError, r"text\.jpg: not an image"),
         (queries, {**folder, "identity": "who"}, ConfigError, "whose sub-folders are the identities"),
         (queries, {**folder, "threshold": None}, ConfigError, "linear-tiny.noise has no threshold of its own"),
-        (queries, {**folder, "gallery": tmp_path / "empty"}, SourceError, "no pictures in .*empty"),
+        (queries, {**folder, "gallery": tmp_path / "empty"}, SourceError, "no images in .*empty"),
         (queries, {**folder, "gallery": gallery / "p03"}, ConfigError, "p03: '0.png' lies in no folder"),
         (queries, {**folder, "gallery": tmp_path / "gone"}, OutputError, "gone does not exist"),
         (queries, {**folder, "encoder": "linear-far", "calibration": calibration}, SpaceMismatchError, "linear-far"),
@@ -271,11 +269,11 @@ def test_what_is_refused(gallery, zoo, queries, stored, calibration, tmp_path, m
         (queries, {**rows, "encoder": "linear-far"}, SpaceMismatchError, r"linear-tiny\.noise .* linear-far\.noise"),
     ):  # fmt: skip
         with pytest.raises(error, match=words) as caught:
-            identify_pictures(asked, **arguments)
+            identify_images(asked, **arguments)
         assert "\n" not in str(caught.value)
     monkeypatch.setenv("EMBEDKIT_ZOO", str(tmp_path / "empty"))
     with pytest.raises(EntryNotFoundError, match=r"g\.parquet was made with linear-tiny\.noise.*--encoder"):
-        identify_pictures(queries, **rows)
+        identify_images(queries, **rows)
 
 
 def test_the_encoder_that_was_calibrated_is_taken(gallery, queries, calibration):
@@ -287,7 +285,7 @@ def test_the_encoder_that_was_calibrated_is_taken(gallery, queries, calibration)
     named = CliRunner().invoke(app, [*plain, "--encoder", "linear-tiny"])
     assert json.loads(done.stdout) == json.loads(named.stdout)
     assert json.loads(done.stdout)["encoder"] == "linear-tiny.noise"  # not the default encoder
-    found = identify_pictures(queries, gallery, calibration=calibration)
+    found = identify_images(queries, gallery, calibration=calibration)
     assert found.encoder == "linear-tiny.noise"
     error = CliRunner().invoke(app, [*plain, "--encoder", "linear-far"]).exception
     assert isinstance(error, SpaceMismatchError) and "--encoder" in str(error)
@@ -296,16 +294,16 @@ def test_the_encoder_that_was_calibrated_is_taken(gallery, queries, calibration)
 def test_a_calibration_of_faces_decides_about_faces_alone(gallery, queries, calibration):
     of_faces = replace(calibration, entry=ENCODER)
     with pytest.raises(ConfigError, match=r"of face-r29\.dlib, which embeds aligned faces: add --faces"):
-        identify_pictures(queries, gallery, calibration=of_faces)
+        identify_images(queries, gallery, calibration=of_faces)
     with pytest.raises(
-        ConfigError, match=r"of linear-tiny\.noise, which embeds whole pictures: leave out --faces"
+        ConfigError, match=r"of linear-tiny\.noise, which embeds whole images: leave out --faces"
     ):
-        identify_pictures(queries, gallery, calibration=calibration, faces=True)
+        identify_images(queries, gallery, calibration=calibration, faces=True)
 
 
 @pytest.mark.parametrize("threshold", ["nan", "inf", "2", "-2"])
 def test_a_threshold_is_a_cosine(gallery, queries, threshold, monkeypatch):
-    monkeypatch.setattr(module, "find_picture", None)  # refused before anything is looked at
+    monkeypatch.setattr(module, "find_image", None)  # refused before anything is looked at
     app = typer.Typer()
     app.command()(verify)
     option = f"--threshold={threshold}"
@@ -374,17 +372,17 @@ def test_a_query_needs_one_face(faces):
         pytest.raises(ImageError, lambda error=error: (_ for _ in ()).throw(error)).match(words)
 
 
-def test_pictures_of_the_gallery_without_one_face(faces, tmp_path):
+def test_images_of_the_gallery_without_one_face(faces, tmp_path):
     shutil.copytree(faces / "gallery", tmp_path / "g")
     shutil.copy(COFFEE, tmp_path / "g" / "collins" / "2.jpg")
     shutil.copy(faces / "both.png", tmp_path / "g" / "hopper" / "3.png")
     done = run(faces / "mirrored.png", "--gallery", tmp_path / "g", "--faces")
     assert done.exit_code == 0 and done.stdout.splitlines()[1].split("\t")[1] == "collins"
-    assert "warning: 2 pictures of the gallery are left out; the first: " in done.stderr
+    assert "warning: 2 images of the gallery are left out; the first: " in done.stderr
     assert "collins/2.jpg: no face was found" in done.stderr
     (tmp_path / "g" / "collins" / "1.png").unlink()
     error = run(faces / "mirrored.png", "--gallery", tmp_path / "g", "--faces").exception
-    assert isinstance(error, SourceError) and "no picture of 'collins'" in str(error)
+    assert isinstance(error, SourceError) and "no image of 'collins'" in str(error)
 
 
 def test_a_gallery_of_faces_that_were_embedded(faces, tmp_path):
@@ -392,7 +390,7 @@ def test_a_gallery_of_faces_that_were_embedded(faces, tmp_path):
 
     people = FaceEncoder(threads=1)
     rows = people.embed([faces / "both.png"])  # the larger one is Grace Hopper
-    schema = schema_of(rows.passport, {"who": "string"}, sha256=False)
+    schema = schema_of(rows.metadata, {"who": "string"}, sha256=False)
     table = {
         "id": rows.ids,
         "part": rows.parts,
@@ -403,7 +401,7 @@ def test_a_gallery_of_faces_that_were_embedded(faces, tmp_path):
     write_rows(
         [pa.table({**table, "who": ["hopper", "collins"]}, schema=schema)], tmp_path / "f.parquet", schema
     )
-    (one,) = identify_pictures(
+    (one,) = identify_images(
         [str(faces / "mirrored.png")], tmp_path / "f.parquet", identity="who", faces=True, threads=1
     ).found
     assert one.identity == "collins" and one.nearest == f"{faces / 'both.png'}#1"

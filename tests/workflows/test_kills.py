@@ -27,18 +27,18 @@ from pathlib import Path
 import numpy as np
 from embedkit.analysis.calibrating import calibrate
 from embedkit.analysis.clustering import Clustering
-from embedkit.embeddings import Embeddings, Passport
-from embedkit.pictures.atlas import write_atlas
-from embedkit.pictures.folders import sort_into_folders
-from embedkit.pictures.reading import Originals
-from embedkit.pictures.sheets import Section, Tile, write_sheet
+from embedkit.embeddings import Embeddings, Metadata
+from embedkit.images.atlas import write_atlas
+from embedkit.images.folders import sort_into_folders
+from embedkit.images.reading import Originals
+from embedkit.images.sheets import Section, Tile, write_sheet
 
 ids = [f"p/{n:02d}.png" for n in range(COUNT)]
 rng = np.random.default_rng(0)
 labels, zeros = np.arange(COUNT) % 3, np.zeros(COUNT, np.int32)
-passport = Passport(entry="linear-tiny.noise", manifest_sha256="a" * 64, fingerprint="b" * 64, dim=8, normalized=True)
+metadata = Metadata(entry="linear-tiny.noise", manifest_sha256="a" * 64, fingerprint="b" * 64, dim=8, normalized=True)
 vectors = (np.eye(8)[labels] + rng.normal(0, 0.1, (COUNT, 8))).astype(np.float32)
-rows = Embeddings(ids, zeros, vectors, passport)
+rows = Embeddings(ids, zeros, vectors, metadata)
 groups = Clustering(ids, zeros, labels, np.ones(COUNT), np.bincount(labels), [[], [], []], "kmeans")
 sections = [Section("all", [Tile(name=name) for name in ids])]
 

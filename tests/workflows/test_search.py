@@ -1,4 +1,4 @@
-"""Search by picture against a naive loop, the encoder that a file needs, kept indexes, and what is refused."""
+"""Search by image against a naive loop, the encoder that a file needs, kept indexes, and what is refused."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from embedkit import embed, load_encoder
 from embedkit.analysis import neighbors as indexes
 from embedkit.analysis.neighbors import Index
 from embedkit.cli.search import search as command
-from embedkit.embeddings.metadata import Passport
+from embedkit.embeddings.metadata import Metadata
 from embedkit.embeddings.parquet_write import write_rows
 from embedkit.embeddings.schema import schema_of
 from embedkit.embeddings.table import Embeddings
@@ -50,7 +50,7 @@ def _in_that_zoo(zoo, monkeypatch):
 
 @pytest.fixture(scope="module")
 def gallery(zoo, tmp_path_factory):
-    """Twenty noisy pictures and their embeddings, ids relative to the folder."""
+    """Twenty noisy images and their embeddings, ids relative to the folder."""
     folder = tmp_path_factory.mktemp("gallery")
     rng = np.random.default_rng(0)
     for number in range(20):
@@ -61,7 +61,7 @@ def gallery(zoo, tmp_path_factory):
     return folder
 
 
-def new_picture(folder, seed=99):
+def new_image(folder, seed=99):
     pixels = np.random.default_rng(seed).integers(0, 256, (10, 12, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(folder / "new.png")
     return str(folder / "new.png")
@@ -73,10 +73,10 @@ def run(*arguments):
     return CliRunner().invoke(app, [*map(str, arguments)])
 
 
-def test_pictures_and_ids_against_a_naive_loop(gallery, zoo, tmp_path):
+def test_images_and_ids_against_a_naive_loop(gallery, zoo, tmp_path):
     rows = Embeddings.read(gallery / "emb.parquet")
     unit = rows.vectors.astype(float) / np.linalg.norm(rows.vectors.astype(float), axis=1, keepdims=True)
-    query = new_picture(tmp_path)
+    query = new_image(tmp_path)
     asked = load_encoder(zoo / "linear-tiny.noise").encode(query)[0].astype(float)
     found = search(open_index(gallery / "emb.parquet"), ["03.png", query, str(gallery / "07.png")], 6)
     assert [one.query for one in found] == ["03.png", query, str(gallery / "07.png")]
@@ -87,7 +87,7 @@ def test_pictures_and_ids_against_a_naive_loop(gallery, zoo, tmp_path):
         wanted = sorted(cosines, key=lambda name: -cosines[name])[:6]
         assert [hit.name for hit in one.found] == wanted
         np.testing.assert_allclose([hit.cosine for hit in one.found], [cosines[n] for n in wanted], atol=1e-5)
-    # A picture that has a row finds itself, the row does not.
+    # An image that has a row finds itself, the row does not.
     assert found[2].found[0].name == "07.png" and found[2].found[0].cosine > 0.99999
     assert "03.png" not in [hit.name for hit in found[0].found]
 
@@ -110,7 +110,7 @@ def test_the_default_k_is_10_or_what_there_is(gallery, tmp_path):
 
 
 def test_only_the_encoder_of_the_space(gallery, zoo, by_hand, tmp_path):
-    base, query = open_index(gallery / "emb.parquet"), new_picture(tmp_path)
+    base, query = open_index(gallery / "emb.parquet"), new_image(tmp_path)
     with pytest.raises(SpaceMismatchError, match=r"linear-tiny\.noise .* linear-far\.noise"):
         search(base, [query], 1, encoder="linear-far")
     # The same name over other weights is another space too.
@@ -121,7 +121,7 @@ def test_only_the_encoder_of_the_space(gallery, zoo, by_hand, tmp_path):
 
 
 def test_an_encoder_that_no_place_has(gallery, tmp_path, monkeypatch):
-    base, query = open_index(gallery / "emb.parquet"), new_picture(tmp_path)
+    base, query = open_index(gallery / "emb.parquet"), new_image(tmp_path)
     monkeypatch.delenv("EMBEDKIT_ZOO")
     with pytest.raises(EntryNotFoundError, match=r"made with linear-tiny\.noise.*--encoder"):
         search(base, [query], 1)
@@ -130,11 +130,11 @@ def test_an_encoder_that_no_place_has(gallery, tmp_path, monkeypatch):
 
 def test_queries_that_are_none(gallery, tmp_path):
     base = open_index(gallery / "emb.parquet")
-    (tmp_path / "text.jpg").write_bytes(b"no picture")
+    (tmp_path / "text.jpg").write_bytes(b"no image")
     for query, error, words in (
-        ("0.png", ConfigError, r"neither a picture .* did you mean '\d\d\.png'"),
+        ("0.png", ConfigError, r"neither an image .* did you mean '\d\d\.png'"),
         (str(tmp_path), ConfigError, "is a folder"),
-        (str(tmp_path / "text.jpg"), ImageError, r"text\.jpg: not a picture"),
+        (str(tmp_path / "text.jpg"), ImageError, r"text\.jpg: not an image"),
     ):
         with pytest.raises(error, match=words) as caught:
             search(base, ["01.png", query], 1, where="emb.parquet")
@@ -143,14 +143,14 @@ def test_queries_that_are_none(gallery, tmp_path):
         search(base, [], 1)
     plain = Index.build(np.eye(4, dtype=np.float32))
     with pytest.raises(ConfigError, match="queries must be ids"):
-        search(plain, [new_picture(tmp_path)], 1)
+        search(plain, [new_image(tmp_path)], 1)
 
 
 def test_files_that_cannot_be_searched(tmp_path):
-    passport = Passport(
+    metadata = Metadata(
         entry="linear-tiny.noise", manifest_sha256="a" * 64, fingerprint="b" * 64, dim=4, normalized=True
     )
-    write_rows([], tmp_path / "empty.parquet", schema_of(passport, {}, sha256=False))
+    write_rows([], tmp_path / "empty.parquet", schema_of(metadata, {}, sha256=False))
     with pytest.raises(ConfigError, match="found no row"):
         open_index(tmp_path / "empty.parquet")
     (tmp_path / "text.parquet").write_text("no embeddings")
@@ -161,7 +161,7 @@ def test_files_that_cannot_be_searched(tmp_path):
 def test_a_saved_index_is_searched_as_its_embeddings(gallery, tmp_path):
     base = open_index(gallery / "emb.parquet")
     base.save(tmp_path / "e.index")
-    queries = ["02.png", new_picture(tmp_path)]
+    queries = ["02.png", new_image(tmp_path)]
     assert search(open_index(tmp_path / "e.index"), queries, 5) == search(base, queries, 5)
     with pytest.raises(ConfigError, match="is an index already"):
         keep_index(tmp_path / "e.index", tmp_path / "f.index")
@@ -172,12 +172,12 @@ def many(tmp_path):
     """1,500 rows in a file."""
     import pyarrow as pa
 
-    passport = Passport(
+    metadata = Metadata(
         entry="linear-tiny.noise", manifest_sha256="a" * 64, fingerprint="b" * 64, dim=8, normalized=True
     )
 
     def write(path=tmp_path / "many.parquet", seed=0, fingerprint="b" * 64):
-        card = Passport(**{**vars(passport), "fingerprint": fingerprint})
+        card = Metadata(**{**vars(metadata), "fingerprint": fingerprint})
         schema = schema_of(card, {}, sha256=False)
         vectors = np.random.default_rng(seed).normal(0, 1, (1500, 8)).astype(np.float32)
         ids, ones = [f"{row}.png" for row in range(1500)], [1] * 1500
@@ -216,7 +216,7 @@ def test_an_index_is_kept_where_it_pays_and_while_it_is_current(many, tmp_path, 
 
 
 def test_the_command(gallery, tmp_path):
-    query = new_picture(tmp_path)
+    query = new_image(tmp_path)
     result = run(
         query, "04.png", gallery / "emb.parquet", "-k", 3, "--sheet", tmp_path / "s.html", "--root", gallery
     )
@@ -224,7 +224,7 @@ def test_the_command(gallery, tmp_path):
     lines = [line.split("\t") for line in result.stdout.splitlines()]
     assert [line[0] for line in lines] == [query] * 3 + ["04.png"] * 3
     assert all((gallery / line[1]).exists() and -1 <= float(line[2]) <= 1 for line in lines)
-    assert "shows 8 pictures" in result.stderr
+    assert "shows 8 images" in result.stderr
     result = run("04.png", gallery / "emb.parquet", "--json", "--index", tmp_path / "i")
     told = json.loads(result.stdout)
     assert told["kind"] == "flat" and told["recall"] == 1.0

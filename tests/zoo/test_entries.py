@@ -57,11 +57,11 @@ def test_configuration_and_graph_agree(folder):
 
 
 @each_entry
-def test_card_names_the_entry_and_the_licence(folder):
+def test_card_names_the_entry_and_the_license(folder):
     config = EntryConfig.from_json((folder / CONFIG).read_bytes())
     text = (folder / CARD).read_text(encoding="utf-8")
     assert text.startswith("---\nlibrary_name: ")
-    assert f"\nlicense: {config.licence.lower()}\n" in text
+    assert f"\nlicense: {config.license.lower()}\n" in text
     assert f"\n# {folder.name}\n" in text
 
 
@@ -71,7 +71,7 @@ def test_golden_vectors_are_reproduced_by_plain_onnxruntime(folder):
     config = EntryConfig.from_json((folder / CONFIG).read_bytes())
     golden = np.load(folder / GOLDEN)
     session = ort.InferenceSession(str(folder / GRAPH), providers=["CPUExecutionProvider"])
-    pixels = np.stack([read_pixels(p, config.preprocess, decode="exact") for p in golden["pictures"]])
+    pixels = np.stack([read_pixels(p, config.preprocess, decode="exact") for p in golden["images"]])
     for size in (1, 2, 4):
         runs = [
             session.run(list(config.outputs), {"pixels": pixels[at : at + size]}) for at in range(0, 4, size)

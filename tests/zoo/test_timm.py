@@ -30,8 +30,8 @@ def test_timm_and_the_runtime_agree_on_16_photographs(folder, jpeg_maker):
     network = timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=0).eval()
     transform = timm.data.create_transform(**timm.data.resolve_model_data_config(network), is_training=False)
     mode = {"rgb": "RGB", "gray": "L"}[config.preprocess.color]
-    pictures = [transform(Image.open(io.BytesIO(file)).convert(mode)) for file in files]
+    images = [transform(Image.open(io.BytesIO(file)).convert(mode)) for file in files]
     with torch.inference_mode():
-        features = network(torch.stack(pictures)).numpy()
+        features = network(torch.stack(images)).numpy()
     features /= np.linalg.norm(features, axis=1, keepdims=True)
     assert (rows * features).sum(axis=1).min() >= 0.99999

@@ -24,7 +24,7 @@ from embedkit.hub.access import default_cache_dir
 
 __all__ = ["digest", "keep", "recall"]
 
-#: A larger file is not read; eight figures of a million pictures fill it.
+#: A larger file is not read; eight figures of a million images fill it.
 MOST_BYTES = 64 << 20
 
 
@@ -67,7 +67,7 @@ def recall(name: str) -> tuple[dict[str, Any], dict[str, np.ndarray]] | None:
 
 
 def _is_sound(facts: Any, arrays: Mapping[str, np.ndarray]) -> bool:
-    """Whether these are `figures` and `l2`, numbers or None, and values of each picture."""
+    """Whether these are `figures` and `l2`, numbers or None, and values of each image."""
     return (
         isinstance(facts, dict)
         and facts.keys() == {"figures", "l2"}

@@ -1,4 +1,4 @@
-"""What is judged: an entry or a run, and the baselines beside it. Each is a function from pictures to features.
+"""What is judged: an entry or a run, and the baselines beside it. Each is a function from images to features.
 
 An entry's features are what the runtime computes from its files; a run's, and the random network's, come from torch.
 Images go through the preprocess contract either way, with JPEGs decoded at full scale.
@@ -48,7 +48,7 @@ __all__ = [
 SEED = 0
 #: Longest side of the pixel baseline.
 PIXELS = 32
-#: Pictures that torch embeds at once.
+#: Images that torch embeds at once.
 BATCH = 256
 
 #: A source and rows of it (N,) -> float32 (N, D), as the encoder gives them.
@@ -233,7 +233,7 @@ def random_features(subject: Subject, pixels: Tensor) -> tuple[Features, ...]:
 
     Args:
         subject: What the baseline stands beside.
-        pixels: uint8 (N, C, H, W), training pictures.
+        pixels: uint8 (N, C, H, W), training images.
 
     Returns:
         Of the network with all residual branches on; and of the network as it is created, where that differs.
@@ -266,13 +266,13 @@ def pixel_features(preprocess: Preprocess) -> Features:
 
 
 def pca_features(preprocess: Preprocess, dim: int, source: Source, rows: np.ndarray) -> Features:
-    """The principal components of those pixels, fitted on training pictures: what a linear encoder can do.
+    """The principal components of those pixels, fitted on training images: what a linear encoder can do.
 
     Args:
         preprocess: The contract.
-        dim: Components, at most; fewer where there are fewer pixels or pictures.
+        dim: Components, at most; fewer where there are fewer pixels or images.
         source: The training part.
-        rows: Which pictures of it to fit on.
+        rows: Which images of it to fit on.
     """
     pixels = pixel_features(preprocess)
     fitted = pixels(source, rows).double()
@@ -308,15 +308,15 @@ def _runtime_features(encoder: Encoder) -> Features:
     def features(source: Source, rows: np.ndarray) -> Tensor:
         size = encoder.default_batch_size
         parts = _parts(rows, size)
-        pictures = ([source.read(int(row)) for row in part] for part in parts)
+        images = ([source.read(int(row)) for row in part] for part in parts)
         blocks: list[np.ndarray] = []
         # batches of one size, so that a row does not depend on which others are asked for
-        with closing(encoder.flow(pictures, normalize=False, decode="exact", pad_to=size)) as flow:
+        with closing(encoder.flow(images, normalize=False, decode="exact", pad_to=size)) as flow:
             for part, (block, faults) in zip(parts, flow, strict=True):
                 if faults:
                     index = min(faults)
                     where = source.where(int(part[index]))
-                    raise SourceError(f"{where}: {reason_of(faults[index])}; mend or remove it")
+                    raise SourceError(f"{where}: {reason_of(faults[index])}; fix or remove it")
                 blocks.append(block)
         return torch.from_numpy(np.concatenate(blocks))
 

@@ -1,8 +1,8 @@
 """Figures of features and labels, each a pure function of tensors: what the protocol reports.
 
-Features are float32 (N, D) as an encoder gives them; where cosine is meant, functions normalise rows themselves.
-Nothing here is centred or whitened with statistics of the pictures that are judged. Whatever compares all
-pictures with all others goes through them in blocks, so that memory grows with N and not with its square.
+Features are float32 (N, D) as an encoder gives them; where cosine is meant, functions normalize rows themselves.
+Nothing here is centered or whitened with statistics of the images that are judged. Whatever compares all
+images with all others goes through them in blocks, so that memory grows with N and not with its square.
 
 Sources: kNN: Unsupervised Feature Learning via Non-Parametric Instance Discrimination (Wu et al., CVPR 2018,
 arXiv 1805.01978, section 3.4). MAP@R: A Metric Learning Reality Check (Musgrave, Belongie and Lim, ECCV 2020,
@@ -53,16 +53,16 @@ def knn_predict(
     temperature: float = 0.1,
     block: int = _BLOCK,
 ) -> Tensor:
-    """Classify by a weighted vote of the k nearest training pictures.
+    """Classify by a weighted vote of the k nearest training images.
 
-    The class with the largest sum of exp(cosine / temperature) over its pictures among the k wins.
+    The class with the largest sum of exp(cosine / temperature) over its images among the k wins.
 
     Args:
         train: float32 (N, D).
         train_labels: int64 (N,), 0..num_classes-1.
         test: float32 (M, D).
         num_classes: K.
-        k: Neighbours; all N where there are fewer.
+        k: Neighbors; all N where there are fewer.
         temperature: tau, above 0.
         block: Similarities held at once.
 
@@ -81,12 +81,12 @@ def knn_predict(
 
 @dataclass(frozen=True)
 class Retrieval:
-    """Retrieval of the pictures of a query's class from all other pictures.
+    """Retrieval of the images of a query's class from all other images.
 
     Attributes:
-        queries: int64 (Q,), the pictures whose class has another picture; the others cannot be asked for.
-        map_at_r: float64 (Q,), average precision over the first R neighbours, R the other pictures of the class.
-        p_at_1: float64 (Q,), 1 where the nearest picture has the query's class.
+        queries: int64 (Q,), the images whose class has another image; the others cannot be asked for.
+        map_at_r: float64 (Q,), average precision over the first R neighbors, R the other images of the class.
+        p_at_1: float64 (Q,), 1 where the nearest image has the query's class.
     """
 
     queries: Tensor
@@ -95,9 +95,9 @@ class Retrieval:
 
 
 def retrieval(features: Tensor, labels: Tensor, *, block: int = _BLOCK) -> Retrieval:
-    """MAP@R and precision at 1 by cosine, each picture once as the query among all others.
+    """MAP@R and precision at 1 by cosine, each image once as the query among all others.
 
-        MAP@R = 1/R sum_{i <= R} P(i) rel(i),   P(i) the precision of the first i neighbours
+        MAP@R = 1/R sum_{i <= R} P(i) rel(i),   P(i) the precision of the first i neighbors
 
     Args:
         features: float32 (N, D).
@@ -124,7 +124,7 @@ def retrieval(features: Tensor, labels: Tensor, *, block: int = _BLOCK) -> Retri
 
 
 def kmeans(features: Tensor, clusters: int, *, seed: int = 0, starts: int = 10) -> Tensor:
-    """k-means on L2-normalised rows, the best of several k-means++ starts.
+    """k-means on L2-normalized rows, the best of several k-means++ starts.
 
     Always scikit-learn's: a figure must not depend on which other package is installed.
 
@@ -148,8 +148,8 @@ class Clustering:
     """How well clusters and classes agree.
 
     Attributes:
-        acc: Share of pictures in the cluster that is matched to their class, one to one, the best such matching.
-            Clusters beyond the number of classes have no class, so that their pictures count as errors.
+        acc: Share of images in the cluster that is matched to their class, one to one, the best such matching.
+            Clusters beyond the number of classes have no class, so that their images count as errors.
         nmi: Mutual information over the arithmetic mean of both entropies, in [0, 1].
         ari: Adjusted Rand index: 1 for equal partitions, 0 on average for random ones.
     """
@@ -273,10 +273,10 @@ def pair_scores(
 
     first, which = draw(count - 1)
     second = start[first] + which
-    second += second >= first  # a picture is no partner of itself
+    second += second >= first  # an image is no partner of itself
     genuine_pairs = order[first], order[second]
     first, which = draw(n - count)
-    second = which + np.where(which >= start[first], count[first], 0)  # past the picture's own class
+    second = which + np.where(which >= start[first], count[first], 0)  # past the image's own class
     pairs = (genuine_pairs, (order[first], order[second]))
     found = []
     for left, right in pairs:
@@ -292,7 +292,7 @@ def rankme(features: Tensor, epsilon: float = 1e-7) -> float:
         exp(-sum_k p_k log p_k),   p_k = sigma_k / ||sigma||_1 + epsilon
 
     Args:
-        features: float32 (N, D), as the encoder gives them: neither normalised nor centred.
+        features: float32 (N, D), as the encoder gives them: neither normalized nor centered.
         epsilon: The paper's, for float32.
 
     Returns:

@@ -1,8 +1,8 @@
-"""The linear probe: multinomial logistic regression on frozen features, its L2 strength chosen on held-out pictures.
+"""The linear probe: multinomial logistic regression on frozen features, its L2 strength chosen on held-out images.
 
-The objective is the mean cross-entropy + l2 / 2 ||weight||^2 on features standardised by the training pictures'
+The objective is the mean cross-entropy + l2 / 2 ||weight||^2 on features standardized by the training images'
 mean and standard deviation; it is convex, so that the start and the steps do not matter, and the bias is free.
-scikit-learn's LogisticRegression minimises N times it, with C = 1 / (N l2).
+scikit-learn's LogisticRegression minimizes N times it, with C = 1 / (N l2).
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ STRENGTHS = (1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
 
 @dataclass(frozen=True)
 class LinearProbe:
-    """Multinomial logistic regression on standardised features.
+    """Multinomial logistic regression on standardized features.
 
     Attributes:
         mean: float32 (D,), of the features that it was fitted on.
         std: float32 (D,); 1 where a feature is constant.
-        weight: float32 (K, D), of standardised features.
+        weight: float32 (K, D), of standardized features.
         bias: float32 (K,).
         l2: The strength that it was fitted with.
     """
@@ -63,7 +63,7 @@ def fit_probe(
         num_classes: K.
         strengths: From strong to weak.
         iterations: At most, per strength: raw pixels without much L2 do not converge in fewer than 500, and are
-            then a little more regularised than asked.
+            then a little more regularized than asked.
 
     Yields:
         A probe per strength.
@@ -116,10 +116,10 @@ def choose_probe(
     validation: float = 0.1,
     seed: int = 0,
 ) -> LinearProbe:
-    """Choose the L2 strength on a held-out part of the training pictures, then fit on all of them.
+    """Choose the L2 strength on a held-out part of the training images, then fit on all of them.
 
     Args:
-        features: float32 (N, D), of training pictures alone.
+        features: float32 (N, D), of training images alone.
         labels: int64 (N,), 0..num_classes-1.
         num_classes: K.
         strengths: From strong to weak; of equally accurate ones the strongest is taken.
@@ -138,7 +138,7 @@ def choose_probe(
 
 
 def stratified_split(labels: Tensor, share: float, seed: int) -> Tensor:
-    """Bool (N,): `share` of each class, drawn by `seed`; of a class of one picture, none."""
+    """Bool (N,): `share` of each class, drawn by `seed`; of a class of one image, none."""
     order = np.random.default_rng(seed).permutation(len(labels))
     chosen = torch.zeros(len(labels), dtype=torch.bool)
     shuffled = labels.numpy()[order]

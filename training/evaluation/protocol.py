@@ -1,6 +1,6 @@
 """One protocol for every encoder: figures on the test part of a data set, whatever needs fitting on its training part.
 
-Beside the encoder stand three baselines: the same network at random initialisation, raw pixels, and their principal
+Beside the encoder stand three baselines: the same network at random initialization, raw pixels, and their principal
 components. The figures are defined in the modules `metrics` and `probe`, which cite their sources.
 
 A label column whose test classes all occur in the training part is a closed set and gets all figures. Where test
@@ -50,22 +50,22 @@ __all__ = ["PROTOCOL", "Evaluation", "Result", "evaluate", "pretext_metric"]
 #: Stands in entries and cards; figures of two protocols are not compared. Change it with any change of a figure.
 PROTOCOL = (
     "Protocol 3 of `embedkit evaluate`: fitted on the training part of the data and reported on its test part; "
-    "features as the encoder gives them, neither centred nor whitened. knn_top1: vote of the 20 nearest training "
-    "pictures, weights exp(cosine / 0.1). probe_top1: multinomial logistic regression on standardised features, L2 "
-    "chosen on a tenth of the training part. map_at_r, p_at_1: each test picture queries all others by cosine. "
-    "kmeans_acc, kmeans_nmi, kmeans_ari: k-means on L2-normalised features, as many clusters as classes, best of 10 "
+    "features as the encoder gives them, neither centered nor whitened. knn_top1: vote of the 20 nearest training "
+    "images, weights exp(cosine / 0.1). probe_top1: multinomial logistic regression on standardized features, L2 "
+    "chosen on a tenth of the training part. map_at_r, p_at_1: each test image queries all others by cosine. "
+    "kmeans_acc, kmeans_nmi, kmeans_ari: k-means on L2-normalized features, as many clusters as classes, best of 10 "
     "starts. mixture_acc, mixture_nmi, mixture_ari: the likeliest cluster of the entry's own mixture. auc, eer, "
-    "tar_at_far: cosines of pairs of test pictures. rankme: effective rank of the features. Baselines: the same "
-    "network at random initialisation with BatchNorm calibrated on training pictures, its residual branches as they "
+    "tar_at_far: cosines of pairs of test images. rankme: effective rank of the features. Baselines: the same "
+    "network at random initialization with BatchNorm calibrated on training images, its residual branches as they "
     "are created or all switched on, whichever has the higher map_at_r; the pixels that the network is given, "
     "averaged down to 32 a side where they are more; and their principal components, as many as the embedding has "
-    "columns, fitted on up to 10,000 training pictures. Intervals: 95 %, bootstrap over test pictures."
+    "columns, fitted on up to 10,000 training images. Intervals: 95 %, bootstrap over test images."
 )
 
 FAR_LEVELS = {"tar_at_far_1e-2": 1e-2, "tar_at_far_1e-3": 1e-3}
-#: Training pictures that a random network's BatchNorm is calibrated on, and test pictures of the pretext metric.
+#: Training images that a random network's BatchNorm is calibrated on, and test images of the pretext metric.
 _SAMPLE = 2048
-#: Training pictures that principal components are fitted on.
+#: Training images that principal components are fitted on.
 _FITTED = 10_000
 
 Notify = Callable[[str], None]
@@ -79,21 +79,21 @@ class Result:
         subject: `encoder`, `random`, `pixels` or `pca`.
         label: The column.
         figures: Name -> number; None where the data are too few to tell.
-        per_picture: Name -> float64 (test pictures,) for the figures that are means over pictures: 1 or 0, or an
-            average precision; NaN where a picture has none. The mean of the others is the figure.
+        per_image: Name -> float64 (test images,) for the figures that are means over images: 1 or 0, or an
+            average precision; NaN where an image has none. The mean of the others is the figure.
         l2: The strength that the probe chose; None without a probe.
     """
 
     subject: str
     label: str
     figures: Mapping[str, float | None]
-    per_picture: Mapping[str, np.ndarray] = field(repr=False, compare=False)
+    per_image: Mapping[str, np.ndarray] = field(repr=False, compare=False)
     l2: float | None = None
 
     def intervals(self, *, replicates: int = 1000, seed: int = SEED) -> dict[str, tuple[float, float]]:
-        """95 % of the figures that are means over pictures: percentiles of a bootstrap over test pictures."""
+        """95 % of the figures that are means over images: percentiles of a bootstrap over test images."""
         found = {}
-        for name, values in self.per_picture.items():
+        for name, values in self.per_image.items():
             values = values[~np.isnan(values)]
             if len(values):
                 rng = np.random.default_rng(seed)
@@ -111,9 +111,9 @@ class Evaluation:
         source: The entry's or the run's name.
         weights_sha256: Of an entry's weights; empty for a run.
         data: The data set's name: the last part of its path.
-        train: Training pictures that were fitted on.
-        test: Test pictures that were judged.
-        limit: As asked; 0 for all pictures.
+        train: Training images that were fitted on.
+        test: Test images that were judged.
+        limit: As asked; 0 for all images.
         classes: Label column -> number of classes in the test part.
         open_set: The label columns whose test classes are new.
         results: By subject, then by label column.
@@ -132,7 +132,7 @@ class Evaluation:
     pretext: Mapping[str, float]
 
     def to_json(self) -> dict[str, Any]:
-        """JSON values; without the arrays per picture."""
+        """JSON values; without the arrays per image."""
         facts = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "results"}
         results = [
             {
@@ -154,7 +154,7 @@ class Evaluation:
             own = [result for result in self.results if result.label == label]
             lines += [
                 f"{self.source} on {self.data}, {label}: {classes} {new}classes, {self.train} training and "
-                f"{self.test} test pictures",
+                f"{self.test} test images",
                 f"{'':<18}" + "".join(f"{result.subject:>10}" for result in own),
             ]
             for name in own[0].figures:
@@ -224,14 +224,14 @@ def evaluate(
         data: As `DataConfig.path`; it must have a training and a test part.
         labels: Columns of Parquet files; other data have one, whatever its name.
         baselines: Whether the random network, raw pixels and their principal components are judged too.
-        limit: At most so many evenly spread pictures of each part; 0 for all.
+        limit: At most so many evenly spread images of each part; 0 for all.
         notify: Told what was done, with the seconds that it took.
 
     Raises:
         ConfigError: Data without a test part or without labels.
         EntryNotFoundError: No such entry.
         OutputError: A run's folder without a checkpoint.
-        SourceError: A picture that cannot be read.
+        SourceError: An image that cannot be read.
         EntryError: Not an entry, or features that are not finite.
     """
     subject = open_subject(source)
@@ -240,7 +240,7 @@ def evaluate(
         if not column.test_classes:
             named = f"one of {', '.join(opened.test.columns)}" if opened.test.columns else "one"
             raise ConfigError(
-                f"{data}: no test picture has a label in the column {column.column!r}; name {named} with --label"
+                f"{data}: no test image has a label in the column {column.column!r}; name {named} with --label"
             )
     results = _judge("encoder", subject.features, opened, notify, subject.mixture)
     for name, features in _baselines(subject, opened, notify) if baselines else ():
@@ -267,7 +267,7 @@ def pretext_metric(run: str | os.PathLike[str], data: str) -> dict[str, float]:
     """How well a run solves its own task on the test part of `data`; an entry, which has no heads, cannot tell.
 
     Returns:
-        The method's metrics by name, means over up to 2,048 pictures; {} for a method without one, or one that was
+        The method's metrics by name, means over up to 2,048 images; {} for a method without one, or one that was
         told labels which these data do not have.
 
     Raises:
@@ -279,7 +279,7 @@ def pretext_metric(run: str | os.PathLike[str], data: str) -> dict[str, float]:
 
 def _open_data(path: str, labels: Sequence[str], limit: int) -> _Data:
     if limit < 0:
-        raise ConfigError(f"limit: expected a number of pictures, or 0 for all; found {limit}")
+        raise ConfigError(f"limit: expected a number of images, or 0 for all; found {limit}")
     if not labels:
         raise ConfigError("labels: expected one label column or more, found none")
     columns: list[_Labels] = []
@@ -343,7 +343,7 @@ def _judge(
     """One subject by every label column."""
 
     def embed(part: str, source: Source, rows: np.ndarray) -> Tensor:
-        found = _timed(notify, f"{name}: {len(rows)} {part} pictures", lambda: features(source, rows))
+        found = _timed(notify, f"{name}: {len(rows)} {part} images", lambda: features(source, rows))
         if not torch.isfinite(found).all():
             raise EntryError(
                 f"the {name} gives features that are not finite: train it again, with a lower lr"
@@ -370,23 +370,23 @@ def _judge_by(embedded: _Embedded, labels: _Labels) -> Result:
         embedded.notify(
             f"{name}: the figures of these very features by {labels.column} are kept from an earlier evaluation"
         )
-        return Result(subject=name, label=labels.column, per_picture=found[1], **found[0])
+        return Result(subject=name, label=labels.column, per_image=found[1], **found[0])
     measured = _measure(embedded, labels)
-    kept.keep(key, {"figures": dict(measured.figures), "l2": measured.l2}, measured.per_picture)
+    kept.keep(key, {"figures": dict(measured.figures), "l2": measured.l2}, measured.per_image)
     return measured
 
 
 def _measure(embedded: _Embedded, labels: _Labels) -> Result:
     name, train, test = embedded.name, embedded.train, embedded.test
-    labelled = torch.nonzero(labels.test >= 0)[:, 0]
-    x, y = test[labelled], labels.test[labelled]
+    labeled = torch.nonzero(labels.test >= 0)[:, 0]
+    x, y = test[labeled], labels.test[labeled]
     figures: dict[str, float | None] = {}
-    per_picture: dict[str, np.ndarray] = {}
+    per_image: dict[str, np.ndarray] = {}
     l2 = None
 
-    def mean_over(figure: str, pictures: Tensor, values: Tensor) -> None:
-        per_picture[figure] = np.full(len(test), np.nan)
-        per_picture[figure][pictures.numpy()] = values.double().numpy()
+    def mean_over(figure: str, images: Tensor, values: Tensor) -> None:
+        per_image[figure] = np.full(len(test), np.nan)
+        per_image[figure][images.numpy()] = values.double().numpy()
         figures[figure] = float(values.double().mean()) if len(values) else None
 
     def timed(what: str, work: Callable[[], Any]) -> Any:
@@ -396,13 +396,13 @@ def _measure(embedded: _Embedded, labels: _Labels) -> Result:
         known = labels.train >= 0
         fitted, own, k = train[known], labels.train[known], len(labels.train_classes)
         knn = timed("kNN", lambda: metrics.knn_predict(fitted, own, x, num_classes=k))
-        mean_over("knn_top1", labelled, knn == y)
+        mean_over("knn_top1", labeled, knn == y)
         probe = timed("linear probe", lambda: choose_probe(fitted, own, num_classes=k, seed=SEED))
         l2 = probe.l2
-        mean_over("probe_top1", labelled, probe.predict(x) == y)
+        mean_over("probe_top1", labeled, probe.predict(x) == y)
     found = timed("retrieval", lambda: metrics.retrieval(x, y))
-    mean_over("map_at_r", labelled[found.queries], found.map_at_r)
-    mean_over("p_at_1", labelled[found.queries], found.p_at_1)
+    mean_over("map_at_r", labeled[found.queries], found.map_at_r)
+    mean_over("p_at_1", labeled[found.queries], found.p_at_1)
     clusters = {"kmeans": timed("k-means", lambda: metrics.kmeans(x, labels.test_classes, seed=SEED))}
     if embedded.mixture is not None:
         clusters["mixture"] = torch.from_numpy(embedded.mixture.assign(x.numpy()).labels)
@@ -414,14 +414,14 @@ def _measure(embedded: _Embedded, labels: _Labels) -> Result:
         curve = metrics.roc(genuine, impostor)
         figures |= {"auc": curve.auc, "eer": curve.eer}
         figures |= {key: curve.tar_at_far(far) for key, far in FAR_LEVELS.items()}
-    else:  # one class, or only classes of one picture
+    else:  # one class, or only classes of one image
         figures |= dict.fromkeys(("auc", "eer", *FAR_LEVELS))
     figures["rankme"] = embedded.rankme
     # features that are all alike have no rank, and their figures are no numbers
     known = {
         key: value if value is not None and math.isfinite(value) else None for key, value in figures.items()
     }
-    return Result(subject=name, label=labels.column, figures=known, per_picture=per_picture, l2=l2)
+    return Result(subject=name, label=labels.column, figures=known, per_image=per_image, l2=l2)
 
 
 def _pretext(config: RunConfig, method: Method, path: str, limit: int) -> dict[str, float]:
@@ -434,11 +434,11 @@ def _pretext(config: RunConfig, method: Method, path: str, limit: int) -> dict[s
     preprocess = config.data.preprocess(method.facts.mean, method.facts.std)
     chosen = _spread(len(data.test_rows), _SAMPLE)
     labels = column.test[chosen] if told else torch.full((len(chosen),), -1)
-    pictures = ImageSet(
+    images = ImageSet(
         data.test, labels, column.train_classes, torch.from_numpy(data.test_rows[chosen]), preprocess
     )
     method = method.to(device())
-    return pretext_on(method, pictures, method.generator("evaluation"))
+    return pretext_on(method, images, method.generator("evaluation"))
 
 
 def _timed(notify: Notify, what: str, work: Callable[[], Any]) -> Any:

@@ -10,17 +10,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from embedkit._io.atomic import replacing_folder
 from embedkit._io.locks import locked_folder
+from embedkit.authoring.card import render_card
 from embedkit.errors import ConfigError
 from embedkit.hub.publish.index import update_index
 from embedkit.hub.resolve import find_entry
 from embedkit.model.layout import CARD, CONFIG, INDEX, MANIFEST, MIXTURE, WEIGHTS
 from embedkit.model.manifest import Manifest
 from embedkit.training.evaluation.protocol import PROTOCOL, Evaluation
-from embedkit.training.export.card import NO_LIMITS, USUAL_USE, Card, render_card
 
 __all__ = ["check_writable", "write_figures"]
 
@@ -46,12 +44,12 @@ def write_figures(
     """Put an evaluation's figures into its entry: configuration, card, manifest, and the index of a zoo that has one.
 
     `metrics` of `config.json` becomes `weights_sha256`, `protocol`, and by data set `results` (the encoder's
-    figures), `intervals` (of those that are means over test pictures), `baselines` (of `random`, `pixels` and `pca`)
-    and `pictures` (of the training and the test part).
+    figures), `intervals` (of those that are means over test images), `baselines` (of `random`, `pixels` and `pca`)
+    and `images` (of the training and the test part).
     Figures of other data sets stay if they were measured on these weights by this protocol.
 
     Args:
-        evaluation: Of this entry, with all pictures.
+        evaluation: Of this entry, with all images.
         source: The entry's folder.
         notify: Told which older figures were dropped.
 
@@ -98,8 +96,7 @@ def _write(evaluation: Evaluation, folder: Path, notify: Callable[[str], None]) 
     files = {name: entry.read(name) for name in entry.manifest.files}
     files[CONFIG] = (json.dumps(config.to_json(), indent=1) + "\n").encode()
     if CARD in files:
-        words = _words_of(entry.card, entry.name, config.method)
-        files[CARD] = render_card(entry.name, config, words, mixture=MIXTURE in files).encode()
+        files[CARD] = render_card(entry.name, config, mixture=MIXTURE in files).encode()
     manifest = Manifest.encode(files)
     with replacing_folder(folder) as partial:
         # with what else lies there: a load ignores it, and it is not ours to drop
@@ -125,25 +122,5 @@ def _by_data(evaluation: Evaluation) -> dict[str, dict[str, Any]]:
             }
         else:
             baselines.setdefault(data, {})[result.subject] = figures
-    pictures = {data: {"train": evaluation.train, "test": evaluation.test} for data in results}
-    return {"results": results, "intervals": intervals, "baselines": baselines, "pictures": pictures}
-
-
-def _words_of(card: str, name: str, method: str) -> Card:
-    """The words that a card was rendered with: what `render_card` cannot take from the configuration."""
-    front, _, body = card.removeprefix("---\n").partition("\n---\n")
-    facts = yaml.safe_load(front)
-    summary = body.partition(f"# {name}\n\n")[2].partition("Trained by `")[0].strip()
-    use = body.partition("\n\n## Use\n\n")[2].partition("\n\n## Preprocessing\n")[0]
-    section = body.partition("\n## Limits\n\n")[2].partition("\n\n## ")[0]
-    return Card(
-        summary=summary,
-        use="" if use.startswith(USUAL_USE) else use,
-        datasets=tuple(facts.get("datasets", ())),
-        tags=tuple(
-            tag
-            for tag in facts.get("tags", ())
-            if tag not in ("embedkit", "onnx", "image-embeddings", "timm", method)
-        ),
-        limits=tuple(line[2:] for line in section.splitlines() if line[:2] == "- " and line != NO_LIMITS),
-    )
+    images = {data: {"train": evaluation.train, "test": evaluation.test} for data in results}
+    return {"results": results, "intervals": intervals, "baselines": baselines, "images": images}

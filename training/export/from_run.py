@@ -14,13 +14,14 @@ from torch import nn
 
 from embedkit.errors import ConfigError
 from embedkit.hub.publish.index import check_zoo
+from embedkit.model.card import Card
 from embedkit.model.config import EntryConfig
 from embedkit.model.layout import ENTRY_NAME, MANIFEST
 from embedkit.model.preprocess import Preprocess
 from embedkit.training import config as configuration
 from embedkit.training.config import RunConfig, method_name
 from embedkit.training.data import ImageSet, load_images, split_validation
-from embedkit.training.export.writer import Card, timm_config, update_index, write_entry
+from embedkit.training.export.writer import timm_config, update_index, write_entry
 from embedkit.training.method import Method
 from embedkit.training.models.backbones import Backbone
 from embedkit.training.run import CONFIG as RUN_CONFIG
@@ -36,7 +37,7 @@ def export_run(
     name: str,
     zoo: str | os.PathLike[str],
     *,
-    licence: str = "other",
+    license: str = "other",
     data: str | None = None,
     limits: Sequence[str] = (),
 ) -> Path:
@@ -45,8 +46,8 @@ def export_run(
     Args:
         run: The folder that `embedkit train` wrote.
         name: `<method>-<arch>.<data>`.
-        zoo: The folder that holds the entries; its index is written anew.
-        licence: SPDX identifier of the weights' licence.
+        zoo: The folder that holds the entries; its index is written again.
+        license: SPDX identifier of the weights' license.
         data: What it was trained on, in words; told from the run when None.
         limits: Sentences about what the encoder is not good for, for its card.
 
@@ -76,9 +77,9 @@ def export_run(
     encoder = method.encoder().eval()
     preprocess = config.data.preprocess(method.facts.mean, method.facts.std)
     network = encoder.net if isinstance(encoder, Backbone) else encoder
-    pictures = load_images(config.data)
-    held_out = split_validation(pictures, config.data.validation, config.seed)[1]
-    samples = _samples(held_out if len(held_out) else pictures)
+    images = load_images(config.data)
+    held_out = split_validation(images, config.data.validation, config.seed)[1]
+    samples = _samples(held_out if len(held_out) else images)
     entry = EntryConfig(
         architecture=encoder.architecture if isinstance(encoder, Backbone) else config.backbone,
         outputs={"embedding": (_width(network, samples),)},
@@ -86,28 +87,28 @@ def export_run(
         dim=_width(network, samples),
         preprocess=preprocess,
         data=" ".join((data or _data_in_words(config, method)).split()),
-        licence=licence,
+        license=license,
         provenance=_provenance(run, config, pretext_on(method, held_out)),
-        timm=_timm(encoder, preprocess, name, licence),
+        card=_card(method, encoder, limits),
+        timm=_timm(encoder, preprocess, name, license),
     )
     write_entry(
         folder,
         network=network,
         config=entry,
         samples=samples,
-        card=_card(method, encoder, limits),
         extra=method.files(),
     )
     update_index(Path(zoo))
     return folder
 
 
-def _timm(encoder: nn.Module, preprocess: Preprocess, name: str, licence: str) -> dict:
+def _timm(encoder: nn.Module, preprocess: Preprocess, name: str, license: str) -> dict:
     """The keys that timm reads; none for an encoder that is more than a timm network."""
     if not isinstance(encoder, Backbone) or encoder.model_args is None:
         return {}
     return timm_config(
-        encoder.net, preprocess, model_args=encoder.model_args, tag=name.partition(".")[2], licence=licence
+        encoder.net, preprocess, model_args=encoder.model_args, tag=name.partition(".")[2], license=license
     )
 
 
@@ -125,7 +126,7 @@ def _width(network: nn.Module, samples: np.ndarray) -> int:
 def _data_in_words(config: RunConfig, method: Method) -> str:
     channels, height, width = method.facts.image_shape
     name = Path(config.data.path).name or config.data.path
-    return f"{name}: {method.facts.num_images:,} training pictures of {channels}x{height}x{width}"
+    return f"{name}: {method.facts.num_images:,} training images of {channels}x{height}x{width}"
 
 
 def _provenance(run: Path, config: RunConfig, pretext: dict[str, float]) -> dict:
@@ -156,8 +157,8 @@ def _card(method: Method, encoder: nn.Module, limits: Sequence[str]) -> Card:
     return Card(
         summary=" ".join(idea.split()),
         limits=(
-            f"It was trained on pictures of {height} x {width} pixels, and sees no more of any picture.",
-            "It is good for pictures like those that it was trained on; try it on yours before relying on it.",
+            f"It was trained on images of {height} x {width} pixels, and sees no more of any image.",
+            "It is good for images like those that it was trained on; try it on yours before relying on it.",
             *needs,
             *(" ".join(limit.split()) for limit in limits if limit.strip()),
         ),

@@ -31,10 +31,10 @@ _FLOATING = {"F16": ir.DataType.FLOAT16, "F32": ir.DataType.FLOAT}
 
 
 class PixelEncoder(nn.Module):
-    """A network behind the normalisation of its preprocess contract: what the graph computes.
+    """A network behind the normalization of its preprocess contract: what the graph computes.
 
     Args:
-        network: Takes normalised float32 (N, C, H, W), gives (N, D), or outputs (N, ...) by name.
+        network: Takes normalized float32 (N, C, H, W), gives (N, D), or outputs (N, ...) by name.
         preprocess: The contract; its mean and std are folded into one scale and one shift,
             (x / 255 - mean) / std = x * scale + shift.
     """
@@ -52,7 +52,7 @@ class PixelEncoder(nn.Module):
         self.eval()
 
     def forward(self, pixels: Tensor) -> Tensor | dict[str, Tensor]:
-        """What the network gives for uint8 (N, C, H, W): float32 (N, D), not normalised, or outputs by name."""
+        """What the network gives for uint8 (N, C, H, W): float32 (N, D), not normalized, or outputs by name."""
         return self.network(pixels.float() * self.pixel_scale + self.pixel_shift)
 
 
@@ -96,7 +96,7 @@ def export_graph(
         for name, (dtype, shape, begin, end) in table.items()
         if dtype in _FLOATING
     }
-    # Two pictures, since torch.export takes a batch of one for a constant.
+    # Two images, since torch.export takes a batch of one for a constant.
     example = torch.zeros((2, preprocess.channels, *preprocess.size), dtype=torch.uint8)
     encoder = PixelEncoder(network, preprocess)
     with torch.inference_mode():

@@ -1,7 +1,7 @@
 """The writer of zoo entries, and its gates.
 
 Nothing is written unless ONNX Runtime, loading the entry as the runtime does, and torch, both holding the
-stored weights, agree to 1e-4 on L2-normalised rows (on boxes, scores and points as they are), rows do not
+stored weights, agree to 1e-4 on L2-normalized rows (on boxes, scores and points as they are), rows do not
 depend on their batch, and timm loads the folder strictly. The graph is built in `torch_to_onnx`, the card
 in `card`; what a training run knows becomes a configuration in `from_run`.
 """
@@ -21,9 +21,12 @@ from safetensors.torch import save
 from torch import nn
 
 from embedkit._io.atomic import replacing_folder
+from embedkit.authoring.card import render_card
+from embedkit.authoring.golden import TOLERANCES, npz_bytes, synthetic_images
+from embedkit.authoring.onnx_export import standalone
 from embedkit.encoder import comparable
 from embedkit.errors import ConfigError, ParityError
-from embedkit.hub.folder import check_entry_place
+from embedkit.hub.folder import check_entry_zoo
 from embedkit.hub.publish.index import update_index
 from embedkit.images.transform import read_pixels
 from embedkit.model.config import EntryConfig
@@ -43,13 +46,10 @@ from embedkit.model.layout import (
 from embedkit.model.manifest import Manifest
 from embedkit.model.preprocess import Preprocess
 from embedkit.model.providers import EngineOptions
-from embedkit.training.export.card import Card, render_card
-from embedkit.training.export.golden import TOLERANCES, npz_bytes, synthetic_pictures
-from embedkit.training.export.standalone import standalone
 from embedkit.training.export.torch_to_onnx import PixelEncoder, export_graph, holding, stored_state
 from embedkit.training.methods import family_of
 
-__all__ = ["Card", "standalone", "timm_config", "update_index", "write_entry"]
+__all__ = ["standalone", "timm_config", "update_index", "write_entry"]
 
 #: Below this cosine between an embedding of the float16 and of the original weights, float32 is stored.
 FLOAT16_COSINE = 0.9999
@@ -59,9 +59,9 @@ FLOAT16_COSINE = 0.9999
 #: was not on the edge.
 FLOAT16_DIFFERENCE = {"boxes": 5e-3, "scores": 0.05, "points": 1e-3}
 BOX_SCORE = 0.1
-#: ONNX Runtime against torch, largest absolute difference on L2-normalised rows.
+#: ONNX Runtime against torch, largest absolute difference on L2-normalized rows.
 PARITY_LIMIT = 1e-4
-#: One picture's row in batches of these sizes, largest absolute difference on L2-normalised rows.
+#: One image's row in batches of these sizes, largest absolute difference on L2-normalized rows.
 BATCH_LIMIT, BATCH_SIZES = 1e-6, (1, 2, 7, 32)
 
 
@@ -71,22 +71,20 @@ def write_entry(
     network: nn.Module,
     config: EntryConfig,
     samples: np.ndarray,
-    card: Card | None = None,
-    pictures: np.ndarray | None = None,
+    images: np.ndarray | None = None,
     extra: Mapping[str, bytes] | None = None,
 ) -> Manifest:
     """Write one entry of the zoo, whole or not at all; an entry of the same name is replaced, and nothing else is.
 
     Args:
         folder: `<zoo>/<method>-<arch>.<data>`.
-        network: The encoder alone, in eval mode: normalised float32 (N, C, H, W) -> (N, D); of another kind,
+        network: The encoder alone, in eval mode: normalized float32 (N, C, H, W) -> (N, D); of another kind,
             -> the configuration's outputs by name. Its state-dict names are the names in `model.safetensors`.
         config: What it is. `timm` (see `timm_config`) must build the same module, or be empty when timm
             cannot. `provenance` gains what the method learns from, what float16 rounding cost, the parity and the
             versions.
         samples: uint8 (S, C, H, W), S of 32 or more (64 by custom): pixels to measure and to compare on.
-        card: The words of the model card.
-        pictures: uint8 (4, 48, 64, 3) for the golden vectors; synthetic ones by default.
+        images: uint8 (4, 48, 64, 3) for the golden vectors; synthetic ones by default.
         extra: Further files by name, such as a fitted mixture over the embeddings.
 
     Returns:
@@ -100,11 +98,11 @@ def write_entry(
         OutputError: The folder cannot be written.
     """
     _check_request(folder, network, config, samples)
-    check_entry_place(folder)
+    check_entry_zoo(folder)
     preprocess = config.preprocess
-    if pictures is None:
-        pictures = synthetic_pictures(4)
-    golden_pixels = np.stack([read_pixels(picture, preprocess, decode="exact") for picture in pictures])
+    if images is None:
+        images = synthetic_images(4)
+    golden_pixels = np.stack([read_pixels(image, preprocess, decode="exact") for image in images])
 
     original = _outputs(holding(network, stored_state(network, torch.float32)), config, samples)
     stored = holding(network, stored_state(network, torch.float16))
@@ -135,14 +133,14 @@ def write_entry(
             "stored": {
                 "dtype": str(dtype).removeprefix("torch."),
                 **cost,
-                "pictures": len(samples),
+                "images": len(samples),
             },
             "parity": {"max_difference": float(f"{difference:.1e}"), "limit": PARITY_LIMIT},
             "versions": versions,
         },
     )
     golden = {
-        "pictures": pictures,
+        "images": images,
         **_outputs(stored, config, golden_pixels),
         **{key: np.array(value, np.float32) for key, value in TOLERANCES.items()},
     }
@@ -150,7 +148,7 @@ def write_entry(
         CONFIG: (json.dumps(config.to_json(), indent=1) + "\n").encode(),
         WEIGHTS: weights,
         GRAPH: graph,
-        CARD: render_card(folder.name, config, card or Card(), mixture=MIXTURE in (extra or {})).encode(),
+        CARD: render_card(folder.name, config, mixture=MIXTURE in (extra or {})).encode(),
         GOLDEN: npz_bytes(golden),
         **(extra or {}),
     }
@@ -165,7 +163,7 @@ def write_entry(
 
 
 def timm_config(
-    network: nn.Module, preprocess: Preprocess, *, model_args: Mapping[str, Any], tag: str, licence: str
+    network: nn.Module, preprocess: Preprocess, *, model_args: Mapping[str, Any], tag: str, license: str
 ) -> dict[str, Any]:
     """The top-level keys of `config.json` with which timm builds and feeds the network.
 
@@ -174,7 +172,7 @@ def timm_config(
         preprocess: The contract; `lab_l` has no timm counterpart and is described as `gray`.
         model_args: Whatever shapes the module, for `timm.create_model`; `global_pool` is added.
         tag: The data part of the entry's name.
-        licence: SPDX identifier.
+        license: SPDX identifier.
 
     Returns:
         `num_classes`, `num_features`, `global_pool`, `model_args` and `pretrained_cfg`.
@@ -200,7 +198,7 @@ def timm_config(
             "mean": list(preprocess.mean),
             "std": list(preprocess.std),
             "num_classes": 0,
-            "license": licence.lower(),
+            "license": license.lower(),
         },
     }
 
@@ -230,11 +228,11 @@ def _check_request(folder: Path, network: nn.Module, config: EntryConfig, sample
 
 
 def _outputs(network: nn.Module, config: EntryConfig, pixels: np.ndarray) -> dict[str, np.ndarray]:
-    """By torch, each output for uint8 (N, C, H, W): float32 (N, ...), the embedding L2-normalised."""
+    """By torch, each output for uint8 (N, C, H, W): float32 (N, ...), the embedding L2-normalized."""
     encoder = PixelEncoder(network, config.preprocess)
     blocks: list[dict[str, torch.Tensor]] = []
     with torch.inference_mode():
-        # In parts: activations of 64 large pictures would not fit everywhere.
+        # In parts: activations of 64 large images would not fit everywhere.
         for part in torch.from_numpy(pixels).split(16):
             given = encoder(part)
             blocks.append(given if isinstance(given, dict) else {"embedding": given})
@@ -249,7 +247,7 @@ def _outputs(network: nn.Module, config: EntryConfig, pixels: np.ndarray) -> dic
         if rows.shape[1:] != shape:
             said, found = ("x".join(map(str, each)) for each in (shape, rows.shape[1:]))
             raise ConfigError(
-                f"outputs.{name}: the configuration says {said}, and the network gives {found} a picture"
+                f"outputs.{name}: the configuration says {said}, and the network gives {found} an image"
             )
         with np.errstate(
             invalid="ignore"
@@ -290,7 +288,7 @@ def _check_parity(
     samples: np.ndarray,
     golden_pixels: np.ndarray,
 ) -> float:
-    """The largest difference between ONNX Runtime and torch on the samples and the golden pictures.
+    """The largest difference between ONNX Runtime and torch on the samples and the golden images.
 
     Raises:
         ParityError: Above the limit, not finite, or dependent on the batch.
@@ -317,7 +315,7 @@ def _check_parity(
     )
     if not difference <= PARITY_LIMIT:
         raise ParityError(
-            f"{name}: ONNX Runtime and torch differ by {difference:.1e} on L2-normalised rows or other outputs, and "
+            f"{name}: ONNX Runtime and torch differ by {difference:.1e} on L2-normalized rows or other outputs, and "
             f"{PARITY_LIMIT:.0e} is allowed: look for an operator that differs in ONNX; nothing was written"
         )
     some = samples[: max(BATCH_SIZES)]
@@ -348,7 +346,7 @@ def _check_timm(name: str, folder: Path, network: nn.Module, preprocess: Preproc
         loaded = timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=0).eval()
     except (RuntimeError, TypeError, ValueError, AttributeError) as error:
         raise ParityError(
-            f"{name}: timm does not load what config.json and {WEIGHTS} say ({str(error)[:300]}); mend "
+            f"{name}: timm does not load what config.json and {WEIGHTS} say ({str(error)[:300]}); fix "
             "config.timm, or leave it empty; nothing was written"
         ) from error
     pixels = torch.zeros((2, preprocess.channels, *preprocess.size))

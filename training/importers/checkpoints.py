@@ -1,4 +1,4 @@
-"""Checkpoint files of other training code: recognised by `LAYOUTS`, filled into timm's networks, written as entries.
+"""Checkpoint files of other training code: recognized by `LAYOUTS`, filled into timm's networks, written as entries.
 
 Embeddings are what each source evaluates: the global average pool of a ResNet, the class token after the last norm of
 a ViT (for MAE that is its linear probe; its fine-tuning pools the patches instead, with a norm of its own).
@@ -22,13 +22,13 @@ from torch import Tensor, nn
 
 import embedkit.training.models.backbones  # noqa: F401  registers embedkit's own networks with timm
 from embedkit.errors import ConfigError, SourceError
+from embedkit.model.card import Card
 from embedkit.model.layout import sha256_hex
 from embedkit.model.preprocess import Preprocess
-from embedkit.training.export.writer import Card
 from embedkit.training.importers.foreign import (
     Imported,
     Request,
-    decide_licence,
+    decide_license,
     fill,
     in_one_line,
     is_plain,
@@ -86,16 +86,16 @@ def import_checkpoint(
     Args:
         path: What `torch.save` wrote, or a `.safetensors` file.
         request: The entry that is wanted.
-        layout: One of `LAYOUTS` by name; recognised when None.
+        layout: One of `LAYOUTS` by name; recognized when None.
         architecture: timm's name; by the shapes when None.
-        image_size: Side of the pictures in pixels; the layout's when None. Position embeddings are not resampled.
+        image_size: Side of the images in pixels; the layout's when None. Position embeddings are not resampled.
 
     Returns:
         The entry.
 
     Raises:
         SourceError: The file cannot be read.
-        ConfigError: The layout is unknown or ambiguous, the name does not fit it, or no licence is known.
+        ConfigError: The layout is unknown or ambiguous, the name does not fit it, or no license is known.
         EntryError: A pickle that asks for more than tensors, or tensors that do not fill the network exactly.
         ParityError: As for `write_entry`; nothing is written.
     """
@@ -105,7 +105,7 @@ def import_checkpoint(
     except OSError as error:
         raise SourceError(f"{path} cannot be read ({error.strerror}); give a checkpoint file") from None
     checkpoint = read_checkpoint(content, path.name)
-    found = _named(checkpoint, layout, path.name) if layout else _recognised(checkpoint, request, path.name)
+    found = _named(checkpoint, layout, path.name) if layout else _recognized(checkpoint, request, path.name)
     chosen = found.layout
     if chosen.methods and request.method not in chosen.methods:
         expected = " or ".join(f"{method}-" for method in chosen.methods)
@@ -113,7 +113,7 @@ def import_checkpoint(
             f"{request.name!r}: {path.name} has the layout of {chosen.title}: expected a name that begins with "
             f"{expected}, or another --layout"
         )
-    licence = decide_licence(request, chosen.licence, stated=False, where=path.name)
+    license = decide_license(request, chosen.license, stated=False, where=path.name)
     preprocess = _resized(chosen.preprocess, image_size)
     name, network, model_args = _build(found, architecture, image_size, path.name)
     dropped = fill(network, found.state, heads=chosen.heads, where=path.name, names=found.names)
@@ -127,7 +127,7 @@ def import_checkpoint(
         architecture=name,
         model_args=model_args,
         preprocess=preprocess,
-        licence=licence,
+        license=license,
         provenance={
             "file": path.name,
             "sha256": sha256_hex(content),
@@ -168,19 +168,19 @@ def _named(checkpoint: Any, layout: str, where: str) -> _Found:
     return found
 
 
-def _recognised(checkpoint: Any, request: Request, where: str) -> _Found:
+def _recognized(checkpoint: Any, request: Request, where: str) -> _Found:
     """The one layout that fits: by place, prefix and channels, then by what is left over, then by the entry's name."""
     fitting = [found for layout in LAYOUTS if (found := _find(checkpoint, layout)) is not None]
     if not fitting:
         raise ConfigError(
-            f"{where}: no layout is recognised in {_first_keys(checkpoint)}; known are {_listed(LAYOUTS)}: give "
+            f"{where}: no layout is recognized in {_first_keys(checkpoint)}; known are {_listed(LAYOUTS)}: give "
             "--layout and --architecture, or the state dict in one of them"
         )
     channels = {found.channels for found in fitting}
     fitting = [found for found in fitting if found.channels == found.layout.preprocess.channels]
     if not fitting:
         raise ConfigError(
-            f"{where}: its first convolution takes {min(channels)} channels, for which no layout says how pictures "
+            f"{where}: its first convolution takes {min(channels)} channels, for which no layout says how images "
             "become them"
         )
     least = min(found.undeclared for found in fitting)

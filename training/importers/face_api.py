@@ -1,7 +1,7 @@
 """Faces: an encoder of aligned faces, a detector and 68 landmarks, from the npm package `@vladmandic/face-api`.
 
-The package's `model/` folder holds each network as a manifest (tensors by name, shape and quantisation) and shards
-of bytes that are one after the other. A quantised tensor is uint8 with a scale and a minimum: value x scale + min.
+The package's `model/` folder holds each network as a manifest (tensors by name, shape and quantization) and shards
+of bytes that are one after the other. A quantized tensor is uint8 with a scale and a minimum: value x scale + min.
 The networks that take these tensors, and their sources, stand in `embedkit.training.importers.face_networks`.
 
 Differences from the package: dlib divides pixels by 256, as this does, and the package by 255, which moves a face's
@@ -27,13 +27,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from embedkit.authoring.golden import sample_pixels
 from embedkit.errors import EntryError, IntegrityError, SourceError
+from embedkit.model.card import Card
 from embedkit.model.config import EntryConfig
 from embedkit.model.layout import sha256_hex
 from embedkit.model.manifest import Manifest
 from embedkit.model.preprocess import Preprocess
-from embedkit.training.export.golden import sample_pixels
-from embedkit.training.export.writer import Card, update_index, write_entry
+from embedkit.training.export.writer import update_index, write_entry
 from embedkit.training.importers.face_networks import VERSION, face_detector, face_landmarks, face_resnet
 
 ENCODER, DETECTOR, LANDMARKS = (
@@ -42,12 +43,12 @@ ENCODER, DETECTOR, LANDMARKS = (
     "face_landmarks-dense68.faceapi",
 )
 
-#: ImageNet's mean colour on 0..255, which dlib subtracts; the landmark network took it over.
+#: ImageNet's mean color on 0..255, which dlib subtracts; the landmark network took it over.
 MEAN = (122.782, 117.001, 104.298)
 
 
 def read_tensors(source: Path, network: str, *, sha256: str | None = None) -> dict[str, Tensor]:
-    """The tensors of one network, dequantised.
+    """The tensors of one network, dequantized.
 
     Args:
         source: The package as npm packs it (`.tgz`), unpacked, or its `model` folder.
@@ -157,8 +158,8 @@ IMPORTS = (
             method="face",
             dim=128,
             preprocess=_scaled_to(150, "squash", 256),
-            data="about 3 million faces of 7,485 people (FaceScrub, VGG Face, pictures of the web), by dlib's author",
-            licence="CC0-1.0",
+            data="about 3 million faces of 7,485 people (FaceScrub, VGG Face, images of the web), by dlib's author",
+            license="CC0-1.0",
             provenance={
                 "origin": "dlib_face_recognition_resnet_model_v1 by Davis King, in the public domain (CC0 1.0); the "
                 "package that carries it is MIT (Vladimir Mandic, after face-api.js by Vincent Muehler)",
@@ -167,7 +168,7 @@ IMPORTS = (
             },
         ),
         card=Card(
-            summary="dlib's face recognition network: pictures of one person's aligned face lie close together. It "
+            summary="dlib's face recognition network: images of one person's aligned face lie close together. It "
             "takes chips of 150 x 150 pixels as `embedkit.workflows.faces.faces` cuts them from photographs, not "
             "photographs.",
             tags=("face-recognition", "dlib"),
@@ -207,7 +208,7 @@ IMPORTS = (
                 std=(0.5,) * 3,
             ),
             data="WIDER FACE (32,203 photographs with 393,703 faces)",
-            licence="MIT",
+            license="MIT",
             provenance={
                 "origin": "SSD MobileNet v1 of github.com/yeephycho/tensorflow-face-detection, as face-api.js took it "
                 "over; the package that carries it is MIT (Vladimir Mandic)",
@@ -241,10 +242,10 @@ IMPORTS = (
             dim=136,
             preprocess=_scaled_to(112, "longest", 255),
             data="about 35,000 faces with 68 points each, by the author of face-api.js",
-            licence="MIT",
+            license="MIT",
             provenance={
                 "origin": "face-api.js by Vincent Muehler, MIT; the package that carries it is MIT (Vladimir Mandic)",
-                "changed": "nothing but the dequantisation",
+                "changed": "nothing but the dequantization",
             },
         ),
         card=Card(
@@ -270,9 +271,9 @@ def import_face_api(
     Args:
         source: The package as npm packs it (`.tgz`), unpacked, or its `model` folder.
         zoo: The folder that holds the entries.
-        samples: 64 or more pictures of single faces to measure rounding and parity on, as `embedkit embed` takes
-            them; synthetic pictures by default, on which a detector has little to say.
-        said: What those pictures are, for the cards.
+        samples: 64 or more images of single faces to measure rounding and parity on, as `embedkit embed` takes
+            them; synthetic images by default, on which a detector has little to say.
+        said: What those images are, for the cards.
 
     Returns:
         The manifests by entry.
@@ -291,14 +292,13 @@ def import_face_api(
             "sha256": item.sha256,
             **item.config.provenance,
             "importer": "embedkit.training.importers.face_api",
-            "compared_on": "synthetic pictures" if samples is None else said,
+            "compared_on": "synthetic images" if samples is None else said,
         }
         manifests[item.entry] = write_entry(
             zoo / item.entry,
             network=network,
-            config=dataclasses.replace(item.config, provenance=provenance),
+            config=dataclasses.replace(item.config, provenance=provenance, card=item.card),
             samples=sample_pixels(item.config.preprocess, samples),
-            card=item.card,
         )
     update_index(zoo)
     return manifests
@@ -308,7 +308,7 @@ def _main() -> None:
     parser = argparse.ArgumentParser(description="Write the entries of faces.")
     parser.add_argument("source", type=Path, help="the package: the .tgz that npm packs, or its folder")
     parser.add_argument("--zoo", type=Path, default=Path("zoo"), help="folder of the entries")
-    parser.add_argument("--samples", help="64 or more pictures of faces: a folder or a Parquet file")
+    parser.add_argument("--samples", help="64 or more images of faces: a folder or a Parquet file")
     parser.add_argument("--said", default="photographs", help="what the samples are, for the cards")
     arguments = parser.parse_args()
     manifests = import_face_api(

@@ -124,7 +124,7 @@ class FaceResNet(nn.Module):
         self.stem, self.blocks, self.head = stem, nn.Sequential(*blocks), head
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalised (N, 3, 150, 150) to (N, 128)."""
+        """Normalized (N, 3, 150, 150) to (N, 128)."""
         x = F.max_pool2d(F.relu(self.stem(x)), 3, 2)
         return self.head(self.blocks(x).mean(dim=(2, 3)))
 
@@ -199,7 +199,7 @@ class FaceLandmarks(nn.Module):
         self.blocks, self.head = nn.Sequential(*blocks), head
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """Normalised (N, 3, 112, 112) to `points` (N, 68, 2), x and y as shares of the input's side."""
+        """Normalized (N, 3, 112, 112) to `points` (N, 68, 2), x and y as shares of the input's side."""
         x = self.blocks(x).mean(dim=(2, 3))
         return {"points": self.head(x).reshape(x.shape[0], -1, 2)}
 
@@ -255,7 +255,7 @@ class SeparableReLU6(nn.Module):
 
 
 class FaceDetector(nn.Module):
-    """SSD over MobileNet v1: a picture to boxes around priors on six maps, and how sure each is a face."""
+    """SSD over MobileNet v1: an image to boxes around priors on six maps, and how sure each is a face."""
 
     anchor_centers: Tensor
     anchor_sizes: Tensor
@@ -278,7 +278,7 @@ class FaceDetector(nn.Module):
         self.register_buffer("anchor_sizes", bottom_right - top_left, persistent=False)
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """Normalised (N, 3, H, W) to `boxes` (N, A, 4) and `scores` (N, A).
+        """Normalized (N, 3, H, W) to `boxes` (N, A, 4) and `scores` (N, A).
 
         Boxes are left, top, right and bottom as shares of the input's width and height. They are decoded from
         offsets against the priors with SSD's variances 0.1 and 0.2 (equation 2 and its implementation).

@@ -1,4 +1,4 @@
-"""What every import of foreign weights shares: reading without running, filling without a gap, licence, entry."""
+"""What every import of foreign weights shares: reading without running, filling without a gap, license, entry."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from embedkit.authoring.golden import sample_pixels
 from embedkit.errors import ConfigError, EntryError
 from embedkit.hub.limits import is_non_commercial
+from embedkit.model.card import Card
 from embedkit.model.config import EntryConfig
 from embedkit.model.layout import ENTRY_NAME
 from embedkit.model.preprocess import Preprocess
-from embedkit.training.export.golden import sample_pixels
-from embedkit.training.export.writer import Card, timm_config, update_index, write_entry
+from embedkit.training.export.writer import timm_config, update_index, write_entry
 
 _SCALAR = np.float64(0).__reduce__()[0]
 #: What checkpoints hold beside tensors and plain values: the options of a run, and numbers of numpy. Each builds a
@@ -37,10 +38,10 @@ _HARMLESS: list[Any] = [
 ]
 #: BatchNorm's counter, which older versions of torch did not store and which no embedding depends on.
 _COUNTER = ".num_batches_tracked"
-#: One line of an SPDX expression, or of the name that a hub has for a licence.
-_LICENCE = re.compile(r"[A-Za-z0-9.+() -]{1,100}")
-#: What stands in the place of a licence and names none.
-_NO_LICENCE = ("", "unknown", "other")
+#: One line of an SPDX expression, or of the name that a hub has for a license.
+_LICENSE = re.compile(r"[A-Za-z0-9.+() -]{1,100}")
+#: What stands in the place of a license and names none.
+_NO_LICENSE = ("", "unknown", "other")
 #: Characters of the words that are kept with an entry.
 _MOST_WORDS = 500
 _WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool)
@@ -53,18 +54,18 @@ class Request:
     Attributes:
         name: The entry, `<method>-<arch>.<data>`.
         zoo: The folder that holds the entries.
-        licence: SPDX identifier of the weights' licence; None takes the one that is known.
+        license: SPDX identifier of the weights' license; None takes the one that is known.
         origin: Where the weights come from, an address or words.
         data: What they were trained on, in words; the name's last part when None.
-        samples: 64 or more pictures to measure rounding and parity on; synthetic ones when None.
+        samples: 64 or more images to measure rounding and parity on; synthetic ones when None.
 
     Raises:
-        ConfigError: The name cannot be an entry's, or the licence or the words cannot stand in its files.
+        ConfigError: The name cannot be an entry's, or the license or the words cannot stand in its files.
     """
 
     name: str
     zoo: Path
-    licence: str | None = None
+    license: str | None = None
     origin: str | None = None
     data: str | None = None
     samples: str | os.PathLike[str] | None = None
@@ -74,7 +75,7 @@ class Request:
             raise ConfigError(
                 f"{self.name!r}: expected <method>-<arch>.<data> in small letters, such as simsiam-r50.in1k"
             )
-        licence_in(self.licence, "--licence")
+        license_in(self.license, "--license")
         for option, words in (("--source", self.origin), ("--data", self.data)):
             # A lone surrogate, which no file can hold, is not printable either.
             if words and not (words.strip() and words.isprintable() and len(words) <= _MOST_WORDS):
@@ -100,26 +101,26 @@ class Imported:
     Attributes:
         folder: The entry.
         architecture: The network's name.
-        licence: SPDX identifier of the weights' licence.
-        said: What was recognised, in words.
-        presumed: Whether that licence is only the one under which others published weights of this layout.
+        license: SPDX identifier of the weights' license.
+        said: What was recognized, in words.
+        presumed: Whether that license is only the one under which others published weights of this layout.
     """
 
     folder: Path
     architecture: str
-    licence: str
+    license: str
     said: str
     presumed: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
-class Licence:
-    """The licence of an entry, and where it is from.
+class License:
+    """The license of an entry, and where it is from.
 
     Attributes:
         name: SPDX identifier.
         stated_by: Who says so, in words.
-        published: The licence that it stands instead of, if any.
+        published: The license that it stands instead of, if any.
         presumed: Whether nobody stated or gave it: it is that of the published weights of the layout.
     """
 
@@ -129,62 +130,62 @@ class Licence:
     presumed: bool = False
 
 
-def licence_in(text: str | None, where: str) -> str | None:
-    """A licence as somebody wrote it, without the space around it; None where it names none.
+def license_in(text: str | None, where: str) -> str | None:
+    """A license as somebody wrote it, without the space around it; None where it names none.
 
     Args:
         text: What was written.
         where: For messages.
 
     Raises:
-        ConfigError: It is no name of a licence.
+        ConfigError: It is no name of a license.
     """
     name = (text or "").strip()
-    if name.casefold() in _NO_LICENCE:
+    if name.casefold() in _NO_LICENSE:
         return None
-    if not _LICENCE.fullmatch(name):
+    if not _LICENSE.fullmatch(name):
         raise ConfigError(
-            f"{where}: {name[:60]!a} is no name of a licence: expected at most 100 letters, digits, spaces and .+()- "
+            f"{where}: {name[:60]!a} is no name of a license: expected at most 100 letters, digits, spaces and .+()- "
             "in one line, such as Apache-2.0"
         )
     return name
 
 
-def decide_licence(request: Request, known: str | None, *, stated: bool, where: str) -> Licence:
-    """The licence of imported weights; none is made up, and none is replaced without being named.
+def decide_license(request: Request, known: str | None, *, stated: bool, where: str) -> License:
+    """The license of imported weights; none is made up, and none is replaced without being named.
 
     Args:
         request: What was asked for.
-        known: The licence that is known, if any.
+        known: The license that is known, if any.
         stated: Whether these weights state it themselves; else it is the one under which the weights of this layout
             were published, and a checkpoint of one's own may have another.
         where: For messages.
 
     Raises:
-        ConfigError: No licence is known and none was given, or what was given is none, or another than the weights
+        ConfigError: No license is known and none was given, or what was given is none, or another than the weights
             state, or than was published without saying where these come from.
     """
-    given = licence_in(request.licence, "--licence")
+    given = license_in(request.license, "--license")
     if not known:
         if not given:
             raise ConfigError(
-                f"{where}: no licence is known for these weights; look it up and give it with --licence"
+                f"{where}: no license is known for these weights; look it up and give it with --license"
             )
-        return Licence(name=given, stated_by="whoever imported them")
+        return License(name=given, stated_by="whoever imported them")
     if not given or given.casefold() == known.casefold():
-        return Licence(
+        return License(
             name=known,
             stated_by="the weights' source" if stated else "those who published this layout",
             presumed=not stated and not given,
         )
     if stated:
-        raise ConfigError(f"{where}: these weights state the licence {known}: leave --licence {given} out")
+        raise ConfigError(f"{where}: these weights state the license {known}: leave --license {given} out")
     if not request.origin:
         raise ConfigError(
-            f"{where}: the published weights of this layout are under {known}: leave --licence {given} out, or say "
+            f"{where}: the published weights of this layout are under {known}: leave --license {given} out, or say "
             "with --source where other weights come from"
         )
-    return Licence(name=given, stated_by="whoever imported them", published=known)
+    return License(name=given, stated_by="whoever imported them", published=known)
 
 
 def read_checkpoint(content: bytes, where: str) -> Any:
@@ -218,7 +219,7 @@ def read_checkpoint(content: bytes, where: str) -> Any:
 def is_plain(value: object) -> bool:
     """Whether a value is a dense tensor of real numbers that are there.
 
-    A weights-only pickle may also hold sparse, nested, complex, quantised and empty "meta" tensors.
+    A weights-only pickle may also hold sparse, nested, complex, quantized and empty "meta" tensors.
     """
     return (
         isinstance(value, Tensor)
@@ -306,7 +307,7 @@ def write_import(
     architecture: str,
     model_args: Mapping[str, Any],
     preprocess: Preprocess,
-    licence: Licence,
+    license: License,
     provenance: Mapping[str, Any],
     card: Card,
     said: str,
@@ -320,14 +321,14 @@ def write_import(
         architecture: timm's name of it.
         model_args: What timm needs to build the same.
         preprocess: The contract.
-        licence: As decided.
+        license: As decided.
         provenance: What is known of the weights.
-        card: Words of the card; limits about the licence are added.
+        card: Words of the card; limits about the license are added.
         said: For `Imported`.
         in_timm: Whether timm can build the network.
 
     Raises:
-        EntryError: The network takes no such pictures, gives no vector, or cannot be stored as a graph over its
+        EntryError: The network takes no such images, gives no vector, or cannot be stored as a graph over its
             weights.
         ParityError: ONNX Runtime, torch and timm do not agree.
         OutputError: The zoo cannot be written.
@@ -338,20 +339,20 @@ def write_import(
         with torch.inference_mode():
             features = network(torch.zeros(2, preprocess.channels, *preprocess.size))
     except Exception as error:  # whatever a network makes of a size that is not its own
-        raise EntryError(f"{architecture} does not take pictures of {size} ({in_one_line(error)})") from None
+        raise EntryError(f"{architecture} does not take images of {size} ({in_one_line(error)})") from None
     if not isinstance(features, Tensor) or features.ndim != 2:
         raise EntryError(
-            f"{architecture} does not give one vector a picture; embedkit stores such networks only"
+            f"{architecture} does not give one vector an image; embedkit stores such networks only"
         )
     limits = []
-    if is_non_commercial(licence.name):
-        limits.append(f"The weights are under {licence.name}, which forbids commercial use.")
-    if licence.published is not None:
+    if is_non_commercial(license.name):
+        limits.append(f"The weights are under {license.name}, which forbids commercial use.")
+    if license.published is not None:
         limits.append(
-            f"The weights published in this layout are under {licence.published}; whoever imported these said that "
-            f"they are others, from {request.origin}, under {licence.name}."
+            f"The weights published in this layout are under {license.published}; whoever imported these said that "
+            f"they are others, from {request.origin}, under {license.name}."
         )
-        provenance = {**provenance, "published_licence": licence.published}
+        provenance = {**provenance, "published_license": license.published}
     config = EntryConfig(
         architecture=architecture,
         outputs={"embedding": (features.shape[1],)},
@@ -359,16 +360,17 @@ def write_import(
         dim=features.shape[1],
         preprocess=preprocess,
         data=request.data or request.tag,
-        licence=licence.name,
+        license=license.name,
         provenance={
             **({"source": request.origin} if request.origin else {}),
             **provenance,
-            "licence_by": licence.stated_by,
-            "compared_on": "synthetic pictures" if request.samples is None else "pictures",
+            "license_by": license.stated_by,
+            "compared_on": "synthetic images" if request.samples is None else "images",
         },
-        timm=timm_config(network, preprocess, model_args=model_args, tag=request.tag, licence=licence.name)
+        timm=timm_config(network, preprocess, model_args=model_args, tag=request.tag, license=license.name)
         if in_timm
         else {},
+        card=dataclasses.replace(card, limits=(*card.limits, *limits)),
     )
     folder = request.zoo / request.name
     try:
@@ -377,7 +379,6 @@ def write_import(
             network=network,
             config=config,
             samples=sample_pixels(preprocess, request.samples),
-            card=dataclasses.replace(card, limits=(*card.limits, *limits)),
         )
     except torch.onnx.OnnxExporterError as error:
         raise EntryError(f"{architecture} cannot be written as ONNX ({in_one_line(error)})") from None
@@ -385,9 +386,9 @@ def write_import(
     return Imported(
         folder=folder,
         architecture=architecture,
-        licence=licence.name,
+        license=license.name,
         said=said,
-        presumed=licence.presumed,
+        presumed=license.presumed,
     )
 
 

@@ -52,10 +52,10 @@ class Layout:
         name: As `--layout` takes it.
         title: Whose it is.
         places: Where the state dict may lie (keys joined by dots, "" for the file itself), and the prefix of the
-            encoder's keys there, the likeliest first. A state dict saved alone is recognised, too.
+            encoder's keys there, the likeliest first. A state dict saved alone is recognized, too.
         heads: What the keys begin with, prefix included, that belong to no encoder.
         methods: What the entry's name may begin with; anything when empty.
-        licence: Of the published weights; None where the layout is that of a library.
+        license: Of the published weights; None where the layout is that of a library.
         paper: The method's source; "" where the layout is that of many methods.
         preprocess: As in the source's evaluation.
         architectures: timm names, of which the shapes decide.
@@ -69,7 +69,7 @@ class Layout:
     places: tuple[tuple[str, str], ...]
     heads: tuple[str, ...]
     methods: tuple[str, ...] = ()
-    licence: str | None = None
+    license: str | None = None
     paper: str = ""
     preprocess: Preprocess = BILINEAR
     architectures: tuple[str, ...] = RESNETS
@@ -85,7 +85,7 @@ LAYOUTS = (
         places=(("state_dict", "module.encoder."),),
         heads=("module.encoder.fc.", "module.predictor."),
         methods=("simsiam",),
-        licence="CC-BY-NC-4.0",
+        license="CC-BY-NC-4.0",
         paper="Exploring Simple Siamese Representation Learning (Chen and He, CVPR 2021, arXiv 2011.10566)",
     ),
     Layout(
@@ -94,7 +94,7 @@ LAYOUTS = (
         places=(("state_dict", "module.encoder_q."),),
         heads=("module.encoder_q.fc.", "module.encoder_k.", "module.queue"),
         methods=("moco_v2", "moco_v1"),
-        licence="CC-BY-NC-4.0",
+        license="CC-BY-NC-4.0",
         paper="Improved Baselines with Momentum Contrastive Learning (Chen et al., 2020, arXiv 2003.04297)",
     ),
     Layout(
@@ -108,7 +108,7 @@ LAYOUTS = (
             "module.predictor.",
         ),
         methods=("moco_v3",),
-        licence="CC-BY-NC-4.0",
+        license="CC-BY-NC-4.0",
         paper="An Empirical Study of Training Self-Supervised Vision Transformers (Chen, Xie and He, ICCV 2021, "
         "arXiv 2104.02057)",
         architectures=(*RESNETS, *VITS),
@@ -121,7 +121,7 @@ LAYOUTS = (
         places=(("state_dict", "module."),),
         heads=("module.projection_head.", "module.prototypes."),
         methods=("swav", "deepcluster_v2", "sela_v2"),
-        licence="CC-BY-NC-4.0",
+        license="CC-BY-NC-4.0",
         paper="Unsupervised Learning of Visual Features by Contrasting Cluster Assignments (Caron et al., NeurIPS "
         "2020, arXiv 2006.09882)",
     ),
@@ -131,7 +131,7 @@ LAYOUTS = (
         places=(("teacher", "module.backbone."), ("teacher", "backbone."), ("", "")),
         heads=("module.head.", "head.", "fc."),
         methods=("dino",),
-        licence="Apache-2.0",
+        license="Apache-2.0",
         paper="Emerging Properties in Self-Supervised Vision Transformers (Caron et al., ICCV 2021, arXiv 2104.14294)",
         preprocess=BICUBIC,
         architectures=(*RESNETS, *VITS, "vit_small_patch8_224", "vit_base_patch8_224"),
@@ -142,7 +142,7 @@ LAYOUTS = (
         places=(("model", "module.backbone."), ("", "")),
         heads=("module.projector.", "module.bn."),
         methods=("barlow_twins",),
-        licence="MIT",
+        license="MIT",
         paper="Barlow Twins: Self-Supervised Learning via Redundancy Reduction (Zbontar et al., ICML 2021, arXiv "
         "2103.03230)",
     ),
@@ -152,7 +152,7 @@ LAYOUTS = (
         places=(("model", "module.backbone."), ("", "")),
         heads=("module.projector.",),
         methods=("vicreg",),
-        licence="MIT",
+        license="MIT",
         paper="VICReg: Variance-Invariance-Covariance Regularization for Self-Supervised Learning (Bardes, Ponce and "
         "LeCun, ICLR 2022, arXiv 2105.04906)",
     ),
@@ -162,7 +162,7 @@ LAYOUTS = (
         places=(("model", ""),),
         heads=("mask_token", "decoder_", "head."),
         methods=("mae",),
-        licence="CC-BY-NC-4.0",
+        license="CC-BY-NC-4.0",
         paper="Masked Autoencoders Are Scalable Vision Learners (He et al., CVPR 2022, arXiv 2111.06377)",
         preprocess=BICUBIC,
         architectures=VITS,
@@ -190,7 +190,7 @@ LAYOUTS = (
         ),
         heads=("heads.",),
         methods=("colorization",),
-        licence="CC-BY-NC-4.0",
+        license="CC-BY-NC-4.0",
         paper="Colorful Image Colorization (Zhang, Isola and Efros, ECCV 2016, arXiv 1603.08511)",
         preprocess=LIGHTNESS,
         layer4_stride=1,

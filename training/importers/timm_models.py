@@ -5,7 +5,7 @@ read here and not by timm, which loads a backbone without complaint where tensor
 checkpoint's path from the file, and does not look at the weights' sha256. A bare name is timm's own affair: its table
 says where the weights are and how they are converted.
 
-Preprocessing, licence and the shape of the module are those of `pretrained_cfg` and `model_args`.
+Preprocessing, license and the shape of the module are those of `pretrained_cfg` and `model_args`.
 
     embedkit import hf-hub:timm/vit_small_patch16_224.dino --name dino-vit_s16.in1k
 """
@@ -30,21 +30,21 @@ from timm.models import PretrainedCfg
 from torch import nn
 
 import embedkit.training.models.backbones  # noqa: F401  registers embedkit's own networks with timm
-from embedkit.errors import ConfigError, EntryError, PlaceError, SourceError
+from embedkit.errors import ConfigError, EntryError, SourceError, ZooError
 from embedkit.hub.download import download, persistent
-from embedkit.hub.hf import HubPlace, Value, ask, hub_module
+from embedkit.hub.hf import HubZoo, Value, ask, hub_module
 from embedkit.hub.limits import CONFIG_LIMIT, MOST_BYTES, is_non_commercial
+from embedkit.model.card import Card
 from embedkit.model.layout import CARD, CONFIG, WEIGHTS, parse_json, sha256_hex
 from embedkit.model.manifest import FileRecord
 from embedkit.model.preprocess import Preprocess
-from embedkit.training.export.writer import Card
 from embedkit.training.importers.foreign import (
     Imported,
     Request,
-    decide_licence,
+    decide_license,
     fill,
     in_one_line,
-    licence_in,
+    license_in,
     read_checkpoint,
     write_import,
 )
@@ -71,7 +71,7 @@ class _Source:
     cfg: Mapping[str, Any]
     state: Mapping[str, Any]
     preprocess: Preprocess
-    licences: tuple[str, ...]
+    licenses: tuple[str, ...]
     provenance: Mapping[str, Any]
 
 
@@ -81,15 +81,15 @@ def import_timm(source: str, request: Request, *, token: str | None = None) -> I
     Args:
         source: A name of timm's with weights, `hf-hub:org/name[@revision]`, or `local-dir:PATH`.
         request: The entry that is wanted.
-        token: Credential for the Hub; see `HubPlace`.
+        token: Credential for the Hub; see `HubZoo`.
 
     Returns:
         The entry.
 
     Raises:
-        ConfigError: No such name, no licence known, or another one than the weights state.
+        ConfigError: No such name, no license known, or another one than the weights state.
         SourceError: The folder cannot be read.
-        PlaceError: The Hub refuses, or (UnreachableError) gives no answer.
+        ZooError: The Hub refuses, or (UnreachableError) gives no answer.
         EntryError: The configuration or the weights are not what they promise.
         ParityError: As for `write_entry`; nothing is written.
     """
@@ -100,9 +100,9 @@ def import_timm(source: str, request: Request, *, token: str | None = None) -> I
     else:
         found = _from_name(source)
     # Where two are stated (the MAE of one card and of its source), the stricter one counts.
-    strict = [licence for licence in found.licences if is_non_commercial(licence)]
-    known = next(iter([*strict, *found.licences]), None)
-    licence = decide_licence(request, known, stated=True, where=found.where)
+    strict = [license for license in found.licenses if is_non_commercial(license)]
+    known = next(iter([*strict, *found.licenses]), None)
+    license = decide_license(request, known, stated=True, where=found.where)
     network = _network(found)
     classifier = found.cfg.get("classifier")
     heads = classifier if isinstance(classifier, list | tuple) else (classifier,) if classifier else ()
@@ -118,10 +118,10 @@ def import_timm(source: str, request: Request, *, token: str | None = None) -> I
         architecture=found.architecture,
         model_args=found.model_args,
         preprocess=found.preprocess,
-        licence=licence,
+        license=license,
         provenance={
             **found.provenance,
-            **({"stated_licences": list(found.licences)} if len(found.licences) > 1 else {}),
+            **({"stated_licenses": list(found.licenses)} if len(found.licenses) > 1 else {}),
             "removed": dropped,
             "importer": "embedkit.training.importers.timm_models",
             "timm": timm.__version__,
@@ -163,7 +163,7 @@ def preprocess_of(cfg: Mapping[str, Any], where: str) -> Preprocess:
     possible, rule = rules.get(mode, (False, {}))
     if channels not in (1, 3) or not possible:
         raise EntryError(
-            f"{where}: pictures of {channels}x{height}x{width}, crop_mode {mode!r} and crop_pct {data['crop_pct']}: "
+            f"{where}: images of {channels}x{height}x{width}, crop_mode {mode!r} and crop_pct {data['crop_pct']}: "
             "the preprocess contract cannot state this"
         )
     return Preprocess(
@@ -195,12 +195,12 @@ def _from_hub(address: str, token: str | None) -> _Source:
     match = _REPOSITORY.fullmatch(address)
     if match is None or ".." in address:
         raise ConfigError(f"{HUB}{address}: expected {HUB}org/name or {HUB}org/name@revision")
-    organisation, name, revision = match.groups()
-    where = f"{HUB}{organisation}/{name}"
-    place = HubPlace(organisation, token)
+    organization, name, revision = match.groups()
+    where = f"{HUB}{organization}/{name}"
+    place = HubZoo(organization, token)
     commit = place.commit(name, revision or "main")
     if commit is None:
-        raise PlaceError(
+        raise ZooError(
             f"{where}: the hub shows no such repository"
             + (f" at {revision}" if revision else "")
             + "; a private one "
@@ -223,9 +223,9 @@ def _from_hub(address: str, token: str | None) -> _Source:
                 download(storage, path, FileRecord(size=stored.size, sha256=stored.sha256), target)
                 return target.read_bytes()
         except FileNotFoundError:
-            raise PlaceError(f"{where}: the hub lists {path} and does not give it; try again") from None
+            raise ZooError(f"{where}: the hub lists {path} and does not give it; try again") from None
 
-    return _of_timm_layout(read, where, {"repository": f"{organisation}/{name}", "commit": commit})
+    return _of_timm_layout(read, where, {"repository": f"{organization}/{name}", "commit": commit})
 
 
 def _of_timm_layout(
@@ -262,9 +262,9 @@ def _of_timm_layout(
     ours = config.get("embedkit")
     stated = (
         cfg.get("license"),
-        *_card_licences(read(CARD), where),
+        *_card_licenses(read(CARD), where),
         config.get("license"),
-        ours.get("licence") if isinstance(ours, dict) else None,
+        ours.get("license") if isinstance(ours, dict) else None,
     )
     return _Source(
         where=where,
@@ -272,11 +272,11 @@ def _of_timm_layout(
         model_args=model_args,
         cfg=cfg,
         state=state,
-        # An entry of ours says more than timm's keys can, such as the colour of a border.
+        # An entry of ours says more than timm's keys can, such as the color of a border.
         preprocess=Preprocess.from_json(ours.get("preprocess"), where)
         if isinstance(ours, dict)
         else preprocess_of(cfg, where),
-        licences=_licences(stated, where),
+        licenses=_licenses(stated, where),
         provenance={**provenance, "file": file, "sha256": sha256_hex(content)},
     )
 
@@ -305,7 +305,7 @@ def _from_name(name: str) -> _Source:
         cfg=cfg,
         state=network.state_dict(),
         preprocess=preprocess_of(cfg, name),
-        licences=_licences((cfg.get("license"),), name),
+        licenses=_licenses((cfg.get("license"),), name),
         provenance={
             "timm_name": name,
             "weights": cfg.get("hf_hub_id") or cfg.get("url"),
@@ -320,9 +320,7 @@ def _ask(where: str, function: Callable[[], Value]) -> Value:
     try:
         return ask(where, function)
     except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError):
-        raise PlaceError(
-            f"{where}: the hub shows no such repository; a private one asks for a token"
-        ) from None
+        raise ZooError(f"{where}: the hub shows no such repository; a private one asks for a token") from None
 
 
 def _cached(repository: str | None) -> dict[str, str]:
@@ -339,7 +337,7 @@ def _cached(repository: str | None) -> dict[str, str]:
 
 
 def _network(source: _Source) -> nn.Module:
-    """The network without its classifier, at random initialisation."""
+    """The network without its classifier, at random initialization."""
     known = {field.name for field in fields(PretrainedCfg)}
     cfg = {key: value for key, value in source.cfg.items() if key in known}
     if not timm.is_model(source.architecture) or "." in source.architecture:
@@ -354,31 +352,31 @@ def _network(source: _Source) -> nn.Module:
         ) from None
 
 
-def _licences(stated: tuple[Any, ...], where: str) -> tuple[str, ...]:
+def _licenses(stated: tuple[Any, ...], where: str) -> tuple[str, ...]:
     """Those that say something, lists among them laid out, each once whatever its case.
 
     Raises:
-        ConfigError: One is no name of a licence.
+        ConfigError: One is no name of a license.
     """
     found: dict[str, str] = {}
     for one in stated:
         for text in one if isinstance(one, list | tuple) else (one,):
             if text is not None and not isinstance(text, str):
                 raise ConfigError(
-                    f"{where}: states a licence that is no text ({type(text).__name__}): mend it in a folder of your "
+                    f"{where}: states a license that is no text ({type(text).__name__}): fix it in a folder of your "
                     f"own and give that as {FOLDER}PATH"
                 )
-            name = licence_in(text, where)
+            name = license_in(text, where)
             if name is not None:
                 found.setdefault(name.casefold(), name)
     return tuple(found.values())
 
 
-def _card_licences(card: bytes | None, where: str) -> tuple[Any, ...]:
+def _card_licenses(card: bytes | None, where: str) -> tuple[Any, ...]:
     """`license` and `license_name` of a model card's front matter; nothing where there is none.
 
     Raises:
-        EntryError: There is one that cannot be read: what it says of the licence would be lost.
+        EntryError: There is one that cannot be read: what it says of the license would be lost.
     """
     text = (card or b"").removeprefix(codecs.BOM_UTF8).replace(b"\r\n", b"\n").replace(b"\r", b"\n")
     if not re.match(rb"\s*---[ \t]*(\n|\Z)", text):
@@ -392,8 +390,8 @@ def _card_licences(card: bytes | None, where: str) -> tuple[Any, ...]:
             raise ValueError("it holds no keys")
     except Exception as error:  # YAML's own, and those of its numbers, dates, depth and bytes
         raise EntryError(
-            f"{where}: the front matter of {CARD} cannot be read, so that the licence is not known "
-            f"({ascii(in_one_line(error))}): mend it in a folder of your own and give that as {FOLDER}PATH"
+            f"{where}: the front matter of {CARD} cannot be read, so that the license is not known "
+            f"({ascii(in_one_line(error))}): fix it in a folder of your own and give that as {FOLDER}PATH"
         ) from None
     if facts is None:
         return ()

@@ -27,7 +27,7 @@ from embedkit.analysis.clustering.dpmm import DPMMConfig
 from embedkit.analysis.clustering.reduction import Reduction, fit_reduction, parse_reduction
 from embedkit.analysis.clustering.scores import Scores, agreement
 from embedkit.analysis.vectors import LARGEST_SQUARED, SMALLEST_SQUARED, as_count, as_numbers, check_rows
-from embedkit.embeddings.metadata import Passport, first_line
+from embedkit.embeddings.metadata import Metadata, first_line
 from embedkit.embeddings.parquet_write import parquet_writer
 from embedkit.embeddings.schema import ROW_GROUP
 from embedkit.embeddings.table import Embeddings
@@ -56,7 +56,7 @@ class Clustering:
 
     Attributes:
         ids: One per row.
-        parts: int32 (N,), 0 unless a picture has several rows.
+        parts: int32 (N,), 0 unless an image has several rows.
         labels: int64 (N,), 0..K-1, the largest cluster first; -1 is noise (HDBSCAN). Those of a mixture that was
             given are its own numbers.
         probabilities: float64 (N,), how sure a row's cluster is, in [0, 1]; 0 for noise. k-means: of the mixture
@@ -66,7 +66,7 @@ class Clustering:
         exemplars: For each cluster its rows nearest to the cluster's mean, nearest first; at most `EXEMPLARS`.
         method: One of `METHODS`.
         parameters: All that the clusters depend on beside the rows, and what was found on the way.
-        passport: Of the embeddings, None for arrays.
+        metadata: Of the embeddings, None for arrays.
         mixture: What `dpmm` fitted, or was given: it assigns further embeddings. None for other methods, and for
             clusters that were read from a file.
     """
@@ -79,7 +79,7 @@ class Clustering:
     exemplars: list[list[int]]
     method: str
     parameters: dict[str, Any] = field(default_factory=dict)
-    passport: Passport | None = None
+    metadata: Metadata | None = None
     mixture: Mixture | None = None
 
     def __len__(self) -> int:
@@ -92,7 +92,7 @@ class Clustering:
         return int((self.labels < 0).sum())
 
     def exemplar_ids(self, cluster: int) -> list[str]:
-        """The names of a cluster's exemplars: the id, with `#part` for further parts of a picture."""
+        """The names of a cluster's exemplars: the id, with `#part` for further parts of an image."""
         rows = self.exemplars[cluster]
         return [f"{self.ids[row]}#{self.parts[row]}" if self.parts[row] else self.ids[row] for row in rows]
 
@@ -114,15 +114,15 @@ class Clustering:
         Raises:
             OutputError: The file cannot be written.
         """
-        passport = self.passport
+        metadata = self.metadata
         card = {
             "version": _VERSION,
             "method": self.method,
             "parameters": self.parameters,
             "sizes": self.sizes.tolist(),
             "exemplars": self.exemplars,
-            "fingerprint": passport.fingerprint if passport else None,
-            "passport": passport.to_json() if passport else None,
+            "fingerprint": metadata.fingerprint if metadata else None,
+            "metadata": metadata.to_json() if metadata else None,
         }
         columns = {
             "id": pa.array(self.ids, pa.string()),
@@ -185,7 +185,7 @@ def _parsed(card: Fields, table: pa.Table, where: str) -> dict[str, Any]:
         "exemplars": exemplars,
         "method": card.text("method", choices=METHODS),
         "parameters": card.mapping("parameters"),
-        "passport": card.optional("passport", lambda key: Passport.from_json(card.text(key), where)),
+        "metadata": card.optional("metadata", lambda key: Metadata.from_json(card.text(key), where)),
     }
 
 
@@ -244,7 +244,7 @@ def cluster(
     if k is not None and not 1 <= k <= len(points):
         raise ConfigError(f"k: expected 1 to {len(points)}, the rows of {source.where}; found {k}")
     if mixture is not None:
-        fingerprint = source.passport.fingerprint if source.passport else None
+        fingerprint = source.metadata.fingerprint if source.metadata else None
         mixture.check(points.shape[1], fingerprint, source.where)
         labels, probabilities = mixture.assign(points)
         found = {"mixture": mixture.name, "mixture_k": len(mixture)}
@@ -267,7 +267,7 @@ def cluster(
         config = dpmm or DPMMConfig()
         fit = dpmm_.fit(points, config, seed=seed)
         labels, probabilities = fit.labels, fit.probabilities
-        fitted = _over_embeddings(fit.mixture, reduction, source.passport)
+        fitted = _over_embeddings(fit.mixture, reduction, source.metadata)
         parameters |= {"dpmm": asdict(config), "log_joint": round(fit.log_joint, 3)}
         parameters["k_share"] = {
             str(count): round(times / sum(fit.k_counts.values()), 4) for count, times in fit.k_counts.items()
@@ -298,7 +298,7 @@ class _Source:
     ids: list[str]
     parts: np.ndarray
     vectors: np.ndarray
-    passport: Passport | None
+    metadata: Metadata | None
     where: str
 
     @classmethod
@@ -309,23 +309,23 @@ class _Source:
         *,
         directions: bool,
     ) -> _Source:
-        """Check rows; `directions`: a row of zeros has none. In embeddings of pictures it is always a fault."""
+        """Check rows; `directions`: a row of zeros has none. In embeddings of images it is always a fault."""
         if where is None:
             where = os.fspath(source) if isinstance(source, (str, os.PathLike)) else "the embeddings"
         if isinstance(source, (str, os.PathLike)):
             source = Embeddings.read(source)
-        passport: Passport | None = None
+        metadata: Metadata | None = None
         if isinstance(source, Embeddings):
-            ids, parts, vectors, passport = source.ids, source.parts, source.vectors, source.passport
+            ids, parts, vectors, metadata = source.ids, source.parts, source.vectors, source.metadata
             if len(set(ids)) < len(ids) and len(set(zip(ids, parts.tolist(), strict=True))) < len(ids):
-                raise ConfigError(f"{where}: an id stands there twice; embed the pictures into a new file")
+                raise ConfigError(f"{where}: an id stands there twice; embed the images into a new file")
         else:
             vectors = as_numbers(source, where)
             ids, parts = [str(row) for row in range(len(vectors))], np.zeros(len(vectors), np.int32)
         if len(vectors) < 2 or not vectors.shape[1]:
             rows = {0: "no row", 1: "one row"}.get(len(vectors), "no column")
             raise ConfigError(f"{where}: expected 2 rows or more to cluster, found {rows}")
-        zeros = not directions and passport is None
+        zeros = not directions and metadata is None
         largest, different = 0.0, False
         for start in range(0, len(vectors), _BLOCK):
             block = vectors[start : start + _BLOCK]
@@ -340,7 +340,7 @@ class _Source:
                 "clustered; scale all rows up"
             )
         vectors = vectors.astype(np.float32, copy=False)
-        return cls(ids, parts, vectors, passport, where)
+        return cls(ids, parts, vectors, metadata, where)
 
 
 def _reduction(
@@ -387,12 +387,12 @@ def _hdbscan(points: np.ndarray, min_cluster_size: int, where: str) -> tuple[np.
     return found.labels_.astype(np.int64), found.probabilities_.astype(np.float64)
 
 
-def _over_embeddings(mixture: Mixture, reduction: Reduction | None, passport: Passport | None) -> Mixture:
+def _over_embeddings(mixture: Mixture, reduction: Reduction | None, metadata: Metadata | None) -> Mixture:
     """A mixture over reduced rows as one over the embeddings themselves."""
     center, components = mixture.center, mixture.components
     if reduction is not None:
         center, components = reduction.center, reduction.components
-    spaces = (passport.fingerprint,) if passport else ()
+    spaces = (metadata.fingerprint,) if metadata else ()
     return Mixture(
         mixture.weights, mixture.means, mixture.precision_cholesky, center, components, False, spaces
     )
@@ -447,6 +447,6 @@ def _finish(
         exemplars,
         method,
         parameters,
-        source.passport,
+        source.metadata,
         mixture,
     )

@@ -7,7 +7,7 @@ which all parameters are integrated out.
 Source: Parallel Sampling of DP Mixture Models using Sub-Clusters Splits (Chang and Fisher, NIPS 2013), section 4.
 
 Differences from the source:
-- Sub-clusters begin as the points nearer to one or the other of two random members, drawn anew where they led to
+- Sub-clusters begin as the points nearer to one or the other of two random members, drawn again where they led to
   no split: halves at random take many iterations to come apart.
 - The prior comes from the data, see `DPMMConfig`.
 - The likeliest state that was visited is kept, and refined by hard EM, rather than the last one.
@@ -48,8 +48,8 @@ class DPMMConfig:
         extra_nu: The prior's degrees of freedom above D, above 1; more make `psi_scale` weigh more.
         iterations: Of the chain.
         burn_in: Iterations that sub-clusters have to settle before a split.
-        recut: Iterations after which sub-clusters that led to no split are drawn anew.
-        neighbours: A merge is tried with so many nearest clusters.
+        recut: Iterations after which sub-clusters that led to no split are drawn again.
+        neighbors: A merge is tried with so many nearest clusters.
         merge: `joint` or `source`, see the module.
         most_rows: The chain runs on so many rows, drawn by the seed; the others are assigned.
     """
@@ -61,7 +61,7 @@ class DPMMConfig:
     iterations: int = 100
     burn_in: int = 3
     recut: int = 8
-    neighbours: int = 5
+    neighbors: int = 5
     merge: Literal["joint", "source"] = "joint"
     most_rows: int = 100_000
 
@@ -71,7 +71,7 @@ class DPMMConfig:
             ("iterations", 1),
             ("burn_in", 0),
             ("recut", 1),
-            ("neighbours", 1),
+            ("neighbors", 1),
         ):
             if getattr(self, name) < least:
                 raise ConfigError(f"dpmm.{name}: expected at least {least}, found {getattr(self, name)}")
@@ -303,7 +303,7 @@ class _Chain:
         self.left, self.right, self.age = self.left[used], self.right[used], self.age[used]
 
     def _cut(self, chosen: np.ndarray) -> None:
-        """Begin these clusters' halves anew: the points nearer to one or the other of two members drawn at random."""
+        """Begin these clusters' halves again: the points nearer to one or the other of two members drawn at random."""
         if not len(chosen):
             return
         ends = [self._members()[chosen].astype(np.float64) for _ in range(2)]
@@ -358,7 +358,7 @@ class _Chain:
         if len(old) < 2:
             return
         found = self.clusters()
-        pairs = old[_near_pairs(found.mean[old], self.config.neighbours)]
+        pairs = old[_near_pairs(found.mean[old], self.config.neighbors)]
         a, b = found[pairs[:, 0]], found[pairs[:, 1]]
         if self.config.merge == "source":
             ratio = log_merge(self.prior, a, b, self.config.alpha)
@@ -389,7 +389,7 @@ class _Chain:
 
 
 def _draw(log_weights: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """One category of each row of unnormalised log weights (N, K), int64 (N,)."""
+    """One category of each row of unnormalized log weights (N, K), int64 (N,)."""
     weights = np.exp(log_weights - log_weights.max(1, keepdims=True))
     ends = np.cumsum(weights, axis=1)
     ticket = rng.random(len(ends)) * ends[:, -1]
@@ -397,12 +397,12 @@ def _draw(log_weights: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return np.minimum((ends <= ticket[:, None]).sum(1), ends.shape[1] - 1)
 
 
-def _near_pairs(means: np.ndarray, neighbours: int) -> np.ndarray:
+def _near_pairs(means: np.ndarray, neighbors: int) -> np.ndarray:
     """Pairs (i, j), i < j, of which one is among the other's nearest means: int64 (P, 2)."""
     squares = (means * means).sum(1)
     distance = squares[:, None] + squares - 2 * means @ means.T
     np.fill_diagonal(distance, np.inf)
-    near = np.argsort(distance, axis=1, kind="stable")[:, : min(neighbours, len(means) - 1)]
+    near = np.argsort(distance, axis=1, kind="stable")[:, : min(neighbors, len(means) - 1)]
     first = np.repeat(np.arange(len(means)), near.shape[1])
     pairs = np.sort(np.stack([first, near.ravel()], 1), axis=1)
     return np.unique(pairs, axis=0)

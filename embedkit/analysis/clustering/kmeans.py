@@ -103,8 +103,8 @@ def plus_plus(points: np.ndarray, k: int, rng: np.random.Generator) -> np.ndarra
     chosen = np.empty(k, np.int64)
     chosen[0] = rng.integers(len(points))
     middle = points.mean(0)
-    centred = points - middle
-    squares = np.square(centred).sum(1)
+    centered = points - middle
+    squares = np.square(centered).sum(1)
     distance = np.full(len(points), np.inf)
     for i in range(k):
         if i:
@@ -116,7 +116,7 @@ def plus_plus(points: np.ndarray, k: int, rng: np.random.Generator) -> np.ndarra
                 candidates = rng.choice(np.setdiff1d(np.arange(len(points)), chosen[:i]), 1)
         else:
             candidates = chosen[:1]
-        apart = squares[:, None] + squares[candidates] - 2 * centred @ centred[candidates].T
+        apart = squares[:, None] + squares[candidates] - 2 * centered @ centered[candidates].T
         left = np.minimum(distance[:, None], np.maximum(apart, 0))  # (N, draws)
         best = int(left.sum(0).argmin())
         chosen[i] = candidates[best]

@@ -81,8 +81,8 @@ def moments(points: np.ndarray, labels: np.ndarray, clusters: int) -> Moments:
     for k in np.flatnonzero(np.diff(ends)):
         own = points[ends[k] : ends[k + 1]]
         mean = own.mean(0)
-        centred = own - mean
-        found.count[k], found.mean[k], found.scatter[k] = len(own), mean, centred.T @ centred
+        centered = own - mean
+        found.count[k], found.mean[k], found.scatter[k] = len(own), mean, centered.T @ centered
     return found
 
 

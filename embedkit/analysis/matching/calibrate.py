@@ -21,7 +21,7 @@ from embedkit.analysis.matching.pairs import Pairs, check_both_kinds, identity_c
 from embedkit.analysis.matching.rates import SortedPairs, Spread, log_likelihood_ratios, resampled
 from embedkit.analysis.similarity import pair_similarity
 from embedkit.analysis.vectors import Rows, Source
-from embedkit.embeddings.metadata import Passport
+from embedkit.embeddings.metadata import Metadata
 from embedkit.errors import ConfigError
 
 __all__ = ["calibrate", "calibrate_pairs", "check_support"]
@@ -43,7 +43,7 @@ def calibrate(
     *,
     identities: Sequence[Sequence[Hashable]] | np.ndarray | None = None,
     groups: Sequence[Hashable] | None = None,
-    passport: Passport | None = None,
+    metadata: Metadata | None = None,
     replicates: int = REPLICATES,
     seed: int = 0,
 ) -> Calibration:
@@ -56,7 +56,7 @@ def calibrate(
         identities: (P, 2), the identity of each side. Without them pairs are resampled as if they were
             independent, and intervals are too narrow where they are not.
         groups: (P,), a group for each pair; None or the empty text for pairs of no group, such as those across.
-        passport: Of the embeddings that were compared; binds the calibration to their space.
+        metadata: Of the embeddings that were compared; binds the calibration to their space.
         replicates: Bootstrap samples.
         seed: Of the bootstrap.
 
@@ -134,8 +134,8 @@ def calibrate(
         curve=curve.thinned(POINTS),
         ratios=log_likelihood_ratios(scores, same),
         groups=_group_rates(matched, same, codes, groups, target_fmr, replicates, rng),
-        entry=passport.entry if passport else "",
-        fingerprint=passport.fingerprint if passport else "",
+        entry=metadata.entry if metadata else "",
+        fingerprint=metadata.fingerprint if metadata else "",
     )
 
 
@@ -154,7 +154,7 @@ def calibrate_pairs(
         embeddings: N rows.
         pairs: See `read_pairs` and `sample_pairs`.
         target_fmr: The false-match rate that is asked for.
-        groups: (N,), the group of each picture; pairs across groups belong to none.
+        groups: (N,), the group of each image; pairs across groups belong to none.
         replicates: Bootstrap samples.
         seed: Of the bootstrap.
 
@@ -172,7 +172,7 @@ def calibrate_pairs(
         target_fmr,
         identities=pairs.identities,
         groups=of_pair,
-        passport=rows.passport,
+        metadata=rows.metadata,
         replicates=replicates,
         seed=seed,
     )

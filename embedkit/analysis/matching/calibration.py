@@ -22,7 +22,7 @@ from embedkit._io.atomic import write_file
 from embedkit._io.json import Fields, JsonFormat, indented_json
 from embedkit.analysis.matching.rates import Curve, Spread, prediction_interval
 from embedkit.analysis.vectors import Rows, as_numbers
-from embedkit.embeddings.metadata import Passport
+from embedkit.embeddings.metadata import Metadata
 from embedkit.errors import ConfigError, OutputError, SpaceMismatchError
 
 __all__ = [
@@ -46,7 +46,7 @@ Interval: TypeAlias = tuple[float, float]
 
 @dataclass(frozen=True)
 class Verification:
-    """Whether two pictures show one identity.
+    """Whether two images show one identity.
 
     Attributes:
         score: Their cosine.
@@ -199,16 +199,16 @@ class Calibration:
         odds = np.interp(score, *self.ratios) + math.log(prior / (1 - prior))
         return 1 / (1 + np.exp(-odds))
 
-    def check_space(self, passport: Passport | None, where: str) -> None:
+    def check_space(self, metadata: Metadata | None, where: str) -> None:
         """Refuse embeddings of another space than the one that was calibrated.
 
         Raises:
             SpaceMismatchError: Naming both.
         """
-        if passport is not None and self.fingerprint and passport.fingerprint != self.fingerprint:
+        if metadata is not None and self.fingerprint and metadata.fingerprint != self.fingerprint:
             raise SpaceMismatchError(
                 f"the calibration is of {self.entry} (space {self.fingerprint[:12]}) and {where} holds embeddings "
-                f"of {passport.entry} (space {passport.fingerprint[:12]}); name the calibrated encoder with --encoder, "
+                f"of {metadata.entry} (space {metadata.fingerprint[:12]}); name the calibrated encoder with --encoder, "
                 "or calibrate the other space, too"
             )
 

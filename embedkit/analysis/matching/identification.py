@@ -1,4 +1,4 @@
-"""Whom of a gallery a picture shows, if anybody: decisions 1:N, with the error that is to be expected of them.
+"""Who of a gallery an image shows, if anybody: decisions 1:N, with the error that is to be expected of them.
 
 Somebody who is in the gallery can be missed, and somebody who is not can be taken for somebody who is (open-set
 identification, ISO/IEC 19795-1): below the threshold the answer is nobody.
@@ -23,16 +23,16 @@ __all__ = ["Identification", "identify"]
 
 @dataclass(frozen=True)
 class Identification:
-    """Whom of a gallery a picture shows, if anybody.
+    """Who of a gallery an image shows, if anybody.
 
     Attributes:
-        query: The picture's id.
-        identity: The nearest picture's identity; None when it scores below the threshold: nobody of the gallery.
-        nearest: The id of the nearest picture of the gallery.
+        query: The image's id.
+        identity: The nearest image's identity; None when it scores below the threshold: nobody of the gallery.
+        nearest: The id of the nearest image of the gallery.
         score: Its cosine.
         threshold: The least score of a match.
         expected_fpir: How often somebody who is not in the gallery is to be taken for somebody who is: at most the
-            false-match rate times the gallery's pictures (a union bound), and as unsure as that rate is, see
+            false-match rate times the gallery's images (a union bound), and as unsure as that rate is, see
             `Calibration.fmr_interval` and `Calibration.predict`; None without a calibration.
     """
 
@@ -54,7 +54,7 @@ def identify(
 ) -> list[Identification]:
     """Find each query among the identities of a gallery, or say that it is none of them.
 
-    A query has the identity of its nearest picture, when that reaches the threshold. With a larger gallery
+    A query has the identity of its nearest image, when that reaches the threshold. With a larger gallery
     somebody unknown has more chances to reach it: see `Identification.expected_fpir`. A gallery of one identity makes
     this a verification: the answer is that one, or nobody.
 
@@ -78,7 +78,7 @@ def identify(
             f"{known.where}: {known.names()[int(np.argmin(codes))]} has no identity; give it one, or leave it out"
         )
     if calibration is not None:
-        calibration.check_space(known.passport, known.where)
+        calibration.check_space(known.metadata, known.where)
     if threshold is None:
         if calibration is None:
             raise ConfigError("identify needs a calibration or a threshold")

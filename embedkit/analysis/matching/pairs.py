@@ -1,4 +1,4 @@
-"""Pairs of pictures that are known to be of one identity or of two: from a CSV, from labels, from folders.
+"""Pairs of images that are known to be of one identity or of two: from a CSV, from labels, from folders.
 
 Also the 10-fold protocol of Labeled Faces in the Wild: A Database for Studying Face Recognition in Unconstrained
 Environments (Huang et al., Technical Report 07-49, University of Massachusetts, 2007), view 2.
@@ -135,7 +135,7 @@ def read_pairs(
         path: The CSV; its first line names the columns, others than these three are left alone.
         names: The embeddings' ids, one per row, as `Rows.names` gives them; or the row of each, where several name
             the same one.
-        identities: False takes each picture as its own identity, for a judgement like "near-duplicate" that
+        identities: False takes each image as its own identity, for a judgement like "near-duplicate" that
             does not carry over from pair to pair.
 
     Raises:
@@ -152,7 +152,7 @@ def read_pairs(
         others = f", and {len(unknown) - 1} more" if len(unknown) > 1 else ""
         raise ConfigError(
             f"{where}, line {unknown[0][0]}: {_short(unknown[0][1])} is no id of the embeddings{others}; "
-            "ids are spelt as `embedkit embed` stored them"
+            "ids are spelled as `embedkit embed` stored them"
         )
     truth = np.array([line.same for line in lines], bool)
     check_both_kinds(truth, where)
@@ -172,7 +172,7 @@ def read_pairs(
         line = lines[wrong[0]]
         raise ConfigError(
             f"{where}, line {line.number}: {line.a!r} and {line.b!r} are said to differ, "
-            "but other lines make them one identity; mend one of them"
+            "but other lines make them one identity; fix one of them"
         )
     return Pairs(a, b, truth, sides)
 
@@ -223,7 +223,7 @@ def check_both_kinds(same: np.ndarray, where: str) -> None:
 
 
 def folder_identities(ids: Sequence[str]) -> list[str]:
-    """The identity of each picture by its folder: the parent folder of its id.
+    """The identity of each image by its folder: the parent folder of its id.
 
     Raises:
         ConfigError: An id without a folder.
@@ -241,7 +241,7 @@ def folder_identities(ids: Sequence[str]) -> list[str]:
 def identity_codes(identities: Sequence[Hashable] | np.ndarray) -> np.ndarray:
     """Identities as numbers 0..n-1 in order of first appearance, int64 (N,); -1 where there is none.
 
-    None, NaN and the empty text mean that a picture's identity is not known.
+    None, NaN and the empty text mean that an image's identity is not known.
     """
     codes: dict[Hashable, int] = {}
     return np.array(
@@ -267,25 +267,25 @@ def sample_pairs(
         where: How messages name the labels.
 
     Raises:
-        ConfigError: Fewer than two identities, or no identity with two pictures.
+        ConfigError: Fewer than two identities, or no identity with two images.
     """
     codes = identity_codes(identities)
     rows = np.flatnonzero(codes >= 0)
-    order = rows[np.argsort(codes[rows], kind="stable")]  # the pictures of an identity stand side by side
+    order = rows[np.argsort(codes[rows], kind="stable")]  # the images of an identity stand side by side
     _, starts, place, counts = np.unique(
         codes[order], return_index=True, return_inverse=True, return_counts=True
     )
     if len(counts) < 2 or counts.max() < 2:
         raise ConfigError(
-            f"{where}: expected at least 2 identities, one of them with 2 pictures, found {len(counts)} "
-            f"{'identity' if len(counts) == 1 else 'identities'} of {len(order)} pictures"
+            f"{where}: expected at least 2 identities, one of them with 2 images, found {len(counts)} "
+            f"{'identity' if len(counts) == 1 else 'identities'} of {len(order)} images"
         )
     n = len(order)
     start, count = starts[place], counts[place]  # of each place's identity
     at = np.arange(n)
     rng = np.random.default_rng(seed)
 
-    # A partner is counted from its picture on, so that each unordered pair has one ticket.
+    # A partner is counted from its image on, so that each unordered pair has one ticket.
     genuine = _draw(start + count - at - 1, most, rng)
     impostor = _draw(n - start - count, most, rng)
     first = np.concatenate([genuine[0], impostor[0]])

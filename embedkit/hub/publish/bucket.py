@@ -16,13 +16,13 @@ from collections.abc import Callable, Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
-from embedkit.errors import ConfigError, EntryError, PlaceError
+from embedkit.errors import ConfigError, EntryError, ZooError
 from embedkit.hub.catalog import REVISION_DIGITS
 from embedkit.hub.download import persistent
 from embedkit.hub.limits import INDEX_LIMIT, MANIFEST_LIMIT, SUFFIXES
 from embedkit.hub.publish.index import build_facts
 from embedkit.hub.publish.publish import Published, merged_index
-from embedkit.hub.urls import parse_place
+from embedkit.hub.urls import parse_zoo
 from embedkit.hub.verified import VerifiedEntry
 from embedkit.model.layout import INDEX, MANIFEST
 from embedkit.model.manifest import Manifest
@@ -42,7 +42,7 @@ def open_bucket(to: str) -> BucketStorage:
     Raises:
         ConfigError: A web site, or no usable URL.
     """
-    address = parse_place(to)
+    address = parse_zoo(to)
     if address.scheme in ("http", "https"):
         raise ConfigError(
             f"{to}: a web site cannot be written; publish to the folder or the bucket that it serves"
@@ -90,7 +90,7 @@ def change_index(storage: BucketStorage, change: _Change) -> bool:
 
     Raises:
         EntryError: The index is not one.
-        PlaceError: The store refuses, or others change the index again and again.
+        ZooError: The store refuses, or others change the index again and again.
     """
     for turn in range(INDEX_TRIES):
         version = storage.version(INDEX)  # first: where it changes before it is read, the condition fails
@@ -104,7 +104,7 @@ def change_index(storage: BucketStorage, change: _Change) -> bool:
         if outcome is None:
             storage.write(INDEX, new)
         time.sleep(SETTLE * random.uniform(0.5, 1.5))
-    raise PlaceError(
+    raise ZooError(
         f"{storage.uri}/{INDEX}: other publishers changed it {INDEX_TRIES} times in a row; publish again"
     )
 
@@ -127,7 +127,7 @@ def _ours(storage: BucketStorage, name: str) -> list[str]:
             records[folder] = _listed(storage, folder)
         revision = re.fullmatch(rf"{re.escape(name)}/[0-9a-f]{{{REVISION_DIGITS}}}", folder)
         # A publisher that was killed leaves files of a revision without their manifest.
-        usual = file.endswith(SUFFIXES) or file in ("LICENSE", "LICENCE", "NOTICE")
+        usual = file.endswith(SUFFIXES) or file in ("LICENSE", "LICENSE", "NOTICE")
         listed = file == MANIFEST or file in records[folder]
         if not (listed if folder == name else revision and (listed or usual)):
             raise ConfigError(

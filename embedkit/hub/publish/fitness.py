@@ -27,7 +27,7 @@ def check_facts(facts: Mapping[str, Any], where: str) -> None:
     Raises:
         EntryError: Words with line breaks or controls, or too long; a negative cost; a share above 1.
     """
-    for key in ("method", "architecture", "data", "licence", "family"):
+    for key in ("method", "architecture", "data", "license", "family"):
         _check_words(facts[key], f"{where}: {key}", _LONGEST_WORDS)
     metrics = facts["metrics"]
     _check_words(str(metrics.get("protocol", "")), f"{where}: metrics.protocol", _LONGEST_WORDS)

@@ -9,7 +9,7 @@ from pathlib import Path
 from embedkit._io.atomic import clear_leftovers, remove_folder, replacing_folder
 from embedkit._io.reading import read_regular
 from embedkit.errors import ConfigError, EmbedkitError, OutputError
-from embedkit.hub.folder import FolderEntry, FolderPlace, check_entry_place
+from embedkit.hub.folder import FolderEntry, FolderZoo, check_entry_zoo
 from embedkit.hub.limits import INDEX_LIMIT
 from embedkit.hub.publish.index import build_facts, changed_index, check_zoo
 from embedkit.hub.publish.publish import Published
@@ -21,7 +21,7 @@ def publish_to_folder(entry: VerifiedEntry, zoo: Path) -> Published:
     """Publish an entry to a zoo folder, which is made where it is missing; see `publish`."""
     target = zoo / entry.name
     check_zoo(zoo)
-    check_entry_place(target)
+    check_entry_zoo(target)
     try:
         zoo.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -32,7 +32,7 @@ def publish_to_folder(entry: VerifiedEntry, zoo: Path) -> Published:
         clear_leftovers(target)  # also where there is nothing to write: the last writer may have been killed
         if not _is_same(entry, target):
             old = _records(target)
-            check_entry_place(target)  # again, under the lock
+            check_entry_zoo(target)  # again, under the lock
             with replacing_folder(target) as partial:
                 for name in entry.manifest.files:
                     (partial / name).write_bytes(entry.read(name))
@@ -56,14 +56,14 @@ def remove_from_folder(name: str, zoo: Path) -> None:
         if folder.is_symlink():
             folder.unlink()
         elif folder.exists():
-            check_entry_place(folder)
+            check_entry_zoo(folder)
             remove_folder(folder)
         clear_leftovers(folder)
 
 
 def _holds(zoo: Path, name: str) -> bool:
     """Whether an entry lies here, or is listed still after a removal that was killed."""
-    return (zoo / name / MANIFEST).is_file() or (zoo.is_dir() and name in FolderPlace(zoo).index().rows)
+    return (zoo / name / MANIFEST).is_file() or (zoo.is_dir() and name in FolderZoo(zoo).index().rows)
 
 
 def _is_same(entry: VerifiedEntry, target: Path) -> bool:

@@ -16,10 +16,10 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from embedkit._io.messages import quoted
-from embedkit.errors import AccessError, ConfigError, EntryError, PlaceError
+from embedkit.errors import AccessError, ConfigError, EntryError, ZooError
 from embedkit.hub.catalog import REVISION_DIGITS
 from embedkit.hub.download import persistent
-from embedkit.hub.hf import HUB, INDEX_REPOSITORY, HubPlace, ask, hub_module
+from embedkit.hub.hf import HUB, INDEX_REPOSITORY, HubZoo, ask, hub_module
 from embedkit.hub.limits import CONFIG_LIMIT, INDEX_LIMIT, MANIFEST_LIMIT
 from embedkit.hub.publish.index import build_facts
 from embedkit.hub.publish.publish import Published, merged_index
@@ -35,10 +35,10 @@ _PAUSE = 0.1
 
 
 def publish_to_hub(
-    entry: VerifiedEntry, organisation: str, *, private: bool, tag: str | None, token: str | None
+    entry: VerifiedEntry, organization: str, *, private: bool, tag: str | None, token: str | None
 ) -> Published:
-    """Publish an entry as `organisation/<name>`; see `publish`."""
-    place = HubPlace(organisation, token)
+    """Publish an entry as `organization/<name>`; see `publish`."""
+    place = HubZoo(organization, token)
     if place.token is None:
         raise ConfigError(
             f"publishing to {place.uri} needs a token that may write: give it with --token, or log in"
@@ -76,15 +76,15 @@ def publish_to_hub(
     )
 
 
-def unlist_on_hub(name: str, organisation: str, *, token: str | None) -> None:
-    """Take an entry off the organisation's index; its repository stays."""
-    place = HubPlace(organisation, token)
+def unlist_on_hub(name: str, organization: str, *, token: str | None) -> None:
+    """Take an entry off the organization's index; its repository stays."""
+    place = HubZoo(organization, token)
     if name not in place.index().rows:
         raise ConfigError(f"{place.uri} lists no entry {name!r}")
     _change_index(place, lambda entries: {k: v for k, v in entries.items() if k != name}, f"remove {name}")
 
 
-def _check_card(place: HubPlace, card: str) -> None:
+def _check_card(place: HubZoo, card: str) -> None:
     """Let the hub look at the card's YAML before anything is made."""
     web = WebStorage(place.endpoint, place.token)
     status, answer = web.post_json("api/validate-yaml", {"content": card, "repoType": "model"})
@@ -96,7 +96,7 @@ def _check_card(place: HubPlace, card: str) -> None:
         raise EntryError(f"{CARD}: {place.endpoint} refuses its YAML: {said}")
 
 
-def _check_repository(place: HubPlace, name: str) -> None:
+def _check_repository(place: HubZoo, name: str) -> None:
     """Refuse a repository that holds another model: its files of these names would be replaced.
 
     Raises:
@@ -108,11 +108,11 @@ def _check_repository(place: HubPlace, name: str) -> None:
         if _small(place, name, path, CONFIG_LIMIT) is not None:
             raise ConfigError(
                 f"{place.uri}/{name} holds {path} and is no entry of embedkit: rename that repository, or publish "
-                "to another organisation"
+                "to another organization"
             )
 
 
-def _make(place: HubPlace, name: str, private: bool) -> None:
+def _make(place: HubZoo, name: str, private: bool) -> None:
     ask(
         f"{place.uri}/{name}",
         lambda: place.api().create_repo(place.repository(name), private=private, exist_ok=True),
@@ -120,7 +120,7 @@ def _make(place: HubPlace, name: str, private: bool) -> None:
     )
 
 
-def _old_manifest(place: HubPlace, name: str) -> Mapping[str, object]:
+def _old_manifest(place: HubZoo, name: str) -> Mapping[str, object]:
     text = _small(place, name, MANIFEST, MANIFEST_LIMIT)
     try:
         return Manifest.from_json(text).files if text is not None else {}
@@ -128,7 +128,7 @@ def _old_manifest(place: HubPlace, name: str) -> Mapping[str, object]:
         return {}
 
 
-def _small(place: HubPlace, name: str, path: str, limit: int) -> bytes | None:
+def _small(place: HubZoo, name: str, path: str, limit: int) -> bytes | None:
     try:
         return persistent(lambda: place.storage(name).read(path, limit))
     except (FileNotFoundError, AccessError):
@@ -136,7 +136,7 @@ def _small(place: HubPlace, name: str, path: str, limit: int) -> bytes | None:
 
 
 def _commit(
-    place: HubPlace, name: str, content: Mapping[str, bytes | None], message: str, parent: str | None
+    place: HubZoo, name: str, content: Mapping[str, bytes | None], message: str, parent: str | None
 ) -> str:
     """Commit files (None removes one); the new commit."""
     hub = hub_module()
@@ -173,7 +173,7 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _tag(place: HubPlace, name: str, tag: str, commit: str) -> str:
+def _tag(place: HubZoo, name: str, tag: str, commit: str) -> str:
     """Put a tag on a commit, unless it is on one already; the commit that it is on."""
     there = place.commit(name, tag)
     if there is None:
@@ -186,9 +186,7 @@ def _tag(place: HubPlace, name: str, tag: str, commit: str) -> str:
     return there or commit
 
 
-def _change_index(
-    place: HubPlace, change: Callable[[dict[str, Any]], Mapping[str, Any]], message: str
-) -> bool:
+def _change_index(place: HubZoo, change: Callable[[dict[str, Any]], Mapping[str, Any]], message: str) -> bool:
     """Commit a changed index, on top of what was read; again when somebody else was quicker."""
     for turn in range(_INDEX_TRIES):
         parent = place.commit(INDEX_REPOSITORY, "main")
@@ -198,7 +196,7 @@ def _change_index(
             return False
         try:
             _commit(place, INDEX_REPOSITORY, {INDEX: new}, message, parent)
-        except PlaceError:
+        except ZooError:
             if turn == _INDEX_TRIES - 1 or place.commit(INDEX_REPOSITORY, "main") == parent:
                 raise
             time.sleep(_PAUSE * random.uniform(0.5, 1.5))
@@ -207,11 +205,9 @@ def _change_index(
     return False
 
 
-def _index(place: HubPlace) -> bytes | None:
+def _index(place: HubZoo) -> bytes | None:
     return _small(place, INDEX_REPOSITORY, INDEX, INDEX_LIMIT)
 
 
-def _merged(
-    place: HubPlace, old: bytes | None, change: Callable[[dict[str, Any]], Mapping[str, Any]]
-) -> bytes:
+def _merged(place: HubZoo, old: bytes | None, change: Callable[[dict[str, Any]], Mapping[str, Any]]) -> bytes:
     return merged_index(old, f"{place.uri}/{INDEX_REPOSITORY}/{INDEX}", change)

@@ -21,7 +21,7 @@ from embedkit._io.outputs import check_ours
 from embedkit._io.reading import read_regular
 from embedkit.errors import ConfigError, EntryError
 from embedkit.hub.catalog import Index
-from embedkit.hub.folder import FolderEntry, FolderPlace
+from embedkit.hub.folder import FolderEntry, FolderZoo
 from embedkit.hub.limits import INDEX_LIMIT
 from embedkit.hub.publish.pages import HEAD, TABLE, pages, table_bytes
 from embedkit.hub.verified import VerifiedEntry
@@ -87,7 +87,7 @@ def changed_index(
         UserWarning: As for `update_index`.
     """
     check_zoo(zoo)
-    FolderPlace(zoo)  # refused by its name, before it is locked
+    FolderZoo(zoo)  # refused by its name, before it is locked
     with locked_folder(zoo):
         index = build_index(zoo, add=add, remove=remove, damaged=_keep_row)
         files = {**pages(index), INDEX: index_bytes(index)}
@@ -171,7 +171,7 @@ def build_index(
         EntryError: A folder that is named as an entry and is none, or (IntegrityError) a configuration that
             was changed by hand.
     """
-    place = FolderPlace(zoo)
+    place = FolderZoo(zoo)
     entries = dict(add or {})
     for folder in sorted(zoo.iterdir()):
         name = folder.name
@@ -218,7 +218,7 @@ def build_facts(entry: VerifiedEntry) -> dict[str, Any]:
         "architecture": config.architecture,
         "data": config.data,
         "dim": config.dim,
-        "licence": config.licence,
+        "license": config.license,
         "bytes": len(entry.manifest_bytes) + sum(record.size for record in entry.manifest.files.values()),
         "kind": config.kind,
         "family": str(config.provenance.get("family", "")),

@@ -50,12 +50,12 @@ def table_bytes(index: dict[str, Any]) -> bytes:
     """The table of entries, as it begins the page."""
     lines = [
         HEAD,
-        "| entry | method | network | data | dim | size | licence |",
+        "| entry | method | network | data | dim | size | license |",
         "|---|---|---|---|---|---|---|",
     ]
     for name, facts in sorted(index["entries"].items()):
         cells = [f"[{name}]({name}/README.md)"]
         cells += [escape(facts[key]) for key in ("method", "architecture", "data", "dim")]
-        cells += [f"{facts['bytes'] / 1e6:.1f} MB", escape(facts["licence"])]
+        cells += [f"{facts['bytes'] / 1e6:.1f} MB", escape(facts["license"])]
         lines.append(f"| {' | '.join(cells)} |")
     return ("\n".join(lines) + "\n").encode()

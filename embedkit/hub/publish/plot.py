@@ -1,4 +1,4 @@
-"""Encoders on one data set as a picture, an SVG: how good each is over what it cost to train."""
+"""Encoders on one data set as an image, an SVG: how good each is over what it cost to train."""
 
 from __future__ import annotations
 

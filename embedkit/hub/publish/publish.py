@@ -22,7 +22,7 @@ from embedkit.hub.folder import FolderEntry
 from embedkit.hub.limits import check_file_list
 from embedkit.hub.publish.fitness import check_facts
 from embedkit.hub.publish.index import build_facts, check_zoo, index_bytes, make_index, pages, update_index
-from embedkit.hub.urls import file_path, is_url, parse_place
+from embedkit.hub.urls import file_path, is_url, parse_zoo
 from embedkit.hub.verified import VerifiedEntry
 from embedkit.model.layout import CARD, ENTRY_NAME
 
@@ -53,7 +53,7 @@ def publish(
 
     Args:
         entry: The entry; every byte is verified on its way.
-        to: A folder, `file://`, `s3://bucket/zoo` or another URL of fsspec, or `hf://organisation`.
+        to: A folder, `file://`, `s3://bucket/zoo` or another URL of fsspec, or `hf://organization`.
         private: Make the Hub's repository a private one, when it is made.
         tag: A further tag on the Hub, beside that of the revision.
         token: Credential for the Hub.
@@ -61,11 +61,11 @@ def publish(
     Raises:
         ConfigError: The place cannot be published to, or the tag is another version's.
         EntryError: The entry is not fit to be published, or (IntegrityError) was changed.
-        PlaceError: The place refuses, or (UnreachableError) is down.
+        ZooError: The place refuses, or (UnreachableError) is down.
         OutputError: The folder cannot be written.
     """
     if not to:
-        raise ConfigError("expected a place to publish to: a folder, s3://bucket/zoo or hf://organisation")
+        raise ConfigError("expected a place to publish to: a folder, s3://bucket/zoo or hf://organization")
     _check(entry)
     if is_url(to) and not to.startswith("file://"):
         check_online(to)
@@ -76,7 +76,7 @@ def publish(
         from embedkit.hub.publish.hf import publish_to_hub
 
         return publish_to_hub(
-            entry, parse_place(to).place.removeprefix("hf://"), private=private, tag=tag, token=token
+            entry, parse_zoo(to).place.removeprefix("hf://"), private=private, tag=tag, token=token
         )
     if not is_url(to) or to.startswith("file://"):
         from embedkit.hub.publish.folder import publish_to_folder
@@ -88,7 +88,7 @@ def publish(
 
 
 def refresh(zoo: str) -> dict[str, Any]:
-    """Verify every byte of a zoo folder, and write its index and table anew.
+    """Verify every byte of a zoo folder, and write its index and table again.
 
     Returns:
         The index.
@@ -124,7 +124,7 @@ def withdraw(name: str, zoo: str, *, token: str | None = None) -> None:
     if zoo.startswith("hf://"):
         from embedkit.hub.publish.hf import unlist_on_hub
 
-        unlist_on_hub(name, parse_place(zoo).place.removeprefix("hf://"), token=token)
+        unlist_on_hub(name, parse_zoo(zoo).place.removeprefix("hf://"), token=token)
     elif not is_url(zoo) or zoo.startswith("file://"):
         from embedkit.hub.publish.folder import remove_from_folder
 

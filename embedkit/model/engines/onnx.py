@@ -35,7 +35,7 @@ class OnnxEngine:
     """ONNX Runtime over one entry's graph and weights.
 
     On the CPU, one intra-op thread runs each call and `concurrency` calls run side by side: a core that works on
-    a batch of its own never waits for another one, and a picture's embedding does not depend on how many threads
+    a batch of its own never waits for another one, and an image's embedding does not depend on how many threads
     there are.
 
     Attributes:
@@ -136,7 +136,7 @@ class OnnxEngine:
             pixels: uint8 (N, C, H, W), C-contiguous.
 
         Returns:
-            float32 (N, D), not normalised.
+            float32 (N, D), not normalized.
         """
         return next(iter(self.run_all(pixels).values()))
 
@@ -167,7 +167,7 @@ class OnnxEngine:
             device: ONNX Runtime's device type (`cuda`, `cpu`) and index.
 
         Returns:
-            float32 (N, D), not normalised.
+            float32 (N, D), not normalized.
         """
         return next(iter(self._run_bound(pixels, device).values()))
 

@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from embedkit._io.atomic import replacing
-from embedkit.embeddings.metadata import Passport
+from embedkit.embeddings.metadata import Metadata
 from embedkit.embeddings.table import Embeddings
 from embedkit.encoder import Encoder, load_encoder, open_engine, reason_of, resolve_threads
 from embedkit.errors import ConfigError, EntryError, ImageError, OutputError
@@ -46,7 +46,7 @@ _MEAN_FACE = np.array(
         # nose
         (0.490127, 0.203352), (0.490127, 0.307009), (0.490127, 0.409805), (0.490127, 0.515625), (0.366880, 0.587326),
         (0.426036, 0.609345), (0.490127, 0.628106), (0.554217, 0.609345), (0.613373, 0.587326),
-        # left and right eye of the picture
+        # left and right eye of the image
         (0.121737, 0.216423), (0.187122, 0.178758), (0.265825, 0.179852), (0.334606, 0.231733), (0.260918, 0.245099),
         (0.182743, 0.244077), (0.645647, 0.231733), (0.714428, 0.179852), (0.793132, 0.178758), (0.858516, 0.216423),
         (0.797510, 0.244077), (0.719335, 0.245099),
@@ -60,13 +60,13 @@ _MEAN_FACE = np.array(
 
 @dataclass(frozen=True, eq=False)
 class Face:
-    """One face of a picture. Pixels are those of the upright picture, (0, 0) its upper left corner.
+    """One face of an image. Pixels are those of the upright image, (0, 0) its upper left corner.
 
     Attributes:
         box: Left, top, right and bottom, in pixels.
         score: How sure the detector is, in [0, 1].
         points: float64 (68, 2), x and y in pixels, in dlib's order (iBUG 300-W).
-        chip: uint8 (150, 150, 3), the face upright and in the middle; black beyond the picture's edge.
+        chip: uint8 (150, 150, 3), the face upright and in the middle; black beyond the image's edge.
     """
 
     box: tuple[float, float, float, float]
@@ -76,7 +76,7 @@ class Face:
 
 
 class FaceFinder:
-    """Pictures -> faces, by a detector and a landmark network of the zoo. Thread-safe."""
+    """Images -> faces, by a detector and a landmark network of the zoo. Thread-safe."""
 
     def __init__(
         self,
@@ -108,33 +108,33 @@ class FaceFinder:
         )
 
     def find(self, image: ImageLike, *, min_score: float = MIN_SCORE) -> list[Face]:
-        """Find the faces of a picture, the largest first.
+        """Find the faces of an image, the largest first.
 
         Args:
-            image: A path, the bytes of a picture file, a Pillow image, or a uint8 array (H, W, 3) or (H, W).
+            image: A path, the bytes of an image file, a Pillow image, or a uint8 array (H, W, 3) or (H, W).
             min_score: The least score of a face, in [0, 1].
 
         Returns:
             The faces; none where nothing scores enough.
 
         Raises:
-            ImageError: The picture cannot be read; the message names it where it is a path.
+            ImageError: The image cannot be read; the message names it where it is a path.
             ConfigError: `min_score` is not a share.
         """
         if not 0 <= min_score <= 1:
             raise ConfigError(f"min_score: expected a number in [0, 1], found {min_score}")
         try:
-            picture = upright(image)
+            upright_image = upright(image)
         except (ImageError, OSError) as fault:
             if not isinstance(image, (str, os.PathLike)):
                 raise
             raise ImageError(f"{os.fspath(image)}: {reason_of(fault)}") from None
-        boxes, scores = self._boxes(picture, min_score)
+        boxes, scores = self._boxes(upright_image, min_score)
         if not len(boxes):
             return []
         # The network wants whole pixels, and nothing beyond the edge.
         crops = np.concatenate([np.floor(boxes[:, :2]), np.ceil(boxes[:, 2:])], axis=1).astype(int)
-        faces = [picture.crop(tuple(crop)) for crop in crops.tolist()]
+        faces = [upright_image.crop(tuple(crop)) for crop in crops.tolist()]
         pixels = np.stack([read_pixels(face, self._landmarks_take, decode="exact") for face in faces])
         shares = self._landmarks.run_all(pixels)["points"]  # (F, 68, 2)
         points = [
@@ -142,19 +142,19 @@ class FaceFinder:
             for share, face, crop in zip(shares.astype(np.float64), faces, crops, strict=True)
         ]
         return [
-            Face(tuple(box.tolist()), float(score), marks, chip_of(picture, marks))
+            Face(tuple(box.tolist()), float(score), marks, chip_of(upright_image, marks))
             for box, score, marks in zip(boxes, scores, points, strict=True)
         ]
 
-    def _boxes(self, picture: Image.Image, min_score: float) -> tuple[np.ndarray, np.ndarray]:
-        """Boxes float64 (F, 4) in the picture's pixels and their scores (F,), the largest box first."""
-        pixels = read_pixels(picture, self._detector_takes, decode="exact")
+    def _boxes(self, image: Image.Image, min_score: float) -> tuple[np.ndarray, np.ndarray]:
+        """Boxes float64 (F, 4) in the image's pixels and their scores (F,), the largest box first."""
+        pixels = read_pixels(image, self._detector_takes, decode="exact")
         outputs = self._detector.run_all(pixels[None])
         boxes, scores = outputs["boxes"][0].astype(np.float64), outputs["scores"][0]
         enough = scores >= min_score
         boxes, scores = boxes[enough], scores[enough]
-        corners = _from_input(boxes.reshape(-1, 2, 2), picture.size, self._detector_takes)
-        boxes = np.clip(corners, 0, picture.size).reshape(-1, 4)
+        corners = _from_input(boxes.reshape(-1, 2, 2), image.size, self._detector_takes)
+        boxes = np.clip(corners, 0, image.size).reshape(-1, 4)
         sides = boxes[:, 2:] - boxes[:, :2]
         inside = (sides >= 1).all(axis=1)
         boxes, scores = boxes[inside], scores[inside]
@@ -196,7 +196,7 @@ class FaceEncoder:
     def encode(
         self, image: ImageLike, *, min_score: float = MIN_SCORE, normalize: bool = True
     ) -> tuple[list[Face], np.ndarray]:
-        """Find the faces of one picture and embed each.
+        """Find the faces of one image and embed each.
 
         Args:
             image: As for `FaceFinder.find`.
@@ -207,7 +207,7 @@ class FaceEncoder:
             The faces, the largest first, and float32 (F, D), a row for each.
 
         Raises:
-            ImageError: The picture cannot be read.
+            ImageError: The image cannot be read.
         """
         faces = self.finder.find(image, min_score=min_score)
         return faces, self.encode_faces(faces, normalize=normalize)
@@ -216,27 +216,25 @@ class FaceEncoder:
         """Embed faces that were found: float32 (F, D)."""
         return self.encoder.encode([face.chip for face in faces], decode="exact", normalize=normalize)
 
-    def embed(
-        self, pictures: Iterable[str | os.PathLike[str]], *, min_score: float = MIN_SCORE
-    ) -> Embeddings:
-        """Embed every face of every picture.
+    def embed(self, images: Iterable[str | os.PathLike[str]], *, min_score: float = MIN_SCORE) -> Embeddings:
+        """Embed every face of every image.
 
         Args:
-            pictures: Paths, which become the ids.
+            images: Paths, which become the ids.
             min_score: The least score of a face, in [0, 1].
 
         Returns:
-            A row a face; `parts` counts the faces of a picture from 0, the largest first. Pictures without a face have
+            A row a face; `parts` counts the faces of an image from 0, the largest first. Images without a face have
             no row. Label columns: `left`, `top`, `right`, `bottom` (pixels) and `score`.
 
         Raises:
-            ImageError: A picture cannot be read; the message names it.
+            ImageError: An image cannot be read; the message names it.
         """
         ids: list[str] = []
         parts: list[int] = []
         rows: list[np.ndarray] = []
         labels: dict[str, list] = {key: [] for key in ("left", "top", "right", "bottom", "score")}
-        for path in pictures:
+        for path in images:
             faces, found = self.encode(path, min_score=min_score)
             ids += [os.fspath(path)] * len(faces)
             parts += range(len(faces))
@@ -245,16 +243,16 @@ class FaceEncoder:
                 for key, value in zip(labels, (*face.box, face.score), strict=True):
                     labels[key].append(value)
         vectors = np.concatenate(rows) if rows else np.empty((0, self.encoder.dim), np.float32)
-        return Embeddings(ids, np.array(parts, np.int32), vectors, passport_of(self.encoder), labels)
+        return Embeddings(ids, np.array(parts, np.int32), vectors, metadata_of(self.encoder), labels)
 
 
-def choose(faces: Sequence[Face], part: int | None = None, *, where: str = "the picture") -> Face:
+def choose(faces: Sequence[Face], part: int | None = None, *, where: str = "the image") -> Face:
     """The one face that is meant.
 
     Args:
-        faces: Those of a picture, the largest first.
+        faces: Those of an image, the largest first.
         part: Its number, from 0; None where there must be just one.
-        where: The picture, for messages.
+        where: The image, for messages.
 
     Raises:
         ImageError: No face, several where one was expected, or none of this number.
@@ -330,30 +328,28 @@ def similarity_transform(source: np.ndarray, target: np.ndarray) -> np.ndarray:
     return np.column_stack([scale * rotation, target_mean - scale * rotation @ source_mean])  # equation 41
 
 
-def chip_of(
-    picture: Image.Image, points: np.ndarray, size: int = CHIP, padding: float = PADDING
-) -> np.ndarray:
+def chip_of(image: Image.Image, points: np.ndarray, size: int = CHIP, padding: float = PADDING) -> np.ndarray:
     """Cut a face out, upright, of one size and in the middle, as dlib's encoder was trained on.
 
     Args:
-        picture: RGB.
+        image: RGB.
         points: float (68, 2), in pixels.
         size: Side of the chip, in pixels.
         padding: Margin on each side, as a share of the mean face.
 
     Returns:
-        uint8 (size, size, 3); black beyond the picture's edge.
+        uint8 (size, size, 3); black beyond the image's edge.
 
     Raises:
         ImageError: The points lie all in one place.
     """
     places = (_MEAN_FACE + padding) / (1 + 2 * padding) * size  # (33, 2), in the chip's pixels
-    # From the picture to the chip, as dlib fits it the other way: errors count in the picture's pixels there.
+    # From the image to the chip, as dlib fits it the other way: errors count in the image's pixels there.
     matrix = similarity_transform(places, np.asarray(points)[_POINTS])
     # Pillow takes single samples: a large face is drawn larger first, and then averaged.
     factor = min(8, max(1, math.ceil(math.hypot(matrix[0, 0], matrix[1, 0]))))
     matrix = matrix / np.array([factor, factor, 1])
-    drawn = picture.transform(
+    drawn = image.transform(
         (size * factor, size * factor),
         Image.Transform.AFFINE,
         tuple(matrix.ravel().tolist()),
@@ -363,23 +359,23 @@ def chip_of(
 
 
 def draw_faces(
-    pictures: Sequence[tuple[ImageLike, Sequence[Face]]], output: str | os.PathLike[str], *, height: int = 640
+    images: Sequence[tuple[ImageLike, Sequence[Face]]], output: str | os.PathLike[str], *, height: int = 640
 ) -> None:
-    """Draw pictures side by side, each face in a box with its number and its points, for people to look at.
+    """Draw images side by side, each face in a box with its number and its points, for people to look at.
 
     Args:
-        pictures: Each with its faces, numbered in this order.
+        images: Each with its faces, numbered in this order.
         output: A .png or .jpg file.
-        height: Of every picture in what is drawn, in pixels.
+        height: Of every image in what is drawn, in pixels.
 
     Raises:
         OutputError: The file cannot be written.
     """
     panels = []
-    for image, faces in pictures:
-        picture = upright(image)
-        scale = height / picture.height
-        panel = picture.resize((max(1, round(picture.width * scale)), height), Image.Resampling.BICUBIC)
+    for image, faces in images:
+        drawn = upright(image)
+        scale = height / drawn.height
+        panel = drawn.resize((max(1, round(drawn.width * scale)), height), Image.Resampling.BICUBIC)
         pen = ImageDraw.Draw(panel)
         for number, face in enumerate(faces):
             left, top, right, bottom = (value * scale for value in face.box)
@@ -400,9 +396,9 @@ def draw_faces(
         sheet.save(file, form)
 
 
-def passport_of(encoder: Encoder) -> Passport:
-    """The passport of an encoder's normalised rows, without a run."""
-    return Passport(
+def metadata_of(encoder: Encoder) -> Metadata:
+    """The metadata of an encoder's normalized rows, without a run."""
+    return Metadata(
         entry=encoder.name,
         manifest_sha256=encoder.revision,
         fingerprint=encoder.fingerprint,
@@ -427,7 +423,7 @@ def _open_kind(name: str | os.PathLike[str], kind: str, options: EngineOptions):
 
 
 def _from_input(shares: np.ndarray, size: tuple[int, int], preprocess: Preprocess) -> np.ndarray:
-    """Places as shares of the network's input, (..., 2), in pixels of the picture of this (width, height)."""
+    """Places as shares of the network's input, (..., 2), in pixels of the image of this (width, height)."""
     height, width = preprocess.size
     kept_w, kept_h = width, height
     if preprocess.resize == "longest":

@@ -1,14 +1,14 @@
-"""A picture of the space: a map of embeddings as one HTML file that opens from the disk, without a network.
+"""An image of the space: a map of embeddings as one HTML file that opens from the disk, without a network.
 
 Rows are placed in the plane by UMAP (Uniform Manifold Approximation and Projection, McInnes, Healy and Melville 2018,
 arXiv 1802.03426) where umap-learn is installed, on 50 principal components of the unit vectors, else by the first two
-of these. Neighbours are exact, by cosine in the full space: on a map alone, near things may look far and far things
+of these. Neighbors are exact, by cosine in the full space: on a map alone, near things may look far and far things
 near.
 
-The page is `assets/atlas.*` with d3 (7.9.2, ISC licence, unchanged) for pan, zoom and look-up, and a plain canvas.
+The page is `assets/atlas.*` with d3 (7.9.2, ISC license, unchanged) for pan, zoom and look-up, and a plain canvas.
 Every atlas carries its library: d3 takes 281 kB, pixi.js (8.22) 841 kB and deck.gl (9.4) 2.1 MB; regl-scatterplot
-(1.16) takes 111 kB and draws points, not pictures. These three also need WebGL, while a 2-D canvas draws the few
-hundred pictures that have room at once, and 5,000 points, in 16 to 18 ms without a GPU.
+(1.16) takes 111 kB and draws points, not images. These three also need WebGL, while a 2-D canvas draws the few
+hundred images that have room at once, and 5,000 points, in 16 to 18 ms without a GPU.
 """
 
 from __future__ import annotations
@@ -48,13 +48,13 @@ from embedkit.workflows.visual.thumbnails import thumbnails
 __all__ = ["MAPS", "Atlas", "check_atlas", "project", "write_atlas"]
 
 MAPS = ("auto", "umap", "pca")
-#: Pictures on an atlas unless more are asked for.
+#: Images on an atlas unless more are asked for.
 MOST = 5000
 #: The longer side of a thumbnail in pixels, by how many there are at most: 5,000 photographs take about 15 MB.
 EDGES = ((1000, 128), (6000, 96), (15_000, 64), (50_000, 48))
 #: Thumbnails in a row and in a column of one sheet.
 ACROSS = 16
-#: Neighbours of each picture.
+#: Neighbors of each image.
 DEPTH = 12
 #: Components that UMAP sees.
 COMPONENTS = 50
@@ -68,15 +68,15 @@ class Atlas:
 
     Attributes:
         path: The file.
-        pictures: How many it shows.
+        images: How many it shows.
         rows: How many the embeddings have.
         map: `umap` or `pca`.
         size: Bytes of the file.
-        missing: Names of the pictures that could not be read.
+        missing: Names of the images that could not be read.
     """
 
     path: Path
-    pictures: int
+    images: int
     rows: int
     map: str
     size: int
@@ -116,24 +116,24 @@ def write_atlas(
     Args:
         source: A file or a folder of embeddings.
         path: `X.html`.
-        originals: Where the pictures come from; ids as paths from the working folder when None.
-        groups: What pictures are coloured by; nothing when None.
-        most: Pictures that are shown, drawn evenly by the seed where there are more.
+        originals: Where the images come from; ids as paths from the working folder when None.
+        groups: What images are colored by; nothing when None.
+        most: Images that are shown, drawn evenly by the seed where there are more.
         method: `umap`, `pca`, or `auto`: UMAP when it is installed.
         title: Of the page; the source's name when None.
         seed: Of the sample and of UMAP.
         threads: That make thumbnails; all cores when None.
 
     Raises:
-        ConfigError: No row, an unknown method, or more than 50,000 pictures.
-        SourceError: Not one of the pictures can be read.
-        OutputError: The file cannot be written, is one of the pictures, or the embeddings cannot be read.
+        ConfigError: No row, an unknown method, or more than 50,000 images.
+        SourceError: Not one of the images can be read.
+        OutputError: The file cannot be written, is one of the images, or the embeddings cannot be read.
         MissingDependencyError: `umap` is asked for and not installed.
     """
     check_atlas(path)
     path = Path(path)
     if not 1 <= most <= EDGES[-1][0]:
-        raise ConfigError(f"most: expected 1 to {EDGES[-1][0]:,} pictures, found {most:,}")
+        raise ConfigError(f"most: expected 1 to {EDGES[-1][0]:,} images, found {most:,}")
     originals = originals or Originals()
     if isinstance(source, (str, os.PathLike)):
         check_outputs({"the atlas": path}, {"the embeddings": source})
@@ -148,19 +148,19 @@ def write_atlas(
     points, used = project(vectors, method, seed=seed)
     count = len(names)
     edge = next(edge for limit, edge in EDGES if count <= limit)
-    near, cosines = _neighbours(vectors, min(DEPTH, count - 1))
+    near, cosines = _neighbors(vectors, min(DEPTH, count - 1))
     if title is None:
         title = Path(source).name if isinstance(source, (str, os.PathLike)) else "Atlas"
-    entry = f" of {rows.passport.entry}" if rows.passport else ""
+    entry = f" of {rows.metadata.entry}" if rows.metadata else ""
     prefix = common_folder(names)
-    shown = f"{count:,} of {total:,} pictures, evenly drawn" if count < total else f"{count:,} pictures"
+    shown = f"{count:,} of {total:,} images, evenly drawn" if count < total else f"{count:,} images"
     how = "UMAP" if used == "umap" else "their first two principal components"
     data = {
         "facts": f"{shown}; embeddings{entry}, placed by {how}. Similar ones are by cosine, not by the map."
         + (f" Names are relative to {visible(prefix)}" if prefix else ""),
         "names": [visible(name.removeprefix(prefix)) for name in names],
         **{axis: _base64(column, "<u2") for axis, column in zip("xy", _on_grid(points).T, strict=True)},
-        "neighbours": _base64(near, "<u4"),
+        "neighbors": _base64(near, "<u4"),
         "cosines": _base64(np.round(cosines * 10_000), "<i2"),
         "depth": near.shape[1],
         "edge": edge,
@@ -270,7 +270,7 @@ def _umap(method: str) -> Any:
     return umap
 
 
-def _neighbours(vectors: np.ndarray, depth: int) -> tuple[np.ndarray, np.ndarray]:
+def _neighbors(vectors: np.ndarray, depth: int) -> tuple[np.ndarray, np.ndarray]:
     """Rows int64 (N, depth) and cosines float32 (N, depth) of the nearest, exactly."""
     count = len(vectors)
     if not depth:
@@ -302,7 +302,7 @@ def _grouped(groups: Groups | None, names: Sequence[str]) -> dict[str, Any]:
     whole = Counter(groups.of.values())  # their order is not the sample's
     if len(sizes) > 1000:
         raise ConfigError(
-            f"{groups.title}: {len(sizes):,} different values cannot be told apart by colour; take clusters, or a "
+            f"{groups.title}: {len(sizes):,} different values cannot be told apart by color; take clusters, or a "
             "column of at most 1,000"
         )
     ordered = sorted(sizes, key=lambda value: (-whole[value], value))

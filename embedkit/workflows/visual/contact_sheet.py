@@ -1,4 +1,4 @@
-"""Contact sheets: pictures in rows under headings, as one HTML file or one PNG, for people to look at.
+"""Contact sheets: images in rows under headings, as one HTML file or one PNG, for people to look at.
 
 The HTML holds its thumbnails and needs neither network nor script: its policy forbids both. All text in it comes
 from file names and the like, which anybody may have chosen, so every piece is escaped and control characters are
@@ -44,21 +44,21 @@ __all__ = [
 
 #: Side of a thumbnail in pixels.
 EDGE = 160
-#: Pictures on one sheet: an HTML of about 15 MB, a PNG of about 12,000 pixels in height.
+#: Images on one sheet: an HTML of about 15 MB, a PNG of about 12,000 pixels in height.
 MOST = {".html": 2000, ".png": 400}
-#: Pictures of one group of duplicates, and pictures of a cluster beside its exemplars.
+#: Images of one group of duplicates, and images of a cluster beside its exemplars.
 MOST_OF_GROUP, MEMBERS = 12, 9
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tile:
-    """One picture of a sheet.
+    """One image of a sheet.
 
     Attributes:
-        name: The id of a picture, or the name of a row.
+        name: The id of an image, or the name of a row.
         title: What stands below it; the name when empty.
         note: A second line, as a cosine.
-        badge: One word on the picture, as `query`.
+        badge: One word on the image, as `query`.
     """
 
     name: str
@@ -69,7 +69,7 @@ class Tile:
 
 @dataclass(frozen=True)
 class Section:
-    """Pictures under one heading; `note` stands beside it."""
+    """Images under one heading; `note` stands beside it."""
 
     title: str
     tiles: list[Tile]
@@ -82,13 +82,13 @@ class Sheet:
 
     Attributes:
         path: The file.
-        pictures: How many it shows.
-        missing: Names of the pictures that could not be read, each once.
+        images: How many it shows.
+        missing: Names of the images that could not be read, each once.
         left_out: Sections that found no room.
     """
 
     path: Path
-    pictures: int
+    images: int
     missing: list[str] = field(default_factory=list)
     left_out: int = 0
 
@@ -121,18 +121,18 @@ def write_sheet(
     """Write a contact sheet, aside and renamed.
 
     Args:
-        path: `X.html`, one self-contained file, or `X.png`. An HTML shows up to 2,000 pictures and a PNG up to 400;
+        path: `X.html`, one self-contained file, or `X.png`. An HTML shows up to 2,000 images and a PNG up to 400;
             sections that have no room any more are left out, and the sheet says so.
         title: Of the whole.
         sections: In order.
-        originals: Where the pictures come from.
+        originals: Where the images come from.
         note: Below the title.
         threads: That make thumbnails; all cores when None.
 
     Raises:
         ConfigError: The name ends neither in .html nor in .png, or there is nothing to show.
-        SourceError: Not one of the pictures can be read.
-        OutputError: The file cannot be written, or is one of the pictures.
+        SourceError: Not one of the images can be read.
+        OutputError: The file cannot be written, or is one of the images.
     """
     check_sheet(path)
     tiles = (tile.name for section in sections for tile in section.tiles)
@@ -151,7 +151,7 @@ def write_sheet(
         shown.append(Section(section.title, section.tiles[:most], section.note))
         count, room = count + len(shown[-1].tiles), room - taken
     if not count:
-        raise ConfigError(f"{path}: there is no picture to show")
+        raise ConfigError(f"{path}: there is no image to show")
     left_out = len(sections) - len(shown)
     if left_out:
         note = f"{note} {left_out:,} more did not fit onto this sheet.".strip()
@@ -183,7 +183,7 @@ def sheet_of_matches(matches: Sequence[Matches]) -> list[Section]:
     """A section a query: the query, then what was found."""
     sections = []
     for one in matches:
-        # A query picture is read where it lies, whatever the folder that ids are relative to.
+        # A query image is read where it lies, whatever the folder that ids are relative to.
         name = one.query if one.is_row else os.path.abspath(one.query)
         tiles = [Tile(name=name, title=one.query, badge="query")]
         tiles += [Tile(name=hit.name, note=f"cosine {hit.cosine:.4f}") for hit in one.found]
@@ -203,7 +203,7 @@ def sheet_of_duplicates(found: Duplicates) -> list[Section]:
             for row, cosine in zip(group.redundant, group.cosines.tolist(), strict=True)
         ][: MOST_OF_GROUP - len(tiles)]
         more = len(group) - len(tiles)
-        note = f"{len(group):,} pictures, {kept:,} to keep" + (f"; {more:,} are not shown" if more else "")
+        note = f"{len(group):,} images, {kept:,} to keep" + (f"; {more:,} are not shown" if more else "")
         sections.append(Section(f"Group {number}", tiles, note))
     return sections
 
@@ -236,7 +236,7 @@ def sheet_of_clusters(found: Clustering, *, seed: int = 0) -> list[Section]:
             for row in [*middle, *drawn]
         ]
         size = len(members)
-        word = "picture" if size == 1 else "pictures"
+        word = "image" if size == 1 else "images"
         title = f"Cluster {cluster}" if cluster >= 0 else "In no cluster"
         sections.append(Section(title, tiles, f"{size:,} {word}, {size / rows:.1%}"))
     return sections
@@ -300,7 +300,7 @@ def _breaking(name: str) -> str:
 
 
 def _last_of(name: str, length: int = 60) -> str:
-    """The end of a long name, which tells pictures of one folder apart."""
+    """The end of a long name, which tells images of one folder apart."""
     return name if len(name) <= length else "…" + name[1 - length :]
 
 
@@ -385,7 +385,7 @@ def _write_png(
             left = _MARGIN + index % columns * (card_w + _GAP)
             above = top + index // columns * (card_h + _GAP)
             pen.rounded_rectangle((left, above, left + card_w, above + card_h), 6, _CARD)
-            image = ImageOps.contain(one.image, (EDGE, EDGE))  # a tiny picture is made larger, to be seen
+            image = ImageOps.contain(one.image, (EDGE, EDGE))  # a tiny image is made larger, to be seen
             at = (left + 6 + (EDGE - image.width) // 2, above + 6 + (EDGE - image.height) // 2)
             canvas.paste(image, at)
             if tile.badge:

@@ -1,4 +1,4 @@
-"""What the pictures of an atlas are coloured by: clusters, or a label column of the embeddings."""
+"""What the images of an atlas are colored by: clusters, or a label column of the embeddings."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["Groups", "groups_of_clusters", "groups_of_labels"]
 
 @dataclass(frozen=True)
 class Groups:
-    """What pictures are coloured by.
+    """What images are colored by.
 
     Attributes:
         title: What the groups are: `Cluster`, or the name of a column.
@@ -29,7 +29,7 @@ class Groups:
 
 
 def groups_of_clusters(rows: Source, path: str | os.PathLike[str]) -> Groups:
-    """Colours by a file that `embedkit cluster -o` wrote.
+    """Colors by a file that `embedkit cluster -o` wrote.
 
     Args:
         rows: The embeddings that the atlas is of.
@@ -38,10 +38,10 @@ def groups_of_clusters(rows: Source, path: str | os.PathLike[str]) -> Groups:
     Raises:
         OutputError: Not such a file.
         SpaceMismatchError: Clusters of another space.
-        ConfigError: Clusters of other pictures.
+        ConfigError: Clusters of other images.
     """
     found, opened = Clustering.read(path), Rows.of(rows)
-    check_same_space(found.passport, opened.passport, os.fspath(path), opened.where)
+    check_same_space(found.metadata, opened.metadata, os.fspath(path), opened.where)
     names = row_names(found.ids, found.parts, os.fspath(path))
     of = {
         name: f"Cluster {label}"
@@ -56,7 +56,7 @@ def groups_of_clusters(rows: Source, path: str | os.PathLike[str]) -> Groups:
 
 
 def groups_of_labels(source: str | os.PathLike[str], column: str) -> Groups:
-    """Colours by a label column of the embeddings.
+    """Colors by a label column of the embeddings.
 
     Raises:
         ConfigError: There is no such column, or it has too many values to be told apart.

@@ -1,7 +1,7 @@
-"""Small pictures to look at: upright, RGB, by the decoding policy that embeddings have, many at a time.
+"""Small images to look at: upright, RGB, by the decoding policy that embeddings have, many at a time.
 
-A thumbnail keeps the aspect ratio of its picture and is never larger than it. What is missing or damaged becomes a
-placeholder that says why, so that one picture fewer does not cost the whole sheet.
+A thumbnail keeps the aspect ratio of its image and is never larger than it. What is missing or damaged becomes a
+placeholder that says why, so that one image fewer does not cost the whole sheet.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ __all__ = ["Thumbnail", "encoded", "placeholder", "thumbnail", "thumbnails"]
 LARGEST = 1024
 #: Greatest number of pixels of an image: more than `embed` takes unasked, because a raised limit made these rows.
 _MAX_PIXELS = 400_000_000
-#: Pictures in flight for each thread.
+#: Images in flight for each thread.
 WINDOW = 4
 #: How JPEG and WebP are written. WebP at 75 is a third smaller than JPEG at 80 and looks the same at this size.
 _OPTIONS = {"webp": {"quality": 75, "method": 2}, "jpeg": {"quality": 80}}
@@ -37,11 +37,11 @@ _GRAY, _MARK = (158, 158, 158), (112, 112, 112)
 
 @dataclass(frozen=True, eq=False)
 class Thumbnail:
-    """One small picture.
+    """One small image.
 
     Attributes:
         name: The id that was asked for.
-        image: RGB; a gray square where there is no picture.
+        image: RGB; a gray square where there is no image.
         fault: Why there is none, empty where there is one.
         data: The encoded bytes, when they were asked for.
     """
@@ -53,14 +53,14 @@ class Thumbnail:
 
 
 def thumbnail(data: bytes, edge: int) -> Image.Image:
-    """One picture, upright, RGB, in sRGB and on white, its longer side `edge` pixels or what it has.
+    """One image, upright, RGB, in sRGB and on white, its longer side `edge` pixels or what it has.
 
     Args:
-        data: The bytes of a picture file.
+        data: The bytes of an image file.
         edge: Pixels.
 
     Raises:
-        ImageError: It cannot be read; one sentence without the picture's name.
+        ImageError: It cannot be read; one sentence without the image's name.
         ConfigError: `edge` is not 1 to 1024.
     """
     if not 1 <= edge <= LARGEST:
@@ -76,13 +76,13 @@ def thumbnails(
     form: str | None = None,
     threads: int | None = None,
 ) -> Iterator[Thumbnail]:
-    """Thumbnails of many pictures, made in parallel and given back in order.
+    """Thumbnails of many images, made in parallel and given back in order.
 
-    Memory holds a few pictures for each thread, however many there are.
+    Memory holds a few images for each thread, however many there are.
 
     Args:
         names: Ids.
-        originals: Where the pictures come from.
+        originals: Where the images come from.
         edge: The longer side in pixels.
         form: `webp` or `jpeg` to encode each too, also in parallel.
         threads: That work on it; all cores when None.
@@ -108,14 +108,14 @@ def thumbnails(
 
 
 def encoded(image: Image.Image, form: str) -> bytes:
-    """An RGB picture as the bytes of a `webp` or `jpeg` file."""
+    """An RGB image as the bytes of a `webp` or `jpeg` file."""
     file = io.BytesIO()
     image.save(file, form, **_OPTIONS[form])
     return file.getvalue()
 
 
 def placeholder(edge: int) -> Image.Image:
-    """What stands where there is no picture: a gray square with a cross."""
+    """What stands where there is no image: a gray square with a cross."""
     image = Image.new("RGB", (edge, edge), _GRAY)
     pen, last = ImageDraw.Draw(image), edge - 1
     width = max(1, edge // 48)

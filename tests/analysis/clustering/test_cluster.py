@@ -27,8 +27,8 @@ from embedkit.analysis.clustering.dpmm import DPMMConfig
 from embedkit.analysis.clustering.reduction import fit_reduction
 from embedkit.analysis.clustering.scores import agreement
 from embedkit.cli.cluster import cluster as command
-from embedkit.embeddings.metadata import Passport
-from embedkit.embeddings.parquet_write import read_passport, write_rows
+from embedkit.embeddings.metadata import Metadata
+from embedkit.embeddings.parquet_write import read_metadata, write_rows
 from embedkit.embeddings.schema import schema_of
 from embedkit.embeddings.table import Embeddings
 from embedkit.errors import (
@@ -54,17 +54,17 @@ def blobs(n=240, seed=0, scale=0.6):
 
 def embeddings(vectors, ids=None, fingerprint="f" * 64, labels=None):
     dim = vectors.shape[1]
-    passport = Passport(
+    metadata = Metadata(
         entry="a-b.c", manifest_sha256="0" * 64, fingerprint=fingerprint, dim=dim, normalized=False
     )
     ids = ids or [f"p/{i}.jpg" for i in range(len(vectors))]
-    return Embeddings(ids, np.zeros(len(vectors), np.int32), vectors, passport, labels or {})
+    return Embeddings(ids, np.zeros(len(vectors), np.int32), vectors, metadata, labels or {})
 
 
 def write(path, found):
     """An Embeddings file."""
     n, dim = found.vectors.shape
-    schema = schema_of(found.passport, dict.fromkeys(found.labels, "string"), sha256=False)
+    schema = schema_of(found.metadata, dict.fromkeys(found.labels, "string"), sha256=False)
     columns = {
         "id": found.ids,
         "part": pa.array(found.parts),
@@ -348,10 +348,10 @@ def test_what_cannot_be_clustered_is_one_sentence(source, method, settings, mess
     assert "\n" not in str(error.value)
 
 
-def test_the_origin_is_a_point_of_the_plane_and_parts_of_a_picture_share_an_id():
+def test_the_origin_is_a_point_of_the_plane_and_parts_of_a_image_share_an_id():
     assert len(cluster(with_row(0), "kmeans", 4)) == 4
     points = blobs(4)[0]
-    parts = Embeddings(["a"] * 4, np.arange(4, dtype=np.int32), points, embeddings(points).passport)
+    parts = Embeddings(["a"] * 4, np.arange(4, dtype=np.int32), points, embeddings(points).metadata)
     found = cluster(parts, "kmeans", 1)
     assert found.exemplar_ids(0) == [f"a#{part}" if part else "a" for part in found.exemplars[0]]
 
@@ -401,12 +401,12 @@ def test_saved_and_read_again(tmp_path):
     card = json.loads(table.schema.metadata[b"embedkit.clusters"])
     assert card["fingerprint"] == "f" * 64 and card["parameters"]["reduction"]["dim"] == 2
     read = Clustering.read(tmp_path / "c.parquet")
-    assert read.ids == found.ids and read.passport == found.passport and read.exemplars == found.exemplars
+    assert read.ids == found.ids and read.metadata == found.metadata and read.exemplars == found.exemplars
     assert np.array_equal(read.labels, found.labels) and np.array_equal(read.sizes, found.sizes)
     assert read.method == "hdbscan" and read.parameters == found.parameters
     np.testing.assert_allclose(read.probabilities, found.probabilities, atol=1e-7)
-    with pytest.raises(OutputError, match="without a passport"):
-        read_passport(tmp_path / "c.parquet")  # clusters are never taken for embeddings
+    with pytest.raises(OutputError, match="without metadata"):
+        read_metadata(tmp_path / "c.parquet")  # clusters are never taken for embeddings
 
 
 def test_files_that_are_none(tmp_path):
@@ -431,7 +431,7 @@ def test_files_that_are_none(tmp_path):
 
 @pytest.fixture
 def album(tmp_path, monkeypatch):
-    """Pictures with clashing names, in the working folder, and a clustering of them."""
+    """Images with clashing names, in the working folder, and a clustering of them."""
     monkeypatch.chdir(tmp_path)
     names = ["a/x.png", "b/x.png", "c/X.PNG", "c/x-2.png", "b/y.png"]
     for name in names:
@@ -454,7 +454,7 @@ def contents(folder):
 def test_copies_lose_nothing_where_names_clash(album, tmp_path):
     before = contents(tmp_path)
     done = sort_into_folders(clusters(album, [0, 0, 0, 0, -1]), "out")
-    assert done.pictures == 5 and done.missing == []
+    assert done.images == 5 and done.missing == []
     made = contents(tmp_path / "out")
     assert sorted(made.values()) == sorted(name.encode() for name in album)
     assert made["cluster-0/x.png"] == b"a/x.png" and made["noise/y.png"] == b"b/y.png"
@@ -468,7 +468,7 @@ def test_copies_lose_nothing_where_names_clash(album, tmp_path):
 def test_links_lead_to_the_originals(album, tmp_path):
     done = sort_into_folders(clusters(album, [0, 1, 1, 1, 0]), tmp_path / "out", link=True)
     links = [path for path in done.folder.rglob("*") if path.is_symlink()]
-    assert len(links) == done.pictures == 5
+    assert len(links) == done.images == 5
     assert sorted(path.read_bytes() for path in links) == sorted(name.encode() for name in album)
     assert all(os.path.isabs(os.readlink(path)) for path in links)
 
@@ -484,14 +484,14 @@ def test_a_folder_that_holds_something_is_refused_and_an_empty_one_is_not(album,
     with pytest.raises(OutputError, match="does not exist; create it first"):
         sort_into_folders(clusters(album, [0] * 5), tmp_path / "no" / "out")
     (tmp_path / "empty").mkdir()
-    assert sort_into_folders(clusters(album, [0] * 5), tmp_path / "empty").pictures == 5
+    assert sort_into_folders(clusters(album, [0] * 5), tmp_path / "empty").images == 5
 
 
-def test_pictures_that_are_gone_are_named_and_the_others_placed(album, tmp_path):
+def test_images_that_are_gone_are_named_and_the_others_placed(album, tmp_path):
     (tmp_path / "a/x.png").unlink()
     done = sort_into_folders(clusters(album, [0] * 5), "out")
-    assert done.missing == ["a/x.png"] and done.pictures == 4
-    with pytest.raises(SourceError, match=r"none of the 2 pictures is there \(the first is 'q'\).*--root"):
+    assert done.missing == ["a/x.png"] and done.images == 4
+    with pytest.raises(SourceError, match=r"none of the 2 images is there \(the first is 'q'\).*--root"):
         sort_into_folders(clusters(["q", "r"], [0, 0]), "other")
     assert not (tmp_path / "other").exists()
 
@@ -503,13 +503,13 @@ def test_ids_relative_to_a_root_and_names_that_are_not_utf8(album, tmp_path, mon
         file.write(b"odd")
     ids = [*album, "file:%FF%20%23.png"]
     done = sort_into_folders(clusters(ids, [0] * 6), tmp_path / "out", root=tmp_path)
-    assert done.pictures == 6 and b"odd" in contents(tmp_path / "out").values()
+    assert done.images == 6 and b"odd" in contents(tmp_path / "out").values()
 
 
-def test_parts_of_one_picture_are_there_once_a_cluster(album, tmp_path):
+def test_parts_of_one_image_are_there_once_a_cluster(album, tmp_path):
     ids = ["a/x.png", "a/x.png", "a/x.png"]
     done = sort_into_folders(clusters(ids, [0, 0, 1], [0, 1, 2]), "out")
-    assert done.pictures == 2
+    assert done.images == 2
     assert sorted(contents(tmp_path / "out")) == ["cluster-0/x.png", "cluster-1/x.png"]
 
 
@@ -527,7 +527,7 @@ def test_members_of_archives_and_rows_of_tables_are_copied_and_not_linked(album,
         "pack.tar::gone.png",
     ]
     done = sort_into_folders(clusters(ids, [0] * 5), "out")
-    assert done.pictures == 4 and done.missing == ["pack.tar::gone.png"]
+    assert done.images == 4 and done.missing == ["pack.tar::gone.png"]
     assert contents(tmp_path / "out") == {
         "cluster-0/x.png": b"a/x.png",
         "cluster-0/x-2.png": b"b/x.png",
@@ -571,11 +571,11 @@ def test_only_images_below_the_root_are_taken(album, tmp_path, monkeypatch):
         # A link below the root is the owner's, and so is what it leads to.
         assert sorted(contents(tmp_path / "out").values()) == [b"a/x.png", b"b/x.png", b"b/y.png"]
         shutil.rmtree(tmp_path / "out")
-    with pytest.raises(SourceError, match=r"all 1 pictures lie outside .*b.*'../a/x.png'.*--root"):
+    with pytest.raises(SourceError, match=r"all 1 images lie outside .*b.*'../a/x.png'.*--root"):
         sort_into_folders(clusters(["../a/x.png"], [0]), tmp_path / "out")
     # The folder that holds them all, for ids that are relative to the working folder.
     done = sort_into_folders(clusters(["../a/x.png", "x.png"], [0, 0]), tmp_path / "out", root="..")
-    assert (done.pictures, done.outside, done.missing) == (2, [], [])
+    assert (done.images, done.outside, done.missing) == (2, [], [])
 
 
 def test_names_that_are_too_long_are_cut(tmp_path, monkeypatch):
@@ -589,7 +589,7 @@ def test_names_that_are_too_long_are_cut(tmp_path, monkeypatch):
             tar.add(tmp_path / "a" / longest, name)
     ids = [f"a/{longest}", f"b/{longest}", f"pack.tar::{letters}", f"pack.tar::x/{letters}"]
     done = sort_into_folders(clusters(ids, [0] * 4), "out")
-    assert done.pictures == 4 and done.missing == []
+    assert done.images == 4 and done.missing == []
     made = sorted(contents(tmp_path / "out"))
     assert len(made) == 4 and all(name.endswith(".png") for name in made)
 
@@ -598,7 +598,7 @@ def test_an_image_that_cannot_be_read_does_not_end_it(album, tmp_path):
     (tmp_path / "a/x.png").unlink()
     os.mkfifo(tmp_path / "a/x.png")
     done = sort_into_folders(clusters(album, [0] * 5), "out")
-    assert done.missing == ["a/x.png"] and done.pictures == 4
+    assert done.missing == ["a/x.png"] and done.images == 4
 
 
 # ---- the command -----------------------------------------------------------------------------------------

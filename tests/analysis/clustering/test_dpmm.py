@@ -56,7 +56,7 @@ def fifteen_gaussians(seed, n=10_000):
 
 
 def mutual_information(a, b):
-    """Normalised by the mean of both entropies."""
+    """Normalized by the mean of both entropies."""
     _, a = np.unique(a, return_inverse=True)
     _, b = np.unique(b, return_inverse=True)
     joint = np.zeros((a.max() + 1, b.max() + 1))

@@ -20,11 +20,11 @@ def rows(n=300, dim=6, seed=0):
 def test_pca_is_the_singular_value_decomposition():
     points = rows()
     found = fit_reduction(points, "pca", 3)
-    centred = points.astype(float) - points.astype(float).mean(0)
-    _, values, axes = np.linalg.svd(centred, full_matrices=False)
+    centered = points.astype(float) - points.astype(float).mean(0)
+    _, values, axes = np.linalg.svd(centered, full_matrices=False)
     signs = np.sign((found.components * axes[:3].T).sum(0))
     np.testing.assert_allclose(found.components * signs, axes[:3].T, atol=1e-6)
-    np.testing.assert_allclose(found.apply(points), centred @ axes[:3].T * signs, atol=1e-4)
+    np.testing.assert_allclose(found.apply(points), centered @ axes[:3].T * signs, atol=1e-4)
     assert found.explained == pytest.approx((values[:3] ** 2).sum() / (values**2).sum())
     assert found.apply(points).dtype == np.float32
     # an axis could point either way: its largest entry decides

@@ -24,24 +24,24 @@ from embedkit.analysis.matching.rates import (
     prediction_interval,
 )
 from embedkit.analysis.similarity import pair_similarity, similarity
-from embedkit.embeddings.metadata import Passport
+from embedkit.embeddings.metadata import Metadata
 from embedkit.embeddings.table import Embeddings
 from embedkit.errors import ConfigError, MissingDependencyError, OutputError, SpaceMismatchError
 
-PASSPORT = Passport(
+METADATA = Metadata(
     entry="linear-tiny.noise", manifest_sha256="a" * 64, fingerprint="b" * 64, dim=16, normalized=True
 )
-OTHER = dataclasses.replace(PASSPORT, entry="other-tiny.noise", fingerprint="c" * 64)
+OTHER = dataclasses.replace(METADATA, entry="other-tiny.noise", fingerprint="c" * 64)
 
 
-def people(seed: int, count: int, pictures: int = 3, families: int = 10) -> tuple[np.ndarray, np.ndarray]:
-    """Pictures of identities, some of which resemble each other: their pairs are far from independent."""
+def people(seed: int, count: int, images: int = 3, families: int = 10) -> tuple[np.ndarray, np.ndarray]:
+    """Images of identities, some of which resemble each other: their pairs are far from independent."""
     rng = np.random.default_rng(seed)
     centres = rng.normal(0, 1, (families, 16))[rng.integers(0, families, count)] + rng.normal(
         0, 1, (count, 16)
     )
-    vectors = np.repeat(centres, pictures, 0) + rng.normal(0, 0.7, (count * pictures, 16))
-    return vectors.astype(np.float32), np.repeat(np.arange(count), pictures)
+    vectors = np.repeat(centres, images, 0) + rng.normal(0, 0.7, (count * images, 16))
+    return vectors.astype(np.float32), np.repeat(np.arange(count), images)
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def scored():
 @pytest.fixture(scope="module")
 def calibration(scored) -> Calibration:
     scores, pairs = scored
-    return calibrate(scores, pairs.same, 0.01, identities=pairs.identities, passport=PASSPORT, replicates=100)
+    return calibrate(scores, pairs.same, 0.01, identities=pairs.identities, metadata=METADATA, replicates=100)
 
 
 # --- the curve --------------------------------------------------------------------------------------------
@@ -456,9 +456,9 @@ def test_verification(calibration):
         verify_vectors(a, b[:15], threshold=0.5)
 
 
-def embeddings(vectors, passport=PASSPORT):
+def embeddings(vectors, metadata=METADATA):
     ids = [f"{index}.jpg" for index in range(len(vectors))]
-    return Embeddings(ids, np.zeros(len(vectors), np.int32), vectors, passport)
+    return Embeddings(ids, np.zeros(len(vectors), np.int32), vectors, metadata)
 
 
 def test_identify_knows_whom_it_does_not_know(calibration):
@@ -509,7 +509,7 @@ def test_saved_and_loaded_is_the_same(calibration, scored, tmp_path):
     scores, pairs = scored
     groups = np.where(pairs.a % 2, "odd", "even").tolist()
     found = calibrate(
-        scores, pairs.same, 0.01, identities=pairs.identities, groups=groups, passport=PASSPORT, replicates=20
+        scores, pairs.same, 0.01, identities=pairs.identities, groups=groups, metadata=METADATA, replicates=20
     )
     found.save(tmp_path / "c.json")
     again = Calibration.load(tmp_path / "c.json")
@@ -517,8 +517,8 @@ def test_saved_and_loaded_is_the_same(calibration, scored, tmp_path):
     assert (
         again.groups == found.groups and again.spread == found.spread and again.threshold == found.threshold
     )
-    assert isinstance(again.curve, Curve) and again.fingerprint == PASSPORT.fingerprint
-    again.check_space(PASSPORT, "x.parquet")
+    assert isinstance(again.curve, Curve) and again.fingerprint == METADATA.fingerprint
+    again.check_space(METADATA, "x.parquet")
     with pytest.raises(SpaceMismatchError, match="linear-tiny.noise .* x.parquet .* other-tiny.noise"):
         again.check_space(OTHER, "x.parquet")
     assert [path.name for path in tmp_path.iterdir()] == ["c.json"]
@@ -599,7 +599,7 @@ def test_without_a_bootstrap_intervals_are_not_known(scored, tmp_path):
 def test_cosines_that_rounding_took_beyond_one(tmp_path):
     """The mildest threshold above impostors of one score of 1 is a step more than 1."""
     same = np.arange(100) < 10
-    found = calibrate(np.ones(100), same, 0.5, passport=PASSPORT, replicates=10)
+    found = calibrate(np.ones(100), same, 0.5, metadata=METADATA, replicates=10)
     assert found.threshold >= 1
     found.save(tmp_path / "c.json")
     assert Calibration.load(tmp_path / "c.json").threshold == found.threshold

@@ -194,8 +194,8 @@ def test_a_sample_is_even_seeded_and_of_the_size_that_was_asked(most):
 
 def test_labels_that_make_no_pairs():
     for identities, message in (
-        (["x", "x"], "found 1 identity of 2 pictures"),
-        (["x", "y", None], "found 2 identities of 2 pictures"),
+        (["x", "x"], "found 1 identity of 2 images"),
+        (["x", "y", None], "found 2 identities of 2 images"),
         ([None, ""], "found 0 identities"),
     ):
         with pytest.raises(ConfigError, match=message):

@@ -9,7 +9,7 @@ import threading
 
 import pytest
 
-from embedkit.errors import ConfigError, PlaceError
+from embedkit.errors import ConfigError, ZooError
 from embedkit.hub.lockfile import LockFile
 from embedkit.hub.publish.bucket import change_index
 from embedkit.hub.publish.publish import publish, withdraw
@@ -153,7 +153,7 @@ def test_an_index_that_always_changes_is_given_up(s3, zoo, monkeypatch):
     publish(find_entry(zoo / "linear-tiny.noise"), s3)
     monkeypatch.setattr("embedkit.hub.publish.bucket.SETTLE", 0.0)
     monkeypatch.setattr(BucketStorage, "write_if", lambda *_: False)
-    with pytest.raises(PlaceError, match="other publishers changed it 20 times in a row"):
+    with pytest.raises(ZooError, match="other publishers changed it 20 times in a row"):
         withdraw("linear-tiny.noise", s3)
     with pytest.raises(ConfigError, match="lists no entry"):
         withdraw("linear-none.noise", s3)

@@ -27,7 +27,7 @@ NAME = "linear-tiny.noise"
 def facts(**changes) -> dict:
     base = {
         "manifest_sha256": "0" * 64, "method": "a", "architecture": "r10", "data": "digits", "dim": 4,
-        "licence": "MIT", "bytes": 5, "kind": "encoder", "family": "", "input": "rgb 8x8", "cost": {}, "pretext": {},
+        "license": "MIT", "bytes": 5, "kind": "encoder", "family": "", "input": "rgb 8x8", "cost": {}, "pretext": {},
         "metrics": {},
     }  # fmt: skip
     return {**base, **changes}
@@ -60,7 +60,7 @@ NONSENSE = {
     "an escape": {"data": "d\x1b[31m"},
     "half of a character": {"data": "d\ud800"},
     "half of a character as a key": {"metrics": {"results": {"\udfff": {"probe_top1": 0.5}}}},
-    "a licence of a page": {"licence": "MIT " * 1000},
+    "a license of a page": {"license": "MIT " * 1000},
 }
 
 
@@ -197,7 +197,7 @@ def test_escaped_text_is_shown_as_it_is(text):
 def test_no_field_of_an_entry_is_more_than_text_on_a_page(evil):
     markdown_it = pytest.importorskip("markdown_it")
     entry = facts(
-        method=evil, architecture=evil, data=evil, licence=evil, family=evil, input=evil, pretext={evil: 1.0},
+        method=evil, architecture=evil, data=evil, license=evil, family=evil, input=evil, pretext={evil: 1.0},
         cost={"training_flops": 1e15},
         metrics={"results": {evil: {"probe_top1": 0.5}}, "protocol": evil, "baselines": {evil: {evil: {"auc": 0.5}}}},
     )  # fmt: skip

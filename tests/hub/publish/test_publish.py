@@ -252,7 +252,7 @@ def test_a_tag_does_not_move(entry, newer, hub):
 
 def test_a_card_that_the_hub_refuses(by_hand, tmp_path, hub):
     tiny = by_hand.TinyEntry()
-    card = b"---\nlicense: not-a-licence\n---\n# x\n"
+    card = b"---\nlicense: not-a-license\n---\n# x\n"
     folder = tiny.write(tmp_path / NAME, {**tiny.files(), "README.md": card})
     with pytest.raises(EntryError, match="refuses its YAML"):
         publish(find_entry(folder), "hf://team", token="hf_writer")
@@ -358,8 +358,8 @@ if place.startswith('s3:'):  # the drivers come in first, so that a kill falls i
     import fsspec
     fsspec.core.url_to_fs(place)[0].exists(place)
 if place.startswith('hf:'):
-    from embedkit.hub.huggingface import HubPlace
-    HubPlace('team', token).commit('nothing', 'main')
+    from embedkit.hub.huggingface import HubZoo
+    HubZoo('team', token).commit('nothing', 'main')
 print('on', flush=True)
 started = time.perf_counter()
 if source.startswith('mirror:'):

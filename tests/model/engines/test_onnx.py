@@ -382,7 +382,7 @@ def fake_wheel(folder: Path, name: str, version: str = "1.2.3") -> None:
 
 
 def test_two_wheels_give_one_warning_with_the_mend(tmp_path, tiny_entry):
-    """The mend removes both, since they overwrote each other's files, and installs the one with more in it."""
+    """The fix removes both, since they overwrote each other's files, and installs the one with more in it."""
     names = sorted(installed_runtimes())
     assert len(names) == 1
     other = "onnxruntime-gpu" if names[0] != "onnxruntime-gpu" else "onnxruntime"

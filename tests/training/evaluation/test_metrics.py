@@ -80,7 +80,7 @@ def test_knn_knows_directions_not_lengths():
     ("hits", "expected"), [((1,), 0.10), ((1, 10), 0.12), ((1, 2), 0.20), (range(1, 11), 1.0), ((2,), 0.05)]
 )
 def test_map_at_r_by_hand(hits, expected):
-    """R = 10; relevant pictures that are not among the first ten stand behind them."""
+    """R = 10; relevant images that are not among the first ten stand behind them."""
     ranks = [*hits, *range(20, 30 - len(hits))]
     labels = torch.ones(31, dtype=torch.int64)
     labels[[0, *ranks]] = 0
@@ -95,7 +95,7 @@ def test_retrieval_is_pytorch_metric_learnings():
     from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
     from pytorch_metric_learning.utils.inference import CustomKNN
 
-    sizes = (1, 1, 2, 3, 5, 8, 30)  # two pictures that nobody could find, and classes of very different sizes
+    sizes = (1, 1, 2, 3, 5, 8, 30)  # two images that nobody could find, and classes of very different sizes
     labels = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
     labels = labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(3))] * 10 + 5
     features = noise(len(labels), 4) + 0.7 * noise(7, 4, seed=1)[labels // 10]
@@ -303,7 +303,7 @@ def test_rankme_of_known_spectra():
 
 
 def test_rankme_does_not_centre():
-    """A large common part is one direction, and centred features would have many."""
+    """A large common part is one direction, and centered features would have many."""
     features = noise(100, 10)
     assert rankme(features) > 9
     assert rankme(features + 1e4) == pytest.approx(1, abs=0.05)

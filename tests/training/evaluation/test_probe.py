@@ -1,4 +1,4 @@
-"""The linear probe: scikit-learn's solution, and a strength that is chosen on training pictures alone."""
+"""The linear probe: scikit-learn's solution, and a strength that is chosen on training images alone."""
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ def classes(count, dim, k, *, spread=1.0, seed=0):
     return torch.from_numpy(features @ mix + 5).float(), torch.from_numpy(labels)
 
 
-def centred(weight, bias):
+def centered(weight, bias):
     """The bias is free, so that a constant may be added to it."""
     return weight - weight.mean(0), bias - bias.mean()
 
@@ -34,8 +34,8 @@ def test_the_solution_is_scikit_learns(l2):
     scaled = StandardScaler().fit_transform(features.double().numpy())
     theirs = LogisticRegression(C=1 / (len(labels) * l2), tol=1e-9, max_iter=5000).fit(scaled, labels)
     for ours, expected in zip(
-        centred(probe.weight.numpy(), probe.bias.numpy()),
-        centred(theirs.coef_, theirs.intercept_),
+        centered(probe.weight.numpy(), probe.bias.numpy()),
+        centered(theirs.coef_, theirs.intercept_),
         strict=True,
     ):
         np.testing.assert_allclose(ours, expected, atol=2e-3 * np.abs(theirs.coef_).max())
@@ -48,12 +48,12 @@ def test_the_start_does_not_matter():
     assert [probe.l2 for probe in path] == list(STRENGTHS)
     for warm in path[1:5]:
         cold = next(fit_probe(features, labels, num_classes=3, strengths=(warm.l2,)))
-        for one, two in zip(centred(warm.weight, warm.bias), centred(cold.weight, cold.bias), strict=True):
+        for one, two in zip(centered(warm.weight, warm.bias), centered(cold.weight, cold.bias), strict=True):
             torch.testing.assert_close(one, two, atol=1e-2 * float(cold.weight.abs().max()), rtol=0)
 
 
 def test_columns_that_say_nothing():
-    """Constant columns, copies of columns, and more columns than pictures."""
+    """Constant columns, copies of columns, and more columns than images."""
     features, labels = classes(60, 6, 3)
     more = torch.cat([features, torch.full((60, 50), 1e6), features, torch.zeros(60, 20)], dim=1)
     probe = next(fit_probe(more, labels, num_classes=3, strengths=(1e-2,)))
@@ -67,7 +67,7 @@ def test_columns_that_say_nothing():
 
 
 def test_the_strength_is_the_best_on_the_held_out_part():
-    # 250 columns of which 4 tell, and 300 pictures: without L2 it learns the noise
+    # 250 columns of which 4 tell, and 300 images: without L2 it learns the noise
     features, labels = classes(300, 4, 3, spread=1.5)
     features = torch.cat(
         [features / features.std(0), torch.randn(300, 246, generator=torch.Generator().manual_seed(0))], dim=1

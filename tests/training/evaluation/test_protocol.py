@@ -19,10 +19,12 @@ from PIL import Image
 from torch import nn
 from typer.testing import CliRunner
 
+from embedkit.authoring.golden import sample_pixels
 from embedkit.cli.evaluate import evaluate as command
 from embedkit.encoder import load_encoder
 from embedkit.errors import ConfigError, EntryError, IntegrityError, OutputError, SourceError
 from embedkit.hub.resolve import find_entry
+from embedkit.model.card import Card
 from embedkit.model.config import EntryConfig
 from embedkit.model.layout import CARD, CONFIG, INDEX, MANIFEST, MIXTURE
 from embedkit.model.manifest import Manifest
@@ -44,8 +46,6 @@ from embedkit.training.evaluation.features import (
 from embedkit.training.evaluation.metrics import knn_predict
 from embedkit.training.evaluation.protocol import evaluate, pretext_metric
 from embedkit.training.evaluation.record import write_figures
-from embedkit.training.export.card import Card
-from embedkit.training.export.golden import sample_pixels
 from embedkit.training.export.torch_to_onnx import PixelEncoder
 from embedkit.training.export.writer import timm_config, update_index, write_entry
 from embedkit.workflows.check_entry import verify_entry
@@ -68,16 +68,17 @@ def zoo(tmp_path_factory) -> Path:
     torch.manual_seed(0)
     network = timm.create_model("resnet18", num_classes=0, **ARGS).eval()
     config = EntryConfig(
+        card=WORDS,
         architecture="resnet18",
         outputs={"embedding": (24,)},
         method="random",
         dim=24,
         preprocess=CONTRACT,
         data="nothing",
-        licence="Apache-2.0",
-        timm=timm_config(network, CONTRACT, model_args=ARGS, tag="digits", licence="Apache-2.0"),
+        license="Apache-2.0",
+        timm=timm_config(network, CONTRACT, model_args=ARGS, tag="digits", license="Apache-2.0"),
     )
-    write_entry(folder / NAME, network=network, config=config, samples=sample_pixels(CONTRACT), card=WORDS)
+    write_entry(folder / NAME, network=network, config=config, samples=sample_pixels(CONTRACT))
     update_index(folder)
     return folder
 
@@ -129,8 +130,8 @@ def test_the_clusters_of_an_entrys_mixture_are_judged(own_zoo):
     from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
     folder, test = own_zoo / NAME, open_source("sklearn:digits", "test")
-    pictures = test.decode(np.arange(len(test)), CONTRACT)[:, 0].numpy()
-    rows = load_encoder(folder).encode(list(pictures), normalize=False, decode="exact")
+    images = test.decode(np.arange(len(test)), CONTRACT)[:, 0].numpy()
+    rows = load_encoder(folder).encode(list(images), normalize=False, decode="exact")
     means = rows[[0, 1, 2, 5]]
     # equal weights and unit variances: the likeliest cluster is the nearest mean
     nearest = ((rows[:, None] - means) ** 2).sum(2).argmin(1)
@@ -151,22 +152,22 @@ def test_the_clusters_of_an_entrys_mixture_are_judged(own_zoo):
     assert line.split()[1:] == [f"{figures['mixture_nmi']:.4f}", "-", "-", "-"]
 
 
-def test_means_over_pictures_can_be_taken_apart(on_digits):
+def test_means_over_images_can_be_taken_apart(on_digits):
     for result in on_digits.results:
-        assert list(result.per_picture) == ["knn_top1", "probe_top1", "map_at_r", "p_at_1"]
-        for name, values in result.per_picture.items():
+        assert list(result.per_image) == ["knn_top1", "probe_top1", "map_at_r", "p_at_1"]
+        for name, values in result.per_image.items():
             assert values.shape == (360,)
             assert values.mean() == pytest.approx(result.figures[name], abs=1e-12)
             if name != "map_at_r":
                 assert set(np.unique(values)) <= {0.0, 1.0}
 
 
-def test_intervals_hold_the_figure_and_narrow_as_pictures_come(on_digits):
+def test_intervals_hold_the_figure_and_narrow_as_images_come(on_digits):
     result = by(on_digits, "random")
     found = result.intervals()
-    assert found.keys() == result.per_picture.keys()
+    assert found.keys() == result.per_image.keys()
     for name, (low, high) in found.items():
-        values = result.per_picture[name]
+        values = result.per_image[name]
         values = values[~np.isnan(values)]
         assert low < result.figures[name] < high
         # a mean's standard error, 1.96 of them to either side
@@ -174,7 +175,7 @@ def test_intervals_hold_the_figure_and_narrow_as_pictures_come(on_digits):
         assert high - low == pytest.approx(2 * 1.96 * error, rel=0.15)
 
 
-def test_principal_components_are_the_training_pictures(on_digits):
+def test_principal_components_are_the_training_images(on_digits):
     contract = dataclasses.replace(CONTRACT)
     train, test = open_source("sklearn:digits", "train"), open_source("sklearn:digits", "test")
     rows = np.arange(0, len(train), 3)
@@ -198,7 +199,7 @@ def test_features_are_the_runtimes(zoo, on_digits):
     x, y = found(train, np.arange(len(train))), torch.from_numpy(train.labels)
     predicted = knn_predict(x, y, found(test, np.arange(len(test))), num_classes=10)
     right = predicted.numpy() == test.labels
-    assert np.array_equal(by(on_digits, "encoder").per_picture["knn_top1"], right)
+    assert np.array_equal(by(on_digits, "encoder").per_image["knn_top1"], right)
 
 
 def test_a_second_call_is_equal(zoo, on_digits, monkeypatch, tmp_path):
@@ -206,7 +207,7 @@ def test_a_second_call_is_equal(zoo, on_digits, monkeypatch, tmp_path):
     again = evaluate(zoo / NAME, data="sklearn:digits")
     assert again == on_digits
     for one, two in zip(again.results, on_digits.results, strict=True):
-        assert all(np.array_equal(values, two.per_picture[name]) for name, values in one.per_picture.items())
+        assert all(np.array_equal(values, two.per_image[name]) for name, values in one.per_image.items())
 
 
 def test_baselines_are_judged_once_and_an_encoder_every_time(zoo, monkeypatch, tmp_path):
@@ -224,8 +225,8 @@ def test_baselines_are_judged_once_and_an_encoder_every_time(zoo, monkeypatch, t
     second, times = judge()
     assert (second, times) == (first, 1)
     for one, two in zip(first.results, second.results, strict=True):
-        assert all(np.array_equal(values, two.per_picture[name]) for name, values in one.per_picture.items())
-    assert judge(limit=40)[1] == 4, "other pictures have figures of their own"
+        assert all(np.array_equal(values, two.per_image[name]) for name, values in one.per_image.items())
+    assert judge(limit=40)[1] == 4, "other images have figures of their own"
     kept = sorted((tmp_path / "figures").iterdir())
     for path in kept:
         path.write_bytes(path.read_bytes()[:100])
@@ -311,7 +312,7 @@ def test_features_that_are_not_numbers(tiny_entry, monkeypatch):
 
 
 def parquet(file: Path, identities, groups, seed: int) -> None:
-    """Noisy pictures of identities: a pattern each, with a weaker one of the group."""
+    """Noisy images of identities: a pattern each, with a weaker one of the group."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -329,7 +330,7 @@ def parquet(file: Path, identities, groups, seed: int) -> None:
 
 @pytest.fixture(scope="module")
 def identities(tmp_path_factory) -> str:
-    """Train identities a-f, test identities g-l, four pictures each; groups in both, one picture without."""
+    """Train identities a-f, test identities g-l, four images each; groups in both, one image without."""
     folder = tmp_path_factory.mktemp("identities")
     for split, letters in (("train", "abcdef"), ("test", "ghijkl")):
         names = [f"id {letter}" for letter in letters for _ in range(4)]
@@ -344,7 +345,7 @@ def test_new_classes_are_retrieved_and_verified_but_not_predicted(tiny_entry, id
     assert found.open_set == ("identity",)
     assert [result.subject for result in found.results] == ["encoder", "pixels", "pca"]
     assert any("no random baseline" in note and "linear" in note for note in notes)
-    assert not any("training pictures" in note for note in notes)  # nothing is fitted
+    assert not any("training images" in note for note in notes)  # nothing is fitted
     for result in found.results:
         assert list(result.figures)[:2] == ["map_at_r", "p_at_1"] and result.l2 is None
         assert result.figures["p_at_1"] > 0.8 and result.figures["auc"] > 0.8
@@ -359,10 +360,10 @@ def test_two_columns_at_once(tiny_entry, identities):
     identity, group = by(found, "encoder", "identity"), by(found, "encoder", "group")
     assert "knn_top1" not in identity.figures
     assert group.figures["knn_top1"] > 0.5
-    # the picture without a group is left out
-    assert np.isnan(group.per_picture["knn_top1"]).tolist() == [True, *[False] * 23]
-    assert np.nanmean(group.per_picture["map_at_r"]) == pytest.approx(group.figures["map_at_r"])
-    assert identity.per_picture["map_at_r"].shape == (24,)
+    # the image without a group is left out
+    assert np.isnan(group.per_image["knn_top1"]).tolist() == [True, *[False] * 23]
+    assert np.nanmean(group.per_image["map_at_r"]) == pytest.approx(group.figures["map_at_r"])
+    assert identity.per_image["map_at_r"].shape == (24,)
 
 
 def test_classes_are_matched_by_name(tiny_entry, tmp_path):
@@ -396,8 +397,8 @@ def test_data_that_cannot_be_judged_on(tiny_entry, identities, tmp_path):
     for part in ("train/a", "train/b", "test/a", "test/b"):
         (tmp_path / part).mkdir(parents=True)
         Image.new("L", (9, 9), 50).save(tmp_path / part / "1.png")
-    (tmp_path / "test" / "b" / "2.png").write_bytes(b"no picture")
-    with pytest.raises(SourceError, match=r"2\.png.*mend or remove"):
+    (tmp_path / "test" / "b" / "2.png").write_bytes(b"no image")
+    with pytest.raises(SourceError, match=r"2\.png.*fix or remove"):
         evaluate(tiny_entry, data=str(tmp_path))
 
 
@@ -405,7 +406,7 @@ def test_data_that_cannot_be_judged_on(tiny_entry, identities, tmp_path):
 
 
 def test_a_random_network_passes_its_input_on():
-    """BatchNorm has the statistics of the pictures, and no residual branch is switched off."""
+    """BatchNorm has the statistics of the images, and no residual branch is switched off."""
     pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (300, 1, 8, 8), dtype=np.uint8))
     pixels = torch.cat([pixels, pixels // 4])  # two batches of different statistics
     state = torch.random.get_rng_state()
@@ -516,14 +517,14 @@ def test_a_run_is_judged_by_its_network_and_its_own_task(trained):
 
 @pytest.mark.filterwarnings(
     "ignore:Number of distinct clusters"
-)  # scikit-learn's, of pictures that are all alike
+)  # scikit-learn's, of images that are all alike
 def test_figures_that_are_no_numbers_are_left_out(own_zoo, tmp_path):
     folder = tmp_path / "black"
     for part, count in (("train", 6), ("test", 4)):
         for number in range(count):
             (folder / part / "ab"[number % 2]).mkdir(parents=True, exist_ok=True)
             Image.new("L", (8, 8)).save(folder / part / "ab"[number % 2] / f"{number}.png")
-    found = evaluate(own_zoo / NAME, data=str(folder))  # all pictures are alike: their pixels have no rank
+    found = evaluate(own_zoo / NAME, data=str(folder))  # all images are alike: their pixels have no rank
     assert by(found, "pixels").figures["rankme"] is None
     write_figures(found, own_zoo / NAME)
     assert verify_entry(own_zoo / NAME).ok and json.loads((own_zoo / INDEX).read_text())["entries"]
@@ -572,7 +573,7 @@ def test_figures_enter_the_entry(own_zoo, on_digits):
     assert dataclasses.replace(config, metrics={}) == before
     assert config.metrics["weights_sha256"] == manifest.files["model.safetensors"].sha256
     assert config.metrics["protocol"] == protocol.PROTOCOL
-    assert config.metrics["pictures"] == {"sklearn:digits": {"train": 1437, "test": 360}}
+    assert config.metrics["images"] == {"sklearn:digits": {"train": 1437, "test": 360}}
     figures = config.metrics["results"]["sklearn:digits"]
     assert figures == {
         name: round(value, 6) for name, value in by(on_digits, "encoder").figures.items() if value is not None
@@ -583,8 +584,8 @@ def test_figures_enter_the_entry(own_zoo, on_digits):
 
     card = (folder / CARD).read_text()
     low, high = config.metrics["intervals"]["sklearn:digits"]["knn_top1"]
-    pictures = f"{on_digits.train:,} training pictures, {on_digits.test:,} test pictures."
-    assert f"### sklearn:digits\n\n{pictures}" in card and "model-index" in card
+    images = f"{on_digits.train:,} training images, {on_digits.test:,} test images."
+    assert f"### sklearn:digits\n\n{images}" in card and "model-index" in card
     assert f"| knn_top1 | {figures['knn_top1']:.4f} | {low:.4f} to {high:.4f} |" in card
     for words in (WORDS.summary, *(f"- {limit}" for limit in WORDS.limits), "- digits\n", "- tests\n"):
         assert words in card
@@ -594,26 +595,6 @@ def test_figures_enter_the_entry(own_zoo, on_digits):
 
     # once more: the same bytes
     assert write_figures(on_digits, folder) == manifest
-
-
-def test_a_card_keeps_its_words_whatever_they_are(own_zoo, zoo, on_digits):
-    from embedkit.training.evaluation.record import _words_of
-    from embedkit.training.export.card import render_card
-
-    config = EntryConfig.from_json((own_zoo / NAME / CONFIG).read_bytes())
-    own = (Card(use="In one's own words."), Card(limits=("None recorded at night.",)))
-    for words in (
-        WORDS,
-        Card(),
-        Card(tags=("a",)),
-        Card(limits=("One.",)),
-        Card(summary="Trained well."),
-        *own,
-    ):
-        for mixture in (False, True):
-            text = render_card(NAME, config, words, mixture=mixture)
-            kept = _words_of(text, NAME, config.method)
-            assert render_card(NAME, config, kept, mixture=mixture) == text
 
 
 def test_other_data_and_older_protocols(own_zoo, on_digits, monkeypatch):

@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save
 from torch import nn
 
 from embedkit._io import atomic
+from embedkit.authoring.golden import npz_bytes, sample_pixels, synthetic_images
 from embedkit.cli.export import export
 from embedkit.encoder import load_encoder
 from embedkit.errors import (
@@ -39,7 +40,6 @@ from embedkit.model.manifest import Manifest
 from embedkit.model.onnx_guard import check_graph
 from embedkit.model.preprocess import Preprocess
 from embedkit.training.export import writer as exporter
-from embedkit.training.export.golden import npz_bytes, sample_pixels, synthetic_pictures
 from embedkit.training.export.writer import standalone, timm_config, update_index, write_entry
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -87,8 +87,8 @@ def config_of(dim: int = 8, **changes) -> EntryConfig:
         "method": "supervised",
         "dim": dim,
         "preprocess": PREPROCESS,
-        "data": "synthetic pictures",
-        "licence": "Apache-2.0",
+        "data": "synthetic images",
+        "license": "Apache-2.0",
     }
     return EntryConfig(**{**facts, **changes})
 
@@ -131,7 +131,7 @@ def written(request, tmp_path_factory):
     config = config_of(
         network.num_features,
         architecture=architecture,
-        timm=timm_config(network, PREPROCESS, model_args=model_args, tag="synthetic", licence="Apache-2.0"),
+        timm=timm_config(network, PREPROCESS, model_args=model_args, tag="synthetic", license="Apache-2.0"),
     )
     folder = tmp_path_factory.mktemp("zoo") / f"supervised-{request.param}.synthetic"
     write_entry(folder, network=network, config=config, samples=SAMPLES)
@@ -217,7 +217,7 @@ def test_graph_tells_nothing_of_the_machine(written):
     assert b".py" not in model.SerializeToString()
 
 
-def test_normalises_inside_and_does_not_depend_on_the_batch(written):
+def test_normalizes_inside_and_does_not_depend_on_the_batch(written):
     folder, network, _ = written
     runtime = session(folder)
     # The definition, step by step, in float64: nothing of the writer's scale and shift.
@@ -231,7 +231,7 @@ def test_normalises_inside_and_does_not_depend_on_the_batch(written):
         for size in (1, 2, 7, 32)
     }
     norms = np.linalg.norm(rows[32], axis=1)
-    assert np.abs(norms - 1).min() > 1e-3, "the graph must not normalise its rows"
+    assert np.abs(norms - 1).min() > 1e-3, "the graph must not normalize its rows"
     np.testing.assert_allclose(unit(rows[32]), unit(expected), atol=1e-5)
     for size in (1, 2, 7):
         np.testing.assert_allclose(unit(rows[size]), unit(rows[32]), atol=1e-6)
@@ -247,12 +247,12 @@ def test_timm_loads_the_folder_strictly(written):
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
         torch.testing.assert_close(found[name], tensor, rtol=0, atol=0)
-    # timm's own transform on a picture of the contract's size, against the runtime from the same file.
-    picture = synthetic_pictures(1, seed=5, height=32, width=32)[0]
+    # timm's own transform on an image of the contract's size, against the runtime from the same file.
+    image = synthetic_images(1, seed=5, height=32, width=32)[0]
     transform = timm.data.create_transform(**timm.data.resolve_model_data_config(loaded))
     with torch.inference_mode():
-        theirs = loaded(transform(Image.fromarray(picture))[None]).numpy()
-    ours = load_encoder(str(folder)).encode(picture)
+        theirs = loaded(transform(Image.fromarray(image))[None]).numpy()
+    ours = load_encoder(str(folder)).encode(image)
     assert (unit(theirs) * unit(np.atleast_2d(ours))).sum() > 0.99999
 
 
@@ -277,7 +277,7 @@ def test_config_describes_the_network(written):
 )
 def test_timm_config_says_how_to_crop(resize, expected):
     preprocess = Preprocess(size=(32, 32), mean=MEAN, std=STD, **resize)
-    cfg = timm_config(tiny(), preprocess, model_args={}, tag="x", licence="MIT")["pretrained_cfg"]
+    cfg = timm_config(tiny(), preprocess, model_args={}, tag="x", license="MIT")["pretrained_cfg"]
     assert (cfg["crop_pct"], cfg["crop_mode"]) == expected
 
 
@@ -317,28 +317,28 @@ def test_a_value_may_be_called_as_a_weight(tmp_path):
 def test_golden_vectors_are_what_the_runtime_gives(written):
     folder, _, config = written
     golden = np.load(folder / GOLDEN)
-    assert golden["pictures"].dtype == np.uint8 and golden["pictures"].shape == (4, 48, 64, 3)
+    assert golden["images"].dtype == np.uint8 and golden["images"].shape == (4, 48, 64, 3)
     assert golden["embedding"].dtype == np.float32 and golden["embedding"].shape == (4, config.dim)
     np.testing.assert_allclose(np.linalg.norm(golden["embedding"], axis=1), 1, atol=1e-6)
     assert float(golden["tolerance_fp32"]) == pytest.approx(1e-4)
     assert golden["tolerance_fp32"] < golden["tolerance_fp16"] < golden["tolerance_int8"]
-    pixels = np.stack([read_pixels(p, PREPROCESS, decode="exact") for p in golden["pictures"]])
+    pixels = np.stack([read_pixels(p, PREPROCESS, decode="exact") for p in golden["images"]])
     np.testing.assert_allclose(
         unit(session(folder).run(None, {"pixels": pixels})[0]), golden["embedding"], atol=1e-5
     )
-    ours = load_encoder(str(folder)).encode(list(golden["pictures"]))
+    ours = load_encoder(str(folder)).encode(list(golden["images"]))
     np.testing.assert_allclose(ours, golden["embedding"], atol=1e-5)
-    # A golden vector that any picture meets would test nothing.
+    # A golden vector that any image meets would test nothing.
     assert np.abs(golden["embedding"][0] - golden["embedding"][1]).max() > golden["tolerance_fp32"]
 
 
 def test_golden_file_depends_on_no_clock(monkeypatch):
-    pictures = synthetic_pictures(4)
-    np.testing.assert_array_equal(pictures, synthetic_pictures(6)[:4])
-    assert np.abs(pictures - synthetic_pictures(4, seed=1)).max() > 0
-    first = npz_bytes({"b": pictures, "a": np.ones((), np.float32)})
+    images = synthetic_images(4)
+    np.testing.assert_array_equal(images, synthetic_images(6)[:4])
+    assert np.abs(images - synthetic_images(4, seed=1)).max() > 0
+    first = npz_bytes({"b": images, "a": np.ones((), np.float32)})
     monkeypatch.setattr("time.time", lambda: 2_000_000_000.0)
-    assert npz_bytes({"a": np.ones((), np.float32), "b": pictures}) == first
+    assert npz_bytes({"a": np.ones((), np.float32), "b": images}) == first
     infos = zipfile.ZipFile(io.BytesIO(first)).infolist()
     assert [i.filename for i in infos] == ["a.npy", "b.npy"]
     assert {i.date_time for i in infos} == {(1980, 1, 1, 0, 0, 0)}
@@ -349,7 +349,7 @@ def test_samples_are_taken_evenly_from_a_source(tmp_path):
         Image.new("RGB", (32, 32), (shade * 10,) * 3).save(tmp_path / f"{shade}.png")
     pixels = sample_pixels(PREPROCESS, tmp_path, count=4)
     assert pixels.shape == (4, 3, 32, 32) and pixels[:, 0, 0, 0].tolist() == [0, 20, 40, 60]
-    with pytest.raises(ConfigError, match="at least 9 pictures, found 8"):
+    with pytest.raises(ConfigError, match="at least 9 images, found 8"):
         sample_pixels(PREPROCESS, tmp_path, count=9)
 
 
@@ -411,7 +411,7 @@ def test_rounding_cost_is_measured(written):
     ).reshape(3, 1, 1)
     with torch.inference_mode():
         cosine = (unit(network(x)) * unit(half(network)(x))).sum(axis=1)
-    assert stored["dtype"] == "float16" and stored["pictures"] == len(SAMPLES)
+    assert stored["dtype"] == "float16" and stored["images"] == len(SAMPLES)
     assert stored["min_cosine"] == pytest.approx(cosine.min(), abs=1e-6)
     assert stored["mean_cosine"] == pytest.approx(cosine.mean(), abs=1e-6)
 
@@ -457,13 +457,13 @@ def test_parity_is_refused_and_nothing_written(tmp_path, monkeypatch):
 
 
 def test_a_row_that_depends_on_its_batch_is_refused(tmp_path):
-    class Centred(Tiny):
+    class Centered(Tiny):
         def forward(self, x):
             rows = super().forward(x)
             return rows - rows.mean(dim=0, keepdim=True) * 0.01
 
     with pytest.raises(ParityError):
-        write_tiny(tmp_path, network=randomised(Centred()))
+        write_tiny(tmp_path, network=randomised(Centered()))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -503,7 +503,7 @@ def test_timm_that_builds_another_function_is_refused(tmp_path, quick):
     ).eval()
 
     def config(**model_args):
-        keys = timm_config(network, PREPROCESS, model_args=model_args, tag="x", licence="MIT")
+        keys = timm_config(network, PREPROCESS, model_args=model_args, tag="x", license="MIT")
         return config_of(24, architecture="resnet18", timm=keys)
 
     # At 32 pixels the last map is 1 x 1 and max pooling the same function; another activation is not.
@@ -655,7 +655,7 @@ def test_index_is_a_function_of_the_entries(tmp_path, tiny_entry):
     manifest = (tiny_entry / MANIFEST).read_bytes()
     assert row["manifest_sha256"] == sha256_hex(manifest)
     assert row["bytes"] == sum(path.stat().st_size for path in tiny_entry.iterdir())
-    assert (row["method"], row["dim"], row["licence"]) == ("supervised", 8, "Apache-2.0")
+    assert (row["method"], row["dim"], row["license"]) == ("supervised", 8, "Apache-2.0")
     update_index(tmp_path)
     assert (tmp_path / INDEX).read_bytes() == first
 
@@ -686,7 +686,7 @@ def test_command(tiny_entry, tmp_path, capsys):
 
 
 def test_command_names_the_extra(tiny_entry, tmp_path, monkeypatch):
-    monkeypatch.delitem(sys.modules, "embedkit.training.export.standalone")
+    monkeypatch.delitem(sys.modules, "embedkit.authoring.onnx_export")
     monkeypatch.setitem(sys.modules, "onnx", None)
     with pytest.raises(MissingDependencyError, match=r"pip install 'embedkit\[train,cpu\]'"):
         export(str(tiny_entry), standalone=tmp_path / "x.onnx")

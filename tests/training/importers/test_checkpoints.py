@@ -14,8 +14,8 @@ timm = pytest.importorskip("timm")
 pytest.importorskip("onnxruntime")
 
 from importing import (
+    IMAGES,
     NON_COMMERCIAL,
-    PICTURES,
     Dangerous,
     cosines,
     embed,
@@ -199,11 +199,11 @@ def test_every_layout_gives_the_network_that_is_in_it(case, request, tmp_path):
     original, layout = request.getfixturevalue(kind), case.split()[0]
     path = tmp_path / "checkpoint.pth.tar"
     torch.save(write(original.state_dict()), path)
-    published = next(one for one in LAYOUTS if one.name == layout).licence
+    published = next(one for one in LAYOUTS if one.name == layout).license
     ask = Request(
         name=f"{method}-tiny.noise",
         zoo=tmp_path / "zoo",
-        licence=None if published else "MIT",
+        license=None if published else "MIT",
         origin="https://example.org/checkpoint.pth.tar",
     )
     written = case == layout
@@ -214,13 +214,13 @@ def test_every_layout_gives_the_network_that_is_in_it(case, request, tmp_path):
         provenance, preprocess = config.provenance, config.preprocess
         assert done.said.startswith(f"layout {layout},")
         assert provenance["source"] == "https://example.org/checkpoint.pth.tar"
-        assert config.licence == (published or "MIT") and config.method == method
+        assert config.license == (published or "MIT") and config.method == method
         # What a table of the zoo says that the method learns from, where embedkit knows the method.
         assert provenance.get("family", "") == family_of(method)
         assert bool(config.timm) is (
             kind != "lightness"
         )  # the folder loads with timm, which write_entry has tried
-        rows = load_encoder(done.folder, threads=1).encode(PICTURES, normalize=False, decode="exact")
+        rows = load_encoder(done.folder, threads=1).encode(IMAGES, normalize=False, decode="exact")
     else:
         network, more = kept[0]
         provenance, preprocess = more["provenance"], more["preprocess"]
@@ -282,7 +282,7 @@ def shapes_of(architecture, **arguments):
 def test_the_shapes_tell_the_architecture(method, architecture, wrap, tmp_path, kept):
     path = tmp_path / "checkpoint.pth"
     torch.save(wrap(shapes_of(architecture)), path)
-    import_checkpoint(path, Request(name=f"{method}-x.in1k", zoo=tmp_path, licence="MIT", origin="mine"))
+    import_checkpoint(path, Request(name=f"{method}-x.in1k", zoo=tmp_path, license="MIT", origin="mine"))
     assert kept[0][1]["architecture"] == architecture
     assert kept[0][1]["preprocess"].size == (224, 224) and kept[0][1]["preprocess"].resize_size == 256
     smooth = "bicubic" if method in ("dino", "mae") else "bilinear"
@@ -324,7 +324,7 @@ def refuse(tmp_path):
     def refuse(checkpoint, error, match, name="simsiam-tiny.noise", **options):
         path = tmp_path / "checkpoint.pth"
         torch.save(checkpoint, path)
-        more = {key: options.pop(key) for key in ("licence", "origin") if key in options}
+        more = {key: options.pop(key) for key in ("license", "origin") if key in options}
         with pytest.raises(error, match=match) as caught:
             import_checkpoint(
                 path,
@@ -423,7 +423,7 @@ def test_tensors_of_another_kind(refuse, resnet, value):
     )
 
 
-def test_a_stem_for_small_pictures(refuse):
+def test_a_stem_for_small_images(refuse):
     # solo-learn's for CIFAR: 3x3, and a padding of 2 that no shape shows
     state = shapes_of("resnet18") | {"conv1.weight": torch.ones(64, 3, 3, 3)}
     refuse(
@@ -431,7 +431,7 @@ def test_a_stem_for_small_pictures(refuse):
         EntryError,
         r"conv1\.weight: the network has \(64, 3, 7, 7\), and the checkpoint \(64, 3, 3, 3\)",
         name="byol-r18.cifar10",
-        licence="MIT",
+        license="MIT",
         architecture=None,
     )
 
@@ -443,7 +443,7 @@ def test_two_keys_of_one_tensor(refuse, resnet):
         EntryError,
         r"'backbone\.0\.weight' and 'backbone\.conv1\.weight' are both conv1\.weight of the network",
         name="simclr-tiny.noise",
-        licence="MIT",
+        license="MIT",
     )
 
 
@@ -469,10 +469,10 @@ def test_an_unknown_layout(refuse, resnet):
     refuse(
         run_state(net=under("net.encoder.", resnet.state_dict())),
         ConfigError,
-        r"no layout is recognised in the keys 'epoch', .*in 'optimizer'.*known are simsiam, moco_v2, .*solo_learn: "
+        r"no layout is recognized in the keys 'epoch', .*in 'optimizer'.*known are simsiam, moco_v2, .*solo_learn: "
         "give --layout",
     )
-    refuse([1, 2], ConfigError, "recognised in a list")
+    refuse([1, 2], ConfigError, "recognized in a list")
     refuse(simsiam(resnet.state_dict()), ConfigError, "expected one of simsiam, moco_v2", layout="simsima")
     refuse(
         simsiam(resnet.state_dict()),
@@ -553,41 +553,41 @@ def test_a_failed_import_leaves_the_entry_that_is_there(resnet, tmp_path):
     # As `embedkit export` has it: a new version of a name takes the place of the old one. This is a state dict saved
     # alone, and somebody's own weights.
     save_file(under("module.encoder.", resnet.state_dict()), tmp_path / "b.safetensors")
-    own = dataclasses.replace(ask, licence="MIT", origin="a run of ours")
+    own = dataclasses.replace(ask, license="MIT", origin="a run of ours")
     import_checkpoint(tmp_path / "b.safetensors", own, **small)
     assert find_entry(done.folder).revision != first
     assert json.loads((tmp_path / "zoo" / "index.json").read_text())["entries"].keys() == {ask.name}
     config = read_config(done.folder)
-    assert config.licence == "MIT" and config.provenance["published_licence"] == NON_COMMERCIAL
-    assert config.provenance["licence_by"] == "whoever imported them"
+    assert config.license == "MIT" and config.provenance["published_license"] == NON_COMMERCIAL
+    assert config.provenance["license_by"] == "whoever imported them"
     card = (done.folder / "README.md").read_text()
     assert f"published in this layout are under {NON_COMMERCIAL}" in card and "a run of ours" in card
 
 
-# --- licences ---------------------------------------------------------------------------------------------
+# --- licenses ---------------------------------------------------------------------------------------------
 
 
-def test_a_licence_is_asked_for_and_never_guessed(refuse, resnet):
+def test_a_license_is_asked_for_and_never_guessed(refuse, resnet):
     state = {"model_state_dict": under("_feature_blocks.", resnet.state_dict())}
-    refuse(state, ConfigError, "no licence is known.*--licence", name="jigsaw-tiny.noise")
+    refuse(state, ConfigError, "no license is known.*--license", name="jigsaw-tiny.noise")
     refuse(
         simsiam(resnet.state_dict()),
         ConfigError,
-        "under CC-BY-NC-4.0: leave --licence MIT out, or say with --source",
-        licence="MIT",
+        "under CC-BY-NC-4.0: leave --license MIT out, or say with --source",
+        license="MIT",
     )
 
 
-def test_a_licence_is_one_line_of_known_characters(refuse, resnet):
+def test_a_license_is_one_line_of_known_characters(refuse, resnet):
     for text in ("MIT\nlicense: x", "mit\u202e", "x" * 101, "MIT: yes", "\udce9"):
-        with pytest.raises(ConfigError, match="--licence: .* is no name of a licence") as caught:
-            Request(name="simsiam-a.b", zoo=Path(), licence=text)
+        with pytest.raises(ConfigError, match="--license: .* is no name of a license") as caught:
+            Request(name="simsiam-a.b", zoo=Path(), license=text)
         str(caught.value).encode()
     state = {"model_state_dict": under("_feature_blocks.", resnet.state_dict())}
     for text in ("", "  ", "unknown", " Other ", "UNKNOWN"):
-        refuse(state, ConfigError, "no licence is known.*--licence", name="jigsaw-tiny.noise", licence=text)
-    ask = Request(name="simsiam-a.b", zoo=Path(), licence=" (MIT OR Apache-2.0+) ")
-    assert foreign.decide_licence(ask, None, stated=False, where="a").name == "(MIT OR Apache-2.0+)"
+        refuse(state, ConfigError, "no license is known.*--license", name="jigsaw-tiny.noise", license=text)
+    ask = Request(name="simsiam-a.b", zoo=Path(), license=" (MIT OR Apache-2.0+) ")
+    assert foreign.decide_license(ask, None, stated=False, where="a").name == "(MIT OR Apache-2.0+)"
 
 
 @pytest.mark.parametrize("words", ["two\nlines", "x" * 501, "\udce9", "\x1b[2J", "   "])
@@ -600,17 +600,17 @@ def test_words_are_one_printable_line(words):
     assert Request(name="simsiam-a.b", zoo=Path(), origin="https://example.org/é", data="x" * 500)
 
 
-def test_a_presumed_licence_is_told_from_a_given_one():
-    def presumed(licence=None, stated=False, known="MIT"):
-        ask = Request(name="simsiam-a.b", zoo=Path(), licence=licence, origin="mine")
-        return foreign.decide_licence(ask, known, stated=stated, where="a").presumed
+def test_a_presumed_license_is_told_from_a_given_one():
+    def presumed(license=None, stated=False, known="MIT"):
+        ask = Request(name="simsiam-a.b", zoo=Path(), license=license, origin="mine")
+        return foreign.decide_license(ask, known, stated=stated, where="a").presumed
 
-    assert presumed() and presumed(licence="unknown")
-    assert not presumed(licence="mit") and not presumed(licence="Apache-2.0") and not presumed(stated=True)
-    assert not presumed(licence="MIT", known=None)
+    assert presumed() and presumed(license="unknown")
+    assert not presumed(license="mit") and not presumed(license="Apache-2.0") and not presumed(stated=True)
+    assert not presumed(license="MIT", known=None)
 
 
-def test_the_command_and_a_non_commercial_licence(run, resnet, tmp_path, monkeypatch):
+def test_the_command_and_a_non_commercial_license(run, resnet, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.save(simsiam(resnet.state_dict()), "a.pth")
     words = (
@@ -626,19 +626,19 @@ def test_the_command_and_a_non_commercial_licence(run, resnet, tmp_path, monkeyp
     assert run(*words, "--source", "https://example.org/a.pth") == (
         0,
         f"{Path('zoo') / 'simsiam-tiny.noise'}\n",
-        f"embedkit: layout simsiam, network embedkit_r10, licence {NON_COMMERCIAL}\n"
-        f"embedkit: {NON_COMMERCIAL} is the licence of the published weights of this layout; for weights of your "
-        "own, say otherwise with --licence and --source\n",
+        f"embedkit: layout simsiam, network embedkit_r10, license {NON_COMMERCIAL}\n"
+        f"embedkit: {NON_COMMERCIAL} is the license of the published weights of this layout; for weights of your "
+        "own, say otherwise with --license and --source\n",
     )
     entry = tmp_path / "zoo" / "simsiam-tiny.noise"
-    assert read_config(entry).licence == NON_COMMERCIAL
-    assert read_config(entry).provenance["licence_by"] == "those who published this layout"
+    assert read_config(entry).license == NON_COMMERCIAL
+    assert read_config(entry).provenance["license_by"] == "those who published this layout"
     card = (entry / "README.md").read_text()
     assert "\nlicense: cc-by-nc-4.0\n" in card and "forbids commercial use" in card
     refresh(str(tmp_path / "zoo"))
     site = servers.site(tmp_path / "zoo")
     try:
-        with pytest.raises(ConfigError, match="forbids commercial use.*--accept-licence"):
+        with pytest.raises(ConfigError, match="forbids commercial use.*--accept-license"):
             find_entry(f"{site.url}/{entry.name}", access=Access(cache_dir=tmp_path / "cache"))
     finally:
         site.close()

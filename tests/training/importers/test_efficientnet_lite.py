@@ -12,10 +12,10 @@ pytest.importorskip("onnxruntime")
 
 from safetensors.torch import save
 
+from embedkit.authoring.golden import sample_pixels
 from embedkit.errors import EntryError, IntegrityError, MissingDependencyError
 from embedkit.model.engines.onnx import OnnxEngine
 from embedkit.model.providers import EngineOptions
-from embedkit.training.export.golden import sample_pixels
 from embedkit.training.export.torch_to_onnx import PixelEncoder, export_graph
 from embedkit.training.importers import efficientnet_lite
 from embedkit.training.importers.efficientnet_lite import PREPROCESS, checkpoint_bytes, to_timm
@@ -32,7 +32,7 @@ def state():
 
 @pytest.fixture(scope="module")
 def pixels():
-    """16 crops with the structure of pictures: on noise the two paddings hardly differ."""
+    """16 crops with the structure of images: on noise the two paddings hardly differ."""
     return sample_pixels(PREPROCESS, count=16)
 
 

@@ -19,12 +19,12 @@ pytest.importorskip("onnxruntime")
 from numpy.lib.stride_tricks import sliding_window_view
 from torch import nn
 
+from embedkit.authoring.golden import synthetic_images
 from embedkit.encoder import load_encoder
 from embedkit.errors import ConfigError, EntryError, IntegrityError, SourceError
 from embedkit.hub.resolve import find_entry
 from embedkit.model.config import EntryConfig
 from embedkit.model.preprocess import Preprocess
-from embedkit.training.export.golden import synthetic_pictures
 from embedkit.training.export.writer import write_entry
 from embedkit.training.importers.face_api import IMPORTS, read_tensors
 from embedkit.training.importers.face_networks import (
@@ -248,12 +248,12 @@ NUMPY = {RECOGNITION: numpy_recognition, DETECTION: numpy_detection, LANDMARKS: 
 SIDES = {RECOGNITION: 150, DETECTION: 512, LANDMARKS: 112}
 
 
-def check_forward(network, tensors, picture):
+def check_forward(network, tensors, image):
     """torch on (1, 3, S, S) against numpy in float64 on (S, S, 3)."""
-    expected = NUMPY[network]({name: t.astype(np.float64) for name, t in tensors.items()}, picture)
+    expected = NUMPY[network]({name: t.astype(np.float64) for name, t in tensors.items()}, image)
     built = BUILD[network]({name: torch.from_numpy(np.array(t)) for name, t in tensors.items()})
     with torch.inference_mode():
-        found = built(torch.from_numpy(picture.transpose(2, 0, 1)[None]).float())
+        found = built(torch.from_numpy(image.transpose(2, 0, 1)[None]).float())
     found = found if isinstance(found, dict) else {"embedding": found}
     assert sorted(found) == sorted(expected)
     for name, rows in expected.items():
@@ -264,8 +264,8 @@ def check_forward(network, tensors, picture):
 @pytest.mark.parametrize("network", LAYOUTS)
 def test_the_network_equals_plain_numpy(package, network):
     side = SIDES[network]
-    picture = np.random.default_rng(1).normal(0, 0.5, (side, side, 3))
-    check_forward(network, package[1][network], picture)
+    image = np.random.default_rng(1).normal(0, 0.5, (side, side, 3))
+    check_forward(network, package[1][network], image)
 
 
 @pytest.mark.parametrize("network", LAYOUTS)
@@ -276,14 +276,14 @@ def test_the_real_network_equals_plain_numpy(network):
     item = next(item for item in IMPORTS if item.network == network)
     tensors = {name: t.numpy() for name, t in read_tensors(Path(source), network, sha256=item.sha256).items()}
     side = SIDES[network]
-    picture = synthetic_pictures(1, seed=3, height=side, width=side)[0].astype(np.float64) / 128 - 1
-    check_forward(network, tensors, picture)
+    image = synthetic_images(1, seed=3, height=side, width=side)[0].astype(np.float64) / 128 - 1
+    check_forward(network, tensors, image)
 
 
 # -- reading -----------------------------------------------------------------------------------------------------
 
 
-def test_tensors_are_dequantised_and_shards_joined(package):
+def test_tensors_are_dequantized_and_shards_joined(package):
     folder, expected = package
     for source in (folder, folder.parent):
         for network, tensors in expected.items():
@@ -395,7 +395,7 @@ def test_a_detector_of_other_pixels_is_refused(package):
 
 
 class TinyDetector(nn.Module):
-    """Two boxes and scores from the mean colour; names stand in another order than the configuration's."""
+    """Two boxes and scores from the mean color; names stand in another order than the configuration's."""
 
     def __init__(self, weight: float = 1.0):
         super().__init__()
@@ -416,7 +416,7 @@ def tiny_config(**changes) -> EntryConfig:
         "dim": 10,
         "preprocess": Preprocess(size=(16, 16), resize="squash", mean=(0.5,) * 3, std=(0.5,) * 3),
         "data": "nothing",
-        "licence": "MIT",
+        "license": "MIT",
     }
     return EntryConfig(**{**facts, **changes})
 

@@ -1,4 +1,4 @@
-"""timm's names, repositories and folders: their weights, contract and licences, or one clear refusal."""
+"""timm's names, repositories and folders: their weights, contract and licenses, or one clear refusal."""
 
 import dataclasses
 import json
@@ -15,8 +15,8 @@ timm = pytest.importorskip("timm")
 pytest.importorskip("onnxruntime")
 
 from importing import (
+    IMAGES,
     NON_COMMERCIAL,
-    PICTURES,
     Dangerous,
     cosines,
     embed,
@@ -28,9 +28,9 @@ from importing import (
 from safetensors.torch import save_file
 
 from embedkit import load_encoder
-from embedkit.errors import ConfigError, EntryError, IntegrityError, PlaceError, SourceError
+from embedkit.authoring.golden import synthetic_images
+from embedkit.errors import ConfigError, EntryError, IntegrityError, SourceError, ZooError
 from embedkit.images.transform import read_pixels
-from embedkit.training.export.golden import synthetic_pictures
 from embedkit.training.importers.checkpoints import import_checkpoint
 from embedkit.training.importers.foreign import Request
 from embedkit.training.importers.layouts import LAYOUTS
@@ -69,7 +69,7 @@ def test_a_folder_of_timm_s_layout(resnet, tmp_path):
     folder = timm_folder(tmp_path / "there", resnet)
     done = import_timm(f"local-dir:{folder}", Request(name="supervised-tiny.noise", zoo=tmp_path / "zoo"))
     config = read_config(done.folder)
-    assert config.licence == "apache-2.0" and config.architecture == "embedkit_r10"
+    assert config.license == "apache-2.0" and config.architecture == "embedkit_r10"
     assert config.preprocess.resize_size == 36 and config.preprocess.mean == (
         0.5,
         0.4,
@@ -77,7 +77,7 @@ def test_a_folder_of_timm_s_layout(resnet, tmp_path):
     )  # floor(32 / 0.875)
     assert config.provenance["removed"] == ["fc.bias", "fc.weight"]
     assert config.provenance["sha256"] == sha256_of(folder / "model.safetensors")
-    rows = load_encoder(done.folder, threads=1).encode(PICTURES, normalize=False, decode="exact")
+    rows = load_encoder(done.folder, threads=1).encode(IMAGES, normalize=False, decode="exact")
     assert cosines(rows, embed(resnet, config.preprocess)).min() >= 0.9999
 
 
@@ -93,9 +93,9 @@ def test_an_entry_of_our_own_is_such_a_folder(resnet, tmp_path, request):
     import_timm(f"local-dir:{done.folder}", Request(name="dino-again.noise", zoo=tmp_path / "zoo"))
     config, (network, more) = read_config(done.folder), kept[0]
     assert more["preprocess"] == config.preprocess and more["architecture"] == config.architecture
-    assert more["licence"].name == "apache-2.0"  # as timm writes it
+    assert more["license"].name == "apache-2.0"  # as timm writes it
     assert more["model_args"] == config.timm["model_args"] == {"global_pool": "avg", "in_chans": 3}
-    rows = load_encoder(done.folder, threads=1).encode(PICTURES, normalize=False, decode="exact")
+    rows = load_encoder(done.folder, threads=1).encode(IMAGES, normalize=False, decode="exact")
     np.testing.assert_allclose(
         embed(network.eval(), more["preprocess"]), rows, atol=1e-4 * np.abs(rows).max()
     )
@@ -150,24 +150,24 @@ def test_a_pickle_in_a_folder_runs_nothing(resnet, tmp_path):
     assert not (tmp_path / "touched").exists()
 
 
-def test_the_stricter_of_two_stated_licences(resnet, tmp_path, kept):
-    def licence(given=None, **changes):
+def test_the_stricter_of_two_stated_licenses(resnet, tmp_path, kept):
+    def license(given=None, **changes):
         folder = timm_folder(tmp_path / "there", resnet, **changes)
-        ask = Request(name="supervised-tiny.noise", zoo=tmp_path, licence=given, origin="somewhere")
+        ask = Request(name="supervised-tiny.noise", zoo=tmp_path, license=given, origin="somewhere")
         import_timm(f"local-dir:{folder}", ask)
-        return kept[-1][1]["licence"].name
+        return kept[-1][1]["license"].name
 
     card = "---\nlicense: cc-by-nc-4.0\n---\n# Weights\n"
-    assert licence() == "apache-2.0"
-    assert licence(card=card) == "cc-by-nc-4.0"
-    assert licence(given="CC-BY-NC-4.0", card=card) == "cc-by-nc-4.0"
-    assert kept[-1][1]["provenance"]["stated_licences"] == ["apache-2.0", "cc-by-nc-4.0"]
-    with pytest.raises(ConfigError, match="state the licence cc-by-nc-4.0: leave --licence MIT out"):
-        licence(given="MIT", card=card)
+    assert license() == "apache-2.0"
+    assert license(card=card) == "cc-by-nc-4.0"
+    assert license(given="CC-BY-NC-4.0", card=card) == "cc-by-nc-4.0"
+    assert kept[-1][1]["provenance"]["stated_licenses"] == ["apache-2.0", "cc-by-nc-4.0"]
+    with pytest.raises(ConfigError, match="state the license cc-by-nc-4.0: leave --license MIT out"):
+        license(given="MIT", card=card)
     (tmp_path / "there" / "README.md").unlink()
-    with pytest.raises(ConfigError, match="no licence is known"):
-        licence(cfg={"license": None})
-    assert licence(given="MIT", cfg={"license": "unknown"}) == "MIT"
+    with pytest.raises(ConfigError, match="no license is known"):
+        license(cfg={"license": None})
+    assert license(given="MIT", cfg={"license": "unknown"}) == "MIT"
 
 
 @pytest.mark.parametrize(
@@ -183,19 +183,19 @@ def test_the_stricter_of_two_stated_licences(resnet, tmp_path, kept):
         "\ufeff--- \nlicense: cc-by-nc-4.0\n--- \n---\nlicense: mit\n",
     ],
 )
-def test_every_way_to_write_a_card_s_licence(card, resnet, tmp_path, kept):
+def test_every_way_to_write_a_card_s_license(card, resnet, tmp_path, kept):
     folder = timm_folder(tmp_path / "there", resnet, card=card)
     import_timm(f"local-dir:{folder}", Request(name="supervised-tiny.noise", zoo=tmp_path))
-    assert kept[0][1]["licence"].name == "cc-by-nc-4.0"
+    assert kept[0][1]["license"].name == "cc-by-nc-4.0"
 
 
 @pytest.mark.parametrize(
     "card", ["# Weights\n---\nlicense: gpl\n---\n", "---\n---\n", "---\ntags: [a]\n---\n"]
 )
-def test_cards_that_state_no_licence(card, resnet, tmp_path, kept):
+def test_cards_that_state_no_license(card, resnet, tmp_path, kept):
     folder = timm_folder(tmp_path / "there", resnet, card=card)
     import_timm(f"local-dir:{folder}", Request(name="supervised-tiny.noise", zoo=tmp_path))
-    assert kept[0][1]["licence"].name == "apache-2.0"
+    assert kept[0][1]["license"].name == "apache-2.0"
 
 
 @pytest.mark.parametrize(
@@ -220,32 +220,32 @@ def test_a_card_that_cannot_be_read(front, resnet, tmp_path, kept):
 
 
 @pytest.mark.parametrize("config", [{"license": "cc-by-nc-4.0"}, {"license": ["CC-BY-NC-4.0"]}])
-def test_a_licence_beside_pretrained_cfg(config, resnet, tmp_path, kept):
+def test_a_license_beside_pretrained_cfg(config, resnet, tmp_path, kept):
     folder = timm_folder(tmp_path / "there", resnet, **config)
     import_timm(f"local-dir:{folder}", Request(name="supervised-tiny.noise", zoo=tmp_path))
-    assert kept[0][1]["licence"].name.casefold() == "cc-by-nc-4.0"
+    assert kept[0][1]["license"].name.casefold() == "cc-by-nc-4.0"
 
 
-def test_the_licence_of_an_entry_of_our_own(resnet, tmp_path, kept):
+def test_the_license_of_an_entry_of_our_own(resnet, tmp_path, kept):
     contract = dataclasses.replace(LAYOUTS[0].preprocess, size=(32, 32), resize_size=36).to_json()
     folder = timm_folder(
-        tmp_path / "there", resnet, embedkit={"licence": NON_COMMERCIAL, "preprocess": contract}
+        tmp_path / "there", resnet, embedkit={"license": NON_COMMERCIAL, "preprocess": contract}
     )
     import_timm(f"local-dir:{folder}", Request(name="supervised-tiny.noise", zoo=tmp_path))
-    assert kept[0][1]["licence"].name == NON_COMMERCIAL
+    assert kept[0][1]["license"].name == NON_COMMERCIAL
 
 
-@pytest.mark.parametrize("licence", [5, {"name": "mit"}, "mit: no", ["mit", 5]])
-def test_a_stated_licence_that_is_none(licence, resnet, tmp_path, kept):
-    folder = timm_folder(tmp_path / "there", resnet, cfg={"license": licence})
-    with pytest.raises(ConfigError, match="that is no text|is no name of a licence"):
+@pytest.mark.parametrize("license", [5, {"name": "mit"}, "mit: no", ["mit", 5]])
+def test_a_stated_license_that_is_none(license, resnet, tmp_path, kept):
+    folder = timm_folder(tmp_path / "there", resnet, cfg={"license": license})
+    with pytest.raises(ConfigError, match="that is no text|is no name of a license"):
         import_timm(f"local-dir:{folder}", Request(name="supervised-tiny.noise", zoo=tmp_path))
     assert not kept
 
 
 @pytest.mark.parametrize("key", ["crop_pct", "input_size", "mean", "std"])
 @pytest.mark.parametrize("number", ["1e999", "-1e999", "1e-320"])
-def test_numbers_that_no_picture_has(key, number, resnet, tmp_path, kept):
+def test_numbers_that_no_image_has(key, number, resnet, tmp_path, kept):
     value = "NUMBER" if key == "crop_pct" else ["NUMBER"] * 3
     folder = timm_folder(tmp_path / "there", resnet, cfg={key: value})
     text = (folder / "config.json").read_text().replace('"NUMBER"', number)
@@ -280,13 +280,13 @@ def test_arguments_that_no_network_has(arguments, vit, tmp_path):
     assert "\n" not in str(caught.value) and not (tmp_path / "zoo").exists()
 
 
-def test_a_network_of_another_picture_size(vit, tmp_path):
+def test_a_network_of_another_image_size(vit, tmp_path):
     cfg = {**CFG, "input_size": [3, 64, 64]}
     config = {"architecture": "embedkit_vit_t4", "pretrained_cfg": cfg}
     config["model_args"] = {"img_size": 32, "global_pool": "token", "fc_norm": False}
     (tmp_path / "config.json").write_text(json.dumps(config))
     save_file(vit.state_dict(), tmp_path / "model.safetensors")
-    with pytest.raises(EntryError, match="embedkit_vit_t4 does not take pictures of 3x64x64"):
+    with pytest.raises(EntryError, match="embedkit_vit_t4 does not take images of 3x64x64"):
         import_timm(f"local-dir:{tmp_path}", Request(name="supervised-tiny.noise", zoo=tmp_path / "zoo"))
 
 
@@ -295,7 +295,7 @@ def test_preprocessing_is_timm_s_own():
     from PIL import Image
     from timm.data import create_transform, resolve_data_config
 
-    picture = synthetic_pictures(1, height=300, width=420)[0]
+    image = synthetic_images(1, height=300, width=420)[0]
     for changes in (
         {"input_size": (3, 224, 224), "crop_pct": 0.875},
         {"input_size": (3, 224, 224), "crop_pct": 0.95, "interpolation": "bicubic"},
@@ -305,8 +305,8 @@ def test_preprocessing_is_timm_s_own():
         cfg = {**CFG, **changes}
         preprocess = preprocess_of(cfg, "here")
         transform = create_transform(**resolve_data_config({}, pretrained_cfg=cfg), is_training=False)
-        theirs = transform(Image.fromarray(picture)).numpy()
-        pixels = read_pixels(picture, preprocess, decode="exact")
+        theirs = transform(Image.fromarray(image)).numpy()
+        pixels = read_pixels(image, preprocess, decode="exact")
         mean, std = (np.reshape(cfg[key], (3, 1, 1)) for key in ("mean", "std"))
         found = (pixels / 255 - mean) / std
         assert found.shape == theirs.shape
@@ -345,7 +345,7 @@ def test_a_repository_of_the_hub(weights, hub, resnet, tmp_path, kept):
     network, more = kept[0]
     for key, value in resnet.state_dict().items():
         torch.testing.assert_close(network.state_dict()[key], value)
-    assert more["provenance"]["commit"] == "a" * 40 and more["licence"].name == "apache-2.0"
+    assert more["provenance"]["commit"] == "a" * 40 and more["license"].name == "apache-2.0"
     assert more["provenance"]["sha256"] == sha256_of(folder / weights)
     with pytest.raises(EntryError, match="has no config.json: it is not of timm's layout"):
         import_timm("hf-hub:team/tiny", ask)
@@ -353,15 +353,15 @@ def test_a_repository_of_the_hub(weights, hub, resnet, tmp_path, kept):
 
 def test_a_repository_that_does_not_give(hub, resnet, tmp_path, kept):
     ask = Request(name="supervised-tiny.noise", zoo=tmp_path)
-    with pytest.raises(PlaceError, match="no such repository; a private one asks for a token"):
+    with pytest.raises(ZooError, match="no such repository; a private one asks for a token"):
         import_timm("hf-hub:team/none", ask)
     put(hub, "team/tiny", timm_folder(tmp_path / "there", resnet), private=True)
-    with pytest.raises(PlaceError, match="no such repository"):
+    with pytest.raises(ZooError, match="no such repository"):
         import_timm("hf-hub:team/tiny", ask)
     import_timm("hf-hub:team/tiny", ask, token="hf_reader")
     assert len(kept) == 1
     hub.repos["team/tiny"].private = False
-    with pytest.raises(PlaceError, match="no such repository at v9"):
+    with pytest.raises(ZooError, match="no such repository at v9"):
         import_timm("hf-hub:team/tiny@v9", ask)
     hub.cdn.faults = ["corrupt"] * 9
     with pytest.raises(IntegrityError):
@@ -399,7 +399,7 @@ def test_a_name_of_timm_s_with_the_genuine_client(hub, tmp_path):
     done = importing()
     assert done.returncode == 0, done.stderr
     config = read_config(tmp_path / "zoo" / "supervised-test.in1k")
-    assert config.architecture == "test_resnet" and config.licence == "apache-2.0"
+    assert config.architecture == "test_resnet" and config.license == "apache-2.0"
     assert config.preprocess.size == (160, 160) and config.preprocess.resize_size == 168  # floor(160 / 0.95)
     assert (
         config.provenance["weights"] == "timm/test_resnet.r160_in1k"
@@ -407,7 +407,7 @@ def test_a_name_of_timm_s_with_the_genuine_client(hub, tmp_path):
     )
     assert config.provenance["sha256"] == sha256_of(folder / "model.safetensors")
     rows = load_encoder(tmp_path / "zoo" / "supervised-test.in1k", threads=1).encode(
-        PICTURES, normalize=False, decode="exact"
+        IMAGES, normalize=False, decode="exact"
     )
     assert cosines(rows, embed(network, config.preprocess)).min() >= 0.9999
 

@@ -174,12 +174,12 @@ def test_the_baseline_sees_no_unlabeled_image_and_strong_views_of_the_labeled():
     other = Batch(torch.cat([images.images[:4], noise[4:]]), images.labels, images.indices)
     losses = {}
     for only in (True, False):
-        for name, batch in (("pictures", images), ("noise", other)):
+        for name, batch in (("images", images), ("noise", other)):
             method = build(supervised_only=only, threshold=0.0)
             torch.nn.init.normal_(method.classifier.weight, generator=torch.Generator().manual_seed(1))
             losses[only, name] = method.loss(batch, method.generator())["loss"]
-    assert torch.equal(losses[True, "pictures"], losses[True, "noise"])
-    assert not torch.equal(losses[False, "pictures"], losses[False, "noise"])
+    assert torch.equal(losses[True, "images"], losses[True, "noise"])
+    assert not torch.equal(losses[False, "images"], losses[False, "noise"])
     method, inputs = build(supervised_only=True, strong=RandomInvert(p=1.0), weak=Compose(steps=())), []
     handle = method.backbone.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
     outputs = method.loss(images, method.generator())

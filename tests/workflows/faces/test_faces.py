@@ -142,13 +142,13 @@ def face_points(scale, angle, shift):
 )
 def test_a_chip_has_every_point_in_its_place(scale, angle):
     points = face_points(scale, angle, np.array([400.0, 450.0]))
-    picture = np.zeros((900, 900, 3), np.uint8)
+    image = np.zeros((900, 900, 3), np.uint8)
     radius = max(2, round(scale / 30))
     y, x = np.mgrid[:900, :900] + 0.5
     for index, channel in ((36, 0), (45, 1), (33, 2)):
         px, py = points[index]
-        picture[(x - px) ** 2 + (y - py) ** 2 <= radius**2, channel] = 255
-    chip = chip_of(Image.fromarray(picture), points)
+        image[(x - px) ** 2 + (y - py) ** 2 <= radius**2, channel] = 255
+    chip = chip_of(Image.fromarray(image), points)
     assert chip.shape == (150, 150, 3) and chip.dtype == np.uint8
     places = dict(zip(module._POINTS, module._MEAN_FACE, strict=True))
     for index, channel in ((36, 0), (45, 1), (33, 2)):
@@ -159,7 +159,7 @@ def test_a_chip_has_every_point_in_its_place(scale, angle):
         np.testing.assert_allclose(center, (places[index] + 0.25) / 1.5 * 150, atol=0.5)
 
 
-def test_a_chip_is_black_beyond_the_picture():
+def test_a_chip_is_black_beyond_the_image():
     points = face_points(100.0, 0.0, np.array([0.0, 20.0]))  # the margin of 25 pixels lies outside
     chip = chip_of(Image.new("RGB", (300, 300), "white"), points)
     assert chip[75, 5].tolist() == [0, 0, 0] and chip[75, 60].tolist() == [255, 255, 255]
@@ -174,16 +174,16 @@ def test_places_are_mapped_back_from_the_networks_input(size):
     y, x = np.mgrid[:height, :width] + 0.5
     place = np.array([0.3 * width, 0.6 * height])
     radius = max(width, height) / 20
-    picture = np.where(((x - place[0]) ** 2 + (y - place[1]) ** 2 <= radius**2)[..., None], 255, 0)
-    picture = np.repeat(picture, 3, axis=2).astype(np.uint8)
-    pixels = read_pixels(picture, preprocess)[0].astype(float)
+    image = np.where(((x - place[0]) ** 2 + (y - place[1]) ** 2 <= radius**2)[..., None], 255, 0)
+    image = np.repeat(image, 3, axis=2).astype(np.uint8)
+    pixels = read_pixels(image, preprocess)[0].astype(float)
     rows, columns = np.mgrid[:128, :128] + 0.5
     share = np.array([(columns * pixels).sum(), (rows * pixels).sum()]) / pixels.sum() / 128
     found = module._from_input(share, size, preprocess)
     np.testing.assert_allclose(found, place, atol=0.01 * max(size))
 
 
-def test_pictures_are_turned_upright_once():
+def test_images_are_turned_upright_once():
     rng = np.random.default_rng(0)
     plain = Image.fromarray(rng.integers(0, 256, (40, 30, 3), dtype=np.uint8))
     exif = Image.Exif()
@@ -196,7 +196,7 @@ def test_pictures_are_turned_upright_once():
     np.testing.assert_array_equal(np.asarray(upright(found)), np.asarray(found))
     clear = Image.new("RGBA", (4, 4), (0, 0, 0, 0))
     assert np.asarray(upright(clear)).min() == 255
-    with pytest.raises(ConfigError, match="a picture must be"):
+    with pytest.raises(ConfigError, match="an image must be"):
         upright(3)
     with pytest.raises(ImageError, match="empty"):
         upright(b"")
@@ -210,7 +210,7 @@ def test_one_face_where_there_is_one(people, astronaut):
     assert face.score > 0.9 and face.points.shape == (68, 2) and face.chip.shape == (150, 150, 3)
     left, top, right, bottom = face.box
     assert 0 <= left < right <= astronaut.width and 0 <= top < bottom <= astronaut.height
-    # Eyes above nose above mouth, the left eye of the picture on the left, all inside or close to the box.
+    # Eyes above nose above mouth, the left eye of the image on the left, all inside or close to the box.
     eye_left, eye_right = face.points[36:42].mean(axis=0), face.points[42:48].mean(axis=0)
     nose, mouth = face.points[30], face.points[48:68].mean(axis=0)
     assert left < eye_left[0] < nose[0] < eye_right[0] < right
@@ -234,9 +234,9 @@ def test_scikit_image_s_astronaut_is_the_same_person(people, astronaut):
     assert people.finder.find(data.coffee()) == []
 
 
-def jpeg(picture, quality):
+def jpeg(image, quality):
     file = io.BytesIO()
-    picture.save(file, "JPEG", quality=quality)
+    image.save(file, "JPEG", quality=quality)
     return file.getvalue()
 
 
@@ -256,8 +256,8 @@ def test_a_changed_portrait_is_the_same_person(people, astronaut, hopper, change
     rows = []
     for person in (astronaut, hopper):
         before, after = (
-            people.encode_faces([choose(people.finder.find(picture))], normalize=False)[0]
-            for picture in (person, CHANGES[change](person))
+            people.encode_faces([choose(people.finder.find(image))], normalize=False)[0]
+            for image in (person, CHANGES[change](person))
         )
         assert np.linalg.norm(before - after) < 0.6  # dlib's rule
         assert verify(people, person, CHANGES[change](person)).is_match
@@ -297,7 +297,7 @@ def test_parts_are_numbered_by_size(people, couple, astronaut, hopper, tmp_path)
     assert embeddings.ids == [paths[0], paths[0], paths[2]]
     assert embeddings.parts.tolist() == [0, 1, 0] and embeddings.parts.dtype == np.int32
     np.testing.assert_allclose(embeddings.vectors[:2], rows, atol=1e-6)
-    assert embeddings.passport.fingerprint == people.encoder.fingerprint
+    assert embeddings.metadata.fingerprint == people.encoder.fingerprint
     assert embeddings.labels["score"][:2] == [face.score for face in faces]
     # The larger face is the second person's.
     for part, person in enumerate((hopper, astronaut)):
@@ -311,7 +311,7 @@ def test_parts_are_numbered_by_size(people, couple, astronaut, hopper, tmp_path)
 def test_no_face_and_several(people, couple, astronaut):
     with pytest.raises(ImageError, match=r"coffee\.jpg: no face was found"):
         verify(people, astronaut, COFFEE)
-    with pytest.raises(ImageError, match=r"the second picture: 2 faces were found .* part="):
+    with pytest.raises(ImageError, match=r"the second image: 2 faces were found .* part="):
         verify(people, astronaut, couple)
     faces = people.finder.find(couple)
     assert choose(faces, 1) is faces[1]
@@ -320,20 +320,20 @@ def test_no_face_and_several(people, couple, astronaut):
 
 
 @pytest.mark.parametrize(
-    "picture", [Image.new("RGB", (1, 1)), Image.new("L", (5000, 3)), np.zeros((3, 900), np.uint8)]
+    "image", [Image.new("RGB", (1, 1)), Image.new("L", (5000, 3)), np.zeros((3, 900), np.uint8)]
 )
-def test_pictures_of_odd_shapes_have_no_face(people, picture):
-    assert people.finder.find(picture) == []
+def test_images_of_odd_shapes_have_no_face(people, image):
+    assert people.finder.find(image) == []
 
 
-def test_pictures_that_cannot_be_read(people, tmp_path):
+def test_images_that_cannot_be_read(people, tmp_path):
     text = tmp_path / "text.jpg"
     text.write_text("text")
-    with pytest.raises(ImageError, match=r"text\.jpg: not a picture"):
+    with pytest.raises(ImageError, match=r"text\.jpg: not an image"):
         people.finder.find(text)
     with pytest.raises(ImageError, match=r"nothing\.jpg: No such file"):
         verify(people, tmp_path / "nothing.jpg", ASTRONAUT)
-    with pytest.raises(ImageError, match="damaged|not a picture"):
+    with pytest.raises(ImageError, match="damaged|not an image"):
         people.finder.find(ASTRONAUT.read_bytes()[:300])
     with pytest.raises(ConfigError, match=r"min_score: .* \[0, 1\]"):
         people.finder.find(ASTRONAUT, min_score=2)
@@ -357,8 +357,8 @@ def test_a_threshold_or_a_calibration_decides(people, encoder, astronaut):
     class Other:
         """Stands for a calibration; only the check of its space is asked for."""
 
-        def check_space(self, passport, where):
-            raise SpaceMismatchError(f"{passport.entry} {passport.fingerprint[:12]} {where}")
+        def check_space(self, metadata, where):
+            raise SpaceMismatchError(f"{metadata.entry} {metadata.fingerprint[:12]} {where}")
 
     with pytest.raises(SpaceMismatchError, match="face-r29.dlib"):
         verify(people, astronaut, astronaut, calibration=Other())
@@ -391,7 +391,7 @@ def test_the_command_compares_faces_and_draws(run, couple, tmp_path):
     assert data["is_match"] and data["encoder"] == ENCODER and len(data["faces"][1]) == 1
 
 
-def test_the_command_compares_whole_pictures(run):
+def test_the_command_compares_whole_images(run):
     done = run(ASTRONAUT, COFFEE, "--threshold", 0.5)
     assert done.exit_code == 0 and done.stdout.startswith("no match\t")
     assert "uncalibrated" in done.stderr

@@ -23,7 +23,7 @@ from typer.testing import CliRunner
 from embedkit.analysis.clustering.cluster import Clustering
 from embedkit.analysis.vectors import Rows
 from embedkit.cli.atlas import atlas as command
-from embedkit.embeddings.metadata import Passport
+from embedkit.embeddings.metadata import Metadata
 from embedkit.embeddings.npy import write_npy
 from embedkit.embeddings.parquet_write import write_rows
 from embedkit.embeddings.schema import schema_of
@@ -34,7 +34,7 @@ from embedkit.workflows.visual import atlas as module
 from embedkit.workflows.visual.atlas import project, write_atlas
 from embedkit.workflows.visual.groups import groups_of_clusters, groups_of_labels
 
-PASSPORT = Passport(
+METADATA = Metadata(
     entry="linear-tiny.noise", manifest_sha256="a" * 64, fingerprint="b" * 64, dim=8, normalized=True
 )
 HOSTILE = [
@@ -69,23 +69,23 @@ class Page(HTMLParser):
         ]
 
 
-def table_of(vectors, ids, labels=None, passport=PASSPORT):
+def table_of(vectors, ids, labels=None, metadata=METADATA):
     import pyarrow as pa
 
-    schema = schema_of(passport, dict.fromkeys(labels or {}, "string"), sha256=False)
+    schema = schema_of(metadata, dict.fromkeys(labels or {}, "string"), sha256=False)
     ones = [1] * len(ids)
     columns = {"id": ids, "part": [0] * len(ids), "embedding": list(vectors), "size": ones, "mtime_ns": ones}
     return pa.table({**columns, **(labels or {})}, schema=schema)
 
 
-def write(path, vectors, ids, labels=None, passport=PASSPORT):
-    table = table_of(vectors, ids, labels, passport)
+def write(path, vectors, ids, labels=None, metadata=METADATA):
+    table = table_of(vectors, ids, labels, metadata)
     write_rows([table], path, table.schema)
     return path
 
 
 def make(folder, count=60, width=8):
-    """Pictures of three colours in three tight groups of vectors, and their file of embeddings."""
+    """Images of three colors in three tight groups of vectors, and their file of embeddings."""
     rng = np.random.default_rng(0)
     kinds = np.arange(count) % 3
     vectors = np.eye(width)[kinds] + rng.normal(0, 0.1, (count, width))
@@ -106,7 +106,7 @@ def read(path):
     page = Page(path.read_text("utf-8"))
     ((_, text),) = [(attrs, text) for attrs, text in page.of("script") if attrs.get("id") == "data"]
     data = json.loads(text)
-    kinds = {"x": "<u2", "y": "<u2", "sizes": "u1", "group": "<u2", "neighbours": "<u4", "cosines": "<i2"}
+    kinds = {"x": "<u2", "y": "<u2", "sizes": "u1", "group": "<u2", "neighbors": "<u4", "cosines": "<i2"}
     for key, kind in kinds.items():
         data[key] = np.frombuffer(base64.b64decode(data[key]), kind)
     return page, data
@@ -114,22 +114,22 @@ def read(path):
 
 def test_what_is_in_the_file(source, tmp_path):
     done = write_atlas(source, tmp_path / "a.html", originals=Originals(tmp_path), method="pca")
-    assert (done.pictures, done.rows, done.map, done.missing) == (60, 60, "pca", [])
+    assert (done.images, done.rows, done.map, done.missing) == (60, 60, "pca", [])
     assert done.size == (tmp_path / "a.html").stat().st_size
     page, data = read(tmp_path / "a.html")
     rows = Embeddings.read(source)
     assert data["names"] == rows.ids and data["groups"] == [] and not data["group"].any()
     assert data["sizes"].reshape(-1, 2).tolist() == [[40, 30]] * 60
-    # Neighbours by the naive loop.
+    # Neighbors by the naive loop.
     unit = rows.vectors.astype(float) / np.linalg.norm(rows.vectors.astype(float), axis=1, keepdims=True)
-    near, cosines = data["neighbours"].reshape(60, 12), data["cosines"].reshape(60, 12) / 10_000
+    near, cosines = data["neighbors"].reshape(60, 12), data["cosines"].reshape(60, 12) / 10_000
     for row in range(60):
         order = [other for other in np.argsort(-(unit @ unit[row]), kind="stable") if other != row][:12]
         assert near[row].tolist() == order
         np.testing.assert_allclose(cosines[row], unit[order] @ unit[row], atol=6e-5)
     # Positions are the first two principal components, up to sign, at one scale.
-    centred = unit - unit.mean(0)
-    exact = centred @ np.linalg.svd(centred)[2][:2].T
+    centered = unit - unit.mean(0)
+    exact = centered @ np.linalg.svd(centered)[2][:2].T
     placed = np.column_stack([data["x"], data["y"]]).astype(float)
     for axis in range(2):
         assert abs(np.corrcoef(placed[:, axis], exact[:, axis])[0, 1]) > 0.99999
@@ -191,7 +191,7 @@ def test_the_policy_allows_these_scripts_alone(source, tmp_path):
 
 
 def test_the_library_is_as_it_was_published():
-    assets = importlib.resources.files("embedkit.pictures") / "assets"
+    assets = importlib.resources.files("embedkit.images") / "assets"
     digest = hashlib.sha256((assets / "d3.min.js").read_bytes()).hexdigest()
     assert digest == "912111098ea99503a6f4967361d2bbdc9dbf58cf9c678c8e27e5b02d1a07f0c1"
     assert "Permission to use, copy, modify" in (assets / "d3.LICENSE.txt").read_text("utf-8")
@@ -203,12 +203,12 @@ def test_an_even_sample_of_many(source, tmp_path):
     done = write_atlas(
         source, tmp_path / "a.html", originals=Originals(tmp_path), most=10, method="pca", seed=3
     )
-    assert (done.pictures, done.rows) == (10, 60)
+    assert (done.images, done.rows) == (10, 60)
     _, data = read(tmp_path / "a.html")
     chosen = np.sort(np.random.default_rng(3).choice(60, 10, replace=False))
     ids = Embeddings.read(source).ids
-    assert data["names"] == [ids[row] for row in chosen] and "10 of 60 pictures" in data["facts"]
-    assert data["depth"] == 9 and data["neighbours"].max() < 10
+    assert data["names"] == [ids[row] for row in chosen] and "10 of 60 images" in data["facts"]
+    assert data["depth"] == 9 and data["neighbors"].max() < 10
 
 
 def test_groups_by_label_and_by_cluster(source, tmp_path):
@@ -231,7 +231,7 @@ def test_groups_by_label_and_by_cluster(source, tmp_path):
         np.array([40, 19]),
         [[0], [40]],
         "hdbscan",
-        passport=PASSPORT,
+        metadata=METADATA,
     )
     found.save(tmp_path / "c.parquet")
     groups = groups_of_clusters(source, tmp_path / "c.parquet")
@@ -243,17 +243,17 @@ def test_groups_by_label_and_by_cluster(source, tmp_path):
 
 def test_labels_of_an_npy_file(source, tmp_path):
     table = table_of(np.eye(8, dtype=np.float32)[:4], list("abcd"), {"shape": ["x", "", None, "y"]})
-    write_npy([table], tmp_path / "e.npy", PASSPORT, 4)
+    write_npy([table], tmp_path / "e.npy", METADATA, 4)
     assert groups_of_labels(tmp_path / "e.npy", "shape").of == {"a": "x", "d": "y"}
 
 
 def test_groups_that_cannot_be(source, tmp_path):
-    with pytest.raises(ConfigError, match="no column 'colour'; it has shape"):
-        groups_of_labels(source, "colour")
+    with pytest.raises(ConfigError, match="no column 'color'; it has shape"):
+        groups_of_labels(source, "color")
     rows = Embeddings.read(source)
     facts = (np.zeros(60, np.int64), np.ones(60), np.array([60]), [[0]], "kmeans")
-    other = Passport(**{**vars(PASSPORT), "fingerprint": "c" * 64})
-    Clustering(rows.ids, rows.parts, *facts, passport=other).save(tmp_path / "c.parquet")
+    other = Metadata(**{**vars(METADATA), "fingerprint": "c" * 64})
+    Clustering(rows.ids, rows.parts, *facts, metadata=other).save(tmp_path / "c.parquet")
     with pytest.raises(SpaceMismatchError, match="different spaces"):
         groups_of_clusters(source, tmp_path / "c.parquet")
     Clustering([f"x{row}" for row in range(60)], rows.parts, *facts).save(tmp_path / "c.parquet")
@@ -273,7 +273,7 @@ def test_few_rows_and_equal_rows(tmp_path):
         source = write(tmp_path / "e.parquet", vectors.astype(np.float32), names)
         done = write_atlas(source, tmp_path / "a.html", originals=Originals(tmp_path))
         _, data = read(tmp_path / "a.html")
-        assert done.pictures == len(vectors) and data["depth"] == len(vectors) - 1
+        assert done.images == len(vectors) and data["depth"] == len(vectors) - 1
         assert len(set(zip(data["x"].tolist(), data["y"].tolist(), strict=True))) == len(vectors)
 
 
@@ -296,8 +296,8 @@ def test_umap_gets_unit_vectors_and_its_answer_is_spread(monkeypatch):
     placed, used = project(vectors, seed=5)
     assert used == "umap" and seen["random_state"] == 5 and seen["points"].shape == (100, 50)
     gram = seen["points"] @ seen["points"].T  # 50 of 80 components keep most of the geometry
-    centred = vectors - vectors.mean(0)
-    assert np.corrcoef(gram.ravel(), (centred @ centred.T).ravel())[0, 1] > 0.9
+    centered = vectors - vectors.mean(0)
+    assert np.corrcoef(gram.ravel(), (centered @ centered.T).ravel())[0, 1] > 0.9
     assert np.isfinite(placed).all() and placed.min() >= 0 and placed.max() <= 1
     order = [row for row in range(100) if row != 7]
     assert (np.diff(placed[order, 0]) > 0).all() and (np.diff(placed[order, 1]) < 0).all()
@@ -323,13 +323,13 @@ def test_umap_itself_keeps_groups_together():
     assert (kinds[distance.argmin(1)] == kinds).all()
 
 
-def test_some_or_all_pictures_are_gone(source, tmp_path):
+def test_some_or_all_images_are_gone(source, tmp_path):
     (tmp_path / "p007-square.png").unlink()
     (tmp_path / "p008-long.png").write_bytes(b"damaged")
     done = write_atlas(source, tmp_path / "a.html", originals=Originals(tmp_path), method="pca")
     assert done.missing == ["p007-square.png", "p008-long.png"]
     before = sorted(tmp_path.iterdir())
-    with pytest.raises(SourceError, match=r"none of the 60 pictures .*'p000-round\.png'.*--root"):
+    with pytest.raises(SourceError, match=r"none of the 60 images .*'p000-round\.png'.*--root"):
         write_atlas(source, tmp_path / "b.html", method="pca")
     assert sorted(tmp_path.iterdir()) == before
 
@@ -348,7 +348,7 @@ def test_outputs_and_inputs_that_cannot_be(source, tmp_path):
     with pytest.raises(ConfigError, match="most: expected 1 to 50,000"):
         write_atlas(source, tmp_path / "a.html", most=0)
     empty = tmp_path / "empty.parquet"
-    write_rows([], empty, schema_of(PASSPORT, {}, sha256=False))
+    write_rows([], empty, schema_of(METADATA, {}, sha256=False))
     with pytest.raises(ConfigError, match="found no row"):
         write_atlas(empty, tmp_path / "a.html")
 
@@ -371,7 +371,7 @@ def test_the_command(source, tmp_path):
         ],
     )
     assert result.exit_code == 0, result.output
-    assert "shows 60 pictures, placed by PCA" in result.stderr and result.stdout == ""
+    assert "shows 60 images, placed by PCA" in result.stderr and result.stdout == ""
     result = CliRunner().invoke(app, [str(source), "--label", "shape", "--clusters", "c.parquet"])
     assert result.exit_code == 2
 
@@ -429,10 +429,10 @@ def view(page):
     return [float(value) for value in page.get_attribute("#map", "data-view").split()]
 
 
-def test_it_shows_pictures_and_words(page):
-    assert page.inner_text("h1") == "emb.parquet" and "60 pictures" in page.inner_text("#facts")
-    assert int(page.get_attribute("#map", "data-pictures")) >= 3
-    # The pictures' own colours are on the canvas.
+def test_it_shows_images_and_words(page):
+    assert page.inner_text("h1") == "emb.parquet" and "60 images" in page.inner_text("#facts")
+    assert int(page.get_attribute("#map", "data-images")) >= 3
+    # The images' own colors are on the canvas.
     found = page.evaluate(
         """() => {
             const map = document.querySelector("#map"), pen = map.getContext("2d");
@@ -481,14 +481,14 @@ def test_wheel_drag_buttons_and_keys_change_the_view(page):
     assert page.is_hidden("#selection")
 
 
-def test_a_click_shows_the_neighbours(page, written):
+def test_a_click_shows_the_neighbors(page, written):
     _, data = read(written)
     x, y = page.evaluate("atlas.screen(5)")
     page.mouse.click(x, y)
     name = page.inner_text("#name")
     row = data["names"].index(name)
-    near = data["neighbours"].reshape(60, 12)[row]
-    buttons = page.query_selector_all("#neighbours button")
+    near = data["neighbors"].reshape(60, 12)[row]
+    buttons = page.query_selector_all("#neighbors button")
     cosines = data["cosines"].reshape(60, 12)[row] / 10_000
     assert [button.get_attribute("aria-label") for button in buttons] == [
         f"{data['names'][other]}, cosine {cosine:.2f}" for other, cosine in zip(near, cosines, strict=True)
@@ -501,24 +501,24 @@ def test_a_click_shows_the_neighbours(page, written):
 def test_search_finds_a_name_and_selects_it(page):
     page.keyboard.press("/")
     page.keyboard.type("P017-")
-    assert page.inner_text("#found") == "1 picture"
+    assert page.inner_text("#found") == "1 image"
     page.keyboard.press("Enter")
     assert page.inner_text("#name") == "p017-long.png"
     page.fill("#query", "square")
-    assert page.inner_text("#found") == "20 pictures"
+    assert page.inner_text("#found") == "20 images"
     assert page.locator("#results button").count() == 20
     page.fill("#query", "nothing like it")
-    assert page.inner_text("#found") == "0 pictures"
+    assert page.inner_text("#found") == "0 images"
 
 
 def test_the_legend_lights_one_group(page):
     entries = page.locator("#legend button")
     assert [text.split() for text in entries.all_inner_texts()][0] == ["long", "20"]
-    before = int(page.get_attribute("#map", "data-pictures"))
+    before = int(page.get_attribute("#map", "data-images"))
     entries.first.press("Enter")
     settle(page)
     assert entries.first.get_attribute("aria-pressed") == "true"
-    assert 0 < int(page.get_attribute("#map", "data-pictures")) < before
+    assert 0 < int(page.get_attribute("#map", "data-images")) < before
 
 
 def test_a_resize_keeps_the_middle_and_the_dark_scheme_is_followed(page):

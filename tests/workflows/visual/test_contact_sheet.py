@@ -1,4 +1,4 @@
-"""Contact sheets: what stands on them, that no name can inject anything, and what happens when pictures are gone."""
+"""Contact sheets: what stands on them, that no name can inject anything, and what happens when images are gone."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from embedkit.analysis.clustering.cluster import Clustering
 from embedkit.analysis.duplicates import find_duplicates
-from embedkit.embeddings.metadata import Passport
+from embedkit.embeddings.metadata import Metadata
 from embedkit.embeddings.parquet_write import write_rows
 from embedkit.embeddings.schema import schema_of
 from embedkit.errors import ConfigError, OutputError, SourceError
@@ -42,7 +42,7 @@ HOSTILE = [
     "new\nline\u202egpj.png",
     "ünïcödé 图.png",
 ]
-PASSPORT = Passport(
+METADATA = Metadata(
     entry="linear-tiny.noise", manifest_sha256="a" * 64, fingerprint="b" * 64, dim=4, normalized=True
 )
 
@@ -73,7 +73,7 @@ def folder(tmp_path):
 def write(folder, vectors, ids):
     import pyarrow as pa
 
-    schema = schema_of(PASSPORT, {}, sha256=False)
+    schema = schema_of(METADATA, {}, sha256=False)
     ones = [1] * len(ids)
     rows = {"id": ids, "part": [0] * len(ids), "embedding": list(vectors), "size": ones, "mtime_ns": ones}
     write_rows([pa.table(rows, schema=schema)], folder / "emb.parquet", schema)
@@ -86,18 +86,18 @@ def run(command, *arguments):
     return CliRunner().invoke(app, [*map(str, arguments)])
 
 
-def test_html_holds_its_pictures_and_its_words(folder):
+def test_html_holds_its_images_and_its_words(folder):
     tiles = [Tile(name="0.png", badge="query"), Tile(name="1.png", title="one", note="cosine 0.5")]
     done = write_sheet(folder / "s.html", "A <sheet>", [Section("first", tiles, "2 of 3")], Originals(folder))
-    assert done.pictures == 2 and not done.missing and not done.left_out
+    assert done.images == 2 and not done.missing and not done.left_out
     text = (folder / "s.html").read_text("utf-8")
     page = Page(text)
     assert {"query", "one", "cosine 0.5", "first", "2 of 3", "A <sheet>"} <= set(map(str.strip, page.words))
     images = [attrs["src"] for tag, attrs in page.tags if tag == "img"]
     for number, source in enumerate(images):
-        picture = Image.open(io.BytesIO(base64.b64decode(source.removeprefix("data:image/webp;base64,"))))
-        assert picture.size == (30, 20)
-        seen = np.asarray(picture.convert("RGB"), float)
+        image = Image.open(io.BytesIO(base64.b64decode(source.removeprefix("data:image/webp;base64,"))))
+        assert image.size == (30, 20)
+        seen = np.asarray(image.convert("RGB"), float)
         assert np.abs(seen.mean((0, 1)) - (20 * number, 255 - 20 * number, 0)).max() < 6
     policy = next(attrs for tag, attrs in page.tags if attrs.get("http-equiv"))["content"]
     assert "default-src 'none'" in policy and "script-src" not in policy
@@ -127,7 +127,7 @@ def test_no_name_injects_anything(tmp_path):
         assert image.format == "PNG"
 
 
-def test_png_shows_the_pictures_where_they_belong(folder):
+def test_png_shows_the_images_where_they_belong(folder):
     tiles = [Tile(name=f"{number}.png", badge="keep" * (number == 0)) for number in range(10)]
     write_sheet(
         folder / "s.png", "title", [Section("a", tiles[:9]), Section("b", tiles[9:])], Originals(folder)
@@ -140,16 +140,16 @@ def test_png_shows_the_pictures_where_they_belong(folder):
         assert 14_000 < close < 18_500, number
 
 
-def test_some_or_all_pictures_are_gone(folder):
+def test_some_or_all_images_are_gone(folder):
     tiles = [Tile(name="0.png"), Tile(name="gone.png", note="cosine 1")]
     done = write_sheet(folder / "s.html", "t", [Section("a", tiles)], Originals(folder))
     assert done.missing == ["gone.png"]
     assert "not there any more" in (folder / "s.html").read_text("utf-8")
     before = sorted(folder.iterdir())
-    with pytest.raises(SourceError, match=r"the picture 'x\.png' cannot be read \(.*\); run .*--root"):
+    with pytest.raises(SourceError, match=r"the image 'x\.png' cannot be read \(.*\); run .*--root"):
         write_sheet(folder / "one.html", "t", [Section("a", [Tile(name="x.png")])], Originals(folder))
     for path in ("all.html", "all.png"):
-        with pytest.raises(SourceError, match=r"none of the 2 pictures .*'x\.png'.*--root") as error:
+        with pytest.raises(SourceError, match=r"none of the 2 images .*'x\.png'.*--root") as error:
             write_sheet(
                 folder / path,
                 "t",
@@ -172,7 +172,7 @@ def test_outputs_that_cannot_be(folder):
     (folder / "d.html").mkdir()
     with pytest.raises(OutputError, match="is a folder"):
         write_sheet(folder / "d.html", "t", sections, Originals(folder))
-    with pytest.raises(ConfigError, match="no picture"):
+    with pytest.raises(ConfigError, match="no image"):
         write_sheet(folder / "s.html", "t", [], Originals(folder))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sheets, "_write_html", full_disk)
@@ -189,10 +189,10 @@ def test_what_finds_no_room_is_said(folder, monkeypatch):
     monkeypatch.setattr(sheets, "MOST", {".html": 5, ".png": 16})
     sections = [Section(f"s{n}", [Tile(name="0.png"), Tile(name="1.png")]) for n in range(4)]
     done = write_sheet(folder / "s.html", "t", sections, Originals(folder))
-    assert (done.pictures, done.left_out) == (4, 2)
+    assert (done.images, done.left_out) == (4, 2)
     assert "2 more did not fit" in (folder / "s.html").read_text("utf-8")
     done = write_sheet(folder / "s.png", "t", sections, Originals(folder))
-    assert (done.pictures, done.left_out) == (4, 2)  # a section takes a whole row of eight
+    assert (done.images, done.left_out) == (4, 2)  # a section takes a whole row of eight
 
 
 def test_common_folder_and_visible():
@@ -210,7 +210,7 @@ def test_sections_of_matches_duplicates_and_clusters():
     vectors = np.eye(4, dtype=np.float32)[[0, 1, 0, 2, *[3] * 20]]
     groups = sheet_of_duplicates(find_duplicates(vectors, 0.99))
     assert [len(group.tiles) for group in groups] == [12, 2]
-    assert groups[0].note == "20 pictures, 1 to keep; 8 are not shown"
+    assert groups[0].note == "20 images, 1 to keep; 8 are not shown"
     assert [(tile.name, tile.badge, tile.note) for tile in groups[1].tiles] == [
         ("0", "keep", ""),
         ("2", "", "cosine 1.0000"),
@@ -232,7 +232,7 @@ def test_sections_of_matches_duplicates_and_clusters():
     members = [tile.name for tile in clusters[0].tiles]
     assert len(set(members)) == 12 and {int(name[1:]) for name in members} <= set(range(30))
     assert [tile.name for tile in clusters[1].tiles] == ["p31#1", "p30"]
-    assert clusters[2].tiles == [Tile(name="p32")] and clusters[1].note == "2 pictures, 6.1%"
+    assert clusters[2].tiles == [Tile(name="p32")] and clusters[1].note == "2 images, 6.1%"
 
 
 def test_duplicates_with_a_sheet(folder):
@@ -242,7 +242,7 @@ def test_duplicates_with_a_sheet(folder):
     source = write(folder, vectors, [f"{number}.png" for number in range(4)])
     result = run(duplicates, source, "--threshold", 0.9, "--sheet", folder / "d.html", "--root", folder)
     assert result.exit_code == 0, result.output
-    assert "shows 2 pictures" in result.stderr and "warning" not in result.stderr
+    assert "shows 2 images" in result.stderr and "warning" not in result.stderr
     assert "Group 1" in (folder / "d.html").read_text("utf-8")
     result = run(duplicates, write(folder, np.eye(4, dtype=np.float32), list("abcd")), "--threshold", 1.0,
                  "--sheet", folder / "none.png")  # fmt: skip
@@ -261,5 +261,5 @@ def test_cluster_with_a_sheet(folder):
     (folder / "3.png").unlink()
     result = run(cluster, source, "-k", 2, "--sheet", folder / "c.html", "--root", folder)
     assert result.exit_code == 0, result.output
-    assert "shows 12 pictures" in result.stderr
-    assert re.search(r"warning: 1 of these pictures cannot be read \(the first is 3\.png\)", result.stderr)
+    assert "shows 12 images" in result.stderr
+    assert re.search(r"warning: 1 of these images cannot be read \(the first is 3\.png\)", result.stderr)

@@ -1,4 +1,4 @@
-"""Pictures by their ids, whatever they lie in, and thumbnails of them: upright, in order, and with gaps filled."""
+"""Images by their ids, whatever they lie in, and thumbnails of them: upright, in order, and with gaps filled."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ def png(color, size=(40, 20)) -> bytes:
 
 @pytest.fixture
 def tree(tmp_path):
-    """A folder with pictures in all that pictures may lie in."""
+    """A folder with images in all that images may lie in."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    top = tmp_path / "pictures"
+    top = tmp_path / "images"
     (top / "deep").mkdir(parents=True)
     names = ["a.png", "deep/b.png", "with::colons.png", "file:c.png", "d#1.png", "100%25.png"]
     for number, name in enumerate(names):
@@ -55,7 +55,7 @@ def sources(top):
 
 
 @pytest.mark.parametrize("way", ["absolute", "relative", "root"])
-def test_every_id_leads_back_to_its_picture(tree, monkeypatch, way):
+def test_every_id_leads_back_to_its_image(tree, monkeypatch, way):
     monkeypatch.chdir(tree.parent)
     given = tree if way == "absolute" else tree.relative_to(tree.parent)
     root = tree if way == "root" else None
@@ -67,7 +67,7 @@ def test_every_id_leads_back_to_its_picture(tree, monkeypatch, way):
         assert originals.read(item.id) == originals.read(f"{item.id}#3") == item.read(), item.id
 
 
-def test_pictures_that_were_moved_are_found_by_their_root(tree, tmp_path):
+def test_images_that_were_moved_are_found_by_their_root(tree, tmp_path):
     items = list_sources(sources(tree), root=tree).items
     content = {item.id: item.read() for item in items}
     moved = tmp_path / "elsewhere"
@@ -129,8 +129,8 @@ def test_a_large_jpeg_at_a_reduced_scale_looks_the_same(jpeg_maker, photograph):
     assert small.shape == exact.shape and np.abs(small - exact).mean() < 2
 
 
-@pytest.mark.parametrize("data", [b"", b"no picture", b"\xff\xd8\xff\xe0 cut", png("red")[:60]])
-def test_what_is_no_picture(data):
+@pytest.mark.parametrize("data", [b"", b"no image", b"\xff\xd8\xff\xe0 cut", png("red")[:60]])
+def test_what_is_no_image(data):
     with pytest.raises(ImageError):
         thumbnail(data, 64)
 
@@ -152,7 +152,7 @@ def test_many_come_in_order_and_a_gap_is_a_placeholder(tmp_path, form):
     assert [one.name for one in found] == names
     for number, one in enumerate(found):
         if number in (7, 9):
-            assert one.fault == ("the picture is not there any more" if number == 9 else one.fault) != ""
+            assert one.fault == ("the image is not there any more" if number == 9 else one.fault) != ""
             assert one.image.tobytes() == placeholder(32).tobytes()
         else:
             assert one.fault == "" and one.image.getpixel((5, 5)) == (8 * number, 0, 0)

@@ -1,5 +1,5 @@
 "use strict";
-// The atlas: a map of small pictures on a canvas. d3-zoom moves it, d3-quadtree finds what lies under the pointer.
+// The atlas: a map of small images on a canvas. d3-zoom moves it, d3-quadtree finds what lies under the pointer.
 // Text from file names only ever becomes textContent.
 (() => {
   const $ = (id) => document.getElementById(id);
@@ -8,12 +8,12 @@
   const xs = new Uint16Array(bytes(data.x).buffer), ys = new Uint16Array(bytes(data.y).buffer);
   const sizes = bytes(data.sizes); // width and height of every thumbnail, in pixels
   const group = new Uint16Array(bytes(data.group).buffer);
-  const near = new Uint32Array(bytes(data.neighbours).buffer), cosines = new Int16Array(bytes(data.cosines).buffer);
+  const near = new Uint32Array(bytes(data.neighbors).buffer), cosines = new Int16Array(bytes(data.cosines).buffer);
   const count = xs.length, depth = data.depth, edge = data.edge, across = data.across;
   const names = data.names; // without what they all begin with
   const all = d3.range(count);
 
-  // ---- colours: twelve for the largest groups, told apart on light and on dark; the others share a gray
+  // ---- colors: twelve for the largest groups, told apart on light and on dark; the others share a gray
   const palette = ["#4e79a7", "#e8853b", "#4f9f50", "#d1495b", "#8d6cc2", "#1d9a9a", "#c79a1b", "#d977a8", "#8c6d54",
     "#7aa5d8", "#93b83a", "#b0568f"];
   const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
@@ -74,7 +74,7 @@
     }
   }
 
-  // ---- which pictures have room: by scale alone, so that moving the map changes none
+  // ---- which images have room: by scale alone, so that moving the map changes none
   const order = d3.shuffler(d3.randomLcg(0.5))(d3.range(count));
   const levels = new Map();
   const side = (k) => Math.min(1.3 * edge, 36 * Math.pow(Math.max(k, 1), 0.35));
@@ -123,7 +123,7 @@
     const w = sizes[2 * i], h = sizes[2 * i + 1], scale = room / Math.max(w, h);
     if (sheet) {
       const cell = i % (across * across);
-      // Half a pixel is left out all around, or the next picture of the sheet would shine in.
+      // Half a pixel is left out all around, or the next image of the sheet would shine in.
       const inset = Math.min(0.5, w / 4, h / 4);
       target.drawImage(sheet, cell % across * edge + inset, Math.floor(cell / across) * edge + inset,
         w - 2 * inset, h - 2 * inset, x - w * scale / 2, y - h * scale / 2, w * scale, h * scale);
@@ -131,7 +131,7 @@
     return [x - w * scale / 2, y - h * scale / 2, w * scale, h * scale];
   }
 
-  function picture(i, room, color, line) {
+  function image(i, room, color, line) {
     const [x, y] = screen(i);
     if (x < -room || y < -room || x > width + room || y > height + room) return false;
     const box = paint(pen, i, x, y, room);
@@ -164,14 +164,14 @@
     }
     pen.globalAlpha = 1;
     const room = side(view.k);
-    let pictures = 0;
-    for (const i of withRoom()) pictures += picture(i, room, colorOf(group[i]), 2);
+    let images = 0;
+    for (const i of withRoom()) images += image(i, room, colorOf(group[i]), 2);
     if (view.k < 4 && !matches) drawNames();
     if (selected >= 0) drawSelection(room);
-    if (hovered >= 0 && hovered !== selected) picture(hovered, 1.5 * room, ink, 2);
+    if (hovered >= 0 && hovered !== selected) image(hovered, 1.5 * room, ink, 2);
     if (document.activeElement === canvas && canvas.matches(":focus-visible")) drawCross();
     canvas.dataset.view = [view.k, view.x, view.y].map((value) => value.toFixed(3)).join(" ");
-    canvas.dataset.pictures = pictures;
+    canvas.dataset.images = images;
   }
 
   const middles = data.groups.map((_, number) => {
@@ -195,7 +195,7 @@
   }
 
   function drawSelection(room) {
-    const [x, y] = screen(selected), others = neighboursOf(selected);
+    const [x, y] = screen(selected), others = neighborsOf(selected);
     pen.strokeStyle = mark;
     pen.lineWidth = 1.5;
     pen.beginPath();
@@ -204,8 +204,8 @@
       pen.lineTo(...screen(j));
     }
     pen.stroke();
-    for (const [j] of others.reverse()) picture(j, room, mark, 2.5);
-    picture(selected, 1.5 * room, mark, 4);
+    for (const [j] of others.reverse()) image(j, room, mark, 2.5);
+    image(selected, 1.5 * room, mark, 4);
   }
 
   function drawCross() {
@@ -275,8 +275,8 @@
   $("out").addEventListener("click", () => move(zoom.scaleBy, 0.5));
   $("reset").addEventListener("click", whole);
 
-  // ---- one picture
-  function neighboursOf(i) {
+  // ---- one image
+  function neighborsOf(i) {
     return d3.range(depth).map((at) => [near[i * depth + at], cosines[i * depth + at] / 10000]);
   }
   function groupOf(i) {
@@ -311,9 +311,9 @@
       brush.imageSmoothingQuality = "high";
       paint(brush, i, large.width / 2, large.height / 2,
         Math.min(large.width, large.height * ratio) * Math.max(1, 1 / ratio));
-      $("neighbours").replaceChildren();
-      for (const [j, cosine] of neighboursOf(i)) {
-        const made = button($("neighbours"), small(j, 60), cosine.toFixed(2));
+      $("neighbors").replaceChildren();
+      for (const [j, cosine] of neighborsOf(i)) {
+        const made = button($("neighbors"), small(j, 60), cosine.toFixed(2));
         made.title = described(j);
         made.setAttribute("aria-label", `${names[j]}, cosine ${cosine.toFixed(2)}`);
         made.addEventListener("click", () => {
@@ -330,7 +330,7 @@
     const text = $("query").value.trim().toLowerCase();
     const found = text ? all.filter((i) => names[i].toLowerCase().includes(text)) : [];
     matches = text ? new Set(found) : null;
-    $("found").textContent = !text ? "" : found.length === 1 ? "1 picture" : `${found.length} pictures`;
+    $("found").textContent = !text ? "" : found.length === 1 ? "1 image" : `${found.length} images`;
     $("results").replaceChildren();
     for (const i of found.slice(0, 50)) {
       const label = document.createElement("span");
@@ -392,5 +392,5 @@
     requestAnimationFrame(() => { document.documentElement.dataset.ready = "yes"; });
   });
   // For scripts that drive the page.
-  window.atlas = { screen, select, names, neighboursOf };
+  window.atlas = { screen, select, names, neighborsOf };
 })();

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import yaml
@@ -17,7 +16,7 @@ from embedkit.model.preprocess import Preprocess
 _RESIZE = {
     "shortest": "the shorter side is brought to {0} pixels, keeping the aspect ratio",
     "longest": "the longer side is brought to {0} pixels, keeping the aspect ratio",
-    "squash": "the picture is brought to {1} x {2} pixels (height x width), whatever its aspect ratio",
+    "squash": "the image is brought to {1} x {2} pixels (height x width), whatever its aspect ratio",
 }
 #: The Hub's name of the task, by kind.
 _TASK = {
@@ -30,9 +29,8 @@ _COLOR = {
     "gray": "One channel, ITU-R 601 luma",
     "lab_l": "One channel, CIE L* (D65) scaled to 0..255",
 }
-NO_LIMITS = "- None recorded: nobody has looked yet."
-#: With which every card's Use begins that was not given one of its own.
-USUAL_USE = "```python\nimport embedkit\n\nencoder = embedkit.load_encoder("
+_NO_LIMITS = "- None recorded: nobody has looked yet."
+_USUAL_USE = "```python\nimport embedkit\n\nencoder = embedkit.load_encoder("
 #: What the card says of an entry with `mixture.safetensors`.
 _ASSIGN = """The entry holds a mixture of Gaussians over its embeddings, too: the clusters that training found.
 
@@ -41,26 +39,7 @@ labels, probabilities = encoder.assign(["a.jpg", "b.jpg"])  # the likeliest clus
 ```"""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Card:
-    """What a model card says beyond the entry's configuration.
-
-    Attributes:
-        summary: One or two sentences: what this encoder is and what it is good for.
-        use: Markdown that shows its use, where that is not to encode whole pictures.
-        datasets: Ids of the training data on the Hub, for example `imagenet-1k`.
-        tags: Further tags of the Hub.
-        limits: One sentence per known limit.
-    """
-
-    summary: str = ""
-    use: str = ""
-    datasets: tuple[str, ...] = ()
-    tags: tuple[str, ...] = ()
-    limits: tuple[str, ...] = ()
-
-
-def render_card(name: str, config: EntryConfig, card: Card, *, mixture: bool = False) -> str:
+def render_card(name: str, config: EntryConfig, *, mixture: bool = False) -> str:
     """The text of `README.md`, the same text for the same entry.
 
     Args:
@@ -68,16 +47,16 @@ def render_card(name: str, config: EntryConfig, card: Card, *, mixture: bool = F
         config: Its final configuration. Of `metrics` the card reads what `write_figures` puts there; of `provenance`
             it reads `stored`, `parity`, `run` and `cost` (of which `co2_grams` also goes to the front matter) and
             lists the rest.
-        card: The words.
         mixture: Whether the entry holds a fitted mixture, which the usual words on its use then show.
     """
+    card = config.card
     shown = ("stored", "parity", "cost", "run")
     blocks = [
-        f"---\n{yaml.safe_dump(_front_matter(name, config, card), sort_keys=False, width=110)}---",
+        f"---\n{yaml.safe_dump(_front_matter(name, config), sort_keys=False, width=110)}---",
         f"# {name}",
         card.summary,
         f"Trained by {code(config.method)} on {escape(config.data)}. Network {code(config.architecture)}, "
-        f"{_gives(config)}. Licence of the weights: {escape(config.licence)}.",
+        f"{_gives(config)}. License of the weights: {escape(config.license)}.",
         "## Use",
         card.use or _use(name, config, mixture),
         "## Preprocessing",
@@ -88,7 +67,7 @@ def render_card(name: str, config: EntryConfig, card: Card, *, mixture: bool = F
         "## Stored weights and parity",
         _stored(config.provenance),
         "## Limits",
-        "\n".join(f"- {limit}" for limit in card.limits) or NO_LIMITS,
+        "\n".join(f"- {limit}" for limit in card.limits) or _NO_LIMITS,
         "## Provenance",
         _list({key: value for key, value in config.provenance.items() if key not in shown}),
         *_run(config.provenance.get("run")),
@@ -96,12 +75,13 @@ def render_card(name: str, config: EntryConfig, card: Card, *, mixture: bool = F
     return "\n\n".join(block.strip() for block in blocks if block.strip()) + "\n"
 
 
-def _front_matter(name: str, config: EntryConfig, card: Card) -> dict[str, Any]:
+def _front_matter(name: str, config: EntryConfig) -> dict[str, Any]:
+    card = config.card
     library = "timm" if config.timm else "embedkit"
     front: dict[str, Any] = {
         "library_name": library,
         "pipeline_tag": _TASK[config.kind],
-        "license": config.licence.lower(),
+        "license": config.license.lower(),
     }
     if card.datasets:
         front["datasets"] = list(card.datasets)
@@ -140,14 +120,14 @@ def _gives(config: EntryConfig) -> str:
     if config.kind == "encoder":
         return f"D = {config.dim}"
     outputs = (f"{code(key)} {' x '.join(map(str, shape))}" for key, shape in config.outputs.items())
-    return f"which gives {' and '.join(outputs)} a picture"
+    return f"which gives {' and '.join(outputs)} an image"
 
 
 def _use(name: str, config: EntryConfig, mixture: bool) -> str:
     if config.kind != "encoder":
         return "`model.onnx` takes `pixels` as said below; its weights are in `model.safetensors` beside it."
-    text = f"""{USUAL_USE}"{name}")
-rows = encoder.encode(["a.jpg", "b.jpg"])  # float32 (2, {config.dim}), L2-normalised
+    text = f"""{_USUAL_USE}"{name}")
+rows = encoder.encode(["a.jpg", "b.jpg"])  # float32 (2, {config.dim}), L2-normalized
 print(rows[0] @ rows[1])  # cosine
 ```"""
     plain = (
@@ -165,7 +145,7 @@ print(rows[0] @ rows[1])  # cosine
     )
     return f"""{text}
 
-With timm, from this entry's folder (rows are not normalised there):
+With timm, from this entry's folder (rows are not normalized there):
 
 ```python
 import timm
@@ -189,8 +169,8 @@ def _preprocessing(preprocess: Preprocess) -> str:
             steps.append(f"what is smaller is padded with {preprocess.pad}")
     return (
         f"{_COLOR[preprocess.color]}; {'; '.join(steps)}. EXIF orientation is applied, transparency is "
-        "composited on white, an embedded colour profile is converted to sRGB. The graph takes these pixels "
-        f"as uint8 (N, {preprocess.channels}, {height}, {width}) and normalises them itself: x / 255, minus "
+        "composited on white, an embedded color profile is converted to sRGB. The graph takes these pixels "
+        f"as uint8 (N, {preprocess.channels}, {height}, {width}) and normalizes them itself: x / 255, minus "
         f"{_numbers(preprocess.mean)}, divided by {_numbers(preprocess.std)}."
     )
 
@@ -202,13 +182,13 @@ def _figures(metrics: Mapping[str, Any]) -> Iterator[str]:
         return
     yield escape(metrics.get("protocol", "By `embedkit evaluate`."))
     for data, figures in sorted(metrics["results"].items()):
-        intervals, baselines, pictures = (
-            metrics.get(part, {}).get(data, {}) for part in ("intervals", "baselines", "pictures")
+        intervals, baselines, images = (
+            metrics.get(part, {}).get(data, {}) for part in ("intervals", "baselines", "images")
         )
         beside = [name for name in BASELINES if name in baselines]
         yield f"### {escape(data)}"
-        if pictures:
-            yield f"{pictures['train']:,} training pictures, {pictures['test']:,} test pictures."
+        if images:
+            yield f"{images['train']:,} training images, {images['test']:,} test images."
         lines = [f"| figure | this encoder | 95 % |{''.join(f' {name} |' for name in beside)}"]
         lines.append("|---" * (3 + len(beside)) + "|")
         for key, value in figures.items():
@@ -247,7 +227,7 @@ def _stored(provenance: Mapping[str, Any]) -> str:
         cost, compared, held = (
             f"gives embeddings at cosine {escape(stored['min_cosine'])} (lowest) and "
             f"{escape(stored['mean_cosine'])} (mean) to the float32 original",
-            "L2-normalised rows",
+            "L2-normalized rows",
             "embeddings",
         )
     else:
@@ -258,10 +238,10 @@ def _stored(provenance: Mapping[str, Any]) -> str:
             "outputs",
         )
     return (
-        f"Rounding the weights to float16 {cost} on {escape(stored['pictures'])} pictures, {kept} "
+        f"Rounding the weights to float16 {cost} on {escape(stored['images'])} images, {kept} "
         "ONNX Runtime and torch, both holding the stored weights, differ by at most "
         f"{parity['max_difference']:.1e} on {compared} (limit {parity['limit']:.0e}). `golden.npz` "
-        f"holds four pictures and their {held}."
+        f"holds four images and their {held}."
     )
 
 

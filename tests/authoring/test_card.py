@@ -8,7 +8,7 @@ from embedkit.model.config import EntryConfig
 from embedkit.model.preprocess import Preprocess
 
 pytest.importorskip("yaml")  # the runtime does without
-from embedkit.training.export.card import Card, render_card
+from embedkit.authoring.card import render_card
 
 NAME = "deepdpm-r10.digits"
 PROVENANCE = {
@@ -17,7 +17,7 @@ PROVENANCE = {
         "min_cosine": 0.9999,
         "mean_cosine": 1.0,
         "threshold": 0.9999,
-        "pictures": 64,
+        "images": 64,
     },
     "parity": {"max_difference": 4e-7, "limit": 1e-4},
 }
@@ -31,11 +31,11 @@ def card(*, mixture=False, metrics=None, **provenance):
         dim=10,
         preprocess=Preprocess(size=(28, 28), resize_size=28, color="gray", mean=(0.3,), std=(0.4,)),
         data="digits",
-        licence="MIT",
+        license="MIT",
         metrics=metrics or {},
         provenance=PROVENANCE | provenance,
     )
-    return render_card(NAME, config, Card(), mixture=mixture)
+    return render_card(NAME, config, mixture=mixture)
 
 
 def table(text):
@@ -58,7 +58,7 @@ def test_figures_stand_beside_their_intervals_and_the_baselines():
                     "random": {"probe_top1": 0.7},
                 }
             },
-            "pictures": {"digits": {"train": 60000, "test": 1000}},
+            "images": {"digits": {"train": 60000, "test": 1000}},
         }
     )
     head, _, probe, rank = table(text)
@@ -75,7 +75,7 @@ def test_figures_stand_beside_their_intervals_and_the_baselines():
     assert (
         text.index("Protocol 9.")
         < text.index("### digits")
-        < text.index("60,000 training pictures, 1,000 test")
+        < text.index("60,000 training images, 1,000 test")
     )
 
 
@@ -110,11 +110,11 @@ def test_no_field_of_a_configuration_is_more_than_text():
         dim=10,
         preprocess=Preprocess(size=(28, 28), resize_size=28, color="gray", mean=(0.3,), std=(0.4,)),
         data=evil,
-        licence=evil,
+        license=evil,
         metrics={"results": {evil: {evil: 0.5}}, "protocol": evil},
         provenance={**PROVENANCE, evil: evil, "cost": {evil: evil}, "run": {evil: f"{evil}\n```\n{evil}"}},
     )
-    body = render_card(NAME, config, Card()).partition("\n---\n")[2]
+    body = render_card(NAME, config).partition("\n---\n")[2]
     markdown_it = pytest.importorskip("markdown_it")
     page = markdown_it.MarkdownIt("commonmark", {"html": True}).enable("table").render(body)
     assert "<a " not in page and "<script" not in page and page.count("<h1>") == 1

@@ -1,0 +1,1 @@
+"""Writing zoo entries without torch: card, golden vectors, ONNX files (extra `onnx`)."""
