@@ -9,8 +9,9 @@ equations 2 to 14 and algorithm 1; code google-research/mixmatch.
 Differences from the source:
 - Fewer steps: some 10^4 and not 2^20. r10 and ReLU for a Wide ResNet with leaky ones. A run starts its average
   low, at (1 + k) / (10 + k) of update k, and looks back a twentieth of its length at most.
-- The weight of unlabeled images rises over the first two fifths of the run. The source's code takes the first 2^20
-  images, a 64th of its run, which is more than the whole of ours. Weight 75 and alpha 0.75 are the paper's for
+- The weight of unlabeled images rises over the whole run. The source's code takes the first 2^20 images, a 64th of its
+  run, which is more than the whole of ours. Where it rises before the labeled images have taught anything, all guesses
+  become one class: so in 150 steps of digits with a rise of 60. Weight 75 and alpha 0.75 are the paper's for
   CIFAR-10; the code's defaults are 100 and 0.5.
 - AdamW and a one-cycle schedule; the source has Adam at a constant rate and decays kernels by hand. Biases of
   BatchNorm and of the classifier decay in neither.
@@ -78,7 +79,7 @@ class Config:
     temperature: float = 0.5
     alpha: float = 0.75
     unlabeled_weight: float = 75.0
-    ramp: float = 0.4
+    ramp: float = 1.0
     ema_decay: float = 0.999
     supervised_only: bool = False
     augment: Augmentation = Compose(steps=(RandomHorizontalFlip(), RandomShift(pixels=3, pad="reflect")))

@@ -161,7 +161,7 @@ def test_interleaving_is_its_own_inverse_and_mixes_the_first_part_into_all(size)
 
 
 def test_a_step_by_hand(monkeypatch):
-    images, method = digits(), build(augment=NO_VIEW)
+    images, method = digits(), build(augment=NO_VIEW, ramp=0.4)
     method.batches_seen = 8
     seen = watched(method, images, monkeypatch)
     x = method.view(images.images)
