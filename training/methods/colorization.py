@@ -12,10 +12,11 @@ Differences from the sources:
   no weights, which their later comparison (split-brain, CVPR 2017, table 1) found as good for features or better.
 - The prior is counted over the batches seen so far, not over the training images before the run, and smoothed by the
   soft targets themselves. Five neighbors, as the paper says; the released layer takes ten.
-- Bins are those that sRGB reaches at a grid of 20 (at 10: 313 in the authors' file); their network for 256 pixels, with
-  its dilations, is a backbone and one hidden layer on its last map, enlarged to a quarter of the image.
-- Hue and chroma are angle and length of (a, b), chroma in units of 100, where Larsson takes the bicone of HSV and the
-  mean of RGB as input; its mean is near 1/5 either way, of which the weight 5 of hue is the inverse.
+- Bins are those that sRGB reaches at a grid of 15; at the paper's 10 they are 260, where the authors' file lists 313.
+  In the place of their network for 256 pixels, with its dilations, stands a backbone with one hidden layer on its last
+  map, enlarged to a quarter of the image.
+- Hue and chroma are angle and length of (a, b), chroma in units of 100, where Larsson takes hue and chroma of HSV, and
+  the mean of RGB as input; the weight 5 of hue is the inverse of the mean chroma, near 1/5 in either unit.
 - Hypercolumns hold the input and the map behind every stage; BatchNorm brings each channel to unit second moment, where
   they scale layers by constants. Nothing starts from a network that was trained for classes.
 - The exported encoder takes RGB as all others do, and computes lightness itself.
@@ -60,7 +61,7 @@ class ABClasses:
         temperature: Of the annealed mean, for images that people look at.
     """
 
-    grid: int = 20
+    grid: int = 15
     neighbors: int = 1
     sigma: float = 5.0
     mix: float = 1.0
@@ -187,7 +188,9 @@ class Colorization(Method):
         x = self.view(batch.images, self.config.augment, generator)
         ab, colored = self.colors(x)
         if self.batches_seen <= 1 and not colored.any():
-            raise ConfigError("colorization: the first images are all gray, and there is nothing to be learned")
+            raise ConfigError(
+                "colorization: the first images are all gray, and there is nothing to be learned"
+            )
         features, target = self.features(x), self.config.target
         if isinstance(target, HueChroma):
             place = self._locations(len(x))
@@ -226,7 +229,11 @@ class Colorization(Method):
             bins = self.config.target.bins
             seen, truth, told = ab.norm(dim=1) > 5, _bins(ab, bins)[0], logits[:, :bins].argmax(1)
         else:
-            seen, truth, told = torch.ones_like(ab[:, 0], dtype=torch.bool), self.bins.nearest(ab), logits.argmax(1)
+            seen, truth, told = (
+                torch.ones_like(ab[:, 0], dtype=torch.bool),
+                self.bins.nearest(ab),
+                logits.argmax(1),
+            )
         seen = seen & colored[:, None, None]
         truth, told = truth[seen], told[seen]
         return {
@@ -239,7 +246,7 @@ class Colorization(Method):
         """Images for people to look at.
 
         Returns:
-            `gray`, `colored` and `true`: (N, 3, H, W) in [0, 1], lightness alone, with the colors told, and with its own.
+            `gray`, `colored` and `true`: (N, 3, H, W) in [0, 1]: lightness alone, with colors as told, and as they are.
         """
         x = self.view(batch.images)
         lab, logits = self.lightness.lab(x), self.head(self.features(x))
@@ -251,9 +258,7 @@ class Colorization(Method):
         """Logits (N, K, h, w) -> a and b (N, 2, h, w): annealed mean, or median chroma in the mean direction of hue."""
         if not isinstance(self.config.target, HueChroma):
             return self.bins.decode(logits, self.config.target.temperature)
-        hue, chroma = logits.float().softmax(1).chunk(2, dim=1) if False else [
-            part.float().softmax(1) for part in logits.chunk(2, dim=1)
-        ]
+        hue, chroma = (part.float().softmax(1) for part in logits.chunk(2, dim=1))
         bins = self.config.target.bins
         middle = (torch.arange(bins, device=hue.device) + 0.5) / bins
         angle = 2 * math.pi * (middle - 0.5)
@@ -271,4 +276,4 @@ class Colorization(Method):
         """Weights of classes by the prior of all batches, this one counted."""
         if self.training:
             self.prior += mean_over_ranks(soft[colored].sum((0, 2, 3)))
-        return class_weights(self.prior, self.config.target.mix)
+        return class_weights(self.prior + 1e-6, self.config.target.mix)
