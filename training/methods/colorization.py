@@ -9,7 +9,7 @@ the ab plane. Learning Representations for Automatic Colorization (Larsson, Mair
 
 Differences from the sources:
 - Zhang's soft targets and rebalancing are the recipe `colorization:eccv16`. The main recipe has one class a place and
-  no weights, which their later comparison (split-brain, CVPR 2017, table 1) found as good for features or better.
+  no weights, which their later comparison (split-brain, CVPR 2017) found as good for features or better.
 - The prior is counted over the batches seen so far, not over the training images before the run, and smoothed by the
   soft targets themselves. Five neighbors, as the paper says; the released layer takes ten.
 - Bins are those that sRGB reaches at a grid of 15; at the paper's 10 they are 260, where the authors' file lists 313.
