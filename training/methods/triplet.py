@@ -139,7 +139,11 @@ def triplet_loss(
     Args:
         z: Embeddings (N, D), unit vectors.
         labels: int64 (N,), identities; rows of -1 belong to none, and are in no triplet.
-        margin: And the next, as in `Config`.
+        margin: alpha, in the unit of the distance.
+        mining: As in `Config`, and so are the next three.
+        fallback: Of `semi_hard`.
+        squared: The distance.
+        soft_margin: ln(1 + exp(.)).
 
     Returns:
         (3,): the loss, the margin where all embeddings are equal (ln 2 with `soft_margin`); the share of mined triplets
