@@ -108,6 +108,18 @@ def test_each_net_moves_by_its_own_loss_alone(monkeypatch):
         assert all(p.grad is None for p in method.parameters())
 
 
+def test_a_training_step_gives_each_net_its_own_loss(monkeypatch):
+    method, images, given = build(), batch(), {}
+    monkeypatch.setattr(method, "step", given.update)
+    monkeypatch.setattr(method, "log_dict", lambda values: None)
+    method.training_step(images, 0)
+    expected = build().loss(images, method.generator())
+    assert given.keys() == method.networks().keys()
+    for name, loss in given.items():
+        assert float(loss.detach()) == pytest.approx(float(expected[f"{name}_loss"].detach()), rel=1e-5)
+    assert len({float(loss.detach()) for loss in given.values()}) == 2
+
+
 def test_gradients_are_those_of_separate_passes():
     """D's with generated images as constants, G's with D's weights as constants."""
     method, images = build(), batch()
