@@ -44,7 +44,7 @@ def render_card(name: str, config: EntryConfig, *, mixture: bool = False) -> str
 
     Args:
         name: The entry's folder name.
-        config: Its final configuration. Of `metrics` the card reads what `write_figures` puts there; of `provenance`
+        config: Its final configuration. Of `metrics` the card reads what `write_metrics` puts there; of `provenance`
             it reads `stored`, `parity`, `run` and `cost` (of which `co2_grams` also goes to the front matter) and
             lists the rest.
         mixture: Whether the entry holds a fitted mixture, which the usual words on its use then show.

@@ -1,4 +1,4 @@
-"""`embedkit evaluate`: the figures of an entry or a run, by one protocol."""
+"""`embedkit evaluate`: the metrics of an entry or a run, by one protocol."""
 
 from __future__ import annotations
 
@@ -25,18 +25,23 @@ def evaluate(
         list[str] | None, typer.Option(help="A label column; may be given several times. [default: label]")
     ] = None,
     baselines: Annotated[
-        bool, typer.Option(help="Judge the same network at random, and raw pixels, too.")
+        bool,
+        typer.Option(
+            help="Evaluate the same network at random initialization, raw pixels and their principal components too."
+        ),
     ] = True,
     limit: Annotated[int, typer.Option(min=0, help="Images of each part; 0 for all.")] = 0,
-    write: Annotated[bool, typer.Option("--write", help="Put the figures into the entry.")] = False,
+    write: Annotated[bool, typer.Option("--write", help="Write the metrics into the entry.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Judge an encoder: kNN, linear probe, retrieval, clustering, verification and effective rank."""
+    """Evaluate an encoder: kNN, linear probe, retrieval, clustering, verification and effective rank."""
     if write and limit:
-        raise ConfigError("figures of part of the data do not enter an entry: give --write or --limit")
+        raise ConfigError(
+            "metrics of a part of the data are not written into an entry: give --write or --limit"
+        )
     try:
         from embedkit.training.evaluation import protocol
-        from embedkit.training.evaluation.record import check_writable, write_figures
+        from embedkit.training.evaluation.record import check_writable, write_metrics
     except ImportError as error:
         if (error.name or "").startswith("embedkit"):
             raise
@@ -56,7 +61,9 @@ def evaluate(
     )
     print(json.dumps(found.to_json(), indent=1) if as_json else found.table())
     if limit:
-        tell("a limit thins the classes, which changes every figure: compare figures of the same limit alone")
+        tell(
+            "a limit leaves fewer images of each class and changes every metric: compare metrics of the same limit only"
+        )
     if write:
-        manifest = write_figures(found, source, tell)
-        tell(f"the figures are in {source}, now revision {manifest.sha256[:12]}")
+        manifest = write_metrics(found, source, tell)
+        tell(f"the metrics are in {source}, now revision {manifest.sha256[:12]}")

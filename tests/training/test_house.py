@@ -16,7 +16,7 @@ from embedkit.model.preprocess import Preprocess
 from embedkit.training import recipes, run
 from embedkit.training.config import from_json, to_json, with_overrides
 from embedkit.training.data import DataConfig
-from embedkit.training.evaluation.features import open_subject
+from embedkit.training.evaluation.features import open_model
 from embedkit.training.export.from_run import export_run
 from embedkit.training.optim import Optimizer
 
@@ -183,17 +183,17 @@ def test_the_random_baseline_is_the_encoder_that_is_exported(name, settings, tmp
     config = with_overrides(changed(name, steps=1), settings)
     _, method = trained(tmp_path / "run", config)
     expected = {key: tuple(value.shape) for key, value in method.encoder().state_dict().items()}
-    subject = open_subject(tmp_path / "run")
+    model = open_model(tmp_path / "run")
     torch.manual_seed(7)
-    fresh = subject.create()
+    fresh = model.create()
     assert {key: tuple(value.shape) for key, value in fresh.state_dict().items()} == expected
     own = method.encoder().state_dict()
     assert any(not torch.equal(value, own[key]) for key, value in fresh.state_dict().items())
     folder = export_run(tmp_path / "run", f"{name}-r10.toy", tmp_path / "zoo", license="CC0-1.0")
-    entry = open_subject(folder)
+    entry = open_model(folder)
     with torch.inference_mode():
         made = entry.create().eval()(torch.zeros(2, *method.facts.image_shape))
-    assert entry.recreated and made.shape == (2, subject.dim) == (2, entry.dim)
+    assert entry.recreated and made.shape == (2, model.dim) == (2, entry.dim)
 
 
 def test_color_images_that_are_trained_gray_are_said_to_be(tmp_path, capsys):

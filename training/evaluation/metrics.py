@@ -1,7 +1,7 @@
 """Figures of features and labels, each a pure function of tensors: what the protocol reports.
 
 Features are float32 (N, D) as an encoder gives them; where cosine is meant, functions normalize rows themselves.
-Nothing here is centered or whitened with statistics of the images that are judged. Whatever compares all
+Nothing here is centered or whitened with statistics of the test images. Whatever compares all
 images with all others goes through them in blocks, so that memory grows with N and not with its square.
 
 Sources: kNN: Unsupervised Feature Learning via Non-Parametric Instance Discrimination (Wu et al., CVPR 2018,
@@ -28,7 +28,7 @@ __all__ = [
     "Clustering",
     "Retrieval",
     "Roc",
-    "cluster_agreement",
+    "clustering_scores",
     "kmeans",
     "knn_predict",
     "pair_scores",
@@ -126,7 +126,7 @@ def retrieval(features: Tensor, labels: Tensor, *, block: int = _BLOCK) -> Retri
 def kmeans(features: Tensor, clusters: int, *, seed: int = 0, starts: int = 10) -> Tensor:
     """k-means on L2-normalized rows, the best of several k-means++ starts.
 
-    Always scikit-learn's: a figure must not depend on which other package is installed.
+    Always scikit-learn's: a metric must not depend on which other packages are installed.
 
     Args:
         features: float32 (N, D).
@@ -159,7 +159,7 @@ class Clustering:
     ari: float
 
 
-def cluster_agreement(clusters: Tensor, labels: Tensor) -> Clustering:
+def clustering_scores(clusters: Tensor, labels: Tensor) -> Clustering:
     """Compare two partitions, int64 (N,) each; the numbers of clusters and classes may differ."""
     found = agreement(clusters.numpy(), labels.numpy())
     return Clustering(acc=found.acc, nmi=found.nmi, ari=found.ari)

@@ -1,11 +1,11 @@
-"""One protocol for every encoder: figures on the test part of a data set, whatever needs fitting on its training part.
+"""One protocol for every encoder: fit on the training part of a data set, measure on its test part.
 
-Beside the encoder stand three baselines: the same network at random initialization, raw pixels, and their principal
-components. The figures are defined in the modules `metrics` and `probe`, which cite their sources.
+The encoder is compared with three baselines: the same network at random initialization, raw pixels, and their principal
+components. The modules `metrics` and `probe` define the metrics and cite their sources.
 
-A label column whose test classes all occur in the training part is a closed set and gets all figures. Where test
-classes are new (identities, as in face verification) nothing can be fitted to them, and retrieval, clustering and
-verification remain.
+A label column whose test classes all occur in the training part is a closed set and gets all metrics. Where test
+classes are new (identities, as in face verification) nothing can be fitted to them, and only retrieval, clustering and
+verification are measured.
 """
 
 from __future__ import annotations
@@ -29,17 +29,14 @@ from embedkit.model.mixture import Mixture
 from embedkit.training.config import RunConfig
 from embedkit.training.data import ImageSet
 from embedkit.training.data.datasets import Source, open_source
-from embedkit.training.evaluation import baselines as kept
-from embedkit.training.evaluation import metrics
+from embedkit.training.evaluation import cache, metrics
+from embedkit.training.evaluation.baselines import pca_features, pixel_features, random_features
 from embedkit.training.evaluation.features import (
     SEED,
+    EvaluatedModel,
     Features,
-    Subject,
     device,
-    open_subject,
-    pca_features,
-    pixel_features,
-    random_features,
+    open_model,
 )
 from embedkit.training.evaluation.probe import choose_probe
 from embedkit.training.method import Method
@@ -47,7 +44,7 @@ from embedkit.training.run import load_run, pretext_on
 
 __all__ = ["PROTOCOL", "Evaluation", "Result", "evaluate", "pretext_metric"]
 
-#: Stands in entries and cards; figures of two protocols are not compared. Change it with any change of a figure.
+#: Written into entries and cards. Metrics of two protocols are not compared: change it with any change of a metric.
 PROTOCOL = (
     "Protocol 3 of `embedkit evaluate`: fitted on the training part of the data and reported on its test part; "
     "features as the encoder gives them, neither centered nor whitened. knn_top1: vote of the 20 nearest training "
@@ -73,25 +70,25 @@ Notify = Callable[[str], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """The figures of one subject by one label column.
+    """The metrics of one model by one label column.
 
     Attributes:
-        subject: `encoder`, `random`, `pixels` or `pca`.
+        model: `encoder`, `random`, `pixels` or `pca`.
         label: The column.
-        figures: Name -> number; None where the data are too few to tell.
-        per_image: Name -> float64 (test images,) for the figures that are means over images: 1 or 0, or an
-            average precision; NaN where an image has none. The mean of the others is the figure.
+        metrics: Name -> number; None where there are too few data.
+        per_image: Name -> float64 (test images,) for the metrics that are means over images: 1 or 0, or an
+            average precision; NaN where an image has none. The mean of the others is the metric.
         l2: The strength that the probe chose; None without a probe.
     """
 
-    subject: str
+    model: str
     label: str
-    figures: Mapping[str, float | None]
+    metrics: Mapping[str, float | None]
     per_image: Mapping[str, np.ndarray] = field(repr=False, compare=False)
     l2: float | None = None
 
     def intervals(self, *, replicates: int = 1000, seed: int = SEED) -> dict[str, tuple[float, float]]:
-        """95 % of the figures that are means over images: percentiles of a bootstrap over test images."""
+        """95 % of the metrics that are means over images: percentiles of a bootstrap over test images."""
         found = {}
         for name, values in self.per_image.items():
             values = values[~np.isnan(values)]
@@ -112,11 +109,11 @@ class Evaluation:
         weights_sha256: Of an entry's weights; empty for a run.
         data: The data set's name: the last part of its path.
         train: Training images that were fitted on.
-        test: Test images that were judged.
+        test: Test images that were measured.
         limit: As asked; 0 for all images.
         classes: Label column -> number of classes in the test part.
         open_set: The label columns whose test classes are new.
-        results: By subject, then by label column.
+        results: By model, then by label column.
         pretext: A run's pretext metrics on the test part.
     """
 
@@ -136,10 +133,10 @@ class Evaluation:
         facts = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "results"}
         results = [
             {
-                "subject": one.subject,
+                "model": one.model,
                 "label": one.label,
                 "l2": one.l2,
-                "figures": dict(one.figures),
+                "metrics": dict(one.metrics),
                 "intervals": one.intervals(),
             }
             for one in self.results
@@ -147,7 +144,7 @@ class Evaluation:
         return {**facts, "open_set": list(self.open_set), "protocol": PROTOCOL, "results": results}
 
     def table(self) -> str:
-        """A text table per label column: figures down, subjects across; `-` where the data are too few to tell."""
+        """A text table per label column: metrics down, models across; `-` where there are too few data."""
         lines: list[str] = []
         for label, classes in self.classes.items():
             new = "new " if label in self.open_set else ""
@@ -155,10 +152,10 @@ class Evaluation:
             lines += [
                 f"{self.source} on {self.data}, {label}: {classes} {new}classes, {self.train} training and "
                 f"{self.test} test images",
-                f"{'':<18}" + "".join(f"{result.subject:>10}" for result in own),
+                f"{'':<18}" + "".join(f"{result.model:>10}" for result in own),
             ]
-            for name in own[0].figures:
-                values = (result.figures.get(name) for result in own)
+            for name in own[0].metrics:
+                values = (result.metrics.get(name) for result in own)
                 cells = ("-" if v is None else f"{v:.4g}" if v >= 10 else f"{v:.4f}" for v in values)
                 lines.append(f"{name:<18}" + "".join(f"{cell:>10}" for cell in cells))
             lines.append("")
@@ -194,7 +191,7 @@ class _Data:
 
 @dataclass(frozen=True)
 class _Embedded:
-    """One subject's features of the training part (none where no label column needs them) and of the test part."""
+    """One model's features of the training part (none where no label column needs them) and of the test part."""
 
     name: str
     train: Tensor
@@ -204,7 +201,7 @@ class _Embedded:
 
     @functools.cached_property
     def rankme(self) -> float:
-        """One for all label columns, and not computed where every figure is kept."""
+        """The same for all label columns; not computed where all metrics come from the cache."""
         return _timed(self.notify, f"{self.name}: RankMe", lambda: metrics.rankme(self.test))
 
 
@@ -217,13 +214,13 @@ def evaluate(
     limit: int = 0,
     notify: Notify = lambda message: None,
 ) -> Evaluation:
-    """Judge an entry or a run; a second call gives equal figures.
+    """Evaluate an entry or a run; a second call gives equal metrics.
 
     Args:
         source: An entry by name or folder, as `load_encoder` takes it, or a run's folder.
         data: As `DataConfig.path`; it must have a training and a test part.
         labels: Columns of Parquet files; other data have one, whatever its name.
-        baselines: Whether the random network, raw pixels and their principal components are judged too.
+        baselines: Whether the random network, raw pixels and their principal components are evaluated too.
         limit: At most so many evenly spread images of each part; 0 for all.
         notify: Told what was done, with the seconds that it took.
 
@@ -234,7 +231,7 @@ def evaluate(
         SourceError: An image that cannot be read.
         EntryError: Not an entry, or features that are not finite.
     """
-    subject = open_subject(source)
+    model = open_model(source)
     opened = _open_data(data, labels, limit)
     for column in opened.columns:
         if not column.test_classes:
@@ -242,16 +239,16 @@ def evaluate(
             raise ConfigError(
                 f"{data}: no test image has a label in the column {column.column!r}; name {named} with --label"
             )
-    results = _judge("encoder", subject.features, opened, notify, subject.mixture)
-    for name, features in _baselines(subject, opened, notify) if baselines else ():
-        results += _judge(name, features, opened, notify)
+    results = _evaluate("encoder", model.features, opened, notify, model.mixture)
+    for name, features in _baselines(model, opened, notify) if baselines else ():
+        results += _evaluate(name, features, opened, notify)
     pretext: dict[str, float] = {}
-    if subject.trained is not None:
-        config, method = subject.trained
+    if model.trained is not None:
+        config, method = model.trained
         pretext = _timed(notify, "encoder: pretext metric", lambda: _pretext(config, method, data, limit))
     return Evaluation(
-        source=subject.name,
-        weights_sha256=subject.weights_sha256,
+        source=model.name,
+        weights_sha256=model.weights_sha256,
         data=Path(data).resolve().name,
         train=len(opened.train_rows),
         test=len(opened.test_rows),
@@ -264,11 +261,11 @@ def evaluate(
 
 
 def pretext_metric(run: str | os.PathLike[str], data: str) -> dict[str, float]:
-    """How well a run solves its own task on the test part of `data`; an entry, which has no heads, cannot tell.
+    """How well a run solves its pretext task on the test part of `data`; an entry has no heads, so it has none.
 
     Returns:
         The method's metrics by name, means over up to 2,048 images; {} for a method without one, or one that was
-        told labels which these data do not have.
+        trained with labels which these data do not have.
 
     Raises:
         ConfigError: Data without a test part.
@@ -290,11 +287,11 @@ def _open_data(path: str, labels: Sequence[str], limit: int) -> _Data:
         for name in test.classes:
             numbers.setdefault(name, len(numbers))
         renumber = np.array([*(numbers[name] for name in test.classes), -1])  # the index -1 finds the last
-        own, judged = train.labels[train_rows], renumber[test.labels[test_rows]]
+        own, tested = train.labels[train_rows], renumber[test.labels[test_rows]]
         seen = own[own >= 0]
-        open_set = not np.isin(judged[judged >= 0], seen).all()
+        open_set = not np.isin(tested[tested >= 0], seen).all()
         columns.append(
-            _Labels(label, torch.from_numpy(own), torch.from_numpy(judged), train.classes, bool(open_set))
+            _Labels(label, torch.from_numpy(own), torch.from_numpy(tested), train.classes, bool(open_set))
         )
     return _Data(train, test, train_rows, test_rows, tuple(columns))
 
@@ -304,16 +301,16 @@ def _spread(count: int, limit: int) -> np.ndarray:
     return np.linspace(0, count - 1, limit).astype(np.int64) if 0 < limit < count else np.arange(count)
 
 
-def _baselines(subject: Subject, data: _Data, notify: Notify) -> list[tuple[str, Features]]:
+def _baselines(model: EvaluatedModel, data: _Data, notify: Notify) -> list[tuple[str, Features]]:
     fitted = data.train_rows[_spread(len(data.train_rows), _FITTED)]
     pixels = [
-        ("pixels", pixel_features(subject.preprocess)),
-        ("pca", pca_features(subject.preprocess, subject.dim, data.train, fitted)),
+        ("pixels", pixel_features(model.preprocess)),
+        ("pca", pca_features(model.preprocess, model.dim, data.train, fitted)),
     ]
     rows = data.train_rows[_spread(len(data.train_rows), _SAMPLE)]
-    calibration = data.train.decode(rows, subject.preprocess)
+    calibration = data.train.decode(rows, model.preprocess)
     try:
-        return [("random", _harder_to_beat(random_features(subject, calibration), data)), *pixels]
+        return [("random", _harder_to_beat(random_features(model, calibration), data)), *pixels]
     except ConfigError as error:
         notify(f"no random baseline: {error}")
         return pixels
@@ -328,8 +325,8 @@ def _harder_to_beat(networks: tuple[Features, ...], data: _Data) -> Features:
         return networks[0]
 
     def map_at_r(x: Tensor) -> float:
-        known = [(column.test, column.test >= 0) for column in data.columns]
-        found = torch.cat([metrics.retrieval(x[rows], labels[rows]).map_at_r for labels, rows in known])
+        labeled = [(column.test, column.test >= 0) for column in data.columns]
+        found = torch.cat([metrics.retrieval(x[rows], labels[rows]).map_at_r for labels, rows in labeled])
         return float(found.mean()) if len(found) else 0.0
 
     tests = [features(data.test, data.test_rows) for features in networks]
@@ -337,10 +334,10 @@ def _harder_to_beat(networks: tuple[Features, ...], data: _Data) -> Features:
     return lambda source, rows: test if rows is data.test_rows else chosen(source, rows)
 
 
-def _judge(
+def _evaluate(
     name: str, features: Features, data: _Data, notify: Notify, mixture: Mixture | None = None
 ) -> list[Result]:
-    """One subject by every label column."""
+    """One model by every label column."""
 
     def embed(part: str, source: Source, rows: np.ndarray) -> Tensor:
         found = _timed(notify, f"{name}: {len(rows)} {part} images", lambda: features(source, rows))
@@ -356,23 +353,23 @@ def _judge(
         train = embed("training", data.train, data.train_rows)
 
     embedded = _Embedded(name, train, test, notify, mixture)
-    return [_judge_by(embedded, column) for column in data.columns]
+    return [_evaluate_by(embedded, column) for column in data.columns]
 
 
-def _judge_by(embedded: _Embedded, labels: _Labels) -> Result:
+def _evaluate_by(embedded: _Embedded, labels: _Labels) -> Result:
     name = embedded.name
     if name == "encoder":
         return _measure(embedded, labels)
     words = (PROTOCOL, str(labels.open_set), str(len(labels.train_classes)))
-    key = kept.digest(words, (embedded.train, embedded.test, labels.train, labels.test))
-    found = kept.recall(key)
+    key = cache.key_of(words, (embedded.train, embedded.test, labels.train, labels.test))
+    found = cache.load(key)
     if found is not None:
         embedded.notify(
-            f"{name}: the figures of these very features by {labels.column} are kept from an earlier evaluation"
+            f"{name}: the metrics of these features by {labels.column} are taken from an earlier evaluation"
         )
-        return Result(subject=name, label=labels.column, per_image=found[1], **found[0])
+        return Result(model=name, label=labels.column, per_image=found[1], **found[0])
     measured = _measure(embedded, labels)
-    kept.keep(key, {"figures": dict(measured.figures), "l2": measured.l2}, measured.per_image)
+    cache.store(key, {"metrics": dict(measured.metrics), "l2": measured.l2}, measured.per_image)
     return measured
 
 
@@ -380,60 +377,60 @@ def _measure(embedded: _Embedded, labels: _Labels) -> Result:
     name, train, test = embedded.name, embedded.train, embedded.test
     labeled = torch.nonzero(labels.test >= 0)[:, 0]
     x, y = test[labeled], labels.test[labeled]
-    figures: dict[str, float | None] = {}
+    found: dict[str, float | None] = {}
     per_image: dict[str, np.ndarray] = {}
     l2 = None
 
-    def mean_over(figure: str, images: Tensor, values: Tensor) -> None:
-        per_image[figure] = np.full(len(test), np.nan)
-        per_image[figure][images.numpy()] = values.double().numpy()
-        figures[figure] = float(values.double().mean()) if len(values) else None
+    def mean_over(metric: str, images: Tensor, values: Tensor) -> None:
+        per_image[metric] = np.full(len(test), np.nan)
+        per_image[metric][images.numpy()] = values.double().numpy()
+        found[metric] = float(values.double().mean()) if len(values) else None
 
     def timed(what: str, work: Callable[[], Any]) -> Any:
         return _timed(embedded.notify, f"{name}: {what} by {labels.column}", work)
 
     if not labels.open_set:
-        known = labels.train >= 0
-        fitted, own, k = train[known], labels.train[known], len(labels.train_classes)
+        fit_on = labels.train >= 0
+        fitted, own, k = train[fit_on], labels.train[fit_on], len(labels.train_classes)
         knn = timed("kNN", lambda: metrics.knn_predict(fitted, own, x, num_classes=k))
         mean_over("knn_top1", labeled, knn == y)
         probe = timed("linear probe", lambda: choose_probe(fitted, own, num_classes=k, seed=SEED))
         l2 = probe.l2
         mean_over("probe_top1", labeled, probe.predict(x) == y)
-    found = timed("retrieval", lambda: metrics.retrieval(x, y))
-    mean_over("map_at_r", labeled[found.queries], found.map_at_r)
-    mean_over("p_at_1", labeled[found.queries], found.p_at_1)
+    ranked = timed("retrieval", lambda: metrics.retrieval(x, y))
+    mean_over("map_at_r", labeled[ranked.queries], ranked.map_at_r)
+    mean_over("p_at_1", labeled[ranked.queries], ranked.p_at_1)
     clusters = {"kmeans": timed("k-means", lambda: metrics.kmeans(x, labels.test_classes, seed=SEED))}
     if embedded.mixture is not None:
         clusters["mixture"] = torch.from_numpy(embedded.mixture.assign(x.numpy()).labels)
     for by, partition in clusters.items():
-        agreement = metrics.cluster_agreement(partition, y)
-        figures |= {f"{by}_{key}": value for key, value in dataclasses.asdict(agreement).items()}
+        scores = metrics.clustering_scores(partition, y)
+        found |= {f"{by}_{key}": value for key, value in dataclasses.asdict(scores).items()}
     genuine, impostor = timed("verification pairs", lambda: metrics.pair_scores(x, y, seed=SEED))
     if len(genuine) and len(impostor):
         curve = metrics.roc(genuine, impostor)
-        figures |= {"auc": curve.auc, "eer": curve.eer}
-        figures |= {key: curve.tar_at_far(far) for key, far in FAR_LEVELS.items()}
+        found |= {"auc": curve.auc, "eer": curve.eer}
+        found |= {key: curve.tar_at_far(far) for key, far in FAR_LEVELS.items()}
     else:  # one class, or only classes of one image
-        figures |= dict.fromkeys(("auc", "eer", *FAR_LEVELS))
-    figures["rankme"] = embedded.rankme
-    # features that are all alike have no rank, and their figures are no numbers
-    known = {
-        key: value if value is not None and math.isfinite(value) else None for key, value in figures.items()
+        found |= dict.fromkeys(("auc", "eer", *FAR_LEVELS))
+    found["rankme"] = embedded.rankme
+    # features that are all alike have no rank, and their metrics are not finite
+    finite = {
+        key: value if value is not None and math.isfinite(value) else None for key, value in found.items()
     }
-    return Result(subject=name, label=labels.column, figures=known, per_image=per_image, l2=l2)
+    return Result(model=name, label=labels.column, metrics=finite, per_image=per_image, l2=l2)
 
 
 def _pretext(config: RunConfig, method: Method, path: str, limit: int) -> dict[str, float]:
     data = _open_data(path, (config.data.label,), limit)
     column = data.columns[0]
-    # a run without labels cannot need any; one with labels can only be asked about the classes that it knows
-    told = method.facts.num_classes
-    if told and (column.open_set or told != len(column.train_classes)):
+    # a run without labels needs none; one with labels can only be measured on the classes that it was trained on
+    trained_classes = method.facts.num_classes
+    if trained_classes and (column.open_set or trained_classes != len(column.train_classes)):
         return {}
     preprocess = config.data.preprocess(method.facts.mean, method.facts.std)
     chosen = _spread(len(data.test_rows), _SAMPLE)
-    labels = column.test[chosen] if told else torch.full((len(chosen),), -1)
+    labels = column.test[chosen] if trained_classes else torch.full((len(chosen),), -1)
     images = ImageSet(
         data.test, labels, column.train_classes, torch.from_numpy(data.test_rows[chosen]), preprocess
     )

@@ -10,7 +10,7 @@ torch = pytest.importorskip("torch")
 
 from embedkit.errors import ConfigError
 from embedkit.training.evaluation.metrics import (
-    cluster_agreement,
+    clustering_scores,
     kmeans,
     knn_predict,
     pair_scores,
@@ -150,7 +150,7 @@ def test_blocks_change_nothing(block):
 
 def test_names_of_clusters_do_not_matter():
     labels = numbers(4, 100)
-    found = cluster_agreement(torch.tensor([7, 2, 9, 0])[labels], labels)
+    found = clustering_scores(torch.tensor([7, 2, 9, 0])[labels], labels)
     assert (found.acc, found.nmi, found.ari) == (1.0, pytest.approx(1.0), 1.0)
 
 
@@ -161,7 +161,7 @@ def test_agreement_is_the_definition(clusters, classes):
 
     labels = numbers(classes, 80)
     assigned = torch.where(numbers(3, 80, seed=2) > 0, labels % clusters, numbers(clusters, 80, seed=1))
-    found = cluster_agreement(assigned, labels)
+    found = clustering_scores(assigned, labels)
     # one class a cluster and one cluster a class; clusters or classes that are left over get nothing
     names = [*range(classes), *[-1] * max(0, clusters - classes)]
     best = max(
@@ -179,7 +179,7 @@ def test_kmeans_finds_directions():
     features = at_angles([0.0, 2.0, 4.0])[labels] + 0.05 * noise(60, 2)
     stretched = features * torch.linspace(0.1, 50, 60)[:, None]  # length is not looked at
     clusters = kmeans(stretched, 3)
-    assert cluster_agreement(clusters, labels).acc == 1.0
+    assert clustering_scores(clusters, labels).acc == 1.0
     assert torch.equal(kmeans(stretched, 3), clusters)
 
 

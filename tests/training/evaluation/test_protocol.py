@@ -1,4 +1,4 @@
-"""The protocol from end to end: entries, runs, baselines, closed and open sets, and figures that enter an entry."""
+"""The protocol from end to end: entries, runs, baselines, closed and open sets, and metrics that enter an entry."""
 
 import dataclasses
 import io
@@ -33,19 +33,12 @@ from embedkit.model.preprocess import Preprocess
 from embedkit.training import recipes, run
 from embedkit.training.config import with_overrides
 from embedkit.training.data.datasets import ArraySource, open_source
-from embedkit.training.evaluation import baselines as kept
-from embedkit.training.evaluation import features as subjects
-from embedkit.training.evaluation import protocol
-from embedkit.training.evaluation.features import (
-    open_subject,
-    pca_features,
-    pixel_features,
-    random_network,
-    timm_network,
-)
+from embedkit.training.evaluation import baselines, cache, protocol
+from embedkit.training.evaluation.baselines import pca_features, pixel_features, random_network
+from embedkit.training.evaluation.features import open_model, timm_network
 from embedkit.training.evaluation.metrics import knn_predict
 from embedkit.training.evaluation.protocol import evaluate, pretext_metric
-from embedkit.training.evaluation.record import write_figures
+from embedkit.training.evaluation.record import write_metrics
 from embedkit.training.export.torch_to_onnx import PixelEncoder
 from embedkit.training.export.writer import timm_config, update_index, write_entry
 from embedkit.workflows.check_entry import verify_entry
@@ -105,28 +98,28 @@ def trained(tmp_path_factory) -> Path:
     return folder
 
 
-def by(evaluation, subject, label="label"):
-    return next(one for one in evaluation.results if (one.subject, one.label) == (subject, label))
+def by(evaluation, model, label="label"):
+    return next(one for one in evaluation.results if (one.model, one.label) == (model, label))
 
 
 # --- entries ----------------------------------------------------------------------------------------------
 
 
-def test_every_figure_of_an_entry_and_its_baselines(on_digits):
-    assert [result.subject for result in on_digits.results] == ["encoder", "random", "pixels", "pca"]
+def test_every_metric_of_an_entry_and_its_baselines(on_digits):
+    assert [result.model for result in on_digits.results] == ["encoder", "random", "pixels", "pca"]
     names = "knn_top1 probe_top1 map_at_r p_at_1 kmeans_acc kmeans_nmi kmeans_ari auc eer tar_at_far_1e-2 "
     for result in on_digits.results:
-        assert list(result.figures) == [*names.split(), "tar_at_far_1e-3", "rankme"]
-        assert all(0 <= value <= 1 for name, value in result.figures.items() if name != "rankme")
+        assert list(result.metrics) == [*names.split(), "tar_at_far_1e-3", "rankme"]
+        assert all(0 <= value <= 1 for name, value in result.metrics.items() if name != "rankme")
     # well above chance, and 8x8 digits are easy for their pixels
-    assert by(on_digits, "pixels").figures["knn_top1"] > 0.95
-    assert by(on_digits, "pixels").figures["probe_top1"] > 0.9
-    assert by(on_digits, "random").figures["probe_top1"] > 0.2
-    assert 1 < by(on_digits, "encoder").figures["rankme"] < 24
+    assert by(on_digits, "pixels").metrics["knn_top1"] > 0.95
+    assert by(on_digits, "pixels").metrics["probe_top1"] > 0.9
+    assert by(on_digits, "random").metrics["probe_top1"] > 0.2
+    assert 1 < by(on_digits, "encoder").metrics["rankme"] < 24
     assert (on_digits.train, on_digits.test, on_digits.classes) == (1437, 360, {"label": 10})
 
 
-def test_the_clusters_of_an_entrys_mixture_are_judged(own_zoo):
+def test_the_clusters_of_an_entrys_mixture_are_measured(own_zoo):
     from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
     folder, test = own_zoo / NAME, open_source("sklearn:digits", "test")
@@ -143,13 +136,13 @@ def test_the_clusters_of_an_entrys_mixture_are_judged(own_zoo):
     (folder / MANIFEST).write_bytes(Manifest.encode(files))
 
     found = evaluate(folder, data="sklearn:digits")
-    figures = by(found, "encoder").figures
-    assert figures["mixture_nmi"] == pytest.approx(normalized_mutual_info_score(test.labels, nearest))
-    assert figures["mixture_ari"] == pytest.approx(adjusted_rand_score(test.labels, nearest))
-    assert 0 < figures["mixture_acc"] < 0.5  # four clusters for ten classes
-    assert "mixture_acc" not in by(found, "random").figures
+    own = by(found, "encoder").metrics
+    assert own["mixture_nmi"] == pytest.approx(normalized_mutual_info_score(test.labels, nearest))
+    assert own["mixture_ari"] == pytest.approx(adjusted_rand_score(test.labels, nearest))
+    assert 0 < own["mixture_acc"] < 0.5  # four clusters for ten classes
+    assert "mixture_acc" not in by(found, "random").metrics
     (line,) = (line for line in found.table().splitlines() if line.startswith("mixture_nmi"))
-    assert line.split()[1:] == [f"{figures['mixture_nmi']:.4f}", "-", "-", "-"]
+    assert line.split()[1:] == [f"{own['mixture_nmi']:.4f}", "-", "-", "-"]
 
 
 def test_means_over_images_can_be_taken_apart(on_digits):
@@ -157,7 +150,7 @@ def test_means_over_images_can_be_taken_apart(on_digits):
         assert list(result.per_image) == ["knn_top1", "probe_top1", "map_at_r", "p_at_1"]
         for name, values in result.per_image.items():
             assert values.shape == (360,)
-            assert values.mean() == pytest.approx(result.figures[name], abs=1e-12)
+            assert values.mean() == pytest.approx(result.metrics[name], abs=1e-12)
             if name != "map_at_r":
                 assert set(np.unique(values)) <= {0.0, 1.0}
 
@@ -169,7 +162,7 @@ def test_intervals_hold_the_figure_and_narrow_as_images_come(on_digits):
     for name, (low, high) in found.items():
         values = result.per_image[name]
         values = values[~np.isnan(values)]
-        assert low < result.figures[name] < high
+        assert low < result.metrics[name] < high
         # a mean's standard error, 1.96 of them to either side
         error = values.std() / np.sqrt(len(values))
         assert high - low == pytest.approx(2 * 1.96 * error, rel=0.15)
@@ -187,12 +180,12 @@ def test_principal_components_are_the_training_images(on_digits):
 
 
 def test_features_are_the_runtimes(zoo, on_digits):
-    """Raw rows of the entry's contract, at full scale; the figures from them, once more and by hand."""
+    """Raw rows of the entry's contract, at full scale; the metrics from them, once more and by hand."""
     train, test = open_source("sklearn:digits", "train"), open_source("sklearn:digits", "test")
     rows = np.arange(50)
     encoder = load_encoder(zoo / NAME)
     expected = encoder.encode([test.read(row) for row in rows], normalize=False, decode="exact")
-    found = open_subject(zoo / NAME).features
+    found = open_model(zoo / NAME).features
     np.testing.assert_allclose(found(test, rows).numpy(), expected, atol=1e-5)
     assert torch.equal(found(test, rows[:5]), found(test, rows)[:5])  # whatever else is asked for
 
@@ -203,73 +196,73 @@ def test_features_are_the_runtimes(zoo, on_digits):
 
 
 def test_a_second_call_is_equal(zoo, on_digits, monkeypatch, tmp_path):
-    monkeypatch.setenv("EMBEDKIT_CACHE", str(tmp_path))  # nothing is kept there
+    monkeypatch.setenv("EMBEDKIT_CACHE", str(tmp_path))  # an empty cache
     again = evaluate(zoo / NAME, data="sklearn:digits")
     assert again == on_digits
     for one, two in zip(again.results, on_digits.results, strict=True):
         assert all(np.array_equal(values, two.per_image[name]) for name, values in one.per_image.items())
 
 
-def test_baselines_are_judged_once_and_an_encoder_every_time(zoo, monkeypatch, tmp_path):
-    judged = []
+def test_baselines_are_measured_once_and_an_encoder_every_time(zoo, monkeypatch, tmp_path):
+    measured = []
     measure = protocol._measure
-    monkeypatch.setattr(protocol, "_measure", lambda x, labels: judged.append(x) or measure(x, labels))
+    monkeypatch.setattr(protocol, "_measure", lambda x, labels: measured.append(x) or measure(x, labels))
     monkeypatch.setenv("EMBEDKIT_CACHE", str(tmp_path))
 
-    def judge(**kw):
-        judged.clear()
-        return evaluate(zoo / NAME, data="sklearn:digits", **kw), len(judged)
+    def evaluated(**kw):
+        measured.clear()
+        return evaluate(zoo / NAME, data="sklearn:digits", **kw), len(measured)
 
-    first, times = judge()
+    first, times = evaluated()
     assert times == 4
-    second, times = judge()
+    second, times = evaluated()
     assert (second, times) == (first, 1)
     for one, two in zip(first.results, second.results, strict=True):
         assert all(np.array_equal(values, two.per_image[name]) for name, values in one.per_image.items())
-    assert judge(limit=40)[1] == 4, "other images have figures of their own"
-    kept = sorted((tmp_path / "figures").iterdir())
-    for path in kept:
+    assert evaluated(limit=40)[1] == 4, "other images have metrics of their own"
+    cached = sorted((tmp_path / "metrics").iterdir())
+    for path in cached:
         path.write_bytes(path.read_bytes()[:100])
-    assert judge() == (first, 4), "what cannot be read is measured again"
+    assert evaluated() == (first, 4), "what cannot be read is measured again"
     monkeypatch.setattr(protocol, "PROTOCOL", "another")
-    assert judge()[1] == 4
+    assert evaluated()[1] == 4
 
 
-def test_what_is_kept_is_held_against_its_form(monkeypatch, tmp_path):
+def test_a_cached_file_of_another_form_is_not_used(monkeypatch, tmp_path):
     monkeypatch.setenv("EMBEDKIT_CACHE", str(tmp_path))
-    facts, arrays = {"figures": {"auc": 0.5, "eer": None}, "l2": None}, {"p_at_1": np.array([1.0, np.nan])}
-    file = tmp_path / "figures" / "x.npz"
-    kept.keep("x", facts, arrays)
-    found = kept.recall("x")
+    facts, arrays = {"metrics": {"auc": 0.5, "eer": None}, "l2": None}, {"p_at_1": np.array([1.0, np.nan])}
+    file = tmp_path / "metrics" / "x.npz"
+    cache.store("x", facts, arrays)
+    found = cache.load("x")
     assert found is not None and found[0] == facts
     assert np.array_equal(found[1]["p_at_1"], arrays["p_at_1"], equal_nan=True)
     for bad in (
         3,
         {},
-        {"figures": {}},
+        {"metrics": {}},
         {**facts, "more": 1},
-        {**facts, "figures": []},
-        {**facts, "figures": {"auc": "0.5"}},
+        {**facts, "metrics": []},
+        {**facts, "metrics": {"auc": "0.5"}},
         {**facts, "l2": "1"},
     ):
-        kept.keep("x", bad, arrays)
-        assert kept.recall("x") is None, bad
+        cache.store("x", bad, arrays)
+        assert cache.load("x") is None, bad
     for bad in (np.zeros((2, 2)), np.zeros(2, np.float32), np.array(["a"])):
-        kept.keep("x", facts, {"p_at_1": bad})
-        assert kept.recall("x") is None, bad
+        cache.store("x", facts, {"p_at_1": bad})
+        assert cache.load("x") is None, bad
     deep = io.BytesIO()
     np.savez(deep, facts="[" * 100_000)
     for content in (b"", b"PK\x03\x04", b"\x93NUMPY", deep.getvalue()):
         file.write_bytes(content)
-        assert kept.recall("x") is None
-    kept.keep("x", facts, arrays)
-    assert kept.recall("x") is not None
-    monkeypatch.setattr(kept, "MOST_BYTES", 10)
-    assert kept.recall("x") is None
+        assert cache.load("x") is None
+    cache.store("x", facts, arrays)
+    assert cache.load("x") is not None
+    monkeypatch.setattr(cache, "MOST_BYTES", 10)
+    assert cache.load("x") is None
 
 
 def test_test_labels_fit_nothing(zoo, monkeypatch, on_digits):
-    """With test labels shuffled, the probe and its strength stay, and what they say is judged as chance."""
+    """With test labels shuffled, the probe and its strength stay, and what they say is measured as chance."""
 
     def shuffled(path, split, *, label="label"):
         source = open_source(path, split, label=label)
@@ -289,8 +282,8 @@ def test_test_labels_fit_nothing(zoo, monkeypatch, on_digits):
     assert as_it_is.results == on_digits.results[:1]
     assert by(other, "encoder").l2 == by(on_digits, "encoder").l2
     assert torch.equal(probes[0].weight, probes[1].weight)
-    assert by(other, "encoder").figures["probe_top1"] < 0.2
-    assert by(other, "encoder").figures["rankme"] == by(on_digits, "encoder").figures["rankme"]
+    assert by(other, "encoder").metrics["probe_top1"] < 0.2
+    assert by(other, "encoder").metrics["rankme"] == by(on_digits, "encoder").metrics["rankme"]
 
 
 def test_a_limit_spreads_over_the_classes(zoo):
@@ -301,9 +294,9 @@ def test_a_limit_spreads_over_the_classes(zoo):
 
 def test_features_that_are_not_numbers(tiny_entry, monkeypatch):
     nothing = dataclasses.replace(
-        open_subject(tiny_entry), features=lambda source, rows: torch.full((len(rows), 4), torch.nan)
+        open_model(tiny_entry), features=lambda source, rows: torch.full((len(rows), 4), torch.nan)
     )
-    monkeypatch.setattr(protocol, "open_subject", lambda source: nothing)
+    monkeypatch.setattr(protocol, "open_model", lambda source: nothing)
     with pytest.raises(EntryError, match="not finite"):
         evaluate(tiny_entry, data="sklearn:digits")
 
@@ -343,14 +336,14 @@ def test_new_classes_are_retrieved_and_verified_but_not_predicted(tiny_entry, id
     notes: list[str] = []
     found = evaluate(tiny_entry, data=identities, labels=["identity"], notify=notes.append)
     assert found.open_set == ("identity",)
-    assert [result.subject for result in found.results] == ["encoder", "pixels", "pca"]
+    assert [result.model for result in found.results] == ["encoder", "pixels", "pca"]
     assert any("no random baseline" in note and "linear" in note for note in notes)
     assert not any("training images" in note for note in notes)  # nothing is fitted
     for result in found.results:
-        assert list(result.figures)[:2] == ["map_at_r", "p_at_1"] and result.l2 is None
-        assert result.figures["p_at_1"] > 0.8 and result.figures["auc"] > 0.8
+        assert list(result.metrics)[:2] == ["map_at_r", "p_at_1"] and result.l2 is None
+        assert result.metrics["p_at_1"] > 0.8 and result.metrics["auc"] > 0.8
         # 24 * 20 / 2 = 240 impostor pairs: too few for one in a hundred
-        assert result.figures["tar_at_far_1e-2"] is result.figures["tar_at_far_1e-3"] is None
+        assert result.metrics["tar_at_far_1e-2"] is result.metrics["tar_at_far_1e-3"] is None
     assert "6 new classes" in found.table() and f"{'tar_at_far_1e-3':<18}{'-':>10}" in found.table()
 
 
@@ -358,11 +351,11 @@ def test_two_columns_at_once(tiny_entry, identities):
     found = evaluate(tiny_entry, data=identities, labels=["identity", "group"], baselines=False)
     assert found.open_set == ("identity",) and found.classes == {"identity": 6, "group": 2}
     identity, group = by(found, "encoder", "identity"), by(found, "encoder", "group")
-    assert "knn_top1" not in identity.figures
-    assert group.figures["knn_top1"] > 0.5
+    assert "knn_top1" not in identity.metrics
+    assert group.metrics["knn_top1"] > 0.5
     # the image without a group is left out
     assert np.isnan(group.per_image["knn_top1"]).tolist() == [True, *[False] * 23]
-    assert np.nanmean(group.per_image["map_at_r"]) == pytest.approx(group.figures["map_at_r"])
+    assert np.nanmean(group.per_image["map_at_r"]) == pytest.approx(group.metrics["map_at_r"])
     assert identity.per_image["map_at_r"].shape == (24,)
 
 
@@ -372,20 +365,20 @@ def test_classes_are_matched_by_name(tiny_entry, tmp_path):
     parquet(tmp_path / "test.parquet", [f"id {c}" for c in "bbbcccb"], ["g"] * 7, seed=1)
     found = evaluate(tiny_entry, data=str(tmp_path), labels=["identity"], baselines=False)
     assert found.open_set == () and found.classes == {"identity": 2}
-    assert by(found, "encoder", "identity").figures["knn_top1"] == 1.0
+    assert by(found, "encoder", "identity").metrics["knn_top1"] == 1.0
 
 
 def test_one_class_alone(tiny_entry, tmp_path):
     for split in ("train", "test"):
         parquet(tmp_path / f"{split}.parquet", ["id a"] * 5, ["g"] * 5, seed=split == "test")
-    figures = by(
+    own = by(
         evaluate(tiny_entry, data=str(tmp_path), labels=["group"], baselines=False), "encoder", "group"
-    ).figures
-    assert figures["knn_top1"] == figures["map_at_r"] == 1.0
-    assert figures["auc"] is figures["eer"] is None
+    ).metrics
+    assert own["knn_top1"] == own["map_at_r"] == 1.0
+    assert own["auc"] is own["eer"] is None
 
 
-def test_data_that_cannot_be_judged_on(tiny_entry, identities, tmp_path):
+def test_data_that_cannot_be_measured_on(tiny_entry, identities, tmp_path):
     with pytest.raises(ConfigError, match="'nothing'.*--label"):
         evaluate(tiny_entry, data=identities, labels=["nothing"])
     with pytest.raises(ConfigError, match="no test part"):
@@ -449,15 +442,15 @@ class Sees(nn.Module):
 
 @pytest.mark.parametrize("better", [True, False])
 def test_the_random_baseline_is_the_start_that_is_harder_to_beat(better, trained, monkeypatch):
-    built, closed = subjects.random_network, {}
+    built, closed = baselines.random_network, {}
 
     def network(*args, open_branches, **more):
         found = built(*args, open_branches=open_branches, **more)
-        closed[open_branches] = len(subjects._closed(found))
+        closed[open_branches] = len(baselines._closed(found))
         return Sees(found, open_branches is better)
 
-    monkeypatch.setattr(subjects, "random_network", network)
-    found = by(evaluate(trained, data="sklearn:digits"), "random").figures
+    monkeypatch.setattr(baselines, "random_network", network)
+    found = by(evaluate(trained, data="sklearn:digits"), "random").metrics
     assert closed == {True: 0, False: 4}  # r10 has four residual branches
     assert found["knn_top1"] > 0.9
 
@@ -489,10 +482,10 @@ def test_pixels_are_the_contracts():
 # --- runs -------------------------------------------------------------------------------------------------
 
 
-def test_a_run_is_judged_by_its_network_and_its_own_task(trained):
+def test_a_run_is_measured_by_its_network_and_its_own_task(trained):
     found = evaluate(trained, data="sklearn:digits")
     assert (found.source, found.weights_sha256) == ("first", "")
-    assert [result.subject for result in found.results] == ["encoder", "random", "pixels", "pca"]
+    assert [result.model for result in found.results] == ["encoder", "random", "pixels", "pca"]
 
     _, method = run.load_run(trained)
     test = open_source("sklearn:digits", "test")
@@ -503,7 +496,7 @@ def test_a_run_is_judged_by_its_network_and_its_own_task(trained):
     with torch.inference_mode():
         features = PixelEncoder(method.encoder(), contract)(pixels)
         logits = method.classifier(features)
-    own = open_subject(trained).features(test, np.arange(len(test)))
+    own = open_model(trained).features(test, np.arange(len(test)))
     torch.testing.assert_close(own, features, atol=1e-4, rtol=1e-4)
 
     right = logits.argmax(1)[:256].numpy() == test.labels[:256]  # whole batches
@@ -512,25 +505,25 @@ def test_a_run_is_judged_by_its_network_and_its_own_task(trained):
     assert "pretext accuracy" in found.table()
     assert pretext_metric(trained, "synthetic:100") != {}  # ten classes of the same names
     with pytest.raises(ConfigError, match="export"):
-        write_figures(found, trained)
+        write_metrics(found, trained)
 
 
 @pytest.mark.filterwarnings(
     "ignore:Number of distinct clusters"
 )  # scikit-learn's, of images that are all alike
-def test_figures_that_are_no_numbers_are_left_out(own_zoo, tmp_path):
+def test_metrics_that_are_not_finite_are_left_out(own_zoo, tmp_path):
     folder = tmp_path / "black"
     for part, count in (("train", 6), ("test", 4)):
         for number in range(count):
             (folder / part / "ab"[number % 2]).mkdir(parents=True, exist_ok=True)
             Image.new("L", (8, 8)).save(folder / part / "ab"[number % 2] / f"{number}.png")
     found = evaluate(own_zoo / NAME, data=str(folder))  # all images are alike: their pixels have no rank
-    assert by(found, "pixels").figures["rankme"] is None
-    write_figures(found, own_zoo / NAME)
+    assert by(found, "pixels").metrics["rankme"] is None
+    write_metrics(found, own_zoo / NAME)
     assert verify_entry(own_zoo / NAME).ok and json.loads((own_zoo / INDEX).read_text())["entries"]
 
 
-def test_figures_are_written_into_a_folder_and_say_what_they_drop(own_zoo, on_digits, monkeypatch, tmp_path):
+def test_metrics_are_written_into_a_folder_and_say_what_they_drop(own_zoo, on_digits, monkeypatch, tmp_path):
     monkeypatch.setenv("EMBEDKIT_ZOO", str(own_zoo))
     app = typer.Typer()
     app.command()(command)
@@ -538,11 +531,11 @@ def test_figures_are_written_into_a_folder_and_say_what_they_drop(own_zoo, on_di
     error = CliRunner().invoke(app, [NAME, "--data", "sklearn:digits", "--write"]).exception
     assert isinstance(error, ConfigError) and "give the entry's folder" in str(error)
     told: list[str] = []
-    write_figures(on_digits, own_zoo / NAME, told.append)
+    write_metrics(on_digits, own_zoo / NAME, told.append)
     monkeypatch.setattr("embedkit.training.evaluation.record.PROTOCOL", "Protocol 9.")
     (tmp_path / "link").symlink_to(own_zoo / NAME)
-    write_figures(on_digits, tmp_path / "link", told.append)
-    assert told == ["older figures, of other weights or another protocol, are dropped: sklearn:digits"]
+    write_metrics(on_digits, tmp_path / "link", told.append)
+    assert told == ["older metrics, of other weights or another protocol, are dropped: sklearn:digits"]
     assert (tmp_path / "link").is_symlink()
     assert find_entry(own_zoo / NAME).config.metrics["protocol"] == "Protocol 9."
 
@@ -559,14 +552,14 @@ def test_a_run_that_was_stopped_too_early(tmp_path):
         evaluate(tmp_path, data="sklearn:digits")
 
 
-# --- figures in the entry ---------------------------------------------------------------------------------
+# --- metrics in the entry ---------------------------------------------------------------------------------
 
 
-def test_figures_enter_the_entry(own_zoo, on_digits):
+def test_metrics_enter_the_entry(own_zoo, on_digits):
     folder = own_zoo / NAME
     before = EntryConfig.from_json((folder / CONFIG).read_bytes())
     (folder / "notes.txt").write_text("not in the manifest")
-    manifest = write_figures(on_digits, folder)
+    manifest = write_metrics(on_digits, folder)
 
     assert verify_entry(folder).ok
     config = EntryConfig.from_json((folder / CONFIG).read_bytes())
@@ -574,19 +567,19 @@ def test_figures_enter_the_entry(own_zoo, on_digits):
     assert config.metrics["weights_sha256"] == manifest.files["model.safetensors"].sha256
     assert config.metrics["protocol"] == protocol.PROTOCOL
     assert config.metrics["images"] == {"sklearn:digits": {"train": 1437, "test": 360}}
-    figures = config.metrics["results"]["sklearn:digits"]
-    assert figures == {
-        name: round(value, 6) for name, value in by(on_digits, "encoder").figures.items() if value is not None
+    own = config.metrics["results"]["sklearn:digits"]
+    assert own == {
+        name: round(value, 6) for name, value in by(on_digits, "encoder").metrics.items() if value is not None
     }
-    baselines = config.metrics["baselines"]["sklearn:digits"]
-    assert baselines["pixels"]["knn_top1"] == round(by(on_digits, "pixels").figures["knn_top1"], 6)
-    assert set(baselines) == {"random", "pixels", "pca"}
+    beside = config.metrics["baselines"]["sklearn:digits"]
+    assert beside["pixels"]["knn_top1"] == round(by(on_digits, "pixels").metrics["knn_top1"], 6)
+    assert set(beside) == {"random", "pixels", "pca"}
 
     card = (folder / CARD).read_text()
     low, high = config.metrics["intervals"]["sklearn:digits"]["knn_top1"]
     images = f"{on_digits.train:,} training images, {on_digits.test:,} test images."
     assert f"### sklearn:digits\n\n{images}" in card and "model-index" in card
-    assert f"| knn_top1 | {figures['knn_top1']:.4f} | {low:.4f} to {high:.4f} |" in card
+    assert f"| knn_top1 | {own['knn_top1']:.4f} | {low:.4f} to {high:.4f} |" in card
     for words in (WORDS.summary, *(f"- {limit}" for limit in WORDS.limits), "- digits\n", "- tests\n"):
         assert words in card
     assert card.count(WORDS.summary) == card.count("None measured") + 1 == 1
@@ -594,37 +587,37 @@ def test_figures_enter_the_entry(own_zoo, on_digits):
     assert (folder / "notes.txt").read_text() == "not in the manifest"
 
     # once more: the same bytes
-    assert write_figures(on_digits, folder) == manifest
+    assert write_metrics(on_digits, folder) == manifest
 
 
 def test_other_data_and_older_protocols(own_zoo, on_digits, monkeypatch):
     folder = own_zoo / NAME
-    write_figures(on_digits, folder)
+    write_metrics(on_digits, folder)
     other = dataclasses.replace(
         on_digits,
         data="things",
         classes={"group": 3},
         results=tuple(dataclasses.replace(one, label="group") for one in on_digits.results),
     )
-    write_figures(other, folder)
+    write_metrics(other, folder)
     metrics = EntryConfig.from_json((folder / CONFIG).read_bytes()).metrics
     assert list(metrics["results"]) == ["sklearn:digits", "things by group"] == list(metrics["baselines"])
     monkeypatch.setattr("embedkit.training.evaluation.record.PROTOCOL", "Protocol 2")
-    write_figures(other, folder)
+    write_metrics(other, folder)
     metrics = EntryConfig.from_json((folder / CONFIG).read_bytes()).metrics
     assert list(metrics["results"]) == ["things by group"] and metrics["protocol"] == "Protocol 2"
 
 
-def test_figures_that_do_not_belong_to_the_entry(own_zoo, on_digits):
+def test_metrics_that_do_not_belong_to_the_entry(own_zoo, on_digits):
     folder = own_zoo / NAME
     before = {file.name: file.read_bytes() for file in folder.iterdir()}
     with pytest.raises(ConfigError, match="weights"):
-        write_figures(dataclasses.replace(on_digits, weights_sha256="0" * 64), folder)
+        write_metrics(dataclasses.replace(on_digits, weights_sha256="0" * 64), folder)
     with pytest.raises(ConfigError, match="limit"):
-        write_figures(dataclasses.replace(on_digits, limit=100), folder)
+        write_metrics(dataclasses.replace(on_digits, limit=100), folder)
     (folder / CARD).write_text("by hand")
     with pytest.raises(IntegrityError, match=r"README\.md"):
-        write_figures(on_digits, folder)
+        write_metrics(on_digits, folder)
     (folder / CARD).write_bytes(before[CARD])
     assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
 
@@ -632,7 +625,7 @@ def test_figures_that_do_not_belong_to_the_entry(own_zoo, on_digits):
 def test_no_index_is_made_where_there_is_none(own_zoo, on_digits):
     (own_zoo / INDEX).unlink()
     (own_zoo / "README.md").write_text("mine")
-    write_figures(on_digits, own_zoo / NAME)
+    write_metrics(on_digits, own_zoo / NAME)
     assert not (own_zoo / INDEX).exists() and (own_zoo / "README.md").read_text() == "mine"
 
 
@@ -651,12 +644,12 @@ def test_the_command_prints_and_writes(own_zoo, on_digits):
     result = call(str(folder), "--data", "sklearn:digits", "--json", "--no-baselines", "--limit", "60")
     assert result.exit_code == 0 and (folder / MANIFEST).read_bytes() == before
     found = json.loads(result.stdout)
-    assert found["limit"] == 60 and [one["subject"] for one in found["results"]] == ["encoder"]
+    assert found["limit"] == 60 and [one["model"] for one in found["results"]] == ["encoder"]
     assert "encoder: kNN by label" in result.stderr
 
     result = call(str(folder), "--data", "sklearn:digits", "--write")
     assert result.exit_code == 0
-    value = by(on_digits, "encoder").figures["knn_top1"]
+    value = by(on_digits, "encoder").metrics["knn_top1"]
     assert f"{'knn_top1':<18}{value:>10.4f}" in result.stdout and "pixels" in result.stdout
     stored = EntryConfig.from_json((folder / CONFIG).read_bytes()).metrics
     assert stored["results"]["sklearn:digits"]["knn_top1"] == round(value, 6)

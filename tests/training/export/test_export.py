@@ -364,7 +364,7 @@ def test_manifest_is_last_complete_and_equal_for_two_exports(tmp_path, tiny_entr
     assert (again / MANIFEST).read_bytes() == (tiny_entry / MANIFEST).read_bytes()
 
 
-def test_card_has_the_front_matter_and_the_figures(tmp_path, quick):
+def test_card_has_the_front_matter_and_the_metrics(tmp_path, quick):
     first = write_tiny(tmp_path)
     sha = sha256_hex((first / WEIGHTS).read_bytes())
     metrics = {
@@ -388,7 +388,7 @@ def test_card_has_the_front_matter_and_the_figures(tmp_path, quick):
     assert f'load_encoder("{folder.name}")' in body and "- source: a run" in body
     assert "stored in float16" in body
 
-    with pytest.raises(ConfigError, match="figures were measured on weights 000000000000"):
+    with pytest.raises(ConfigError, match="metrics were measured on weights 000000000000"):
         write_tiny(tmp_path, metrics={**metrics, "weights_sha256": "0" * 64})
 
 
