@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import importlib
 import json
 import math
@@ -13,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from embedkit._io.text import did_you_mean
 from embedkit.errors import ConfigError
 from embedkit.training.data import DataConfig
 from embedkit.training.optim import Optimizer
@@ -226,8 +226,7 @@ def _item(node: Mapping[str, Any], key: str, rest: list[str], text: str, where: 
 
 
 def _nearest(key: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(key, known, n=3, cutoff=0.5)
-    return f"did you mean {' or '.join(near)}?" if near else f"it has {', '.join(known)}"
+    return did_you_mean(key, known, most=3, otherwise=f"it has {', '.join(known)}")
 
 
 def _parse(text: str, hint: Any, where: str) -> Any:

@@ -1,71 +1,88 @@
-"""The run: a configuration and data in, a run folder with a usable encoder out.
+"""Training: a configuration and data in, a run folder with a usable encoder out.
 
-`config.json` (resolved), `environment.json`, `metrics.csv`, `tensorboard/`, `checkpoints/last.ckpt`, and at the
-end `encoder.safetensors` and `cost.json`. Lightning's Trainer runs the loop; what stands here is what a run
-promises beyond it: a killed run goes on to the same weights, and a time budget is kept.
+Lightning's Trainer runs the loop. This module adds that a killed run goes on to the same weights, and that a run
+ends within its time budget. `run_folder` has the files of a run, `build` what is made from its configuration.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import logging
-import math
 import os
-import sys
 import time
 import warnings
-import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import lightning
-import numpy as np
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
-from safetensors.torch import save_file
 
 from embedkit.errors import ConfigError, OutputError
-from embedkit.training import config as configuration
-from embedkit.training.callbacks import Budget, Checkpoint, Cost, Metrics, Progress
-from embedkit.training.config import Facts, RunConfig, method_name
-from embedkit.training.data import (
-    ImageSet,
-    Loader,
-    keep_labels,
-    load_images,
-    split_validation,
+from embedkit.training.build import (
+    build_method,
+    check_numbers,
+    facts_of,
+    most_steps_of,
+    open_data,
+    resolve_precision,
+    steps_per_epoch_of,
+    warn_of_lost_color,
 )
-from embedkit.training.data.datasets import absolute, open_source
-from embedkit.training.hardware import describe, keep_freed_memory, multiplies_bf16
+from embedkit.training.callbacks import Budget, Checkpoint, Metrics, Progress
+from embedkit.training.config import Facts, RunConfig, method_name
+from embedkit.training.cost import Cost
+from embedkit.training.data import ImageSet, Loader
+from embedkit.training.data.datasets import absolute
+from embedkit.training.hardware import describe, keep_freed_memory
 from embedkit.training.init import ENCODER, under_contract
-from embedkit.training.method import Method
 from embedkit.training.methods import method_class
-from embedkit.training.models.backbones import Backbone, BackboneRequest
+from embedkit.training.pretext import pretext_on
+from embedkit.training.run_folder import (
+    CHECKPOINT,
+    CONFIG,
+    COST,
+    ENVIRONMENT,
+    METRICS,
+    check_out,
+    load_run,
+    read_checkpoint,
+    read_config,
+    save_encoder,
+    write_config,
+    write_json,
+)
 
-__all__ = ["RunResult", "build_method", "facts_of", "load_run", "open_data", "resume", "train"]
-
-CONFIG = "config.json"
-ENVIRONMENT = "environment.json"
-METRICS = "metrics.csv"
-COST = "cost.json"
-CHECKPOINT = Path("checkpoints") / "last.ckpt"
+__all__ = [
+    "CHECKPOINT",
+    "CONFIG",
+    "COST",
+    "METRICS",
+    "Facts",
+    "RunResult",
+    "build_method",
+    "facts_of",
+    "load_run",
+    "open_data",
+    "resume",
+    "train",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunResult:
-    """What a run came to.
+    """The result of a run.
 
     Attributes:
         run: The run folder.
         finished: Whether all planned steps were made; if not, `resume` goes on.
         steps: Steps made in all.
-        metrics: What the method logged last, and `validation_*`: its pretext metric on held-out images.
+        metrics: The values that the method logged last, and `validation_*`: its pretext metric on held-out images.
         cost: As in `cost.json`.
     """
 
@@ -105,10 +122,10 @@ def train(
     out = Path(out)
     # Lightning's other processes run this again, in the folder that the first one has made
     if _rank() == 0:
-        _check_out(out)
+        check_out(out)
     if max_minutes is not None and not 0 < max_minutes < 1e6:
         raise ConfigError(f"max_minutes: expected more than 0 and less than a million, found {max_minutes}")
-    _check(config)
+    check_numbers(config)
     contract = method_class(method_name(config)).contract(config.method)
     if contract is not None:
         config = dataclasses.replace(config, data=under_contract(config.data, contract))
@@ -116,15 +133,18 @@ def train(
     config = dataclasses.replace(
         config,
         data=dataclasses.replace(config.data, path=path),
-        precision=_resolve_precision(config),
+        precision=resolve_precision(config),
         threads=config.threads or torch.get_num_threads(),
     )
     images, validation = open_data(config)
-    _say_what_is_lost(config)
-    steps_per_epoch = _steps_per_epoch(config, images)
+    if _rank() == 0:
+        warn_of_lost_color(config)
+    steps_per_epoch = steps_per_epoch_of(config, images)
     total: int | None = config.steps or round(config.epochs * steps_per_epoch)
     if not total or total < 1:
-        raise ConfigError(f"epochs: {config.epochs:g} epochs of {steps_per_epoch} batches are no step at all")
+        raise ConfigError(
+            f"epochs: {config.epochs:g} epochs of {steps_per_epoch} batches are less than one step"
+        )
     if config.max_images:
         total = min(total, config.max_images // config.batch_size)
         if not total:
@@ -136,7 +156,7 @@ def train(
     deadline = None if max_minutes is None else started + 60 * max_minutes
     try:
         return _run(config, facts, images, validation, out, deadline, None, progress)
-    except ConfigError:  # what is repaired may go into the same folder, unless something was trained there
+    except ConfigError:  # the next try may use the same folder, unless something was trained there
         if _rank() == 0 and not (out / CHECKPOINT).exists():
             (out / CONFIG).unlink(missing_ok=True)
         raise
@@ -160,178 +180,21 @@ def resume(
     """
     started = time.monotonic()
     run = Path(run)
-    config, facts = _read_config(run)
+    config, facts = read_config(run)
     checkpoint = run / CHECKPOINT
     if not checkpoint.is_file():
         raise OutputError(
             f"{run}: the run was stopped before its first checkpoint; train again into a new folder"
         )
-    _read_checkpoint(run)  # a damaged one is said to be so before Lightning meets it
+    read_checkpoint(run)  # a damaged one must fail here, before Lightning loads it
     images, validation = open_data(config)
     deadline = None if max_minutes is None else started + 60 * max_minutes
     return _run(config, facts, images, validation, run, deadline, checkpoint, progress)
 
 
-def load_run(run: str | os.PathLike[str]) -> tuple[RunConfig, Method]:
-    """A run's resolved configuration and its method, in eval mode, with the weights of the last checkpoint.
-
-    Raises:
-        OutputError: No run there, or none with a checkpoint.
-    """
-    run = Path(run)
-    config, facts = _read_config(run)
-    checkpoint = _read_checkpoint(run)
-    method = build_method(config, facts)
-    method.on_load_checkpoint(checkpoint)  # a method whose parameters change shape resizes them here
-    method.load_state_dict(checkpoint["state_dict"])
-    return config, method.eval()
-
-
-def _check_out(out: Path) -> None:
-    """Refuse a folder that holds a run, or a file that a run would overwrite."""
-    if (out / CONFIG).exists():
-        there = (
-            f"go on with --resume {out}" if (out / CHECKPOINT).exists() else "it has no checkpoint: remove it"
-        )
-        raise OutputError(f"{out}: there is a run in this folder; {there} or choose another --out")
-    for name in (CHECKPOINT, ENCODER, METRICS):
-        if (out / name).exists():
-            raise OutputError(f"{out / name} is there, and would be overwritten: choose another --out")
-
-
-def _check(config: RunConfig) -> None:
-    """Refuse numbers that would only fail in the middle of a run."""
-    numbers = {
-        "seed": (0, config.seed, 2**63 - 1),
-        "threads": (0, config.threads, 4096),
-        "log_every": (1, config.log_every, 2**63 - 1),
-        "checkpoint_seconds": (0, config.checkpoint_seconds, 1e9),
-        "optimizer.lr": (0, config.optimizer.lr, 1e6),
-        "data.workers": (0, config.data.workers, 4096),
-        "max_images": (0, config.max_images, 2**63 - 1),
-        "max_flops": (0, config.max_flops, 1e30),
-        "optimizer.accumulate": (1, config.optimizer.accumulate, 2**31),
-        "optimizer.clip_norm": (0, config.optimizer.clip_norm, 1e30),
-    }
-    for name, (least, value, most) in numbers.items():
-        if not least <= value <= most:
-            raise ConfigError(f"{name}: expected {least} to {most:g}, found {value}")
-
-
-def _read_checkpoint(run: Path) -> dict[str, Any]:
-    path = run / CHECKPOINT
-    try:
-        with zipfile.ZipFile(path) as parts:
-            if (part := parts.testzip()) is not None:  # torch does not look at the checksums
-                raise ValueError(f"checksum of {part}")
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise OutputError(f"{path}: no checkpoint that can be read ({error})") from error
-    except Exception as error:  # whatever the unpickler makes of other bytes
-        raise OutputError(
-            f"{path} is damaged ({type(error).__name__}); train again into a new folder"
-        ) from error
-
-
-def _read_config(run: Path) -> tuple[RunConfig, Facts]:
-    try:
-        stored = json.loads((run / CONFIG).read_text(encoding="utf-8"))
-        return configuration.from_json(stored["config"]), configuration.from_json(stored["facts"], "facts")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise OutputError(f"{run}: expected a run folder with a readable {CONFIG} ({error})") from error
-
-
-def _write_config(run: Path, config: RunConfig, facts: Facts) -> None:
-    stored = {"config": configuration.to_json(config), "facts": configuration.to_json(facts)}
-    _write(run / CONFIG, stored)
-
-
-def _write(path: Path, value: Any) -> None:
-    partial = path.with_name(path.name + ".tmp")
-    partial.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
-    os.replace(partial, path)
-
-
-def open_data(config: RunConfig) -> tuple[ImageSet, ImageSet]:
-    """Training and validation images; both come from the training part of the data."""
-    images = load_images(config.data)
-    train_part, validation = split_validation(images, config.data.validation, config.seed)
-    if config.data.labels_per_class:
-        train_part = keep_labels(train_part, config.data.labels_per_class, config.seed)
-    return train_part, validation
-
-
-def facts_of(config: RunConfig, images: ImageSet, total_steps: int | None) -> Facts:
-    """What the method of a run over these images is told; `total_steps` is None while a budget is measured."""
-    mean, std = (config.data.mean, config.data.std) if config.data.mean else images.statistics()
-    size = config.data.image_size
-    return Facts(
-        image_shape=(len(mean), size, size),
-        mean=mean,
-        std=std,
-        num_classes=len(images.classes),
-        num_images=len(images),
-        batch_size=config.batch_size,
-        targets={name: len(classes) for name, classes in images.target_classes.items()},
-        steps_per_epoch=_steps_per_epoch(config, images),
-        total_steps=total_steps,
-        optimizer=config.optimizer,
-        optimizers=config.optimizers,
-        seed=config.seed,
-    )
-
-
-def _steps_per_epoch(config: RunConfig, images: ImageSet) -> int:
-    sampler = config.data.sampler
-    return Loader(images, sampler, batch_size=config.batch_size, seed=config.seed).steps_per_epoch
-
-
-def build_method(config: RunConfig, facts: Facts) -> Method:
-    """The method at its random initialization, a function of the seed; torch's own generator stays as it was."""
-    with torch.random.fork_rng():
-        torch.manual_seed(config.seed)
-        channels, height, width = facts.image_shape
-        request = BackboneRequest(
-            name=config.backbone, in_chans=channels, image_size=(height, width), args=config.backbone_args
-        )
-        kind = method_class(method_name(config))
-        backbone = kind.build_backbone(request, config.method, facts)
-        return kind(backbone, config.method, facts)
-
-
-def _say_what_is_lost(config: RunConfig) -> None:
-    """Say on stderr that color images are trained without their color."""
-    if config.data.color != "gray" or config.data.path.startswith("synthetic:") or _rank():
-        return
-    source = open_source(config.data.path, "train", label=config.data.label)
-    rows = np.linspace(0, len(source) - 1, min(16, len(source))).astype(np.int64)
-    colored = dataclasses.replace(config.data, color="rgb").preprocess((0.0,) * 3, (1.0,) * 3)
-    pixels = source.decode(rows, colored, {}).short()
-    if int((pixels.amax(1) - pixels.amin(1)).max()) > 32:
-        side = config.data.image_size
-        print(
-            f"embedkit: the images have color, and are trained gray at {side}x{side} pixels; "
-            "--set data.color=rgb and data.image_size=PIXELS keep it",
-            file=sys.stderr,
-        )
-
-
-def _most_steps(config: RunConfig, facts: Facts) -> int | None:
-    """The steps that other limits leave to a budget that is measured; None where none is set."""
-    given = config.steps or (round(config.epochs * facts.steps_per_epoch) if config.max_flops else 0)
-    limits = [given, config.max_images // config.batch_size]
-    return min((limit for limit in limits if limit), default=None)
-
-
 def _rank() -> int:
     """This process's number, also before Lightning has joined the processes."""
     return rank_zero_only.rank  # type: ignore[attr-defined]
-
-
-def _resolve_precision(config: RunConfig) -> Any:
-    if config.precision != "auto":
-        return config.precision
-    return "bf16" if multiplies_bf16(config.accelerator) else "fp32"
 
 
 def _run(
@@ -352,10 +215,10 @@ def _run(
         raise ConfigError(f"optimizer.accumulate: {method_name(config)} moves several networks; expected 1")
     budget = Budget(
         deadline,
-        lambda planned: _write_config(run, config, planned),
+        lambda planned: write_config(run, config, planned),
         flops=config.max_flops,
         cost=cost,
-        most_steps=_most_steps(config, facts),
+        most_steps=most_steps_of(config, facts),
     )
     saver = Checkpoint(run / CHECKPOINT, config.checkpoint_seconds, every=config.optimizer.accumulate)
     callbacks: list[lightning.Callback] = [saver, cost, budget, metrics]
@@ -364,7 +227,7 @@ def _run(
     if _rank() == 0 and checkpoint is None:
         try:
             (run / CHECKPOINT).parent.mkdir(parents=True, exist_ok=True)
-            _write_config(run, config, facts)
+            write_config(run, config, facts)
         except OSError as error:
             raise OutputError(f"{run} cannot be written ({error.strerror}); choose another --out") from None
     with _quiet():
@@ -395,27 +258,27 @@ def _run(
             workers=config.data.workers,
         )
         if _rank() == 0:
-            _write(run / ENVIRONMENT, describe(config.threads, str(trainer.strategy.root_device)))
+            write_json(run / ENVIRONMENT, describe(config.threads, str(trainer.strategy.root_device)))
         try:
             trainer.fit(method, train_dataloaders=loader, ckpt_path=checkpoint, weights_only=True)
         except SystemExit:
             if trainer.interrupted:  # Lightning's answer to an interrupt
                 raise KeyboardInterrupt from None
             raise
-        if method.total_steps is None:  # the budget ended before the pace was known: what was done is the run
+        if method.total_steps is None:  # the budget ended before the pace was measured: the run ends here
             method.total_steps = method.batches_seen
             if trainer.is_global_zero:
-                _write_config(run, config, dataclasses.replace(facts, total_steps=method.batches_seen))
+                write_config(run, config, dataclasses.replace(facts, total_steps=method.batches_seen))
         saver.save(trainer)
         with trainer.precision_plugin.forward_context():
             pretext = pretext_on(method, validation)
         last = {**metrics.last, **{f"validation_{name}": value for name, value in pretext.items()}}
     if trainer.is_global_zero:
         save_encoder(method, run / ENCODER)
-        _write(run / COST, cost.to_json())
+        write_json(run / COST, cost.to_json())
     if not all(torch.isfinite(value).all() for value in method.encoder().state_dict().values()):
         raise ConfigError(
-            f"{run}: the training diverged, its weights are no numbers; lower optimizer.lr, and train again"
+            f"{run}: the training diverged, its weights are not finite; lower optimizer.lr, and train again"
         )
     return RunResult(
         run=run,
@@ -439,43 +302,9 @@ def _trainer(**settings: Any) -> lightning.Trainer:
         raise ConfigError(f"accelerator, devices and num_nodes do not fit this machine ({reason})") from None
 
 
-def pretext_on(
-    method: Method, images: ImageSet, generator: torch.Generator | None = None
-) -> dict[str, float]:
-    """The pretext metrics on up to 2,048 images, means over batches of up to 256; {} where there are none.
-
-    Args:
-        method: Left in eval mode.
-        images: Held-out ones.
-        generator: One for all batches; when None every batch begins with the same one.
-    """
-    if not len(images):
-        return {}
-    size = min(256, len(images))
-    sums: dict[str, list[float]] = {}
-    method.eval()
-    with torch.no_grad():
-        for rows in torch.arange(min(2048, len(images)) // size * size).split(size):
-            batch = images.batch(rows).to(method.device)
-            draws = generator or method.generator("validation")
-            for name, value in method.pretext_metric(batch, draws).items():
-                if not math.isnan(float(value)):  # of a batch without any label
-                    sums.setdefault(name, []).append(float(value))
-    return {name: sum(values) / len(values) for name, values in sums.items()}
-
-
-def save_encoder(method: Method, path: Path) -> None:
-    """The encoder's weights as safetensors, under timm's names where it is a backbone."""
-    encoder = method.encoder()
-    if isinstance(encoder, Backbone):
-        encoder = encoder.net
-    weights = {name: value.detach().cpu().contiguous() for name, value in encoder.state_dict().items()}
-    save_file(weights, path)
-
-
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Lightning without its advice: what a run does is ours to say."""
+    """Silence Lightning's advice: this module reports what a run does."""
     logger = logging.getLogger("lightning.pytorch")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -20,6 +20,7 @@ from embedkit.errors import ConfigError, OutputError
 from embedkit.training import callbacks, recipes, run
 from embedkit.training.config import RunConfig, from_json, method_name, to_json, with_overrides
 from embedkit.training.methods import method_class, names, simclr, supervised
+from embedkit.training.run_folder import read_config
 
 SMALL = [
     "threads=1",
@@ -83,7 +84,9 @@ def test_cost_counts_images_and_flops(finished):
 SCRIPT = """
 import sys
 from embedkit.training import recipes, run
+from embedkit.training.run_folder import read_config
 from embedkit.training.config import with_overrides
+from embedkit.training.run_folder import read_config
 run.train(with_overrides(recipes.recipe("simclr"), sys.argv[2:]), data="synthetic:80", out=sys.argv[1])
 """
 
@@ -234,7 +237,7 @@ def test_json_makes_nothing_but_our_dataclasses():
     for kind in ("os.system", "run.train", "..errors.EmbedkitError", ""):
         with pytest.raises(ConfigError, match="type: this embedkit has no"):
             from_json({"type": kind})
-    with pytest.raises(ConfigError, match="did you mean warmup_steps"):
+    with pytest.raises(ConfigError, match="did you mean 'warmup_steps'"):
         from_json({"type": "optim.Optimizer", "warmup_step": 1})
 
 
@@ -256,7 +259,7 @@ def test_overrides_are_typed_by_the_dataclass():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("method.temperatur=1", "did you mean temperature"),
+        ("method.temperatur=1", "did you mean 'temperature'"),
         ("lr=1", "RunConfig has no field 'lr'"),
         ("optimizer.lr=fast", "expected a number, found 'fast'"),
         ("optimizer.lr=nan", "expected a number"),
@@ -330,7 +333,7 @@ def test_a_run_that_met_its_deadline_goes_on_to_the_same_weights(finished, tmp_p
 
     with monkeypatch.context() as patch:
         patch.setattr(callbacks.Budget, "on_train_batch_end", late)
-        config, _ = run._read_config(finished.run)
+        config, _ = read_config(finished.run)
         stopped = run.train(config, out=folder, progress=False)
     assert (stopped.finished, stopped.steps) == (False, 11)
     again = run.resume(folder, progress=False)

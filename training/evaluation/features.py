@@ -24,12 +24,14 @@ from embedkit.hub.resolve import find_entry, is_path
 from embedkit.model.layout import MANIFEST, MIXTURE, WEIGHTS
 from embedkit.model.mixture import Mixture
 from embedkit.model.preprocess import Preprocess
-from embedkit.training import run
+from embedkit.training.build import build_method
 from embedkit.training.config import Facts, RunConfig, from_json
 from embedkit.training.data.datasets import Source
 from embedkit.training.export.torch_to_onnx import PixelEncoder
 from embedkit.training.method import Method
 from embedkit.training.models.backbones import SHORT_NAMES, create_backbone
+from embedkit.training.run_folder import CONFIG as RUN_CONFIG
+from embedkit.training.run_folder import load_run
 
 __all__ = [
     "SEED",
@@ -91,8 +93,8 @@ def open_model(source: str | os.PathLike[str]) -> EvaluatedModel:
     """
     folder = Path(source)
     # A bare name is an entry's, even where the working directory has a folder of that name.
-    if is_path(os.fspath(source)) and (folder / run.CONFIG).is_file() and not (folder / MANIFEST).is_file():
-        config, method = run.load_run(folder)
+    if is_path(os.fspath(source)) and (folder / RUN_CONFIG).is_file() and not (folder / MANIFEST).is_file():
+        config, method = load_run(folder)
         preprocess = config.data.preprocess(method.facts.mean, method.facts.std)
         network = method.encoder().eval()
         dim = _width(network, method.facts)
@@ -125,7 +127,7 @@ def open_model(source: str | os.PathLike[str]) -> EvaluatedModel:
 
 def _initial_encoder(config: RunConfig, facts: Facts) -> nn.Module:
     """The encoder of a method before its training, from torch's global generator."""
-    return run.build_method(replace(config, seed=torch.initial_seed()), facts).encoder()
+    return build_method(replace(config, seed=torch.initial_seed()), facts).encoder()
 
 
 def _creator(encoder: Encoder) -> tuple[Callable[[], nn.Module], bool]:

@@ -40,7 +40,8 @@ from embedkit.training.evaluation.features import (
 )
 from embedkit.training.evaluation.probe import choose_probe
 from embedkit.training.method import Method
-from embedkit.training.run import load_run, pretext_on
+from embedkit.training.pretext import pretext_on
+from embedkit.training.run_folder import load_run
 
 __all__ = ["PROTOCOL", "Evaluation", "Result", "evaluate", "pretext_metric"]
 

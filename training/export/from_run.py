@@ -1,10 +1,9 @@
-"""From a training run to a zoo entry: what the run knows becomes the entry's configuration and card."""
+"""From a training run to a zoo entry, with the run's configuration, data and cost in its card."""
 
 from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,9 +22,11 @@ from embedkit.training.config import RunConfig, method_name
 from embedkit.training.data import ImageSet, load_images, split_validation
 from embedkit.training.export.writer import timm_config, update_index, write_entry
 from embedkit.training.method import Method
+from embedkit.training.methods import summary_of
 from embedkit.training.models.backbones import Backbone
-from embedkit.training.run import CONFIG as RUN_CONFIG
-from embedkit.training.run import COST, load_run, pretext_on
+from embedkit.training.pretext import pretext_on
+from embedkit.training.run_folder import CONFIG as RUN_CONFIG
+from embedkit.training.run_folder import COST, load_run
 
 __all__ = ["export_run"]
 
@@ -46,9 +47,9 @@ def export_run(
     Args:
         run: The folder that `embedkit train` wrote.
         name: `<method>-<arch>.<data>`.
-        zoo: The folder that holds the entries; its index is written again.
+        zoo: The folder that holds the entries; its index is updated.
         license: SPDX identifier of the weights' license.
-        data: What it was trained on, in words; told from the run when None.
+        data: What it was trained on, in words; taken from the run when None.
         limits: Sentences about what the encoder is not good for, for its card.
 
     Returns:
@@ -66,7 +67,7 @@ def export_run(
         )
     if not (run / COST).is_file():
         raise ConfigError(
-            f"{run}: the run has not come to its end; go on with `embedkit train --resume {run}`"
+            f"{run}: the run has not finished; continue it with `embedkit train --resume {run}`"
         )
     if not ENTRY_NAME.fullmatch(name):
         raise ConfigError(
@@ -89,7 +90,7 @@ def export_run(
         data=" ".join((data or _data_in_words(config, method)).split()),
         license=license,
         provenance=_provenance(run, config, pretext_on(method, held_out)),
-        card=_card(method, encoder, limits),
+        card=_card(method_name(config), method, encoder, limits),
         timm=_timm(encoder, preprocess, name, license),
     )
     write_entry(
@@ -131,7 +132,7 @@ def _data_in_words(config: RunConfig, method: Method) -> str:
 
 def _provenance(run: Path, config: RunConfig, pretext: dict[str, float]) -> dict:
     stored = configuration.to_json(config)
-    # A path of the machine that trained says nothing to a reader and something about its owner.
+    # The full path would help no reader, and could disclose a name.
     stored["data"]["path"] = Path(config.data.path).name
     if stored["method"].get("weights"):
         stored["method"]["weights"] = Path(stored["method"]["weights"]).name
@@ -141,8 +142,7 @@ def _provenance(run: Path, config: RunConfig, pretext: dict[str, float]) -> dict
     return {**provenance, "cost": json.loads((run / COST).read_text("utf-8"))}
 
 
-def _card(method: Method, encoder: nn.Module, limits: Sequence[str]) -> Card:
-    idea = (sys.modules[type(method).__module__].__doc__ or "").strip().split("\n\n")[0]
+def _card(name: str, method: Method, encoder: nn.Module, limits: Sequence[str]) -> Card:
     needs = (
         ()
         if not isinstance(encoder, Backbone)
@@ -155,10 +155,10 @@ def _card(method: Method, encoder: nn.Module, limits: Sequence[str]) -> Card:
     )
     height, width = method.facts.image_shape[1:]
     return Card(
-        summary=" ".join(idea.split()),
+        summary=summary_of(name),
         limits=(
-            f"It was trained on images of {height} x {width} pixels, and sees no more of any image.",
-            "It is good for images like those that it was trained on; try it on yours before relying on it.",
+            f"It was trained on images of {height} x {width} pixels and scales every image to that size.",
+            "It suits images like those that it was trained on; test it on yours before relying on it.",
             *needs,
             *(" ".join(limit.split()) for limit in limits if limit.strip()),
         ),

@@ -138,7 +138,7 @@ def _scaled_to(size: int, resize: str, divisor: float) -> Preprocess:
 
 _NO_TIMM = "timm does not have this architecture: the entry is loaded by embedkit, or as plain ONNX."
 _PHOTOGRAPHS = """```python
-from embedkit.workflows.faces.faces import FaceEncoder
+from embedkit import FaceEncoder
 
 faces = FaceEncoder()
 found, rows = faces.encode("photograph.jpg")  # Face (box, score, points, chip), largest first; float32 (F, 128)
@@ -169,7 +169,7 @@ IMPORTS = (
         ),
         card=Card(
             summary="dlib's face recognition network: images of one person's aligned face lie close together. It "
-            "takes chips of 150 x 150 pixels as `embedkit.workflows.faces.faces` cuts them from photographs, not "
+            "takes chips of 150 x 150 pixels as `embedkit.FaceEncoder` cuts them from photographs, not "
             "photographs.",
             tags=("face-recognition", "dlib"),
             use=_PHOTOGRAPHS,
@@ -217,7 +217,7 @@ IMPORTS = (
         ),
         card=Card(
             summary="Finds faces in photographs: 5118 boxes and how sure each is a face. "
-            "`embedkit.workflows.faces.faces` keeps the best of those that overlap.",
+            "`embedkit.FaceEncoder` keeps the best of those that overlap.",
             tags=("face-detection",),
             use=_PHOTOGRAPHS,
             limits=(

@@ -13,7 +13,6 @@ Preprocessing, license and the shape of the module are those of `pretrained_cfg`
 from __future__ import annotations
 
 import codecs
-import difflib
 import inspect
 import math
 import re
@@ -30,6 +29,7 @@ from timm.models import PretrainedCfg
 from torch import nn
 
 import embedkit.training.models.backbones  # noqa: F401  registers embedkit's own networks with timm
+from embedkit._io.text import did_you_mean
 from embedkit.errors import ConfigError, EntryError, SourceError, ZooError
 from embedkit.hub.download import download, persistent
 from embedkit.hub.hf import HubZoo, Value, ask, hub_module
@@ -283,10 +283,10 @@ def _of_timm_layout(
 
 def _from_name(name: str) -> _Source:
     if not timm.is_model(name):
-        near = difflib.get_close_matches(name, timm.list_models(pretrained=True), n=3, cutoff=0.5)
-        nearest = f"; the nearest of timm's names are {', '.join(near)}" if near else ""
+        near = did_you_mean(name, timm.list_models(pretrained=True), most=3)
         raise ConfigError(
-            f"{name!r} is neither a checkpoint file, nor {HUB}org/name, nor {FOLDER}PATH, nor a name of timm's{nearest}"
+            f"{name!r} is neither a checkpoint file, nor {HUB}org/name, nor {FOLDER}PATH, nor a name of timm's"
+            + (f"; {near}" if near else "")
         )
     declared = timm.models.get_pretrained_cfg(name)
     if declared is None or not declared.has_weights:

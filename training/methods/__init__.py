@@ -1,19 +1,20 @@
 """Training methods: one method, one file.
 
-A module (or package) is found by its name and holds `FAMILY`, `Config`, pure functions, and one subclass of `Method`.
+A module (or package) is found by its name and holds `FAMILY` (its supervision), `SUMMARY` (the
+sentence that the card of an entry shows), `Config`, pure functions, and one subclass of `Method`.
 """
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import pkgutil
 from typing import Any
 
+from embedkit._io.text import did_you_mean
 from embedkit.errors import ConfigError
 from embedkit.training.method import Method
 
-__all__ = ["families", "family_of", "method_class", "names"]
+__all__ = ["families", "family_of", "method_class", "names", "summary_of"]
 
 
 def names() -> list[str]:
@@ -22,8 +23,15 @@ def names() -> list[str]:
 
 
 def family_of(name: str) -> str:
-    """What the method `name` learns from, as its module's `FAMILY` says; empty for one that embedkit does not train."""
+    """The supervision of the method `name`, the `FAMILY` of its module; empty for one that embedkit does not train."""
     return str(_module(name).FAMILY) if name in names() else ""
+
+
+def summary_of(name: str) -> str:
+    """The sentence that cards show of the method `name`: its `SUMMARY`, else its docstring's first paragraph."""
+    module = _module(name)
+    paragraph = (module.__doc__ or "").strip().partition("\n\n")[0]
+    return " ".join(str(getattr(module, "SUMMARY", paragraph)).split())
 
 
 def families() -> dict[str, tuple[str, ...]]:
@@ -41,8 +49,8 @@ def method_class(name: str) -> type[Method]:
         ConfigError: No such method; the message names the nearest.
     """
     if name not in names():
-        near = difflib.get_close_matches(name, names(), n=3, cutoff=0.4) or names()
-        raise ConfigError(f"method {name!r}: there is none of this name; the nearest are {', '.join(near)}")
+        near = did_you_mean(name, names(), most=3, otherwise=f"there are {', '.join(names())}")
+        raise ConfigError(f"method {name!r}: there is none of this name; {near}")
     module = _module(name)
     found = [
         value

@@ -12,7 +12,7 @@ Differences from the source:
   with weights of its own from the start, where the paper's begin as the encoder's transposed.
 - `squared_error` takes the decoder's outputs as they are (no logistic), which is PCA when all layers are linear.
 
-Recipe, expected figure, data, time and command: `embedkit.training.recipes.autoencoder`.
+Recipe, expected metrics, data, time and command: `embedkit.training.recipes.autoencoder`.
 """
 
 from __future__ import annotations
@@ -34,8 +34,13 @@ from embedkit.training.models.heads import ConvDecoder
 
 __all__ = ["FAMILY", "Autoencoder", "Config", "reconstruction_loss"]
 
-#: What the method learns from.
+#: The supervision that the method learns from.
 FAMILY = "reconstruction"
+#: The sentence that the card of an entry shows.
+SUMMARY = (
+    "Autoencoder: an image is encoded into a narrow code and reconstructed from it, so the code "
+    "must hold what varies."
+)
 
 
 @dataclass(frozen=True, kw_only=True)

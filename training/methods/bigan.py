@@ -16,7 +16,7 @@ Differences from the source:
   the shift), and keeps no running statistics, since D is never used alone.
 - The loss is the sum of both terms, 2 ln 2 at the start; the authors' code prints half of it.
 
-Recipe, expected figure, data, time and command: `embedkit.training.recipes.bigan`.
+Recipe, expected metrics, data, time and command: `embedkit.training.recipes.bigan`.
 """
 
 from __future__ import annotations
@@ -41,8 +41,13 @@ from embedkit.training.models.heads import ConvDecoder
 
 __all__ = ["FAMILY", "BiGAN", "Config", "Discriminator", "discriminator_loss", "encoder_generator_loss"]
 
-#: What the method learns from.
+#: The supervision that the method learns from.
 FAMILY = "an adversary"
+#: The sentence that the card of an entry shows.
+SUMMARY = (
+    "BiGAN: a discriminator tells pairs (image, its code) from pairs (image generated from a code, "
+    "that code)."
+)
 
 
 @dataclass(frozen=True, kw_only=True)

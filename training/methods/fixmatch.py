@@ -21,7 +21,7 @@ Differences from the source:
 - `supervised_only` is our baseline: the same labels, steps, average and both kinds of views, where the true label
   takes the place of the pseudo-label, and no unlabeled image is seen, not by BatchNorm either.
 
-Recipe, expected figure, data, time and command: `embedkit.training.recipes.fixmatch`.
+Recipe, expected metrics, data, time and command: `embedkit.training.recipes.fixmatch`.
 """
 
 from __future__ import annotations
@@ -45,8 +45,13 @@ from embedkit.training.models.ema import EMA, decay_of_a_run
 
 __all__ = ["FAMILY", "Config", "FixMatch", "consistency_loss", "lr_factor"]
 
-#: What the method learns from.
+#: The supervision that the method learns from.
 FAMILY = "few labels"
+#: The sentence that the card of an entry shows.
+SUMMARY = (
+    "FixMatch: a confident prediction on a weakly augmented image is the label of its strongly "
+    "augmented copy."
+)
 
 _WEAK = Compose(steps=(RandomHorizontalFlip(), RandomShift(pixels=3, pad="reflect")))
 _GRAY_OPS = ("Equalize", "Identity", "Rotate", "Sharpness", "ShearX", "ShearY", "TranslateX", "TranslateY")

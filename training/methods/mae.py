@@ -18,7 +18,7 @@ trained (timm's own is learned), and layers start Xavier-uniform.
 Exported is the encoder on the whole image, no patch hidden; the embedding is the mean of its patch tokens after
 the last LayerNorm. The paper's fine-tuning pools before that norm; here it is trained, and loaded by timm as it is.
 
-Recipe, expected figure, data, time and command: `embedkit.training.recipes.mae`.
+Recipe, expected metrics, data, time and command: `embedkit.training.recipes.mae`.
 """
 
 from __future__ import annotations
@@ -41,8 +41,13 @@ from embedkit.training.models.masking import patchify, random_masking
 
 __all__ = ["FAMILY", "MAE", "Config", "masked_loss", "patch_targets", "sincos_table"]
 
-#: What the method learns from.
+#: The supervision that the method learns from.
 FAMILY = "reconstruction"
+#: The sentence that the card of an entry shows.
+SUMMARY = (
+    "MAE: three quarters of an image's patches are masked, the encoder sees the rest, a small "
+    "decoder reconstructs the masked ones."
+)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ Differences from the source:
 - Decoders have one hidden layer, fully connected, all K in one batched product. The squared error is meaned over
   pixels; with several ranks the mean assignment is that of the union batch.
 
-Recipe, expected figure, data, time and command: `embedkit.training.recipes.mixae`.
+Recipe, expected metrics, data, time and command: `embedkit.training.recipes.mixae`.
 """
 
 from __future__ import annotations
@@ -38,8 +38,13 @@ from embedkit.training.models.heads import mlp
 
 __all__ = ["FAMILY", "MIXAE", "Config", "entropy", "mixae_terms", "term_weights"]
 
-#: What the method learns from.
+#: The supervision that the method learns from.
 FAMILY = "clusters"
+#: The sentence that the card of an entry shows.
+SUMMARY = (
+    "MIXAE: K autoencoders divide the images among themselves, and an assignment network predicts "
+    "the autoencoder of each."
+)
 
 #: Steps whose mean reconstruction error becomes the unit of both weights.
 _CALIBRATION = 100

@@ -15,7 +15,7 @@ Differences from the source:
 - The last pooled features are exported. On the paper's networks earlier maps transfer better than the last ones;
   `stage` exports one of those of a ResNet.
 
-Recipe, expected figure, data, time and command: `embedkit.training.recipes.rotnet`.
+Recipe, expected metrics, data, time and command: `embedkit.training.recipes.rotnet`.
 """
 
 from __future__ import annotations
@@ -37,8 +37,12 @@ from embedkit.training.models.backbones import Backbone
 
 __all__ = ["FAMILY", "Config", "RotNet", "rotation_loss", "rotations"]
 
-#: What the method learns from.
+#: The supervision that the method learns from.
 FAMILY = "a pretext task"
+#: The sentence that the card of an entry shows.
+SUMMARY = (
+    "RotNet: every image is rotated by 0, 90, 180 and 270 degrees, and the network predicts the rotation."
+)
 
 
 @dataclass(frozen=True, kw_only=True)

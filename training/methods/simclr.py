@@ -16,7 +16,7 @@ Differences from the source:
 - Views for one channel of 28 pixels: crops of at least a fifth of the area (the paper's 8 % would be 8x8
   pixels), no change of hue or saturation, no blur (the authors' advice for small images).
 
-Recipe, expected figure, data, time and command: `embedkit.training.recipes.simclr`.
+Recipe, expected metrics, data, time and command: `embedkit.training.recipes.simclr`.
 """
 
 from __future__ import annotations
@@ -37,8 +37,12 @@ from embedkit.training.models.heads import mlp
 
 __all__ = ["FAMILY", "Config", "SimCLR", "nt_xent"]
 
-#: What the method learns from.
+#: The supervision that the method learns from.
 FAMILY = "views"
+#: The sentence that the card of an entry shows.
+SUMMARY = (
+    "SimCLR: two views of an image are each other's positive, all other views in the batch are negatives."
+)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ Differences from the source:
 - SGD has Nesterov momentum, and vectors (biases, BatchNorm) take no weight decay, as everywhere in this package.
 - Views are SimCLR's for one channel of 28 pixels: no change of hue or saturation, no blur.
 
-Recipe, expected figure, data, time and command: `embedkit.training.recipes.simsiam`.
+Recipe, expected metrics, data, time and command: `embedkit.training.recipes.simsiam`.
 """
 
 from __future__ import annotations
@@ -37,8 +37,13 @@ from embedkit.training.models.heads import l2_normalize, mlp
 
 __all__ = ["FAMILY", "Config", "SimSiam", "negative_cosine", "relative_std", "simsiam_loss"]
 
-#: What the method learns from.
+#: The supervision that the method learns from.
 FAMILY = "views"
+#: The sentence that the card of an entry shows.
+SUMMARY = (
+    "SimSiam: a predictor maps the projection of one view of an image to that of the other, which "
+    "takes no gradient."
+)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,7 @@ Differences from the source:
   PReLU and no BatchNorm, SGD in steps, on faces aligned to 112x96.
 - For testing, features of an image and its mirror image are not put side by side.
 
-Recipe, expected figure, data, time and command: `embedkit.training.recipes.sphereface`.
+Recipe, expected metrics, data, time and command: `embedkit.training.recipes.sphereface`.
 """
 
 from __future__ import annotations
@@ -43,8 +43,13 @@ from embedkit.training.models.backbones import Backbone
 
 __all__ = ["FAMILY", "Config", "SphereFace", "a_softmax", "annealing", "detached_margin", "psi"]
 
-#: What the method learns from.
+#: The supervision that the method learns from.
 FAMILY = "identities"
+#: The sentence that the card of an entry shows.
+SUMMARY = (
+    "SphereFace: classification by angle alone, with a margin: an image must be m times closer to "
+    "its identity than to others."
+)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ et al., CVPR 2016, arXiv 1512.00567, section 7).
 
 Differences from the source: none in the loss; views and optimizer are ours, for images of 28 to 64 pixels.
 
-Recipe, expected figure, data, time and command: `embedkit.training.recipes.supervised`.
+Recipe, expected metrics, data, time and command: `embedkit.training.recipes.supervised`.
 """
 
 from __future__ import annotations
@@ -28,8 +28,13 @@ from embedkit.training.models.backbones import Backbone
 
 __all__ = ["FAMILY", "Config", "Supervised", "smoothed_cross_entropy"]
 
-#: What the method learns from.
+#: The supervision that the method learns from.
 FAMILY = "labels"
+#: The sentence that the card of an entry shows.
+SUMMARY = (
+    "Supervised classification: a linear classifier on pooled features, trained with the network "
+    "and dropped afterwards."
+)
 
 
 @dataclass(frozen=True, kw_only=True)

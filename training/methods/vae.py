@@ -18,7 +18,7 @@ Differences from the source:
   the code itself. Never a draw.
 - log sigma^2 of the codes is kept within -10..10.
 
-Recipe, expected figure, data, time and command: `embedkit.training.recipes.vae`.
+Recipe, expected metrics, data, time and command: `embedkit.training.recipes.vae`.
 """
 
 from __future__ import annotations
@@ -49,8 +49,13 @@ __all__ = [
     "reparameterize",
 ]
 
-#: What the method learns from.
+#: The supervision that the method learns from.
 FAMILY = "reconstruction"
+#: The sentence that the card of an entry shows.
+SUMMARY = (
+    "VAE: the encoder predicts a distribution over codes, and the decoder reconstructs the image "
+    "from a sample of it."
+)
 
 
 @dataclass(frozen=True, kw_only=True)

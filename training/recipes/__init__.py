@@ -7,12 +7,12 @@ the data set, `metrics` by name, and those of the same encoder at `random` initi
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import pkgutil
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from embedkit._io.text import did_you_mean
 from embedkit.errors import ConfigError
 from embedkit.training.config import RunConfig
 
@@ -52,12 +52,12 @@ def recipe(name: str) -> RunConfig:
     """
     module, _, variant = name.partition(":")
     if module not in _modules():
-        near = difflib.get_close_matches(module, _modules(), n=3, cutoff=0.4) or _modules()
-        raise ConfigError(f"recipe {name!r}: there is none of this name; the nearest are {', '.join(near)}")
+        near = did_you_mean(module, _modules(), most=3, otherwise=f"there are {', '.join(_modules())}")
+        raise ConfigError(f"recipe {name!r}: there is none of this name; {near}")
     found = _recipes(module)
     if (variant or "recipe") not in found:
-        near = difflib.get_close_matches(variant, found, n=3, cutoff=0.4) or sorted(found)
-        raise ConfigError(f"recipe {name!r}: {module} has {', '.join(near)}")
+        near = did_you_mean(variant, found, most=3, otherwise=f"{module} has {', '.join(sorted(found))}")
+        raise ConfigError(f"recipe {name!r}: there is none of this name; {near}")
     return found[variant or "recipe"]()
 
 

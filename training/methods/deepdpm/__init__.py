@@ -2,10 +2,11 @@
 
 from embedkit.training.methods.deepdpm.method import (
     FAMILY,
+    SUMMARY,
     Config,
     DeepDPM,
     alternation_loss,
     alternation_plan,
 )
 
-__all__ = ["FAMILY", "Config", "DeepDPM", "alternation_loss", "alternation_plan"]
+__all__ = ["FAMILY", "SUMMARY", "Config", "DeepDPM", "alternation_loss", "alternation_plan"]

@@ -26,7 +26,7 @@ encoder is given and stays, and there is one round of the last two. One device: 
 than 300 lines for these stages, which no other method has; the clusters themselves are the module `clusters`,
 the space that they live in `reduction`.
 
-Recipes, expected figures, data, time and commands: `embedkit.training.recipes.deepdpm`.
+Recipes, expected metrics, data, time and commands: `embedkit.training.recipes.deepdpm`.
 """
 
 from __future__ import annotations
@@ -60,8 +60,13 @@ from embedkit.training.stages import Plan, Stage
 
 __all__ = ["FAMILY", "Config", "DeepDPM", "alternation_loss", "alternation_plan"]
 
-#: What the method learns from.
+#: The supervision that the method learns from.
 FAMILY = "clusters"
+#: The sentence that the card of an entry shows.
+SUMMARY = (
+    "DeepDPM: finds clusters and their number, on the codes of an encoder or of an autoencoder that "
+    "is trained with them."
+)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -32,6 +32,7 @@ from embedkit.training.methods.deepdpm import (
     reduction,
 )
 from embedkit.training.models.backbones import create_backbone
+from embedkit.training.run_folder import read_config
 from embedkit.training.stages import stage_at
 
 SMALL = [
@@ -181,7 +182,7 @@ def test_an_entry_of_the_run_holds_its_mixture(finished, tmp_path):
 
 def test_the_encoder_makes_the_codes_that_were_clustered(finished):
     _, method = run.load_run(finished.run)
-    config, _ = run._read_config(finished.run)
+    config, _ = read_config(finished.run)
     images, _ = run.open_data(config)
     batch = images.batch(method.known.nonzero()[:10, 0])
     with torch.no_grad():
@@ -195,8 +196,10 @@ def test_the_encoder_makes_the_codes_that_were_clustered(finished):
 KILLED = """
 import os, signal, sys
 from embedkit.training import recipes, run
+from embedkit.training.run_folder import read_config
 from embedkit.training.config import with_overrides
 from embedkit.training.methods.deepdpm import DeepDPM
+from embedkit.training.run_folder import read_config
 
 folder, at, *settings = sys.argv[1:]
 step = DeepDPM.training_step

@@ -1,0 +1,134 @@
+"""From a configuration: its data, the facts that its method is told, and the method at its random initialization."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from typing import Any
+
+import numpy as np
+import torch
+
+from embedkit.errors import ConfigError
+from embedkit.training.config import Facts, RunConfig, method_name
+from embedkit.training.data import (
+    ImageSet,
+    Loader,
+    keep_labels,
+    load_images,
+    split_validation,
+)
+from embedkit.training.data.datasets import open_source
+from embedkit.training.hardware import multiplies_bf16
+from embedkit.training.method import Method
+from embedkit.training.methods import method_class
+from embedkit.training.models.backbones import BackboneRequest
+
+__all__ = [
+    "build_method",
+    "check_numbers",
+    "facts_of",
+    "most_steps_of",
+    "open_data",
+    "resolve_precision",
+    "steps_per_epoch_of",
+    "warn_of_lost_color",
+]
+
+
+def check_numbers(config: RunConfig) -> None:
+    """Refuse numbers that would only fail in the middle of a run."""
+    numbers = {
+        "seed": (0, config.seed, 2**63 - 1),
+        "threads": (0, config.threads, 4096),
+        "log_every": (1, config.log_every, 2**63 - 1),
+        "checkpoint_seconds": (0, config.checkpoint_seconds, 1e9),
+        "optimizer.lr": (0, config.optimizer.lr, 1e6),
+        "data.workers": (0, config.data.workers, 4096),
+        "max_images": (0, config.max_images, 2**63 - 1),
+        "max_flops": (0, config.max_flops, 1e30),
+        "optimizer.accumulate": (1, config.optimizer.accumulate, 2**31),
+        "optimizer.clip_norm": (0, config.optimizer.clip_norm, 1e30),
+    }
+    for name, (least, value, most) in numbers.items():
+        if not least <= value <= most:
+            raise ConfigError(f"{name}: expected {least} to {most:g}, found {value}")
+
+
+def open_data(config: RunConfig) -> tuple[ImageSet, ImageSet]:
+    """Training and validation images; both come from the training part of the data."""
+    images = load_images(config.data)
+    train_part, validation = split_validation(images, config.data.validation, config.seed)
+    if config.data.labels_per_class:
+        train_part = keep_labels(train_part, config.data.labels_per_class, config.seed)
+    return train_part, validation
+
+
+def facts_of(config: RunConfig, images: ImageSet, total_steps: int | None) -> Facts:
+    """What the method of a run over these images is told; `total_steps` is None while a budget is measured."""
+    mean, std = (config.data.mean, config.data.std) if config.data.mean else images.statistics()
+    size = config.data.image_size
+    return Facts(
+        image_shape=(len(mean), size, size),
+        mean=mean,
+        std=std,
+        num_classes=len(images.classes),
+        num_images=len(images),
+        batch_size=config.batch_size,
+        targets={name: len(classes) for name, classes in images.target_classes.items()},
+        steps_per_epoch=steps_per_epoch_of(config, images),
+        total_steps=total_steps,
+        optimizer=config.optimizer,
+        optimizers=config.optimizers,
+        seed=config.seed,
+    )
+
+
+def steps_per_epoch_of(config: RunConfig, images: ImageSet) -> int:
+    """Batches that the run's sampler makes of the images in one epoch."""
+    sampler = config.data.sampler
+    return Loader(images, sampler, batch_size=config.batch_size, seed=config.seed).steps_per_epoch
+
+
+def build_method(config: RunConfig, facts: Facts) -> Method:
+    """The method at its random initialization, a function of the seed; torch's own generator stays as it was."""
+    with torch.random.fork_rng():
+        torch.manual_seed(config.seed)
+        channels, height, width = facts.image_shape
+        request = BackboneRequest(
+            name=config.backbone, in_chans=channels, image_size=(height, width), args=config.backbone_args
+        )
+        kind = method_class(method_name(config))
+        backbone = kind.build_backbone(request, config.method, facts)
+        return kind(backbone, config.method, facts)
+
+
+def most_steps_of(config: RunConfig, facts: Facts) -> int | None:
+    """The steps that other limits leave to a budget that is measured; None where none is set."""
+    given = config.steps or (round(config.epochs * facts.steps_per_epoch) if config.max_flops else 0)
+    limits = [given, config.max_images // config.batch_size]
+    return min((limit for limit in limits if limit), default=None)
+
+
+def resolve_precision(config: RunConfig) -> Any:
+    """The precision of the run: `auto` is bf16 where this machine multiplies it natively, else fp32."""
+    if config.precision != "auto":
+        return config.precision
+    return "bf16" if multiplies_bf16(config.accelerator) else "fp32"
+
+
+def warn_of_lost_color(config: RunConfig) -> None:
+    """Say on stderr that color images are trained without their color."""
+    if config.data.color != "gray" or config.data.path.startswith("synthetic:"):
+        return
+    source = open_source(config.data.path, "train", label=config.data.label)
+    rows = np.linspace(0, len(source) - 1, min(16, len(source))).astype(np.int64)
+    colored = dataclasses.replace(config.data, color="rgb").preprocess((0.0,) * 3, (1.0,) * 3)
+    pixels = source.decode(rows, colored, {}).short()
+    if int((pixels.amax(1) - pixels.amin(1)).max()) > 32:
+        side = config.data.image_size
+        print(
+            f"embedkit: the images have color, and are trained gray at {side}x{side} pixels; "
+            "--set data.color=rgb and data.image_size=PIXELS keep it",
+            file=sys.stderr,
+        )

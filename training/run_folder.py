@@ -1,0 +1,126 @@
+"""The files of a run.
+
+`config.json` (resolved), `environment.json`, `metrics.csv`, `tensorboard/`, `checkpoints/last.ckpt`, and at the end
+`encoder.safetensors` and `cost.json`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from embedkit._io.atomic import write_file
+from embedkit.errors import OutputError
+from embedkit.training import config as configuration
+from embedkit.training.build import build_method
+from embedkit.training.config import Facts, RunConfig
+from embedkit.training.init import ENCODER
+from embedkit.training.method import Method
+from embedkit.training.models.backbones import Backbone
+
+__all__ = [
+    "CHECKPOINT",
+    "CONFIG",
+    "COST",
+    "ENVIRONMENT",
+    "METRICS",
+    "check_out",
+    "load_run",
+    "read_checkpoint",
+    "read_config",
+    "save_encoder",
+    "write_config",
+    "write_json",
+]
+
+CONFIG = "config.json"
+ENVIRONMENT = "environment.json"
+METRICS = "metrics.csv"
+COST = "cost.json"
+CHECKPOINT = Path("checkpoints") / "last.ckpt"
+
+
+def load_run(run: str | os.PathLike[str]) -> tuple[RunConfig, Method]:
+    """A run's resolved configuration and its method, in eval mode, with the weights of the last checkpoint.
+
+    Raises:
+        OutputError: No run there, or none with a checkpoint.
+    """
+    run = Path(run)
+    config, facts = read_config(run)
+    checkpoint = read_checkpoint(run)
+    method = build_method(config, facts)
+    method.on_load_checkpoint(checkpoint)  # a method whose parameters change shape resizes them here
+    method.load_state_dict(checkpoint["state_dict"])
+    return config, method.eval()
+
+
+def check_out(out: Path) -> None:
+    """Refuse a folder that holds a run, or a file that a run would overwrite."""
+    if (out / CONFIG).exists():
+        there = (
+            f"go on with --resume {out}" if (out / CHECKPOINT).exists() else "it has no checkpoint: remove it"
+        )
+        raise OutputError(f"{out}: there is a run in this folder; {there} or choose another --out")
+    for name in (CHECKPOINT, ENCODER, METRICS):
+        if (out / name).exists():
+            raise OutputError(f"{out / name} is there, and would be overwritten: choose another --out")
+
+
+def read_checkpoint(run: Path) -> dict[str, Any]:
+    """The last checkpoint of a run; only tensors and plain values are loaded.
+
+    Raises:
+        OutputError: None there, or a damaged one.
+    """
+    path = run / CHECKPOINT
+    try:
+        with zipfile.ZipFile(path) as parts:
+            if (part := parts.testzip()) is not None:  # torch does not check the checksums
+                raise ValueError(f"checksum of {part}")
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise OutputError(f"{path}: no checkpoint that can be read ({error})") from error
+    except Exception as error:  # the unpickler raises anything on other bytes
+        raise OutputError(
+            f"{path} is damaged ({type(error).__name__}); train again into a new folder"
+        ) from error
+
+
+def read_config(run: Path) -> tuple[RunConfig, Facts]:
+    """The resolved configuration of a run, and the facts that its method was told.
+
+    Raises:
+        OutputError: No run there.
+    """
+    try:
+        stored = json.loads((run / CONFIG).read_text(encoding="utf-8"))
+        return configuration.from_json(stored["config"]), configuration.from_json(stored["facts"], "facts")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise OutputError(f"{run}: expected a run folder with a readable {CONFIG} ({error})") from error
+
+
+def write_config(run: Path, config: RunConfig, facts: Facts) -> None:
+    """Write what `read_config` reads."""
+    stored = {"config": configuration.to_json(config), "facts": configuration.to_json(facts)}
+    write_json(run / CONFIG, stored)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file, atomically."""
+    write_file(path, (json.dumps(value, indent=1) + "\n").encode())
+
+
+def save_encoder(method: Method, path: Path) -> None:
+    """The encoder's weights as safetensors, under timm's names where it is a backbone."""
+    encoder = method.encoder()
+    if isinstance(encoder, Backbone):
+        encoder = encoder.net
+    weights = {name: value.detach().cpu().contiguous() for name, value in encoder.state_dict().items()}
+    save_file(weights, path)
