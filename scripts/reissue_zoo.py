@@ -1,6 +1,6 @@
 """Write cards, manifests and the index of a zoo again from its entries' `config.json`; weights stay untouched.
 
-python scripts/reissue_zoo.py [ZOO]
+Run it after an edit of a `config.json` or a change of the card's text: python scripts/reissue_zoo.py [ZOO]
 """
 
 from __future__ import annotations

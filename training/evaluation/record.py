@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from embedkit._io.atomic import replacing_folder
 from embedkit._io.locks import locked_folder
-from embedkit.authoring.card import render_card
+from embedkit.authoring.reissue import issued, replace_files
 from embedkit.errors import ConfigError
 from embedkit.hub.publish.index import update_index
 from embedkit.hub.resolve import find_entry
-from embedkit.model.layout import CARD, CONFIG, INDEX, MANIFEST, MIXTURE, WEIGHTS
+from embedkit.model.layout import INDEX, MANIFEST, WEIGHTS
 from embedkit.model.manifest import Manifest
 from embedkit.training.evaluation.protocol import PROTOCOL, Evaluation
 
@@ -95,17 +92,9 @@ def _write(evaluation: Evaluation, folder: Path, notify: Callable[[str], None]) 
     config = dataclasses.replace(
         entry.config, metrics={"weights_sha256": weights, "protocol": PROTOCOL, **merged}
     )
-    files = {name: entry.read(name) for name in entry.manifest.files}
-    files[CONFIG] = (json.dumps(config.to_json(), indent=1) + "\n").encode()
-    if CARD in files:
-        files[CARD] = render_card(entry.name, config, mixture=MIXTURE in files).encode()
-    manifest = Manifest.encode(files)
-    with replacing_folder(folder) as partial:
-        # other files of the folder stay: a load ignores them
-        shutil.copytree(folder, partial, dirs_exist_ok=True)
-        for name, content in {**files, MANIFEST: manifest}.items():
-            (partial / name).write_bytes(content)
-    return Manifest.from_json(manifest)
+    files = issued(entry.name, config, {name: entry.read(name) for name in entry.manifest.files})
+    replace_files(folder, files)
+    return Manifest.from_json(files[MANIFEST])
 
 
 def _by_data(evaluation: Evaluation) -> dict[str, dict[str, Any]]:

@@ -529,7 +529,7 @@ def test_metrics_are_written_into_a_folder_and_say_what_they_drop(own_zoo, on_di
     app.command()(command)
     monkeypatch.setattr(protocol, "evaluate", None)  # refused before minutes of work
     error = CliRunner().invoke(app, [NAME, "--data", "sklearn:digits", "--write"]).exception
-    assert isinstance(error, ConfigError) and "give the entry's folder" in str(error)
+    assert isinstance(error, ConfigError) and "give the folder of an entry" in str(error)
     told: list[str] = []
     write_metrics(on_digits, own_zoo / NAME, told.append)
     monkeypatch.setattr("embedkit.training.evaluation.record.PROTOCOL", "Protocol 9.")
