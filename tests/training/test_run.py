@@ -279,11 +279,11 @@ def test_overrides_that_do_not_fit_are_refused(text, message):
 
 
 def test_unknown_names_give_the_nearest():
-    with pytest.raises(ConfigError, match="nearest are simclr"):
+    with pytest.raises(ConfigError, match="did you mean 'simclr'"):
         recipes.recipe("simcrl")
-    with pytest.raises(ConfigError, match="simclr has photos"):
+    with pytest.raises(ConfigError, match="did you mean 'photos'"):
         recipes.recipe("simclr:photo")
-    with pytest.raises(ConfigError, match="nearest are supervised"):
+    with pytest.raises(ConfigError, match="did you mean 'supervised'"):
         method_class("supervise")
 
 

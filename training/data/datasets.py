@@ -298,6 +298,7 @@ class ParquetSource(Source):
         if table is not None and known:
             self.classes, self.labels = _number(table[label].to_pylist())
         for name in asked[known:]:
+            assert table is not None  # every column that was asked for is in it
             self.target_classes[name], self.targets[name] = _number(table[name].to_pylist())
         self._kept: OrderedDict[int, Any] = OrderedDict()
         self._lock = threading.Lock()

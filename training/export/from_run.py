@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -104,7 +105,7 @@ def export_run(
     return folder
 
 
-def _timm(encoder: nn.Module, preprocess: Preprocess, name: str, license: str) -> dict:
+def _timm(encoder: nn.Module, preprocess: Preprocess, name: str, license: str) -> dict[str, Any]:
     """The keys that timm reads; none for an encoder that is more than a timm network."""
     if not isinstance(encoder, Backbone) or encoder.model_args is None:
         return {}
@@ -130,7 +131,7 @@ def _data_in_words(config: RunConfig, method: Method) -> str:
     return f"{name}: {method.facts.num_images:,} training images of {channels}x{height}x{width}"
 
 
-def _provenance(run: Path, config: RunConfig, pretext: dict[str, float]) -> dict:
+def _provenance(run: Path, config: RunConfig, pretext: dict[str, float]) -> dict[str, Any]:
     stored = configuration.to_json(config)
     # The full path would help no reader, and could disclose a name.
     stored["data"]["path"] = Path(config.data.path).name

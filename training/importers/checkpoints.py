@@ -9,7 +9,6 @@ a ViT (for MAE that is its linear probe; its fine-tuning pools the patches inste
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 import embedkit.training.models.backbones  # noqa: F401  registers embedkit's own networks with timm
+from embedkit._io.text import did_you_mean
 from embedkit.errors import ConfigError, SourceError
 from embedkit.model.card import Card
 from embedkit.model.layout import sha256_hex
@@ -255,10 +255,9 @@ def _build(
 
 def _create(name: str, model_args: Mapping[str, Any]) -> nn.Module:
     if not timm.is_model(name):
-        near = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.4)
+        near = did_you_mean(name, timm.list_models(), most=3)
         raise ConfigError(
-            f"--architecture {name!r}: timm knows no network of this name"
-            + (f"; the nearest are {', '.join(near)}" if near else "")
+            f"--architecture {name!r}: timm has no network of this name" + (f"; {near}" if near else "")
         )
     try:
         return timm.create_model(name, num_classes=0, **model_args)

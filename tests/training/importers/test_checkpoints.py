@@ -461,7 +461,7 @@ def test_nested_tensors_are_not_plain():
     assert not foreign.is_plain(nested) and foreign.is_plain(torch.ones(2))
     found = checkpoints._find({"state_dict": {"module.encoder.conv1.weight": nested}}, LAYOUTS[0])
     assert found.channels == 0
-    with pytest.raises(ConfigError, match="timm knows no network of this name"):
+    with pytest.raises(ConfigError, match="timm has no network of this name"):
         checkpoints._build(found, "none", None, "here")
 
 
@@ -518,7 +518,7 @@ def test_a_name_of_another_method(refuse, resnet):
 
 def test_architectures_that_cannot_be(refuse, resnet, vit):
     state = simsiam(resnet.state_dict())
-    refuse(state, ConfigError, "no network of this name; the nearest are resnet50", architecture="resnet5O")
+    refuse(state, ConfigError, "no network of this name; did you mean 'resnet50", architecture="resnet5O")
     refuse(state, EntryError, "tensors of the network are missing.*--architecture", architecture=None)
     refuse(
         {"model": vit.state_dict()},

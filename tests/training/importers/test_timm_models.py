@@ -414,7 +414,7 @@ def test_a_name_of_timm_s_with_the_genuine_client(hub, tmp_path):
 
 def test_names_without_weights(tmp_path):
     ask = Request(name="supervised-tiny.noise", zoo=tmp_path)
-    with pytest.raises(ConfigError, match="nor a name of timm's; the nearest of timm's names are resnet"):
+    with pytest.raises(ConfigError, match="nor a name of timm's; did you mean 'resnet"):
         import_timm("resnet5O.a1_in1k", ask)
     with pytest.raises(ConfigError, match="timm has no weights of this name"):
         import_timm("embedkit_r10", ask)

@@ -112,8 +112,8 @@ def test_small_stem_is_patches_of_four_pixels():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"name": "resnet1"}, "nearest are .*resnet"),
-        ({"name": "zzzzzzzz"}, "take one of r10"),
+        ({"name": "resnet1"}, "did you mean .*resnet"),
+        ({"name": "zzzzzzzz"}, "choose one of r10"),
         ({"name": "r18", "small_stem": True}, "take r10"),
         ({"name": "vit_t4", "image_size": 30}, "do not tile"),
         ({"name": "r10", "global_pool": ""}, "choose a pooling"),

@@ -7,7 +7,6 @@ The networks of `small` and `plain` are registered with timm when this package i
 from __future__ import annotations
 
 import copy
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -19,6 +18,7 @@ from timm.models.resnet import ResNet
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from embedkit._io.text import did_you_mean
 from embedkit.errors import ConfigError
 from embedkit.training.models.backbones.norms import NORMS, ChannelAffine, Norm, norm_layer
 from embedkit.training.models.backbones.plain import (
@@ -266,11 +266,9 @@ def create_backbone(
     """
     architecture = SHORT_NAMES.get(name, name)
     if not timm.is_model(architecture):
-        near = difflib.get_close_matches(name, [*SHORT_NAMES, *timm.list_models()], n=4, cutoff=0.4)
-        raise ConfigError(
-            f"backbone {name!r}: timm knows no network of this name; "
-            + (f"the nearest are {', '.join(near)}" if near else f"take one of {', '.join(SHORT_NAMES)}")
-        )
+        otherwise = f"choose one of {', '.join(SHORT_NAMES)}"
+        near = did_you_mean(name, [*SHORT_NAMES, *timm.list_models()], most=4, otherwise=otherwise)
+        raise ConfigError(f"backbone {name!r}: timm has no network of this name; {near}")
     size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
     if in_chans < 1 or len(size) != 2 or min(size) < 1:
         raise ConfigError(
