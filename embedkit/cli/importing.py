@@ -60,7 +60,7 @@ def importing(
     """
     try:
         from embedkit.training.importers.checkpoints import import_checkpoint
-        from embedkit.training.importers.foreign import Request
+        from embedkit.training.importers.request import Request
         from embedkit.training.importers.timm_models import import_timm
     except ImportError as error:
         if (error.name or "").startswith("embedkit"):
@@ -79,7 +79,7 @@ def importing(
         )
     else:
         done = import_timm(source, request, token=token)
-    tell(f"{done.said}, license {done.license}")
+    tell(f"{done.recognized}, license {done.license}")
     if done.presumed:
         tell(
             f"{done.license} is the license of the published weights of this layout; for weights "

@@ -27,8 +27,6 @@ from embedkit.model.layout import sha256_hex
 from embedkit.model.preprocess import Preprocess
 from embedkit.training.importers.foreign import (
     Imported,
-    Request,
-    decide_license,
     fill,
     in_one_line,
     is_plain,
@@ -36,6 +34,7 @@ from embedkit.training.importers.foreign import (
     write_import,
 )
 from embedkit.training.importers.layouts import LAYOUTS, STEMS, Layout
+from embedkit.training.importers.request import Request, decide_license
 
 __all__ = ["import_checkpoint"]
 
@@ -149,7 +148,7 @@ def import_checkpoint(
                 else ()
             ),
         ),
-        said=f"layout {chosen.name}, network {name}",
+        recognized=f"layout {chosen.name}, network {name}",
         in_timm=chosen.layer4_stride == 2,
     )
 

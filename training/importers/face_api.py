@@ -264,7 +264,7 @@ IMPORTS = (
 
 
 def import_face_api(
-    source: Path, zoo: Path, *, samples: str | os.PathLike[str] | None = None, said: str = "photographs"
+    source: Path, zoo: Path, *, samples: str | os.PathLike[str] | None = None, described: str = "photographs"
 ) -> dict[str, Manifest]:
     """Write the entries of the encoder, the detector and the landmarks, and the zoo's index.
 
@@ -273,7 +273,7 @@ def import_face_api(
         zoo: The folder that holds the entries.
         samples: 64 or more images of single faces to measure rounding and parity on, as `embedkit embed` takes
             them; synthetic images by default, on which a detector has little to say.
-        said: What those images are, for the cards.
+        described: What those images are, for the cards.
 
     Returns:
         The manifests by entry.
@@ -292,7 +292,7 @@ def import_face_api(
             "sha256": item.sha256,
             **item.config.provenance,
             "importer": "embedkit.training.importers.face_api",
-            "compared_on": "synthetic images" if samples is None else said,
+            "compared_on": "synthetic images" if samples is None else described,
         }
         manifests[item.entry] = write_entry(
             zoo / item.entry,
@@ -309,10 +309,10 @@ def _main() -> None:
     parser.add_argument("source", type=Path, help="the package: the .tgz that npm packs, or its folder")
     parser.add_argument("--zoo", type=Path, default=Path("zoo"), help="folder of the entries")
     parser.add_argument("--samples", help="64 or more images of faces: a folder or a Parquet file")
-    parser.add_argument("--said", default="photographs", help="what the samples are, for the cards")
+    parser.add_argument("--described", default="photographs", help="what the samples are, for the cards")
     arguments = parser.parse_args()
     manifests = import_face_api(
-        arguments.source, arguments.zoo, samples=arguments.samples, said=arguments.said
+        arguments.source, arguments.zoo, samples=arguments.samples, described=arguments.described
     )
     for name, manifest in manifests.items():
         print(f"{arguments.zoo / name} {manifest.sha256[:12]}")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import io
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,13 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from embedkit.authoring.golden import sample_pixels
-from embedkit.errors import ConfigError, EntryError
+from embedkit.errors import EntryError
 from embedkit.hub.limits import is_non_commercial
 from embedkit.model.card import Card
 from embedkit.model.config import EntryConfig
-from embedkit.model.layout import ENTRY_NAME
 from embedkit.model.preprocess import Preprocess
 from embedkit.training.export.writer import timm_config, update_index, write_entry
+from embedkit.training.importers.request import License, Request
 
 _SCALAR = np.float64(0).__reduce__()[0]
 #: What checkpoints hold beside tensors and plain values: the options of a run, and numbers of numpy. Each builds a
@@ -38,60 +37,7 @@ _HARMLESS: list[Any] = [
 ]
 #: BatchNorm's counter, which older versions of torch did not store and which no embedding depends on.
 _COUNTER = ".num_batches_tracked"
-#: One line of an SPDX expression, or of the name that a hub has for a license.
-_LICENSE = re.compile(r"[A-Za-z0-9.+() -]{1,100}")
-#: What stands in the place of a license and names none.
-_NO_LICENSE = ("", "unknown", "other")
-#: Characters of the words that are kept with an entry.
-_MOST_WORDS = 500
 _WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """What is to be made of foreign weights.
-
-    Attributes:
-        name: The entry, `<method>-<arch>.<data>`.
-        zoo: The folder that holds the entries.
-        license: SPDX identifier of the weights' license; None takes the one that is known.
-        origin: Where the weights come from, an address or words.
-        data: What they were trained on, in words; the name's last part when None.
-        samples: 64 or more images to measure rounding and parity on; synthetic ones when None.
-
-    Raises:
-        ConfigError: The name cannot be an entry's, or the license or the words cannot stand in its files.
-    """
-
-    name: str
-    zoo: Path
-    license: str | None = None
-    origin: str | None = None
-    data: str | None = None
-    samples: str | os.PathLike[str] | None = None
-
-    def __post_init__(self) -> None:
-        if not ENTRY_NAME.fullmatch(self.name):
-            raise ConfigError(
-                f"{self.name!r}: expected <method>-<arch>.<data> in small letters, such as simsiam-r50.in1k"
-            )
-        license_in(self.license, "--license")
-        for option, words in (("--source", self.origin), ("--data", self.data)):
-            # A lone surrogate, which no file can hold, is not printable either.
-            if words and not (words.strip() and words.isprintable() and len(words) <= _MOST_WORDS):
-                raise ConfigError(
-                    f"{option} {words[:60]!a}: expected one line of at most {_MOST_WORDS} printable characters"
-                )
-
-    @property
-    def method(self) -> str:
-        """The first part of the name."""
-        return self.name.partition("-")[0]
-
-    @property
-    def tag(self) -> str:
-        """The last part of the name."""
-        return self.name.partition(".")[2]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,90 +48,15 @@ class Imported:
         folder: The entry.
         architecture: The network's name.
         license: SPDX identifier of the weights' license.
-        said: What was recognized, in words.
+        recognized: The layout and the network, in words.
         presumed: Whether that license is only the one under which others published weights of this layout.
     """
 
     folder: Path
     architecture: str
     license: str
-    said: str
+    recognized: str
     presumed: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class License:
-    """The license of an entry, and where it is from.
-
-    Attributes:
-        name: SPDX identifier.
-        stated_by: Who says so, in words.
-        published: The license that it stands instead of, if any.
-        presumed: Whether nobody stated or gave it: it is that of the published weights of the layout.
-    """
-
-    name: str
-    stated_by: str
-    published: str | None = None
-    presumed: bool = False
-
-
-def license_in(text: str | None, where: str) -> str | None:
-    """A license as somebody wrote it, without the space around it; None where it names none.
-
-    Args:
-        text: What was written.
-        where: For messages.
-
-    Raises:
-        ConfigError: It is no name of a license.
-    """
-    name = (text or "").strip()
-    if name.casefold() in _NO_LICENSE:
-        return None
-    if not _LICENSE.fullmatch(name):
-        raise ConfigError(
-            f"{where}: {name[:60]!a} is no name of a license: expected at most 100 letters, digits, spaces and .+()- "
-            "in one line, such as Apache-2.0"
-        )
-    return name
-
-
-def decide_license(request: Request, known: str | None, *, stated: bool, where: str) -> License:
-    """The license of imported weights; none is made up, and none is replaced without being named.
-
-    Args:
-        request: What was asked for.
-        known: The license that is known, if any.
-        stated: Whether these weights state it themselves; else it is the one under which the weights of this layout
-            were published, and a checkpoint of one's own may have another.
-        where: For messages.
-
-    Raises:
-        ConfigError: No license is known and none was given, or what was given is none, or another than the weights
-            state, or than was published without saying where these come from.
-    """
-    given = license_in(request.license, "--license")
-    if not known:
-        if not given:
-            raise ConfigError(
-                f"{where}: no license is known for these weights; look it up and give it with --license"
-            )
-        return License(name=given, stated_by="whoever imported them")
-    if not given or given.casefold() == known.casefold():
-        return License(
-            name=known,
-            stated_by="the weights' source" if stated else "those who published this layout",
-            presumed=not stated and not given,
-        )
-    if stated:
-        raise ConfigError(f"{where}: these weights state the license {known}: leave --license {given} out")
-    if not request.origin:
-        raise ConfigError(
-            f"{where}: the published weights of this layout are under {known}: leave --license {given} out, or say "
-            "with --source where other weights come from"
-        )
-    return License(name=given, stated_by="whoever imported them", published=known)
 
 
 def read_checkpoint(content: bytes, where: str) -> Any:
@@ -310,7 +181,7 @@ def write_import(
     license: License,
     provenance: Mapping[str, Any],
     card: Card,
-    said: str,
+    recognized: str,
     in_timm: bool = True,
 ) -> Imported:
     """Write the entry, with all gates of `write_entry`, and the zoo's index.
@@ -324,7 +195,7 @@ def write_import(
         license: As decided.
         provenance: What is known of the weights.
         card: Words of the card; limits about the license are added.
-        said: For `Imported`.
+        recognized: For `Imported`.
         in_timm: Whether timm can build the network.
 
     Raises:
@@ -349,8 +220,8 @@ def write_import(
         limits.append(f"The weights are under {license.name}, which forbids commercial use.")
     if license.published is not None:
         limits.append(
-            f"The weights published in this layout are under {license.published}; whoever imported these said that "
-            f"they are others, from {request.origin}, under {license.name}."
+            f"The weights published in this layout are under {license.published}; according to the "
+            f"person who imported these, they are others, from {request.origin}, under {license.name}."
         )
         provenance = {**provenance, "published_license": license.published}
     config = EntryConfig(
@@ -387,7 +258,7 @@ def write_import(
         folder=folder,
         architecture=architecture,
         license=license.name,
-        said=said,
+        recognized=recognized,
         presumed=license.presumed,
     )
 

@@ -40,14 +40,12 @@ from embedkit.model.manifest import FileRecord
 from embedkit.model.preprocess import Preprocess
 from embedkit.training.importers.foreign import (
     Imported,
-    Request,
-    decide_license,
     fill,
     in_one_line,
-    license_in,
     read_checkpoint,
     write_import,
 )
+from embedkit.training.importers.request import Request, decide_license, license_in
 
 __all__ = ["import_timm", "preprocess_of"]
 
@@ -130,7 +128,7 @@ def import_timm(source: str, request: Request, *, token: str | None = None) -> I
             summary=f"timm's {found.architecture} with the weights of {found.where}, without its classifier.",
             datasets=("imagenet-1k",) if request.tag == "in1k" else (),
         ),
-        said=f"{found.where}, network {found.architecture}",
+        recognized=f"{found.where}, network {found.architecture}",
     )
 
 

@@ -33,8 +33,8 @@ from embedkit.hub.publish.publish import refresh
 from embedkit.hub.resolve import find_entry
 from embedkit.training.importers import checkpoints, foreign
 from embedkit.training.importers.checkpoints import import_checkpoint
-from embedkit.training.importers.foreign import Request
 from embedkit.training.importers.layouts import LAYOUTS
+from embedkit.training.importers.request import Request, decide_license
 from embedkit.training.methods import family_of
 
 # torch.onnx warns of its own deprecations while it traces timm's ViTs.
@@ -212,7 +212,7 @@ def test_every_layout_gives_the_network_that_is_in_it(case, request, tmp_path):
     if written:
         config = read_config(done.folder)
         provenance, preprocess = config.provenance, config.preprocess
-        assert done.said.startswith(f"layout {layout},")
+        assert done.recognized.startswith(f"layout {layout},")
         assert provenance["source"] == "https://example.org/checkpoint.pth.tar"
         assert config.license == (published or "MIT") and config.method == method
         # What a table of the zoo says that the method learns from, where embedkit knows the method.
@@ -559,7 +559,7 @@ def test_a_failed_import_leaves_the_entry_that_is_there(resnet, tmp_path):
     assert json.loads((tmp_path / "zoo" / "index.json").read_text())["entries"].keys() == {ask.name}
     config = read_config(done.folder)
     assert config.license == "MIT" and config.provenance["published_license"] == NON_COMMERCIAL
-    assert config.provenance["license_by"] == "whoever imported them"
+    assert config.provenance["license_by"] == "the person who imported them"
     card = (done.folder / "README.md").read_text()
     assert f"published in this layout are under {NON_COMMERCIAL}" in card and "a run of ours" in card
 
@@ -580,14 +580,14 @@ def test_a_license_is_asked_for_and_never_guessed(refuse, resnet):
 
 def test_a_license_is_one_line_of_known_characters(refuse, resnet):
     for text in ("MIT\nlicense: x", "mit\u202e", "x" * 101, "MIT: yes", "\udce9"):
-        with pytest.raises(ConfigError, match="--license: .* is no name of a license") as caught:
+        with pytest.raises(ConfigError, match="--license: .* is not the name of a license") as caught:
             Request(name="simsiam-a.b", zoo=Path(), license=text)
         str(caught.value).encode()
     state = {"model_state_dict": under("_feature_blocks.", resnet.state_dict())}
     for text in ("", "  ", "unknown", " Other ", "UNKNOWN"):
         refuse(state, ConfigError, "no license is known.*--license", name="jigsaw-tiny.noise", license=text)
     ask = Request(name="simsiam-a.b", zoo=Path(), license=" (MIT OR Apache-2.0+) ")
-    assert foreign.decide_license(ask, None, stated=False, where="a").name == "(MIT OR Apache-2.0+)"
+    assert decide_license(ask, None, stated=False, where="a").name == "(MIT OR Apache-2.0+)"
 
 
 @pytest.mark.parametrize("words", ["two\nlines", "x" * 501, "\udce9", "\x1b[2J", "   "])
@@ -603,7 +603,7 @@ def test_words_are_one_printable_line(words):
 def test_a_presumed_license_is_told_from_a_given_one():
     def presumed(license=None, stated=False, known="MIT"):
         ask = Request(name="simsiam-a.b", zoo=Path(), license=license, origin="mine")
-        return foreign.decide_license(ask, known, stated=stated, where="a").presumed
+        return decide_license(ask, known, stated=stated, where="a").presumed
 
     assert presumed() and presumed(license="unknown")
     assert not presumed(license="mit") and not presumed(license="Apache-2.0") and not presumed(stated=True)

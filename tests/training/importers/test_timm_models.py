@@ -32,8 +32,8 @@ from embedkit.authoring.golden import synthetic_images
 from embedkit.errors import ConfigError, EntryError, IntegrityError, SourceError, ZooError
 from embedkit.images.transform import read_pixels
 from embedkit.training.importers.checkpoints import import_checkpoint
-from embedkit.training.importers.foreign import Request
 from embedkit.training.importers.layouts import LAYOUTS
+from embedkit.training.importers.request import Request
 from embedkit.training.importers.timm_models import import_timm, preprocess_of
 
 # torch.onnx warns of its own deprecations while it traces timm's ViTs.
@@ -238,7 +238,7 @@ def test_the_license_of_an_entry_of_our_own(resnet, tmp_path, kept):
 @pytest.mark.parametrize("license", [5, {"name": "mit"}, "mit: no", ["mit", 5]])
 def test_a_stated_license_that_is_none(license, resnet, tmp_path, kept):
     folder = timm_folder(tmp_path / "there", resnet, cfg={"license": license})
-    with pytest.raises(ConfigError, match="that is no text|is no name of a license"):
+    with pytest.raises(ConfigError, match="that is no text|is not the name of a license"):
         import_timm(f"local-dir:{folder}", Request(name="supervised-tiny.noise", zoo=tmp_path))
     assert not kept
 

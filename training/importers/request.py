@@ -1,0 +1,144 @@
+"""What is asked of an importer, and the license that follows: as stated, as published for the layout, or as given."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from embedkit.errors import ConfigError
+from embedkit.model.layout import ENTRY_NAME
+
+__all__ = ["License", "Request", "decide_license", "license_in"]
+
+#: One line of an SPDX expression, or of the name that a hub has for a license.
+_LICENSE = re.compile(r"[A-Za-z0-9.+() -]{1,100}")
+#: Words that are given as a license and name none.
+_NO_LICENSE = ("", "unknown", "other")
+#: Characters of the words that are kept with an entry.
+_MOST_WORDS = 500
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What is to be made of foreign weights.
+
+    Attributes:
+        name: The entry, `<method>-<arch>.<data>`.
+        zoo: The folder that holds the entries.
+        license: SPDX identifier of the weights' license; None takes the one that is known.
+        origin: Where the weights come from, an address or words.
+        data: What they were trained on, in words; the name's last part when None.
+        samples: 64 or more images to measure rounding and parity on; synthetic ones when None.
+
+    Raises:
+        ConfigError: The name cannot be an entry's, or the license or the words cannot stand in its files.
+    """
+
+    name: str
+    zoo: Path
+    license: str | None = None
+    origin: str | None = None
+    data: str | None = None
+    samples: str | os.PathLike[str] | None = None
+
+    def __post_init__(self) -> None:
+        if not ENTRY_NAME.fullmatch(self.name):
+            raise ConfigError(
+                f"{self.name!r}: expected <method>-<arch>.<data> in small letters, such as simsiam-r50.in1k"
+            )
+        license_in(self.license, "--license")
+        for option, words in (("--source", self.origin), ("--data", self.data)):
+            # A lone surrogate, which no file can hold, is not printable either.
+            if words and not (words.strip() and words.isprintable() and len(words) <= _MOST_WORDS):
+                raise ConfigError(
+                    f"{option} {words[:60]!a}: expected one line of at most {_MOST_WORDS} printable characters"
+                )
+
+    @property
+    def method(self) -> str:
+        """The first part of the name."""
+        return self.name.partition("-")[0]
+
+    @property
+    def tag(self) -> str:
+        """The last part of the name."""
+        return self.name.partition(".")[2]
+
+
+@dataclass(frozen=True, kw_only=True)
+class License:
+    """The license of an entry, and where it is from.
+
+    Attributes:
+        name: SPDX identifier.
+        stated_by: The source of this statement, in words.
+        published: The published license that it replaces, if any.
+        presumed: Whether no one stated or gave it, so that it is that of the published weights of the layout.
+    """
+
+    name: str
+    stated_by: str
+    published: str | None = None
+    presumed: bool = False
+
+
+def license_in(text: str | None, where: str) -> str | None:
+    """A license as written, without surrounding space; None where it names none.
+
+    Args:
+        text: What was written.
+        where: For messages.
+
+    Raises:
+        ConfigError: It is not the name of a license.
+    """
+    name = (text or "").strip()
+    if name.casefold() in _NO_LICENSE:
+        return None
+    if not _LICENSE.fullmatch(name):
+        raise ConfigError(
+            f"{where}: {name[:60]!a} is not the name of a license: expected one line of at most 100 letters, digits, "
+            "spaces and .+()-, such as Apache-2.0"
+        )
+    return name
+
+
+def decide_license(request: Request, published: str | None, *, stated: bool, where: str) -> License:
+    """The license of imported weights; no license is assumed silently, and a replaced one is named.
+
+    Args:
+        request: What was asked for.
+        published: The license that is known, if any.
+        stated: Whether these weights state it themselves; else it is the one under which the weights of this layout
+            were published, and a checkpoint of one's own may have another.
+        where: For messages.
+
+    Raises:
+        ConfigError: No license is known and none was given, or what was given is none, or another than the weights
+            state, or than was published without saying where these come from.
+    """
+    given = license_in(request.license, "--license")
+    if not published:
+        if not given:
+            raise ConfigError(
+                f"{where}: no license is known for these weights; look it up and give it with --license"
+            )
+        return License(name=given, stated_by="the person who imported them")
+    if not given or given.casefold() == published.casefold():
+        return License(
+            name=published,
+            stated_by="the weights' source" if stated else "those who published this layout",
+            presumed=not stated and not given,
+        )
+    if stated:
+        raise ConfigError(
+            f"{where}: these weights state the license {published}: leave --license {given} out"
+        )
+    if not request.origin:
+        raise ConfigError(
+            f"{where}: the published weights of this layout are under {published}: leave --license {given} out, or say "
+            "with --source where other weights come from"
+        )
+    return License(name=given, stated_by="the person who imported them", published=published)
