@@ -1,4 +1,4 @@
-"""From a configuration: its data, the facts that its method is told, and the method at its random initialization."""
+"""Makes the data, the facts and the method of a run from its configuration."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ __all__ = [
 
 
 def check_numbers(config: RunConfig) -> None:
-    """Refuse numbers that would only fail in the middle of a run."""
+    """Refuse numbers that would fail only in the middle of a run."""
     numbers = {
         "seed": (0, config.seed, 2**63 - 1),
         "threads": (0, config.threads, 4096),
@@ -65,7 +65,7 @@ def open_data(config: RunConfig) -> tuple[ImageSet, ImageSet]:
 
 
 def facts_of(config: RunConfig, images: ImageSet, total_steps: int | None) -> Facts:
-    """What the method of a run over these images is told; `total_steps` is None while a budget is measured."""
+    """The facts that a method gets for a run over these images; `total_steps` is None while a budget is measured."""
     mean, std = (config.data.mean, config.data.std) if config.data.mean else images.statistics()
     size = config.data.image_size
     return Facts(
@@ -118,7 +118,7 @@ def resolve_precision(config: RunConfig) -> Any:
 
 
 def warn_of_lost_color(config: RunConfig) -> None:
-    """Say on stderr that color images are trained without their color."""
+    """Warn on stderr that color images are trained without their color."""
     if config.data.color != "gray" or config.data.path.startswith("synthetic:"):
         return
     source = open_source(config.data.path, "train", label=config.data.label)

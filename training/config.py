@@ -1,4 +1,4 @@
-"""What a run is told: the configuration, its JSON form, and single fields set from the command line."""
+"""The configuration of a run, its JSON form, and overrides of single fields from the command line."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def to_json(value: Any) -> Any:
 def _kind(cls: type) -> str:
     """`module.Class` below `embedkit.training`: of the package that gives the class, where one does.
 
-    Files outlive the place of a class within its package: `augment.Compose`, whichever file of `augment` it stands in.
+    Files of runs stay readable when a class moves within its package: `augment.Compose`, in any file of `augment`.
     """
     module = cls.__module__
     package = module.rpartition(".")[0]
@@ -197,7 +197,7 @@ def _replace(node: Any, path: list[str], text: str, where: str) -> Any:
     if isinstance(node, Mapping):
         return {**node, key: _item(node, key, rest, text, where)}
     if not dataclasses.is_dataclass(node) or isinstance(node, type):
-        raise ConfigError(f"{where}: {key!r} is one too many: what stands before it is the value {node!r}")
+        raise ConfigError(f"{where}: {key!r} is one name too many: before it is the value {node!r}")
     known = [f.name for f in dataclasses.fields(node)]
     if key not in known:
         raise ConfigError(f"{where}: {type(node).__name__} has no field {key!r}; {_nearest(key, known)}")

@@ -1,4 +1,4 @@
-"""Where an encoder that is given comes from: its weights, and the contract that its images obey."""
+"""A given encoder: the file of its weights, and its preprocess contract."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ __all__ = ["contract_of", "under_contract", "weights_in"]
 ENCODER = "encoder.safetensors"
 
 
-def weights_in(place: Path) -> Path:
-    """The weights' file of a run's or an entry's folder; what is no such folder is taken for the file itself."""
-    return next((path for path in (place / ENCODER, place / WEIGHTS) if path.is_file()), place)
+def weights_in(folder: Path) -> Path:
+    """The weights' file of a run's or an entry's folder; any other path is the file itself."""
+    return next((path for path in (folder / ENCODER, folder / WEIGHTS) if path.is_file()), folder)
 
 
-def contract_of(place: Path) -> Preprocess | None:
+def contract_of(folder: Path) -> Preprocess | None:
     """The preprocess contract of an entry's or a run's folder; None of a file of weights alone.
 
     Raises:
         ConfigError: A folder whose `config.json` cannot be read.
     """
-    file = place / CONFIG
+    file = folder / CONFIG
     if not file.is_file():
         return None
     try:
         content = file.read_bytes()
-        if (place / MANIFEST).is_file():
+        if (folder / MANIFEST).is_file():
             return EntryConfig.from_json(content).preprocess
         stored = json.loads(content)
         facts = from_json(stored["facts"], "facts")

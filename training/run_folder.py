@@ -65,7 +65,9 @@ def check_out(out: Path) -> None:
     """Refuse a folder that holds a run, or a file that a run would overwrite."""
     if (out / CONFIG).exists():
         there = (
-            f"go on with --resume {out}" if (out / CHECKPOINT).exists() else "it has no checkpoint: remove it"
+            f"continue it with --resume {out}"
+            if (out / CHECKPOINT).exists()
+            else "it has no checkpoint: remove it"
         )
         raise OutputError(f"{out}: there is a run in this folder; {there} or choose another --out")
     for name in (CHECKPOINT, ENCODER, METRICS):
@@ -94,7 +96,7 @@ def read_checkpoint(run: Path) -> dict[str, Any]:
 
 
 def read_config(run: Path) -> tuple[RunConfig, Facts]:
-    """The resolved configuration of a run, and the facts that its method was told.
+    """The resolved configuration of a run, and the facts that its method got.
 
     Raises:
         OutputError: No run there.

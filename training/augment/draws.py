@@ -22,7 +22,7 @@ def integers(generator: Generator, shape: tuple[int, ...], below: int) -> Tensor
 
 
 def box_tries(generator: Generator, n: int, area: Range, ratio: Range) -> dict[str, Tensor]:
-    """Ten tries at boxes: `area` (10, n), uniform shares of an image, and `ratio` (10, n), log-uniform; and `place`.
+    """Ten tries at boxes: `area` (10, n), uniform shares of an image, `ratio` (10, n), log-uniform, and `place`.
 
     `place` (2, n) says where a box of any size goes: from top and left (0) to bottom and right (1).
     """

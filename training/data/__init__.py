@@ -1,4 +1,4 @@
-"""Data: where images lie, in which order batches take them, and what is known of each."""
+"""Data sets, the order of their batches, and the labels and targets of each image."""
 
 from embedkit.training.data.config import DataConfig, keep_labels, load_images, split_validation
 from embedkit.training.data.images import Batch, ImageSet

@@ -1,4 +1,4 @@
-"""What a run is told about its data, and the opening of it: training and validation part, and hidden labels."""
+"""The configuration of a run's data, and how it is opened: training and validation part, hidden labels."""
 
 from __future__ import annotations
 

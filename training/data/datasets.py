@@ -1,8 +1,7 @@
-"""Where training images lie: IDX files, Parquet files, class folders, scikit-learn's digits, synthetic ones.
+"""Sources of training images: IDX files, Parquet files, class folders, scikit-learn's digits, synthetic ones.
 
-A source knows its labels at once and reads an image by its row, so that the same source fills memory or is
-streamed. Formats: IDX as Yann LeCun's MNIST page defined it; Parquet in the Hub's layout, an image column of
-structs {bytes, path}.
+A source has its labels in memory and reads an image by its row, so that it can be loaded whole or streamed. Formats:
+IDX as Yann LeCun's MNIST page defined it; Parquet in the Hub's layout, an image column of structs {bytes, path}.
 """
 
 from __future__ import annotations
@@ -62,8 +61,8 @@ def open_source(path: str, split: Split, *, label: str = "label", targets: Seque
         targets: Further columns that must be there.
 
     Raises:
-        ConfigError: No path, a path that is not there, or a part that the data do not have.
-        SourceError: Files that are not what their names say.
+        ConfigError: No path, a path that is not there, or a part that the data lack.
+        SourceError: Files whose content does not fit their names.
     """
     source = _open(path, split, label, tuple(targets))
     for name in targets:
@@ -81,34 +80,34 @@ def _open(path: str, split: Split, label: str, targets: tuple[str, ...]) -> Sour
         return _digits(split)
     if path.startswith("synthetic:"):
         return _synthetic(path, split)
-    place = Path(path)
-    if place.is_file() and place.suffix == ".parquet":
+    found = Path(path)
+    if found.is_file() and found.suffix == ".parquet":
         if split == "test":
             raise ConfigError(
                 f"{path}: one Parquet file has no test part; name a folder with train and test files"
             )
-        return ParquetSource([place], label, targets)
-    if place.is_file() and place.suffix.lower() == ".csv":
+        return ParquetSource([found], label, targets)
+    if found.is_file() and found.suffix.lower() == ".csv":
         if split == "test":
             raise ConfigError(f"{path}: one CSV file has no test part")
-        return CSVSource(place, label, targets)
-    if not place.is_dir():
+        return CSVSource(found, label, targets)
+    if not found.is_dir():
         raise ConfigError(f"{path}: there is no such folder, Parquet or CSV file; {_HINT}")
-    if _idx_file(place, "train", "images") is not None:
-        return _idx(place, split)
-    if any(place.rglob("*.parquet")):
-        files = sorted(file for file in place.rglob("*.parquet") if file.name.startswith(split))
+    if _idx_file(found, "train", "images") is not None:
+        return _idx(found, split)
+    if any(found.rglob("*.parquet")):
+        files = sorted(file for file in found.rglob("*.parquet") if file.name.startswith(split))
         if not files:
             raise ConfigError(f"{path}: expected Parquet files whose names begin with {split!r}, found none")
         return ParquetSource(files, label, targets)
-    parts = (place / "train", place / "test")
+    parts = (found / "train", found / "test")
     if all(part.is_dir() for part in parts):
         return FolderSource(parts[split == "test"])
     if split == "test":
         raise ConfigError(
             f"{path}: expected the folders train and test, each with class folders, for a test part"
         )
-    return FolderSource(place)
+    return FolderSource(found)
 
 
 class Source(ABC):
@@ -151,26 +150,26 @@ class Source(ABC):
         Args:
             rows: Which images.
             preprocess: The contract.
-            unreadable: Where given, it gets the place and the reason of each image that cannot be read, which is black.
+            unreadable: Where given, it gets the position and the reason of each unreadable image, which is black.
 
         Raises:
             SourceError: An image that cannot be read, by name; not where `unreadable` is given.
         """
         out = np.empty((len(rows), preprocess.channels, *preprocess.size), np.uint8)
 
-        def one(place: int) -> None:
-            row = int(rows[place])
+        def one(at: int) -> None:
+            row = int(rows[at])
             try:
-                read_pixels(self.read(row), preprocess, decode="exact", out=out[place])
+                read_pixels(self.read(row), preprocess, decode="exact", out=out[at])
             except (ImageError, OSError) as error:
                 if unreadable is None:
                     raise SourceError(f"{self.where(row)}: {error}; repair or remove it") from error
-                out[place] = 0
-                unreadable[place] = f"{self.where(row)}: {error}"
+                out[at] = 0
+                unreadable[at] = f"{self.where(row)}: {error}"
 
         if len(rows) < 256 or torch.utils.data.get_worker_info() is not None:
-            for place in range(len(rows)):
-                one(place)
+            for at in range(len(rows)):
+                one(at)
         else:
             with ThreadPoolExecutor() as pool:  # Pillow decodes and resizes outside the interpreter's lock
                 for _ in pool.map(one, range(len(rows))):
@@ -391,7 +390,7 @@ def _read_idx(file: Path, axes: int) -> np.ndarray:
     shape = struct.unpack(f">{axes}I", data[4:header])
     if len(data) - header != int(np.prod(shape)):
         raise SourceError(
-            f"{file}: {shape} values are announced, and {len(data) - header} follow; fetch it again"
+            f"{file}: {shape} values are declared, and {len(data) - header} follow; fetch it again"
         )
     return np.frombuffer(data, np.uint8, offset=header).reshape(shape)
 

@@ -1,4 +1,4 @@
-"""A set of images of one size with what is known of each, in memory or streamed, and the batches taken from it."""
+"""A set of images of one size with their labels and targets, in memory or streamed, and the batches taken from it."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ class ImageSet:
         return tuple(round(v, 5) for v in mean.tolist()), tuple(round(v, 5) for v in std.tolist())
 
     def _decode(self, source: Source, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """The images `indices`; in the place of one that cannot be read, the next of them that can."""
+        """The images `indices`; one that cannot be read is replaced by the next that can."""
         unreadable: dict[int, str] = {}
         images = source.decode(self.rows[indices].numpy(), self._contract(), unreadable)
         if unreadable:

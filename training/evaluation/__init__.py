@@ -1,1 +1,1 @@
-"""Evaluation: one protocol for every encoder, and the way of its metrics into an entry."""
+"""Evaluation: one protocol for every encoder, its metrics and baselines, and how they are written into an entry."""

@@ -1,1 +1,1 @@
-"""Export: a training run, or any torch network, to a zoo entry."""
+"""Export of a training run, or of any torch network, to a zoo entry: run, writer, graph, and checks before writing."""

@@ -268,7 +268,7 @@ def test_a_csv_file_names_images_labels_and_targets(tmp_path, colors):
     assert batch.labels.tolist() == [1, -1] and batch.targets["shape"].tolist() == [1, 0]
     with pytest.raises(ConfigError, match="no column 'size'; it has file, label, shape"):
         load_images(DataConfig(path=str(table), targets=("size",)))
-    table.write_text("image,label\n0.png,cat\n")
+    table.write_text("photo,label\n0.png,cat\n")
     with pytest.raises(ConfigError, match="one of the columns file"):
         load_images(DataConfig(path=str(table)))
 
