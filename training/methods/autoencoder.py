@@ -32,7 +32,7 @@ from embedkit.training.method import Method, float32_loss
 from embedkit.training.models.backbones import Backbone
 from embedkit.training.models.heads import ConvDecoder
 
-__all__ = ["FAMILY", "Autoencoder", "Config", "reconstruction_loss"]
+__all__ = ["FAMILY", "SUMMARY", "Autoencoder", "Config", "reconstruction_loss"]
 
 #: The supervision that the method learns from.
 FAMILY = "reconstruction"

@@ -39,7 +39,15 @@ from embedkit.training.method import Method, float32_loss
 from embedkit.training.models.backbones import Backbone
 from embedkit.training.models.heads import ConvDecoder
 
-__all__ = ["FAMILY", "BiGAN", "Config", "Discriminator", "discriminator_loss", "encoder_generator_loss"]
+__all__ = [
+    "FAMILY",
+    "SUMMARY",
+    "BiGAN",
+    "Config",
+    "Discriminator",
+    "discriminator_loss",
+    "encoder_generator_loss",
+]
 
 #: The supervision that the method learns from.
 FAMILY = "an adversary"

@@ -43,7 +43,7 @@ from embedkit.training.method import Method, float32_loss
 from embedkit.training.models.backbones import Backbone
 from embedkit.training.models.ema import EMA, decay_of_a_run
 
-__all__ = ["FAMILY", "Config", "FixMatch", "consistency_loss", "lr_factor"]
+__all__ = ["FAMILY", "SUMMARY", "Config", "FixMatch", "consistency_loss", "lr_factor"]
 
 #: The supervision that the method learns from.
 FAMILY = "few labels"

@@ -39,7 +39,7 @@ from embedkit.training.method import Method, float32_loss
 from embedkit.training.models.backbones import Backbone
 from embedkit.training.models.masking import patchify, random_masking
 
-__all__ = ["FAMILY", "MAE", "Config", "masked_loss", "patch_targets", "sincos_table"]
+__all__ = ["FAMILY", "SUMMARY", "MAE", "Config", "masked_loss", "patch_targets", "sincos_table"]
 
 #: The supervision that the method learns from.
 FAMILY = "reconstruction"

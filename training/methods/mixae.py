@@ -36,7 +36,7 @@ from embedkit.training.method import Method, float32_loss
 from embedkit.training.models.backbones import Backbone
 from embedkit.training.models.heads import mlp
 
-__all__ = ["FAMILY", "MIXAE", "Config", "entropy", "mixae_terms", "term_weights"]
+__all__ = ["FAMILY", "SUMMARY", "MIXAE", "Config", "entropy", "mixae_terms", "term_weights"]
 
 #: The supervision that the method learns from.
 FAMILY = "clusters"

@@ -35,7 +35,7 @@ from embedkit.training.data.targets import accuracy
 from embedkit.training.method import Method, float32_loss
 from embedkit.training.models.backbones import Backbone
 
-__all__ = ["FAMILY", "Config", "RotNet", "rotation_loss", "rotations"]
+__all__ = ["FAMILY", "SUMMARY", "Config", "RotNet", "rotation_loss", "rotations"]
 
 #: The supervision that the method learns from.
 FAMILY = "a pretext task"

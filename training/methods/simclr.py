@@ -35,7 +35,7 @@ from embedkit.training.method import Method, float32_loss
 from embedkit.training.models.backbones import Backbone
 from embedkit.training.models.heads import mlp
 
-__all__ = ["FAMILY", "Config", "SimCLR", "nt_xent"]
+__all__ = ["FAMILY", "SUMMARY", "Config", "SimCLR", "nt_xent"]
 
 #: The supervision that the method learns from.
 FAMILY = "views"

@@ -35,7 +35,7 @@ from embedkit.training.method import Method, float32_loss
 from embedkit.training.models.backbones import Backbone
 from embedkit.training.models.heads import l2_normalize, mlp
 
-__all__ = ["FAMILY", "Config", "SimSiam", "negative_cosine", "relative_std", "simsiam_loss"]
+__all__ = ["FAMILY", "SUMMARY", "Config", "SimSiam", "negative_cosine", "relative_std", "simsiam_loss"]
 
 #: The supervision that the method learns from.
 FAMILY = "views"

@@ -41,7 +41,7 @@ from embedkit.training.data.targets import accuracy, cross_entropy
 from embedkit.training.method import Method, float32_loss
 from embedkit.training.models.backbones import Backbone
 
-__all__ = ["FAMILY", "Config", "SphereFace", "a_softmax", "annealing", "detached_margin", "psi"]
+__all__ = ["FAMILY", "SUMMARY", "Config", "SphereFace", "a_softmax", "annealing", "detached_margin", "psi"]
 
 #: The supervision that the method learns from.
 FAMILY = "identities"

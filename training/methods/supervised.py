@@ -26,7 +26,7 @@ from embedkit.training.data.targets import accuracy, cross_entropy
 from embedkit.training.method import Method, float32_loss
 from embedkit.training.models.backbones import Backbone
 
-__all__ = ["FAMILY", "Config", "Supervised", "smoothed_cross_entropy"]
+__all__ = ["FAMILY", "SUMMARY", "Config", "Supervised", "smoothed_cross_entropy"]
 
 #: The supervision that the method learns from.
 FAMILY = "labels"

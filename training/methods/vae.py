@@ -41,6 +41,7 @@ from embedkit.training.models.heads import ConvDecoder
 
 __all__ = [
     "FAMILY",
+    "SUMMARY",
     "VAE",
     "Config",
     "active_units",

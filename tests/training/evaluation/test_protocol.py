@@ -482,7 +482,7 @@ def test_pixels_are_the_contracts():
 # --- runs -------------------------------------------------------------------------------------------------
 
 
-def test_a_run_is_measured_by_its_network_and_its_own_task(trained):
+def test_a_run_is_evaluated_by_its_network_and_its_pretext_task(trained):
     found = evaluate(trained, data="sklearn:digits")
     assert (found.source, found.weights_sha256) == ("first", "")
     assert [result.model for result in found.results] == ["encoder", "random", "pixels", "pca"]

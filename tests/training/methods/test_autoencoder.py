@@ -121,9 +121,8 @@ def test_a_linear_autoencoder_spans_the_principal_subspace():
     assert float(cosines.min().clamp(max=1).acos()) < 1e-2  # the largest principal angle, in radians
 
 
-@pytest.mark.parametrize(("reconstruction", "share"), [("cross_entropy", 0.4), ("squared_error", 0.1)])
-def test_overfits_one_batch_and_gradient_reaches_the_stem(reconstruction, share):
-    method, images = build(reconstruction=reconstruction), batch(8)
+def test_overfits_one_batch_by_the_squared_error_too():
+    method, images = build(reconstruction="squared_error"), batch(8)
     optimizer = Optimizer(lr=1e-2, weight_decay=0.0).create(method)
     for step in range(80):
         outputs = method.loss(images, method.generator())
@@ -134,7 +133,7 @@ def test_overfits_one_batch_and_gradient_reaches_the_stem(reconstruction, share)
         optimizer.step()
     pixels = images.images.flatten(1).float() / 255
     variance = (pixels - pixels.mean(0)).square().sum(1).mean()
-    assert float(outputs["squared_error"]) < share * float(variance)
+    assert float(outputs["squared_error"]) < 0.1 * float(variance)
 
 
 def test_the_metric_is_zero_for_the_mean_image_and_one_for_a_copy():

@@ -58,7 +58,7 @@ from embedkit.training.models.backbones import Backbone
 from embedkit.training.models.heads import ConvDecoder
 from embedkit.training.stages import Plan, Stage
 
-__all__ = ["FAMILY", "Config", "DeepDPM", "alternation_loss", "alternation_plan"]
+__all__ = ["FAMILY", "SUMMARY", "Config", "DeepDPM", "alternation_loss", "alternation_plan"]
 
 #: The supervision that the method learns from.
 FAMILY = "clusters"
