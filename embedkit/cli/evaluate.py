@@ -7,9 +7,10 @@ from typing import Annotated
 
 import typer
 
+from embedkit._io.optional import requires
 from embedkit.cli.options import AsJson
 from embedkit.cli.terminal import tell
-from embedkit.errors import ConfigError, MissingDependencyError
+from embedkit.errors import ConfigError
 
 
 def evaluate(
@@ -34,15 +35,9 @@ def evaluate(
     """Judge an encoder: kNN, linear probe, retrieval, clustering, verification and effective rank."""
     if write and limit:
         raise ConfigError("figures of part of the data do not enter an entry: give --write or --limit")
-    try:
+    with requires("evaluation", "train,cpu"):
         from embedkit.training.evaluation import protocol
         from embedkit.training.evaluation.record import check_writable, write_figures
-    except ImportError as error:
-        if (error.name or "").startswith("embedkit"):
-            raise
-        raise MissingDependencyError(
-            f"evaluation needs {error.name}, which is not installed: pip install 'embedkit[train,cpu]'"
-        ) from None
     if write:
         check_writable(source)  # before the work of minutes
 

@@ -11,6 +11,7 @@ huggingface.co alone.
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from typing import Any, TypeVar
 from urllib.parse import quote
 
 from embedkit._io.messages import quoted
+from embedkit._io.optional import requires
 from embedkit.errors import (
     AccessError,
     EmbedkitError,
@@ -191,12 +193,8 @@ def hub_module(name: str = "") -> Any:
     Raises:
         MissingDependencyError: It is not installed.
     """
-    import importlib
-
-    try:
+    with requires("hf://", "hub"):
         return importlib.import_module("huggingface_hub" + (f".{name}" if name else ""))
-    except ImportError:
-        raise MissingDependencyError("hf:// needs huggingface_hub: pip install 'embedkit[hub]'") from None
 
 
 def ask(where: str, function: Callable[[], Value], secret: str | None = None) -> Value:

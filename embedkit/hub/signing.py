@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import importlib
 import json
 import os
 import shutil
@@ -21,7 +22,8 @@ from types import ModuleType
 
 from embedkit._io.atomic import replacing_folder
 from embedkit._io.messages import quoted
-from embedkit.errors import ConfigError, MissingDependencyError, SignatureError
+from embedkit._io.optional import requires
+from embedkit.errors import ConfigError, SignatureError
 from embedkit.hub.access import Access
 from embedkit.hub.folder import FolderEntry, package_zoo
 from embedkit.hub.publish.index import update_index
@@ -194,9 +196,5 @@ def _public_half(private_key: str | os.PathLike[str], password: str | None) -> I
 
 
 def _module(name: str) -> ModuleType:
-    try:
-        import importlib
-
+    with requires("a signature", "sign", package="model-signing"):
         return importlib.import_module(f"model_signing.{name}")
-    except ImportError:
-        raise MissingDependencyError("signatures need model-signing: pip install 'embedkit[sign]'") from None

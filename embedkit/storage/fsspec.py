@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from embedkit._io.messages import quoted
+from embedkit._io.optional import requires
 from embedkit.errors import (
     AccessError,
     ConfigError,
@@ -51,10 +52,8 @@ class BucketStorage:
     @cached_property
     def _opened(self) -> tuple[Any, str]:
         scheme = self._uri.partition("://")[0]
-        try:
+        with requires(self._uri, "hub"):
             from fsspec.core import url_to_fs
-        except ImportError:
-            raise MissingDependencyError(f"{self._uri} needs fsspec: pip install 'embedkit[hub]'") from None
         try:
             # Listings are not kept: what another process publishes must be seen.
             store, root = url_to_fs(self._uri, use_listings_cache=False)

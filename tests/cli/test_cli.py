@@ -261,7 +261,7 @@ def test_doctor_names_problems_with_their_mend(run, package, monkeypatch):
 
 def test_doctor_without_a_runtime(run, package, monkeypatch):
     def missing():
-        raise MissingDependencyError("ONNX Runtime cannot be imported (no): pip install 'embedkit[cpu]'")
+        raise MissingDependencyError("ONNX Runtime cannot be imported (no): pip install '.[cpu]'")
 
     monkeypatch.setattr(engine, "onnxruntime", missing)
     monkeypatch.setattr(doctor, "installed_runtimes", dict)

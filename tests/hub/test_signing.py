@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-pytest.importorskip("model_signing", reason="pip install 'embedkit[sign]'")
+pytest.importorskip("model_signing", reason="pip install '.[sign]'")
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 

@@ -301,7 +301,7 @@ def test_an_encoder_from_a_site_can_be_pickled(site, python):
 def test_a_missing_extra_gives_the_line_that_installs_it(monkeypatch):
     for module, url in (("huggingface_hub", "hf://team/a-b.c"), ("fsspec.core", "s3://bucket/zoo/a-b.c")):
         monkeypatch.setitem(sys.modules, module, None)
-        with pytest.raises(MissingDependencyError, match=r"pip install 'embedkit\[hub\]'"):
+        with pytest.raises(MissingDependencyError, match=r"pip install '\.\[hub\]'"):
             find_entry(url)
 
 
