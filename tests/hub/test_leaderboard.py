@@ -98,7 +98,7 @@ def test_the_plot_is_ordered_as_its_figures_are():
         (float(dot.get("cx")), float(dot.get("cy")))
         for dot in root.iter("{http://www.w3.org/2000/svg}circle")
     ]
-    assert len(dots) == 2  # without a known cost there is no place
+    assert len(dots) == 2  # without a known cost there is no zoo
     (x1, y1), (x2, y2) = dots
     assert x1 < x2 and y1 > y2
     # two decades apart on an axis of 1e14..1e16: the left and the right end

@@ -58,7 +58,7 @@ def signed(zoo, keys):
 
 
 def rewrite(folder: Path, change: dict[str, bytes | None]) -> None:
-    """What somebody does who can write the place: files changed, and a manifest that fits them."""
+    """What somebody does who can write the zoo: files changed, and a manifest that fits them."""
     files = {path.name: path.read_bytes() for path in folder.iterdir() if path.name != MANIFEST}
     files = {name: data for name, data in (files | change).items() if data is not None}
     for path in folder.iterdir():
@@ -198,13 +198,13 @@ def test_what_else_lies_in_the_folder_stays(zoo, keys, tmp_path):
 
 def test_a_wrong_key_takes_nothing_out_of_the_cache(signed, keys, zoo, tmp_path, monkeypatch):
     monkeypatch.setenv("EMBEDKIT_CACHE", "relative")
-    place = archive(zoo, tmp_path / "zoo.tar")
+    uri = archive(zoo, tmp_path / "zoo.tar")
     with pytest.raises(SignatureError):
-        pull([NAME], zoo=place, gate=commercial_only, verify_key=pair(tmp_path, "other")[1])
+        pull([NAME], zoo=uri, gate=commercial_only, verify_key=pair(tmp_path, "other")[1])
     assert Cache("relative").revisions() == []
-    pull([NAME], zoo=place, gate=commercial_only, verify_key=keys[1])
+    pull([NAME], zoo=uri, gate=commercial_only, verify_key=keys[1])
     with pytest.raises(SignatureError):
-        pull([NAME], zoo=place, gate=commercial_only, verify_key=pair(tmp_path, "other")[1])
+        pull([NAME], zoo=uri, gate=commercial_only, verify_key=pair(tmp_path, "other")[1])
     assert Cache("relative").revisions() == [signed.revision]
 
 
@@ -222,8 +222,8 @@ def test_it_travels_with_the_entry(signed, keys, tmp_path, hub):
     publish(signed, "hf://team", token="hf_writer")
     assert publish(signed, "hf://team", token="hf_writer").files == ()
     list(mirror(str(tmp_path / "b"), str(tmp_path / "c")))
-    for place in ("hf://team", str(tmp_path / "b"), str(tmp_path / "c")):
-        (pulled,) = pull([NAME], zoo=place, gate=commercial_only, verify_key=keys[1])
+    for uri in ("hf://team", str(tmp_path / "b"), str(tmp_path / "c")):
+        (pulled,) = pull([NAME], zoo=uri, gate=commercial_only, verify_key=keys[1])
         assert pulled.revision == signed.revision
     with pytest.raises(SignatureError):
         pull([NAME], zoo="hf://team", gate=commercial_only, verify_key=pair(tmp_path, "other")[1])

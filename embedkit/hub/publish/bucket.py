@@ -1,9 +1,8 @@
 """A zoo in a bucket as it is written: a folder per revision, and an index that several publishers may change at once.
 
-No folder of a bucket can be replaced in one step, so each revision has one of its own, and the index, which is one
-object, says which is current. It is written on the condition that it is still what was read, where the store knows
-such conditions; where it does not, it is read again after it was written, and a change that another publisher
-overwrote is made again.
+A folder of a bucket cannot be replaced in one step, so each revision has its own, and the index, one object, names the
+current one. The index is written on the condition that it is unchanged since it was read. Where the store has no
+conditional writes, it is read back after the write, and a change that another publisher overwrote is repeated.
 """
 
 from __future__ import annotations
@@ -28,9 +27,9 @@ from embedkit.model.layout import INDEX, MANIFEST
 from embedkit.model.manifest import Manifest
 from embedkit.storage.fsspec import BucketStorage
 
-#: How often an index is written again that others change at the same time.
+#: Attempts to write an index that others change at the same time.
 INDEX_TRIES = 20
-#: Seconds before the second look at an index that was written without a condition, and before another try.
+#: Seconds before an index written without a condition is read back, and before another attempt.
 SETTLE = 0.2
 
 _Change = Callable[[dict[str, Any]], Mapping[str, Any]]
@@ -45,9 +44,9 @@ def open_bucket(to: str) -> BucketStorage:
     address = parse_zoo(to)
     if address.scheme in ("http", "https"):
         raise ConfigError(
-            f"{to}: a web site cannot be written; publish to the folder or the bucket that it serves"
+            f"{to}: a web site cannot be written to; publish to the folder or the bucket behind it"
         )
-    return BucketStorage(address.place)
+    return BucketStorage(address.zoo)
 
 
 def publish_to_bucket(entry: VerifiedEntry, storage: BucketStorage) -> Published:
@@ -55,7 +54,7 @@ def publish_to_bucket(entry: VerifiedEntry, storage: BucketStorage) -> Published
     folder = f"{entry.name}/{entry.revision[:REVISION_DIGITS]}"
     row = {**build_facts(entry), "path": folder}
     index = _read(storage)
-    _merged(storage, index, lambda entries: {**entries, entry.name: row})  # what is refused ends here
+    _merged(storage, index, lambda entries: {**entries, entry.name: row})  # refuse before anything is written
     old = json.loads(index or b"{}").get("entries", {}).get(entry.name, {})
     at, before = old.get("path") or entry.name, _records(storage, old, entry.name)
     written: list[str] = []
@@ -72,7 +71,7 @@ def publish_to_bucket(entry: VerifiedEntry, storage: BucketStorage) -> Published
         written.append(MANIFEST)
     if change_index(storage, lambda entries: {**entries, entry.name: row}):
         written.append(INDEX)
-    return Published(name=entry.name, place=storage.uri, manifest_sha256=entry.revision, files=tuple(written))
+    return Published(name=entry.name, zoo=storage.uri, manifest_sha256=entry.revision, files=tuple(written))
 
 
 def remove_from_bucket(name: str, storage: BucketStorage) -> None:
@@ -127,7 +126,7 @@ def _ours(storage: BucketStorage, name: str) -> list[str]:
             records[folder] = _listed(storage, folder)
         revision = re.fullmatch(rf"{re.escape(name)}/[0-9a-f]{{{REVISION_DIGITS}}}", folder)
         # A publisher that was killed leaves files of a revision without their manifest.
-        usual = file.endswith(SUFFIXES) or file in ("LICENSE", "LICENSE", "NOTICE")
+        usual = file.endswith(SUFFIXES) or file in ("LICENSE", "NOTICE")
         listed = file == MANIFEST or file in records[folder]
         if not (listed if folder == name else revision and (listed or usual)):
             raise ConfigError(

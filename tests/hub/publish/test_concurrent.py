@@ -42,7 +42,7 @@ from embedkit.hub.lockfile import LockFile
 locks = LockFile(Path(sys.argv[1]))
 print("ready", flush=True)
 sys.stdin.readline()
-for n in range(3): locks.write(f"{sys.argv[2]}-{n}", place="p", revision="", manifest_sha256="0" * 64)
+for n in range(3): locks.write(f"{sys.argv[2]}-{n}", zoo="p", revision="", manifest_sha256="0" * 64)
 """
 
 
@@ -66,8 +66,8 @@ def all_at_once(code: str, *arguments: list[str]) -> None:
 
 @pytest.mark.parametrize("kind", ["s3", "hub"])
 def test_two_publishers_lose_no_line_of_an_index(kind, request, by_hand, tmp_path):
-    place = request.getfixturevalue(kind)
-    to, token = (place, "") if kind == "s3" else ("hf://team", "hf_writer")
+    zoo = request.getfixturevalue(kind)
+    to, token = (zoo, "") if kind == "s3" else ("hf://team", "hf_writer")
     names = [f"linear-tiny.n{number}" for number in range(6)]
     folders = [str(by_hand.TinyEntry(seed=n).write(tmp_path / "from" / name)) for n, name in enumerate(names)]
     all_at_once(PUBLISHER, *([to, token, *folders[start::2]] for start in (0, 1)))

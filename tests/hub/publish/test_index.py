@@ -65,15 +65,15 @@ NONSENSE = {
 
 
 @pytest.mark.parametrize("change", NONSENSE.values(), ids=NONSENSE)
-@pytest.mark.parametrize("place", ["folder", "s3", "hub"])
+@pytest.mark.parametrize("kind", ["folder", "s3", "hub"])
 def test_an_entry_that_no_page_can_show_is_refused_before_anything_is_placed(
-    change, place, request, zoo, by_hand, tmp_path
+    change, kind, request, zoo, by_hand, tmp_path
 ):
     """They were placed first, and then no index of that zoo could be written again."""
-    to = str(tmp_path / "to") if place == "folder" else "hf://team"
-    if place == "s3":
+    to = str(tmp_path / "to") if kind == "folder" else "hf://team"
+    if kind == "s3":
         to = request.getfixturevalue("s3")
-    hub = request.getfixturevalue("hub") if place == "hub" else None
+    hub = request.getfixturevalue("hub") if kind == "hub" else None
     token = "hf_writer" if hub else None
     publish(find_entry(zoo / NAME), to, token=token)
     repos = dict(hub.repos) if hub else {}
@@ -81,7 +81,7 @@ def test_an_entry_that_no_page_can_show_is_refused_before_anything_is_placed(
     with pytest.raises(EntryError):
         publish(find_entry(bad), to, token=token)
     assert [row.name for row in list_encoders(zoo=to)] == [NAME]
-    if place == "folder":
+    if kind == "folder":
         assert sorted(path.name for path in (tmp_path / "to").iterdir()) == [TABLE, INDEX, NAME]
         refresh(to)
     if hub:

@@ -586,7 +586,9 @@ def test_what_is_not_an_entry_s_is_not_replaced(tmp_path, quick, entry_first):
     (folder / "thesis.txt").write_text("years of work")
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     message = (
-        "holds 'thesis.txt', which is not of the entry: move" if entry_first else "is no entry, and holds"
+        "holds 'thesis.txt', which is not part of the entry: move"
+        if entry_first
+        else "is not an entry, and holds"
     )
     with pytest.raises(ConfigError, match=message):
         write_tiny(tmp_path, network=tiny(seed=1))
