@@ -74,7 +74,7 @@ def test_the_table_in_words():
     lines = table.markdown(links=True).splitlines()
     assert (
         lines[0]
-        == "| encoder | method | learns from | images | FLOPs | minutes | probe | RankMe | own task |"
+        == "| encoder | method | supervision | images | FLOPs | minutes | probe | RankMe | pretext task |"
     )
     assert lines[2] == (
         "| [a-x.d](a-x.d/README.md) | rotnet | a pretext task | 1.50 M | 1.0e+15 | 2 | 0.800 | 31 | accuracy 0.9 |"

@@ -16,7 +16,8 @@ import pytest
 import embedkit
 from embedkit.encoder import load_encoder, resolve_threads
 from embedkit.errors import ConfigError, EntryError, EntryNotFoundError, IntegrityError
-from embedkit.hub import resolve as load
+from embedkit.hub import resolve
+from embedkit.hub.access import default_cache_dir
 from embedkit.hub.catalog import Index
 from embedkit.hub.folder import FolderZoo
 from embedkit.hub.resolve import find_entry, list_encoders
@@ -33,7 +34,7 @@ def package(by_hand, tmp_path, monkeypatch) -> Path:
     by_hand.TinyEntry(seed=1).write(zoo / "linear-far.noise")
     by_hand.write_index(zoo)
     shutil.move(zoo / "linear-far.noise", tmp_path / "far" / "linear-far.noise")
-    monkeypatch.setattr(load, "package_zoo", lambda: FolderZoo(zoo))
+    monkeypatch.setattr(resolve, "package_zoo", lambda: FolderZoo(zoo))
     return zoo
 
 
@@ -488,10 +489,10 @@ def test_threads():
 
 def test_the_cache_folder(monkeypatch, tmp_path):
     monkeypatch.setenv("EMBEDKIT_CACHE", str(tmp_path / "c"))
-    assert load.default_cache_dir() == str(tmp_path / "c")
+    assert default_cache_dir() == str(tmp_path / "c")
     monkeypatch.delenv("EMBEDKIT_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert load.default_cache_dir() == str(tmp_path / "embedkit")
+    assert default_cache_dir() == str(tmp_path / "embedkit")
 
 
 def test_in_a_checkout_whose_folder_hides_the_package():

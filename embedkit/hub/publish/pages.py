@@ -26,11 +26,11 @@ def pages(index: dict[str, Any]) -> dict[str, bytes]:
     sections: list[str] = []
     for table, protocol in with_protocols(compare(index["entries"])):
         sections += [f"## {escape(table.data)}", "", table.markdown(links=True), ""]
-        figure = "probe_top1" if any("probe_top1" in row.figures for row in table.rows) else "map_at_r"
-        if sum(drawable(row, figure) for row in table.rows) > 1:
+        metric = "probe_top1" if any("probe_top1" in row.metrics for row in table.rows) else "map_at_r"
+        if sum(drawable(row, metric) for row in table.rows) > 1:
             name = _plot_name(table, plots)
-            plots[name] = plot_bytes(table, figure)
-            sections += [f"![{figure} over training FLOPs]({name})", ""]
+            plots[name] = plot_bytes(table, metric)
+            sections += [f"![{metric} over training FLOPs]({name})", ""]
         if protocol:
             sections += [escape(protocol), ""]
     return {TABLE: table_bytes(index) + "\n".join(["", *sections]).encode(), **plots}

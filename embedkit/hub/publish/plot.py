@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable, Sequence
 
 from embedkit._io.text import plain_line
-from embedkit.hub.leaderboard import FIGURES, Comparison, Row
+from embedkit.hub.leaderboard import METRICS, Comparison, Row
 
 __all__ = ["drawable", "plot_bytes"]
 
@@ -24,26 +24,26 @@ _AROUND = [(8, 4, "start"), (-8, 4, "end"), (0, -9, "middle"), (0, 18, "middle")
 ]
 
 
-def plot_bytes(comparison: Comparison, figure: str) -> bytes:
+def plot_bytes(comparison: Comparison, metric: str) -> bytes:
     """Quality over training FLOPs as an SVG, the same bytes for the same rows; baselines are dashed lines.
 
     Args:
         comparison: Rows that are not `drawable` are left out.
-        figure: Key of `FIGURES`.
+        metric: Key of `METRICS`.
 
     Raises:
         ValueError: No row to draw.
     """
     dots = [
-        (row.flops or 0.0, row.figures[figure], row.name) for row in comparison.rows if drawable(row, figure)
+        (row.flops or 0.0, row.metrics[metric], row.name) for row in comparison.rows if drawable(row, metric)
     ]
     lines = [
-        (row.figures[figure], row.name)
+        (row.metrics[metric], row.name)
         for row in comparison.rows
-        if not row.method and _is_share(row, figure)
+        if not row.method and _is_share(row, metric)
     ]
     if not dots:
-        raise ValueError(f"no encoder has {figure} and a known cost")
+        raise ValueError(f"no encoder has {metric} and a known cost")
     ticks = _ticks(min(x for x, _, _ in dots), max(x for x, _, _ in dots))
     low, high = math.log10(ticks[0]), math.log10(ticks[-1])
     least, most = _span([y for _, y, _ in dots] + [y for y, _ in lines], step=0.05)
@@ -56,7 +56,7 @@ def plot_bytes(comparison: Comparison, figure: str) -> bytes:
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" width="{_WIDTH}" height="{_HEIGHT}" '
         'font-family="sans-serif" font-size="12">',
         f'<rect width="{_WIDTH}" height="{_HEIGHT}" fill="#fff"/>',
-        f'<text x="{_LEFT}" y="20" font-size="14">{_text(FIGURES[figure])} on {_text(comparison.data)}, '
+        f'<text x="{_LEFT}" y="20" font-size="14">{_text(METRICS[metric])} on {_text(comparison.data)}, '
         "over training FLOPs</text>",
     ]
     for tick in ticks:
@@ -94,13 +94,13 @@ def _text(text: str) -> str:
     return html.escape(plain_line(text)[:120])
 
 
-def drawable(row: Row, figure: str) -> bool:
+def drawable(row: Row, metric: str) -> bool:
     """Whether a row can be drawn: its FLOPs are known and above 0, its metric is between -1 and 1."""
-    return row.flops is not None and 1 <= row.flops <= _MOST_FLOPS and _is_share(row, figure)
+    return row.flops is not None and 1 <= row.flops <= _MOST_FLOPS and _is_share(row, metric)
 
 
-def _is_share(row: Row, figure: str) -> bool:
-    return -1 <= row.figures.get(figure, math.inf) <= 1
+def _is_share(row: Row, metric: str) -> bool:
+    return -1 <= row.metrics.get(metric, math.inf) <= 1
 
 
 def _ticks(low: float, high: float) -> list[float]:

@@ -94,7 +94,7 @@ def test_an_entry_that_is_damaged_in_a_zoo_keeps_its_row_and_others_are_publishe
     (tmp_path / "to" / NAME / CONFIG).write_bytes(b"{")
     (tmp_path / "to" / "linear-empty.noise").mkdir()
     other = by_hand.TinyEntry(seed=3).write(tmp_path / "linear-other.noise")
-    with pytest.warns(UserWarning, match="the other entries are not concerned"):
+    with pytest.warns(UserWarning, match="the other entries are not affected"):
         publish(find_entry(other), str(tmp_path / "to"))
     entries = json.loads((tmp_path / "to" / INDEX).read_bytes())["entries"]
     assert set(entries) == {NAME, "linear-other.noise"} and entries[NAME] == row
