@@ -136,7 +136,7 @@ def check_replaceable(folder: Path) -> None:
     others = [name for name in there if name not in listed and name != MANIFEST]
     if others:
         raise ConfigError(
-            f"{folder} would be replaced, and holds {others[0][:100]!a}, which is not part of the entry: move that away"
+            f"{folder} would be replaced, and holds {others[0][:100]!a}, which is not part of the entry: move it away"
         )
 
 

@@ -34,14 +34,14 @@ LIFE = 20
 WORK = f"""
 import sys, time
 from pathlib import Path
-from embedkit import commands
+from embedkit import cli
 import embedkit
-from embedkit.doctor import examine
+from embedkit.workflows.doctor import examine
 
 def run(*words):
     sys.argv = ["embedkit", *words]
     try:
-        commands.main()
+        cli.main()
     except SystemExit as end:
         assert not end.code, (words, end.code)
 
@@ -110,7 +110,7 @@ def test_four_commands_open_no_socket_and_write_nowhere_else(tmp_path):
 
 # --- telemetry --------------------------------------------------------------------------------------------
 
-SAY = "import os; from embedkit import engine; engine.onnxruntime(); print(os.environ.get('ORT_DISABLE_TELEMETRY'))"
+SAY = "import os; from embedkit.model import providers; providers.onnxruntime(); print(os.environ.get('ORT_DISABLE_TELEMETRY'))"
 
 
 def test_telemetry_is_off_unless_the_user_decides():

@@ -92,7 +92,7 @@ def test_a_manifest_that_is_true_of_a_huge_file(by_hand, tmp_path, name, limit):
     (folder / "manifest.json").write_text(json.dumps(records))
     with open(folder / name, "wb") as sparse:
         sparse.truncate(100 << 30)
-    with pytest.raises(EntryError, match=f"{name} has {100 << 30} bytes, and at most {limit} are read"):
+    with pytest.raises(EntryError, match=f"{name} has {100 << 30} bytes; expected at most {limit}"):
         _ = load_encoder(folder).card
 
 

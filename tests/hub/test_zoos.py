@@ -215,7 +215,7 @@ def test_a_token_stands_in_no_error_and_no_repr(site):
         repr(WebStorage(site.url, "letmein")),
     ]
     assert not any("letmein" in text for text in texts)
-    with pytest.raises(ConfigError, match="the token holds characters") as caught:
+    with pytest.raises(ConfigError, match="the token has characters") as caught:
         load_encoder(f"{site.url}/{NAME}", token="secret\r\nX-Evil: 1")
     assert "secret" not in str(caught.value)
 

@@ -85,14 +85,14 @@ def remove_from_bucket(name: str, storage: BucketStorage) -> None:
 
 
 def change_index(storage: BucketStorage, change: _Change) -> bool:
-    """Change the entries of the index, on top of what others change meanwhile; whether there was anything to write.
+    """Change the entries of the index on top of concurrent changes of others; returns whether anything was written.
 
     Raises:
-        EntryError: The index is not one.
-        ZooError: The store refuses, or others change the index again and again.
+        EntryError: The index is damaged.
+        ZooError: The store refuses, or others keep changing the index.
     """
     for turn in range(INDEX_TRIES):
-        version = storage.version(INDEX)  # first: where it changes before it is read, the condition fails
+        version = storage.version(INDEX)  # first: if it changes before it is read, the condition fails
         old = _read(storage)
         new = _merged(storage, old, change)
         if new == old:
@@ -116,7 +116,7 @@ def _ours(storage: BucketStorage, name: str) -> list[str]:
     """The files of all revisions of an entry, manifests first.
 
     Raises:
-        ConfigError: Another file lies among them.
+        ConfigError: There is another file among them.
     """
     ours: list[str] = []
     records: dict[str, Mapping[str, object]] = {}
@@ -130,8 +130,8 @@ def _ours(storage: BucketStorage, name: str) -> list[str]:
         listed = file == MANIFEST or file in records[folder]
         if not (listed if folder == name else revision and (listed or usual)):
             raise ConfigError(
-                f"{storage.uri}/{name} is to be removed, and holds {path[len(name) + 1 :][:100]!a}, which is not of "
-                "the entry: move it away"
+                f"{storage.uri}/{name} would be removed, and holds {path[len(name) + 1 :][:100]!a}, which is not "
+                "part of the entry: move it away"
             )
         ours.append(path)
     return sorted(ours, key=lambda path: (not path.endswith(f"/{MANIFEST}"), path))
@@ -146,7 +146,7 @@ def _listed(storage: BucketStorage, folder: str) -> Mapping[str, object]:
 
 
 def _records(storage: BucketStorage, row: Mapping[str, Any], name: str) -> Mapping[str, object]:
-    """The files of the version that the index names now."""
+    """The files of the version that the index names."""
     return _listed(storage, row.get("path") or name) if row else {}
 
 

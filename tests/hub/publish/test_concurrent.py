@@ -20,9 +20,9 @@ from embedkit.storage.fsspec import BucketStorage
 #: Waits for a line, so that all begin at once, and stops between reading an index and writing it.
 PUBLISHER = """
 import sys, time
-from embedkit.hub.buckets import BucketStorage
-from embedkit.hub.publish import publish
-from embedkit.load import find_entry
+from embedkit.storage.fsspec import BucketStorage
+from embedkit.hub.publish.publish import publish
+from embedkit.hub.resolve import find_entry
 read = BucketStorage.read
 def slow(self, path, limit):
     try:

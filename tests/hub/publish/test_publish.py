@@ -91,7 +91,7 @@ def test_what_is_not_fit_is_not_published(zoo, entry, by_hand, tmp_path, to):
     with pytest.raises(EntryError, match="expected a card that begins with YAML"):
         publish(find_entry(bare), zoo, token=token)
     script = tiny.write(tmp_path / "script" / NAME, {**tiny.files(), "run.py": b"print()"})
-    with pytest.raises(EntryError, match="run.py is not pulled"):
+    with pytest.raises(EntryError, match="run.py is not a file of an entry"):
         publish(find_entry(script), zoo, token=token)
     odd = tiny.write(tmp_path / "odd" / "Odd Name")
     with pytest.raises(ConfigError, match="expected an entry named"):
@@ -105,7 +105,7 @@ def test_what_is_not_fit_is_not_published(zoo, entry, by_hand, tmp_path, to):
 def test_zoos_that_cannot_be_written(entry, site, hub):
     with pytest.raises(ConfigError, match="a web site cannot be written"):
         publish(entry, site.url)
-    with pytest.raises(ConfigError, match="needs a token that may write"):
+    with pytest.raises(ConfigError, match="needs a token with write access"):
         publish(entry, "hf://team")
     with pytest.raises(AccessError, match="access is refused"):
         publish(entry, "hf://team", token="hf_reader")
@@ -170,7 +170,7 @@ def test_what_is_not_a_zoos_stays(entry, tmp_path):
 
 def test_an_entry_is_no_zoo(entry, newer, tmp_path):
     publish(entry, str(tmp_path / "zoo"))
-    with pytest.raises(ConfigError, match="is an entry; name the folder that holds it"):
+    with pytest.raises(ConfigError, match="is an entry; name the folder that contains it"):
         publish(newer, str(tmp_path / "zoo" / NAME))
     assert verify_entry(tmp_path / "zoo" / NAME).ok
 
@@ -269,10 +269,10 @@ def test_files_that_are_gone_are_removed(entry, by_hand, tmp_path, hub):
 
 def test_two_publishers_of_one_index(entry, hub, by_hand, tmp_path, monkeypatch):
     """Somebody commits to the index between our reading and our writing: neither entry is lost."""
-    from embedkit.hub.publish import hf as hubcommits
+    from embedkit.hub.publish import hf as hub_publishing
 
     other = find_entry(by_hand.TinyEntry(seed=2).write(tmp_path / "o" / "linear-other.noise"))
-    plain, done = hubcommits._commit, []
+    plain, done = hub_publishing._commit, []
 
     def late(zoo, name, content, message, parent):
         if name == "embedkit-index" and not done:
@@ -280,7 +280,7 @@ def test_two_publishers_of_one_index(entry, hub, by_hand, tmp_path, monkeypatch)
             publish(other, "hf://team", token="hf_writer")
         return plain(zoo, name, content, message, parent)
 
-    monkeypatch.setattr(hubcommits, "_commit", late)
+    monkeypatch.setattr(hub_publishing, "_commit", late)
     publish(entry, "hf://team", token="hf_writer")
     assert {row.name for row in list_encoders(zoo="hf://team")} == {NAME, "linear-other.noise"}
 
@@ -321,10 +321,10 @@ def test_a_mirror_between_all_kinds(entry, zoo, hub, s3, site, by_hand, tmp_path
     by_hand.TinyEntry(seed=2).write(zoo / "linear-tiny.hum")
     refresh(str(zoo))
     chain = [site.url, "hf://team", s3, str(tmp_path / "folder")]
-    for source, zoo in zip(chain, chain[1:], strict=False):
-        token = "hf_writer" if zoo.startswith("hf") else None
-        assert {one.name for one in mirror(source, zoo, token=token)} == {NAME, "linear-tiny.hum"}
-        assert all(not one.files for one in mirror(source, zoo, token=token)), "a second time writes nothing"
+    for source, to in zip(chain, chain[1:], strict=False):
+        token = "hf_writer" if to.startswith("hf") else None
+        assert {one.name for one in mirror(source, to, token=token)} == {NAME, "linear-tiny.hum"}
+        assert all(not one.files for one in mirror(source, to, token=token)), "a second time writes nothing"
     for path in zoo.rglob("*"):
         if path.is_file():
             assert (tmp_path / "folder" / path.relative_to(zoo)).read_bytes() == path.read_bytes(), path
@@ -349,14 +349,14 @@ def test_a_copy_of_a_bucket_is_a_zoo(entry, newer, s3, tmp_path):
 PUBLISH = """
 import sys, time
 from embedkit.hub.mirror import mirror
-from embedkit.hub.publish import publish
-from embedkit.load import find_entry
+from embedkit.hub.publish.publish import publish
+from embedkit.hub.resolve import find_entry
 source, zoo, token = sys.argv[1:]
 if zoo.startswith('s3:'):  # the drivers come in first, so that a kill falls into the work
     import fsspec
     fsspec.core.url_to_fs(zoo)[0].exists(zoo)
 if zoo.startswith('hf:'):
-    from embedkit.hub.huggingface import HubZoo
+    from embedkit.hub.hf import HubZoo
     HubZoo('team', token).commit('nothing', 'main')
 print('on', flush=True)
 started = time.perf_counter()
