@@ -51,7 +51,8 @@ def importing(
         typer.Option(help="64 or more images to measure rounding and parity on. [default: synthetic]"),
     ] = None,
     token: Annotated[
-        str | None, typer.Option(envvar="EMBEDKIT_TOKEN", help="Credential of the Hub, for no other place.")
+        str | None,
+        typer.Option(envvar="EMBEDKIT_TOKEN", help="Credential for the Hub; it is sent nowhere else."),
     ] = None,
 ) -> None:
     """Write weights that others have trained as a zoo entry.

@@ -168,7 +168,8 @@ def mirror(
     ] = False,
     token: Token = None,
     to_token: Annotated[
-        str | None, typer.Option(envvar="EMBEDKIT_TO_TOKEN", help="Credential of the zoo that is written.")
+        str | None,
+        typer.Option(envvar="EMBEDKIT_TO_TOKEN", help="Credential for the zoo that is written to."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:

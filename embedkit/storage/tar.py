@@ -53,6 +53,10 @@ class ArchiveStorage:
         """The archive's path."""
         return str(self._path)
 
+    def __contains__(self, path: str) -> bool:
+        """Whether the tar has a file of this name."""
+        return path in self._members
+
     def read(self, path: str, limit: int) -> bytes:
         """All bytes of a small member; see `Storage`."""
         size = self._find(path)[1]

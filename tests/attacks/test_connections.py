@@ -110,7 +110,10 @@ def test_four_commands_open_no_socket_and_write_nowhere_else(tmp_path):
 
 # --- telemetry --------------------------------------------------------------------------------------------
 
-SAY = "import os; from embedkit.model import providers; providers.onnxruntime(); print(os.environ.get('ORT_DISABLE_TELEMETRY'))"
+SAY = (
+    "import os; from embedkit.model import providers; providers.onnxruntime(); "
+    "print(os.environ.get('ORT_DISABLE_TELEMETRY'))"
+)
 
 
 def test_telemetry_is_off_unless_the_user_decides():

@@ -201,12 +201,12 @@ def test_what_a_hub_says_of_a_commit(status, code, found, monkeypatch):
 
     server = servers.Server(Api)
     server.mode = status, code
-    place = HubZoo("team", TOKEN, server.url)
+    zoo = HubZoo("team", TOKEN, server.url)
     if found is None:
-        assert place.commit("linear-x.noise", "main") is None
+        assert zoo.commit("linear-x.noise", "main") is None
     else:
         with pytest.raises(ZooError, match=found):
-            place.commit("linear-x.noise", "main")
+            zoo.commit("linear-x.noise", "main")
     server.close()
 
 

@@ -85,21 +85,21 @@ def test_an_index_keeps_the_others(entry, to, by_hand, tmp_path):
 
 
 def test_what_is_not_fit_is_not_published(zoo, entry, by_hand, tmp_path, to):
-    zoo, token = to
+    target, token = to
     tiny = by_hand.TinyEntry()
     bare = tiny.write(tmp_path / "bare" / NAME, {**tiny.files(), "README.md": b"no front matter"})
     with pytest.raises(EntryError, match="expected a card that begins with YAML"):
-        publish(find_entry(bare), zoo, token=token)
+        publish(find_entry(bare), target, token=token)
     script = tiny.write(tmp_path / "script" / NAME, {**tiny.files(), "run.py": b"print()"})
     with pytest.raises(EntryError, match="run.py is not a file of an entry"):
-        publish(find_entry(script), zoo, token=token)
+        publish(find_entry(script), target, token=token)
     odd = tiny.write(tmp_path / "odd" / "Odd Name")
     with pytest.raises(ConfigError, match="expected an entry named"):
-        publish(find_entry(odd), zoo, token=token)
+        publish(find_entry(odd), target, token=token)
     (zoo / NAME / "golden.npz").write_bytes(b"changed")
     with pytest.raises(IntegrityError):
-        publish(entry, zoo, token=token)
-    assert not Path(zoo).exists() if not is_url(zoo) else not list_encoders(zoo=zoo)
+        publish(entry, target, token=token)
+    assert not Path(target).exists() if not is_url(target) else not list_encoders(zoo=target)
 
 
 def test_zoos_that_cannot_be_written(entry, site, hub):
