@@ -33,7 +33,7 @@ def list_(
     as_json: AsJson = False,
 ) -> None:
     """List entries: name, width, method, training data, license and where each would come from."""
-    from embedkit.hub.resolve import list_encoders
+    from embedkit.hub.listing import list_encoders
 
     wanted = {"method": method, "architecture": architecture, "data": data, "license": license}
     rows = [
@@ -134,7 +134,8 @@ def verify(
 ) -> None:
     """Check every file of an entry against its manifest, and its golden vectors on this machine."""
     from embedkit.errors import EmbedkitError
-    from embedkit.hub.resolve import find_entry, list_encoders
+    from embedkit.hub.listing import list_encoders
+    from embedkit.hub.resolve import find_entry
     from embedkit.workflows.check_entry import Verification, verify_entry
 
     rows = list_encoders(kind="", zoo=zoo, local_files_only=zoo is None) if name is None else []

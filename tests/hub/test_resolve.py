@@ -20,7 +20,8 @@ from embedkit.hub import resolve
 from embedkit.hub.access import default_cache_dir
 from embedkit.hub.catalog import Index
 from embedkit.hub.folder import FolderZoo
-from embedkit.hub.resolve import find_entry, list_encoders
+from embedkit.hub.listing import list_encoders
+from embedkit.hub.resolve import find_entry
 from embedkit.model.layout import sha256_hex
 
 IMAGE = np.arange(8 * 8 * 3, dtype=np.uint8).reshape(8, 8, 3)

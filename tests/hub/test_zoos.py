@@ -19,8 +19,9 @@ from embedkit.errors import (
     MissingDependencyError,
     UnreachableError,
 )
+from embedkit.hub.listing import list_encoders
 from embedkit.hub.publish.publish import publish
-from embedkit.hub.resolve import find_entry, list_encoders
+from embedkit.hub.resolve import find_entry
 from embedkit.model.layout import MANIFEST
 
 NAME, ALIAS = "linear-tiny.noise", "linear-tiny"

@@ -10,10 +10,11 @@ import threading
 import pytest
 
 from embedkit.errors import ConfigError, ZooError
+from embedkit.hub.listing import list_encoders
 from embedkit.hub.lockfile import LockFile
 from embedkit.hub.publish.bucket import change_index
 from embedkit.hub.publish.publish import publish, withdraw
-from embedkit.hub.resolve import find_entry, list_encoders
+from embedkit.hub.resolve import find_entry
 from embedkit.model.layout import INDEX
 from embedkit.storage.fsspec import BucketStorage
 

@@ -20,10 +20,11 @@ from embedkit.encoder import load_encoder
 from embedkit.errors import AccessError, ConfigError, EntryError, IntegrityError
 from embedkit.hub.cache import Cache
 from embedkit.hub.catalog import Index
+from embedkit.hub.listing import list_encoders
 from embedkit.hub.mirror import mirror
 from embedkit.hub.publish.index import TABLE, build_index, index_bytes, table_bytes, update_index
 from embedkit.hub.publish.publish import publish, refresh, withdraw
-from embedkit.hub.resolve import find_entry, list_encoders
+from embedkit.hub.resolve import find_entry
 from embedkit.hub.urls import is_url
 from embedkit.model.layout import INDEX, MANIFEST
 from embedkit.model.manifest import Manifest

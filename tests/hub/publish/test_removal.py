@@ -11,9 +11,10 @@ import fsspec
 import pytest
 
 from embedkit.errors import ConfigError, OutputError
+from embedkit.hub.listing import list_encoders
 from embedkit.hub.publish.index import TABLE, update_index
 from embedkit.hub.publish.publish import publish, refresh, withdraw
-from embedkit.hub.resolve import find_entry, list_encoders
+from embedkit.hub.resolve import find_entry
 from embedkit.model.layout import INDEX, MANIFEST
 
 NAME = "linear-tiny.noise"
