@@ -50,7 +50,7 @@ def list_(
     if not rows:
         tell(f"no encoder matches {repr(pattern)}")
     for row in rows:
-        where = row.zoo or "not in the zoos that are named"
+        where = row.zoo or "in none of the configured zoos"
         fields = (row.alias or row.name, row.name, str(row.dim), row.method, row.data, row.license, where)
         print("\t".join(map(safe_for_terminal, fields)))
 

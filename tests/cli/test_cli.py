@@ -101,7 +101,7 @@ def test_zoo_list(run, package):
     assert (status, err) == (0, "")
     far, tiny = out.splitlines()
     assert far.split("\t")[:3] == ["linear-far", "linear-far.noise", "4"]
-    assert far.endswith("\tnot in the places that are named")
+    assert far.endswith("\tin none of the configured zoos")
     assert tiny.split("\t") == [
         "linear-tiny", "linear-tiny.noise", "4", "linear", "noise", "CC0-1.0", str(package)
     ]  # fmt: skip
