@@ -38,7 +38,7 @@ if TYPE_CHECKING:
         UnreachableError,
         ZooError,
     )
-    from embedkit.hub.resolve import EncoderInfo, list_encoders
+    from embedkit.hub.listing import EncoderInfo, list_encoders
     from embedkit.model.mixture import Mixture
     from embedkit.pipeline.embed import embed
     from embedkit.pipeline.job import Report
@@ -98,7 +98,7 @@ _HOMES = {
     "Duplicates": "analysis.duplicates",
     "Embeddings": "embeddings.table",
     "Encoder": "encoder",
-    "EncoderInfo": "hub.resolve",
+    "EncoderInfo": "hub.listing",
     "FaceEncoder": "workflows.faces.faces",
     "FaceFinder": "workflows.faces.faces",
     "Index": "analysis.neighbors",
@@ -111,7 +111,7 @@ _HOMES = {
     "find_duplicates": "analysis.duplicates",
     "identify": "analysis.matching.identification",
     "lint": "analysis.lint",
-    "list_encoders": "hub.resolve",
+    "list_encoders": "hub.listing",
     "load_encoder": "encoder",
     "similarity": "analysis.similarity",
     "verify": "workflows.verify",

@@ -445,10 +445,10 @@ def load_encoder(
 ) -> Encoder:
     """Load an encoder by name, by the URL of an entry, or from an entry's folder.
 
-    A bare name (`simclr-r50`) is never a path. It is looked up in the places of the environment variable
+    A bare name (`simclr-r50`) is never a path. It is looked up in the zoos of the environment variable
     `EMBEDKIT_ZOO` (separated by commas), then in those of `config.toml` in the user's configuration folder, then in
     the package, then in the default zoo. Where the package's index knows the name, the entry must have the indexed
-    digest; write `name@latest` to take whatever the place holds. What is remote is pulled into the cache first, once.
+    digest; write `name@latest` to take the zoo's current version. What is remote is pulled into the cache first, once.
 
     Args:
         name: A name, `name@revision`, a URL such as `hf://org/name@revision` or `https://host/zoo/name`, or the
@@ -456,7 +456,7 @@ def load_encoder(
         revision: At least 12 hex digits of the manifest's sha256; on the Hub also a tag or a commit.
         cache_dir: Where downloads and compiled engines are kept; the user's cache folder when None.
         local_files_only: Never open a connection.
-        token: Credential for a remote place; it is sent to no other origin.
+        token: Credential for a remote zoo; it is sent to no other origin.
         device: `auto`, `cpu`, `cuda` or `cuda:<index>`.
         providers: ONNX Runtime providers, in order; overrides `device`.
         precision: `fp32`, `tf32` (CUDA) or `fp16` (TensorRT).
@@ -466,10 +466,10 @@ def load_encoder(
         The encoder.
 
     Raises:
-        EntryNotFoundError: No place has it; the message gives the nearest names.
+        EntryNotFoundError: No zoo has it; the message gives the nearest names.
         IntegrityError: Bytes are not those that the manifest or the pin names.
         ConfigError: The name cannot be one, or the license asks for `embedkit zoo pull --accept-license` first.
-        ZooError: A remote place refuses, or is down and the entry is not in the cache.
+        ZooError: A remote zoo refuses, or is down and the entry is not in the cache.
         DeviceError: What was asked for cannot run.
     """
     if isinstance(providers, str):

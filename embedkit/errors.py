@@ -1,12 +1,13 @@
 """Every error that embedkit raises on purpose: one tree under `EmbedkitError`.
 
-A message says where, what was expected, what was found, and the next step, in one sentence. The command
-line prints that sentence and nothing else.
+A message is one sentence: where, what was expected, what was found, and the next step. The command line prints that
+sentence and nothing else.
 """
 
 from __future__ import annotations
 
 __all__ = [
+    "AccessError",
     "ConfigError",
     "DeviceError",
     "EmbedkitError",
@@ -17,13 +18,16 @@ __all__ = [
     "MissingDependencyError",
     "OutputError",
     "ParityError",
+    "SignatureError",
     "SourceError",
     "SpaceMismatchError",
+    "UnreachableError",
+    "ZooError",
 ]
 
 
 class EmbedkitError(Exception):
-    """The root: catch this to catch whatever embedkit refuses."""
+    """The root of the tree: catches every error that embedkit raises on purpose."""
 
 
 class MissingDependencyError(EmbedkitError, ImportError):
@@ -31,31 +35,31 @@ class MissingDependencyError(EmbedkitError, ImportError):
 
 
 class ConfigError(EmbedkitError, ValueError):
-    """An argument, an option or a setting is not usable."""
+    """An argument, an option or a setting is invalid."""
 
 
 class EntryError(EmbedkitError):
-    """A zoo entry is not what its files promise: wrong schema, graph or contract."""
+    """A zoo entry is invalid: its schema, graph or preprocess contract."""
 
 
 class IntegrityError(EntryError):
-    """The bytes of an entry are not the bytes that its manifest, or its pin, names."""
+    """The bytes of an entry differ from the digest in its manifest or its pin."""
 
 
 class SignatureError(EntryError):
-    """An entry is not signed, or by another key, or what is signed is something else."""
+    """An entry is not signed, or its signature is of another key or of other files."""
 
 
 class EntryNotFoundError(EmbedkitError, LookupError):
-    """No place that was asked has an entry of this name or revision."""
+    """None of the zoos has an entry of this name or revision."""
 
 
 class DeviceError(EmbedkitError, RuntimeError):
-    """What was asked to run (device, provider, precision) is not what would run."""
+    """The requested device, provider or precision is not available."""
 
 
 class ImageError(EmbedkitError, ValueError):
-    """One image cannot be read: the reason names the image's fault, not the decoder's."""
+    """One image cannot be read; the reason describes the image, not the decoder."""
 
 
 class SourceError(EmbedkitError):
@@ -63,33 +67,33 @@ class SourceError(EmbedkitError):
 
 
 class OutputError(EmbedkitError):
-    """An output cannot be written, or is not one that can be continued."""
+    """An output cannot be written, or cannot be continued."""
 
 
 class SpaceMismatchError(EmbedkitError):
-    """Embeddings of two different spaces were about to be mixed."""
+    """Embeddings of two different spaces would be mixed."""
 
 
 class ParityError(EmbedkitError):
-    """Two forms of one encoder (torch and ONNX, stored and run) disagree by more than is allowed."""
+    """Two forms of one encoder (torch and ONNX, stored and computed) differ by more than the tolerance."""
 
 
 class ZooError(EmbedkitError):
-    """A remote place refuses, or does not answer as a zoo does."""
+    """A remote zoo refuses a request, or its answer is not one of a zoo."""
 
 
 class AccessError(ZooError):
-    """A remote place refuses whoever asks: a token is missing, or does not reach so far."""
+    """A remote zoo refuses access: a token is missing, or lacks the right."""
 
 
 class UnreachableError(ZooError):
-    """A remote place gives no answer: it is down, too slow, overloaded, or may not be asked offline.
+    """A remote zoo does not answer: it is down, too slow or overloaded, or connections are turned off.
 
     Attributes:
-        retry_after: Seconds after which the place says that it may be asked again.
+        retry_after: Seconds after which the zoo allows another request.
     """
 
     def __init__(self, message: str, retry_after: float = 0.0):
-        """Take the sentence, and the seconds to wait."""
+        """Take the message and the seconds to wait."""
         super().__init__(message)
         self.retry_after = retry_after

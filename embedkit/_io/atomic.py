@@ -1,9 +1,9 @@
-"""Whole writes: a file or a folder appears under its name complete, or not at all, whenever the writer is killed.
+"""Atomic writes: a file or a folder appears under its name complete or not at all, even if its writer is killed.
 
 Content is written to a scratch file or folder beside its target, `.NAME.RANDOM.partial`, and renamed. The scratch
-name is random and created exclusively, so that threads, containers that share a folder, and links planted by others
-cannot meet in it. Its writer holds a lock on it; scratch that nobody holds was left by a killed writer and is
-cleared by the next one.
+name is random and created exclusively, so that threads and containers that share a folder do not collide, and a
+link that another user made is not followed. Its writer holds a lock on it; scratch without a lock was left by a killed
+writer and is deleted by the next one.
 """
 
 from __future__ import annotations
@@ -24,11 +24,12 @@ from pathlib import Path
 from typing import IO
 
 from embedkit._io.locks import LockedError, is_same_file, try_lock
+from embedkit._io.text import one_line
 from embedkit.errors import OutputError
 
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 _SCRATCH = r"\.[0-9a-f]{16}(\.old)?\.partial"
-#: Where a file system has no locks, scratch of this age in seconds is taken for left over.
+#: Where a file system has no locks, scratch older than this many seconds counts as left over.
 _STALE = 7 * 24 * 3600
 _MAX_NAME = 255  # bytes, of Linux and macOS
 
@@ -45,11 +46,11 @@ def write_file(path: Path, content: bytes) -> None:
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
-    """Write a file aside, and rename it to `path` when the block ends well.
+    """Write a scratch file, and rename it to `path` when the block succeeds.
 
     Args:
-        path: The target. Where it is a link, the file that the link names is replaced. An older file's permissions
-            are kept.
+        path: The target. Where it is a link, the file that the link names is replaced. The permissions of an
+            existing file are kept.
 
     Yields:
         A file, open for writing and reading, whose `name` is its path, for writers that open it themselves.
@@ -70,8 +71,8 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
             yield named  # type: ignore[misc]
             file.flush()
             if os.name == "nt":
-                file.close()  # an open file cannot be renamed there, nor can anybody delete it
-            os.replace(scratch, target)  # before the lock ends, so that nobody clears it
+                file.close()  # an open file cannot be renamed there, nor deleted
+            os.replace(scratch, target)  # before the lock ends, so that no other writer deletes it
             scratch = None
     except OSError as error:
         raise refusal(path, error) from None
@@ -83,11 +84,11 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
 
 @contextlib.contextmanager
 def replacing_folder(folder: Path, *, replace: bool = True) -> Iterator[Path]:
-    """Fill a folder aside and put it in the place of `folder` when the block ends well.
+    """Fill a scratch folder, and put it in the place of `folder` when the block succeeds.
 
-    On Linux old and new change places in one step: a reader finds one of the two at any moment. Elsewhere the old
-    folder is renamed first; a writer that is killed between the two renames leaves it aside, and the next writer
-    brings it back. Whatever fails, the old folder stays or comes back.
+    On Linux the two folders are exchanged in one step: a reader finds one of them at any moment. Elsewhere the old
+    folder is renamed first; if the writer is killed between the two renames, the next writer restores it. The old
+    folder is never lost, whatever fails.
 
     Args:
         folder: The target; its parents are made.
@@ -118,7 +119,7 @@ def replacing_folder(folder: Path, *, replace: bool = True) -> Iterator[Path]:
 
 
 def remove_folder(folder: Path) -> None:
-    """Delete a folder that embedkit wrote: it leaves its name in one step, then its content goes.
+    """Delete a folder that embedkit wrote: it is renamed in one step, then its content is deleted.
 
     Raises:
         OutputError: It cannot be deleted.
@@ -128,14 +129,14 @@ def remove_folder(folder: Path) -> None:
     try:
         target.rename(aside)
     except OSError as error:
-        raise OutputError(f"{folder} cannot be removed ({error.strerror or error})") from None
+        raise OutputError(f"{folder} cannot be removed ({one_line(error)})") from None
     shutil.rmtree(aside, ignore_errors=True)
 
 
 def clear_leftovers(path: Path) -> None:
-    """Delete the scratch of killed writers beside `path`; bring a folder's old version back if it is missing.
+    """Delete the scratch of killed writers beside `path`; restore a folder's old version if it is missing.
 
-    Only names of `replacing`'s own form are touched, and only those that no process holds a lock on.
+    Only names in the form of a scratch name are deleted, and only those that no process has locked.
     """
     form = re.compile(re.escape(f".{_stem(path)}") + _SCRATCH)
     for left in sorted(path.parent.glob(f".{glob.escape(_stem(path))}.*.partial")):
@@ -189,7 +190,7 @@ def _create_folder(target: Path) -> tuple[Path, int]:
 
 
 def _is_ours(descriptor: int, scratch: Path) -> bool:
-    """Lock fresh scratch; False where a cleaner took it between its creation and this lock."""
+    """Lock new scratch; False where another writer deleted it between its creation and this lock."""
     if os.name == "nt":
         return True  # an open file cannot be deleted there
     try:
@@ -201,7 +202,7 @@ def _is_ours(descriptor: int, scratch: Path) -> bool:
 
 @contextlib.contextmanager
 def _holding(left: Path) -> Iterator[bool]:
-    """Whether scratch is left over. It stays locked for the block: its writer may have created it this moment."""
+    """Whether scratch is left over. It stays locked for the block, since its writer may have just created it."""
     if os.name == "nt":
         yield not left.is_dir() or time.time() - left.stat().st_mtime > _STALE
         return
@@ -218,7 +219,7 @@ def _holding(left: Path) -> Iterator[bool]:
 
 
 def _mode_of(target: Path) -> int | None:
-    """The permissions of the file that is there, None where there is none."""
+    """The permissions of an existing file; None where there is none."""
     try:
         status = os.stat(target)
     except FileNotFoundError:
@@ -246,26 +247,28 @@ def _place(scratch: Path, target: Path, replace: bool) -> None:
 
 
 def _exchange(left: Path, right: Path) -> bool:
-    """Let two folders change places in one step; False where the system cannot."""
+    """Exchange two folders in one step; False where the system cannot."""
     if not sys.platform.startswith("linux"):
         return False
     function = getattr(ctypes.CDLL(None), "renameat2", None)
     if function is None:
         return False
-    return function(_AT_FDCWD, os.fsencode(left), _AT_FDCWD, os.fsencode(right), _RENAME_EXCHANGE) == 0
+    return bool(function(_AT_FDCWD, os.fsencode(left), _AT_FDCWD, os.fsencode(right), _RENAME_EXCHANGE) == 0)
 
 
-def refusal(path: str | os.PathLike[str], error: OSError) -> OutputError:
-    """The error for a file or folder that cannot be written, as one sentence."""
+def refusal(
+    path: str | os.PathLike[str], error: OSError, step: str = "choose another path to write to"
+) -> OutputError:
+    """The error for a file or folder that cannot be written: one sentence, which ends with the next step."""
     if isinstance(error, OutputError):
         return error
     full = error.errno in (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", -1))
-    reason = "the disk is full" if full else error.strerror or str(error)
-    return OutputError(f"{os.fspath(path)} cannot be written ({reason}); choose another place to write to")
+    reason = "the disk is full" if full else one_line(error)
+    return OutputError(f"{os.fspath(path)} cannot be written ({reason}); {step}")
 
 
 class _Named:
-    """A binary file that is named by its path, which `os.fdopen` names by its descriptor."""
+    """A binary file whose `name` is its path; `os.fdopen` uses the descriptor as the name."""
 
     def __init__(self, file: IO[bytes], name: str):
         self._file, self.name = file, name

@@ -1,7 +1,7 @@
-"""Columns of Parquet files that anybody may have made: of known types, and small where the file is small.
+"""Read columns of untrusted Parquet files: of known types, and bounded by the size of the file.
 
 Parquet compresses: a dictionary lets eight kilobytes stand for gigabytes of text, and a run length for a billion rows.
-What a file may become in memory is bounded by its size; honest columns stay far below.
+The memory of a file is bounded by its size; honest files stay far below.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 
 __all__ = ["read_columns"]
 
-#: What each byte of a file may become: bytes before compression, or of text, where zlib reaches a thousand; and rows,
-#: of which honest ones have an id each and take a byte at least.
+#: Bounds for each byte of a file: bytes before compression or of text (zlib reaches a thousand), and rows (honest ones
+#: have an id each, which takes at least one byte).
 _PER_BYTE, _ROWS_PER_BYTE, _SLACK = 1000, 100, 1 << 20
 
 
@@ -31,7 +31,7 @@ def read_columns(file: BinaryIO, columns: Mapping[str, pa.DataType]) -> pa.Table
         The columns in this order, without nulls, and the file's schema metadata.
 
     Raises:
-        ValueError: A column is missing, of another type, holds a null, or grows beyond all measure.
+        ValueError: A column is missing, of another type, holds a null, or is too large for the file's size.
         OSError: The file cannot be read.
         pyarrow.ArrowException: It is not Parquet, or damaged.
     """
@@ -61,7 +61,7 @@ def read_columns(file: BinaryIO, columns: Mapping[str, pa.DataType]) -> pa.Table
 
 
 def _text_bytes(chunk: pa.DictionaryArray) -> int:
-    """Bytes of text that an array of a dictionary stands for."""
+    """Bytes of text of a dictionary array when it is expanded."""
     import pyarrow.compute as pc
 
     lengths = pc.binary_length(chunk.dictionary.cast(pa.binary()))

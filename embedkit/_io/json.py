@@ -1,9 +1,8 @@
 """JSON as embedkit reads and writes it: strict, bounded, and with typed fields.
 
-Files travel, so that each may be damaged, written by another program, or made to do harm. `JsonFormat` parses one kind
-of file: UTF-8, no key twice, finite numbers, no lone surrogate, bounded in size and depth. `Fields` reads an object
-key by key. Whatever is wrong is one sentence of that file's class of error:
-"FILE: key: expected X, found Y; next step".
+A file may be damaged, written by another program, or hostile. `JsonFormat` parses one kind of file: UTF-8, no key
+twice, finite numbers, no lone surrogate, bounded in size and depth. `Fields` reads an object key by key. Every problem
+is one sentence in that file's class of error: "FILE: key: expected X, found Y; next step".
 """
 
 from __future__ import annotations
@@ -62,7 +61,7 @@ class JsonFormat:
     Attributes:
         error: The class of its errors.
         step: What a message tells the user to do: "pull the entry again".
-        limit: Greatest size in bytes. A value takes at most some thirty times as much memory.
+        limit: Greatest size in bytes. A value takes up to thirty times as much memory.
         depth: Greatest number of levels.
     """
 
@@ -314,7 +313,7 @@ def _check_text(text: str) -> None:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     data = dict(pairs)
     if len(data) != len(pairs):
-        raise ValueError("a key stands twice in one object")
+        raise ValueError("a key occurs twice in one object")
     return data
 
 

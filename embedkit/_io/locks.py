@@ -1,8 +1,8 @@
-"""Locks between processes and threads. A lock ends with the process that holds it, however that process ends.
+"""Locks between processes and threads. A lock is released when its process ends, however it ends.
 
 Locks are `flock` on Linux and macOS, and `msvcrt` on Windows (files only; Windows cannot lock a folder). They hold
 between containers that share a folder, since the kernel keeps them, not a file's content. Some network file systems
-have no locks: there the work goes on without one, and `Lock.held` says so.
+have no locks: there the work continues without a lock, and the caller is told.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-#: What `flock` answers where the file system has no locks; 524 is Linux's internal ENOTSUPP, which NFS lets through.
+#: Errors of `flock` where the file system has no locks; 524 is Linux's internal ENOTSUPP, which NFS passes on.
 _UNSUPPORTED = frozenset(
     {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EBADF, 524}
 )
@@ -31,7 +31,7 @@ def try_lock(descriptor: int) -> bool:
         True with the lock; False where the file system has none.
 
     Raises:
-        LockedError: Somebody else holds it.
+        LockedError: Another process or thread holds it.
         OSError: The lock failed for another reason.
     """
     return _lock(descriptor, wait=False)
@@ -56,14 +56,14 @@ def locked(path: Path, *, wait: bool = True, remove: bool = False) -> Iterator[b
 
     Args:
         path: The lock file. It is never followed through a link.
-        wait: Wait for whoever holds it; otherwise `LockedError`.
-        remove: Delete the file at the end, while the lock is held. Those that wait for it notice and try again.
+        wait: Wait until it is free; otherwise raise `LockedError`.
+        remove: Delete the file at the end, while the lock is held. Processes that wait for it notice and retry.
 
     Yields:
         Whether there is a lock: some network file systems have none.
 
     Raises:
-        LockedError: Somebody else holds the lock, and `wait` is false.
+        LockedError: Another process or thread holds the lock, and `wait` is false.
         OSError: The file cannot be written.
     """
     descriptor, held = _open_locked(path, wait)
@@ -86,7 +86,7 @@ def locked_folder(path: Path, *, wait: bool = True) -> Iterator[bool]:
         Whether there is a lock: Windows has none for folders, nor have some network file systems.
 
     Raises:
-        LockedError: Somebody else holds the lock, and `wait` is false.
+        LockedError: Another process or thread holds the lock, and `wait` is false.
         OSError: There is no such folder.
     """
     if os.name == "nt":
@@ -100,7 +100,7 @@ def locked_folder(path: Path, *, wait: bool = True) -> Iterator[bool]:
 
 
 def is_same_file(descriptor: int, path: str | os.PathLike[str]) -> bool:
-    """Whether `path` still names the file behind `descriptor`: a lock on a deleted file keeps nobody out."""
+    """Whether `path` still names the file behind `descriptor`: a lock on a deleted file excludes no one."""
     try:
         at_path = os.lstat(path)
     except OSError:

@@ -1,4 +1,4 @@
-"""Arrays of a `.npz` file that anybody may have made: bounded before anything is decompressed."""
+"""Read arrays of an untrusted `.npz` file, with bounds that are checked before anything is decompressed."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.lib import format as npy
 
+from embedkit._io.text import one_line
+
 __all__ = ["read_npz"]
 
 #: Bytes of an array's header, at most: numpy's own bound.
@@ -18,18 +20,18 @@ _HEADER = 10_000
 
 
 def read_npz(data: bytes, names: Iterable[str], *, limit: int) -> dict[str, np.ndarray]:
-    """Read arrays of numbers, of which all together take at most `limit` bytes.
+    """Read arrays of numbers that together take at most `limit` bytes.
 
-    Each array's header is read and its size computed before memory is taken for it; what a member's
-    compressed bytes might become beyond that is never decompressed.
+    Each array's header is read and its size computed before memory is allocated; bytes beyond that size are never
+    decompressed.
 
     Args:
         data: The file's bytes.
-        names: The arrays that are wanted; others are left alone.
+        names: The arrays to read; others are ignored.
         limit: Greatest sum of their sizes in bytes.
 
     Raises:
-        ValueError: No such file, an array that is missing, of Python objects, larger than allowed, or cut.
+        ValueError: Not a `.npz` file, or an array that is missing, of Python objects, too large, or truncated.
     """
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
@@ -40,10 +42,8 @@ def read_npz(data: bytes, names: Iterable[str], *, limit: int) -> dict[str, np.n
             return found
     except ValueError:
         raise
-    except (
-        Exception
-    ) as error:  # zipfile, zlib and numpy's header, which is Python's syntax, raise families of their own
-        raise ValueError(" ".join(str(error).split())[:200] or type(error).__name__) from None
+    except Exception as error:  # zipfile, zlib and the parser of numpy's header each have errors of their own
+        raise ValueError(one_line(error)) from None
 
 
 def _read(archive: zipfile.ZipFile, name: str, limit: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""What a command may write to: never one of its inputs, never one file twice, never a file of somebody else."""
+"""Checks of output paths: never an input, never one file twice, never a file that embedkit did not write."""
 
 from __future__ import annotations
 
@@ -17,12 +17,14 @@ def check_outputs(outputs: _Paths, inputs: _Paths | None = None) -> None:
     Args:
         outputs: Option as the user knows it (`-o`, `--delete-list`) -> the path; None where it was not given, `-`
             for standard output.
-        inputs: Name of the input -> its path. A folder is an input only by its own name: what lies in it is not.
+        inputs: Name of the input -> its path. A folder is an input only by its own path; the files in it are not.
 
     Raises:
         OutputError: The first output that may not be written.
     """
-    taken = [(option, path) for option, path in (inputs or {}).items() if _is_file_name(path)]
+    taken = [
+        (option, path) for option, path in (inputs or {}).items() if path is not None and _is_file_name(path)
+    ]
     for option, path in outputs.items():
         if path is None or os.fspath(path) == "-":
             continue
@@ -40,7 +42,7 @@ def check_ours(path: Path, is_ours: Callable[[Path], bool], what: str) -> None:
 
     Args:
         path: The file or folder that is about to be replaced; one that is missing is fine.
-        is_ours: Whether embedkit wrote it, judged by its content. Errors of reading it count as no.
+        is_ours: Whether embedkit wrote it, by its content. Errors of reading it count as no.
         what: What embedkit would write there, for the message: "a table of errors".
 
     Raises:
@@ -59,8 +61,8 @@ def check_ours(path: Path, is_ours: Callable[[Path], bool], what: str) -> None:
         )
 
 
-def _is_file_name(path: str | os.PathLike[str] | None) -> bool:
-    return path is not None and os.fspath(path) not in ("", "-")
+def _is_file_name(path: str | os.PathLike[str]) -> bool:
+    return os.fspath(path) not in ("", "-")
 
 
 def _is_same(left: str | os.PathLike[str], right: str | os.PathLike[str]) -> bool:

@@ -1,4 +1,4 @@
-"""Whether a folder is this user's own: what other users can write there, they choose what is read from it."""
+"""Whether other users can write to a folder, and so choose what is read from it."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from pathlib import Path
 
 
 def foreign_access(folder: Path, *, sticky: bool = False) -> str:
-    """How another user than this one and root can change what lies in a folder.
+    """How a user other than this one and root could change the content of a folder.
 
     Args:
         folder: The folder; links are followed.
-        sticky: Whether a sticky folder, such as `/tmp`, will do: there nobody can rename or replace what is ours.
+        sticky: Accept a sticky folder such as `/tmp`, where other users cannot rename or replace this user's files.
 
     Returns:
-        What is wrong with it, to stand behind the folder's name in a sentence; empty when it is ours, or missing.
+        The problem, as the end of a sentence that begins with the folder's name; empty if there is none.
     """
     if os.name == "nt":  # there, a user's folders are closed to others by inheritance
         return ""

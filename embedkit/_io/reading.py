@@ -1,4 +1,4 @@
-"""Bounded reads: a regular file of a known greatest size, or an error. Never a pipe, a device or an endless file."""
+"""Bounded reads: only regular files up to a known size. Never a pipe, a device or an endless file."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def read_regular(path: str | os.PathLike[str], limit: int) -> bytes:
         if size > limit:
             raise _too_large(path, limit)
         data = file.read(min(size, limit) + 1)
-        if len(data) > size:  # it grew meanwhile
+        if len(data) > size:  # it grew during the read
             data += file.read(limit + 1 - len(data))
         if len(data) > limit:
             raise _too_large(path, limit)

@@ -11,8 +11,9 @@ from types import ModuleType
 
 import numpy as np
 
+from embedkit._io.optional import requires
 from embedkit.analysis.vectors import BLOCK, ROUNDING, Rows, Source, as_count, check_comparable
-from embedkit.errors import ConfigError, MissingDependencyError
+from embedkit.errors import ConfigError
 
 __all__ = ["Groups", "pair_similarity", "pairs_above", "similarity", "top_k"]
 
@@ -30,12 +31,8 @@ def faiss_module() -> ModuleType:
     Raises:
         MissingDependencyError: It is not installed; the message holds the pip line.
     """
-    try:
+    with requires("a comparison of this many rows", "analysis"):
         import faiss
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"faiss cannot be imported ({error}): pip install 'embedkit[analysis]'"
-        ) from None
     return faiss
 
 

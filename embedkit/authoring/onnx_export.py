@@ -30,7 +30,7 @@ def standalone(entry: VerifiedEntry | str | os.PathLike[str], out: Path) -> Path
         `out`.
 
     Raises:
-        EntryNotFoundError: No place has an entry of this name.
+        EntryNotFoundError: No zoo has an entry of this name.
         EntryError: Not an entry, or (IntegrityError) its bytes are not those of its manifest.
         OutputError: `out` cannot be written.
     """

@@ -1,4 +1,4 @@
-"""Writing an entry again after a change of its `config.json`: card, manifest, and the zoo's index and pages follow.
+"""Issuing entries again: card and manifest from `config.json`, then the index and pages of the zoo."""
 
 Weights, graph and golden vectors stay as they are, byte for byte.
 """

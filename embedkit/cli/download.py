@@ -29,7 +29,7 @@ class Download(Drawn):
 
     def gate(self, arrival: Arrival) -> None:
         """Say what comes and under which license, and refuse what was not accepted."""
-        what = f"{arrival.name} from {arrival.place}: {arrival.bytes / 1e6:.1f} MB, license {arrival.license}"
+        what = f"{arrival.name} from {arrival.zoo}: {arrival.bytes / 1e6:.1f} MB, license {arrival.license}"
         tell(what)
         if not self._accept:
             commercial_only(arrival)

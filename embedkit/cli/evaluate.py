@@ -7,9 +7,10 @@ from typing import Annotated
 
 import typer
 
+from embedkit._io.optional import requires
 from embedkit.cli.options import AsJson
 from embedkit.cli.terminal import tell
-from embedkit.errors import ConfigError, MissingDependencyError
+from embedkit.errors import ConfigError
 
 
 def evaluate(
@@ -39,15 +40,9 @@ def evaluate(
         raise ConfigError(
             "metrics of a part of the data are not written into an entry: give --write or --limit"
         )
-    try:
+    with requires("evaluation", "train,cpu"):
         from embedkit.training.evaluation import protocol
         from embedkit.training.evaluation.record import check_writable, write_metrics
-    except ImportError as error:
-        if (error.name or "").startswith("embedkit"):
-            raise
-        raise MissingDependencyError(
-            f"evaluation needs {error.name}, which is not installed: pip install 'embedkit[train,cpu]'"
-        ) from None
     if write:
         check_writable(source)  # before the work of minutes
 

@@ -7,9 +7,10 @@ from typing import Annotated
 
 import typer
 
+from embedkit._io.optional import requires
 from embedkit._io.outputs import check_outputs
 from embedkit._io.text import safe_for_terminal
-from embedkit.errors import ConfigError, MissingDependencyError
+from embedkit.errors import ConfigError
 from embedkit.model.layout import MANIFEST
 
 
@@ -37,7 +38,7 @@ def export(
     ] = None,
 ) -> None:
     """Write a training run as a zoo entry, or an entry as one ordinary ONNX file."""
-    try:
+    with requires("export", "train,cpu"):
         if standalone is not None:
             if name is not None:
                 raise ConfigError("--name writes an entry and --standalone an ONNX file: give one of them")
@@ -58,9 +59,3 @@ def export(
 
             done = export_run(source, name, zoo, license=license, data=data, limits=limit or ())
             print(safe_for_terminal(str(done)))
-    except MissingDependencyError:
-        raise
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"export cannot start ({error}): pip install 'embedkit[train,cpu]'"
-        ) from None

@@ -8,8 +8,9 @@ from typing import Annotated
 
 import typer
 
+from embedkit._io.optional import requires
 from embedkit.cli.terminal import tell
-from embedkit.errors import ConfigError, MissingDependencyError
+from embedkit.errors import ConfigError
 
 
 def importing(
@@ -50,7 +51,8 @@ def importing(
         typer.Option(help="64 or more images to measure rounding and parity on. [default: synthetic]"),
     ] = None,
     token: Annotated[
-        str | None, typer.Option(envvar="EMBEDKIT_TOKEN", help="Credential of the Hub, for no other place.")
+        str | None,
+        typer.Option(envvar="EMBEDKIT_TOKEN", help="Credential for the Hub; it is sent nowhere else."),
     ] = None,
 ) -> None:
     """Write weights that others have trained as a zoo entry.
@@ -58,16 +60,10 @@ def importing(
     Every tensor of the encoder must be there and fit; heads are left out. Nothing of a pickle is run. The license of
     the weights stays what it is, and is asked for where it is not known.
     """
-    try:
+    with requires("import", "train,cpu"):
         from embedkit.training.importers.checkpoints import import_checkpoint
         from embedkit.training.importers.request import Request
         from embedkit.training.importers.timm_models import import_timm
-    except ImportError as error:
-        if (error.name or "").startswith("embedkit"):
-            raise
-        raise MissingDependencyError(
-            f"import needs {error.name}, which is not installed: pip install 'embedkit[train,cpu]'"
-        ) from None
     request = Request(name=name, zoo=zoo, license=license, origin=origin, data=data, samples=samples)
     if os.path.isfile(source):
         done = import_checkpoint(

@@ -33,12 +33,14 @@ Zoo = Annotated[
     str | None,
     typer.Option(
         "--zoo",
-        help="This place alone: a folder, a .tar, https://host/zoo, s3://bucket/zoo, hf://organization.",
+        help="This zoo only: a folder, a .tar, https://host/zoo, s3://bucket/zoo, hf://organization.",
     ),
 ]
 Token = Annotated[
     str | None,
-    typer.Option("--token", envvar="EMBEDKIT_TOKEN", help="Credential of the place, for no other one."),
+    typer.Option(
+        "--token", envvar="EMBEDKIT_TOKEN", help="Credential for the zoo; it is sent to no other origin."
+    ),
 ]
 Offline = Annotated[bool, typer.Option("--local-files-only", help="Never open a connection.")]
 AcceptLicense = Annotated[

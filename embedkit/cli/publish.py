@@ -70,4 +70,4 @@ def publish(
         print(json.dumps(dataclasses.asdict(done)))
         return
     what = f"wrote {', '.join(done.files)}" if done.files else "all was there"
-    print(safe_for_terminal(f"{done.place}/{done.name}@{done.manifest_sha256[:12]}: {what}"))
+    print(safe_for_terminal(f"{done.zoo}/{done.name}@{done.manifest_sha256[:12]}: {what}"))

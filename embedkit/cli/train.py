@@ -10,9 +10,10 @@ from typing import Annotated
 
 import typer
 
+from embedkit._io.optional import requires
 from embedkit._io.outputs import check_outputs
 from embedkit.cli.terminal import tell
-from embedkit.errors import ConfigError, MissingDependencyError
+from embedkit.errors import ConfigError
 
 
 def train(
@@ -53,15 +54,9 @@ def train(
     if resume is not None and (data or set_ or out):
         raise ConfigError("--resume goes on with what the run was told; leave out --data, --set and --out")
     check_outputs({"--out": out}, {"--data": data})
-    try:
+    with requires("training", "train,cpu"):
         from embedkit.training import recipes, run
         from embedkit.training.config import with_overrides
-    except ImportError as error:
-        if (error.name or "").startswith("embedkit"):
-            raise
-        raise MissingDependencyError(
-            f"training needs {error.name}, which is not installed: pip install 'embedkit[train,cpu]'"
-        ) from None
     if list_:
         found = recipes.summaries()
         width = max(map(len, found))

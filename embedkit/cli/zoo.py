@@ -22,7 +22,7 @@ zoo = typer.Typer(
 @zoo.command("list")
 def list_(
     pattern: Annotated[str, typer.Argument(help="Shell wildcards, as '*-r10'.")] = "*",
-    place: Zoo = None,
+    zoo: Zoo = None,
     method: Annotated[str | None, typer.Option(help="Part of the method's name.")] = None,
     architecture: Annotated[str | None, typer.Option(help="Part of the network's name.")] = None,
     data: Annotated[str | None, typer.Option(help="Part of the training data's description.")] = None,
@@ -33,12 +33,12 @@ def list_(
     as_json: AsJson = False,
 ) -> None:
     """List entries: name, width, method, training data, license and where each would come from."""
-    from embedkit.hub.resolve import list_encoders
+    from embedkit.hub.listing import list_encoders
 
     wanted = {"method": method, "architecture": architecture, "data": data, "license": license}
     rows = [
         row
-        for row in list_encoders(pattern, kind="", zoo=place, local_files_only=local_files_only, token=token)
+        for row in list_encoders(pattern, kind="", zoo=zoo, local_files_only=local_files_only, token=token)
         if all(
             part is None or part.casefold() in getattr(row, key).casefold() for key, part in wanted.items()
         )
@@ -50,7 +50,7 @@ def list_(
     if not rows:
         tell(f"no encoder matches {repr(pattern)}")
     for row in rows:
-        where = row.place or "not in the places that are named"
+        where = row.zoo or "in none of the configured zoos"
         fields = (row.alias or row.name, row.name, str(row.dim), row.method, row.data, row.license, where)
         print("\t".join(map(safe_for_terminal, fields)))
 
@@ -58,7 +58,7 @@ def list_(
 @zoo.command()
 def info(
     name: Annotated[str, typer.Argument(help="A name, name@revision, a URL, or an entry's folder.")],
-    place: Zoo = None,
+    zoo: Zoo = None,
     token: Token = None,
     local_files_only: Offline = False,
     as_json: AsJson = False,
@@ -68,7 +68,7 @@ def info(
     from embedkit.hub.resolve import find_entry
 
     access = Access(token=token, local_files_only=local_files_only)
-    entry = find_entry(name, zoo=place, access=access)
+    entry = find_entry(name, zoo=zoo, access=access)
     if not as_json:
         print(safe_for_terminal(entry.card, lines=True))
         return
@@ -85,7 +85,7 @@ def pull(
             help="Names, name@revision, URLs, or a .tar of `zoo bundle`; all of --zoo when left out."
         ),
     ] = None,
-    place: Zoo = None,
+    zoo: Zoo = None,
     accept_license: AcceptLicense = False,
     lock: Annotated[
         bool, typer.Option("--lock", help="Pin what was pulled in embedkit.lock, in place of an older pin.")
@@ -110,7 +110,7 @@ def pull(
     with Download(accept_license=accept_license) as download:
         pulled = pull_entries(
             names or [],
-            zoo=place,
+            zoo=zoo,
             gate=download.gate,
             watcher=download,
             token=token,
@@ -128,21 +128,22 @@ def pull(
 @zoo.command()
 def verify(
     name: Annotated[str | None, typer.Argument(help="One entry; all that are at hand when left out.")] = None,
-    place: Zoo = None,
+    zoo: Zoo = None,
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Check every file of an entry against its manifest, and its golden vectors on this machine."""
     from embedkit.errors import EmbedkitError
-    from embedkit.hub.resolve import find_entry, list_encoders
+    from embedkit.hub.listing import list_encoders
+    from embedkit.hub.resolve import find_entry
     from embedkit.workflows.check_entry import Verification, verify_entry
 
-    rows = list_encoders(kind="", zoo=place, local_files_only=place is None) if name is None else []
-    names = [name] if name is not None else [row.name for row in rows if row.place and (row.at_hand or place)]
+    rows = list_encoders(kind="", zoo=zoo, local_files_only=zoo is None) if name is None else []
+    names = [name] if name is not None else [row.name for row in rows if row.zoo and (row.at_hand or zoo)]
     results = []
     for one in names:
         try:
-            entry = find_entry(one, zoo=place).location if place is not None else one
+            entry = find_entry(one, zoo=zoo).location if zoo is not None else one
             results.append(verify_entry(entry, device=device))
         except EmbedkitError as error:
             results.append(Verification(name=one, ok=False, files=0, bytes=0, detail=str(error)))
@@ -160,7 +161,7 @@ def verify(
 @zoo.command()
 def mirror(
     to: Annotated[str, typer.Argument(help="A folder, s3://bucket/zoo, or hf://organization.")],
-    place: Annotated[str, typer.Option("--zoo", help="The zoo that is copied.")],
+    zoo: Annotated[str, typer.Option("--zoo", help="The zoo that is copied.")],
     pattern: Annotated[str, typer.Option(help="Shell wildcards over the entries' names.")] = "*",
     accept_license: AcceptLicense = False,
     private: Annotated[
@@ -168,11 +169,12 @@ def mirror(
     ] = False,
     token: Token = None,
     to_token: Annotated[
-        str | None, typer.Option(envvar="EMBEDKIT_TO_TOKEN", help="Credential of the place that is written.")
+        str | None,
+        typer.Option(envvar="EMBEDKIT_TO_TOKEN", help="Credential for the zoo that is written to."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Copy a zoo to another place, every byte verified on its way; what is there is not written again."""
+    """Copy a zoo to another one and verify every byte; entries that are already there are not written again."""
     from embedkit.cli.download import Download
     from embedkit.hub.access import Access
     from embedkit.hub.mirror import mirror as copy
@@ -180,11 +182,11 @@ def mirror(
     done = []
     with Download(accept_license=accept_license) as download:
         access = Access(token=token, gate=download.gate, watcher=download)
-        for one in copy(place, to, pattern=pattern, access=access, private=private, token=to_token):
+        for one in copy(zoo, to, pattern=pattern, access=access, private=private, token=to_token):
             done.append(one)
             if not as_json:
                 what = f"wrote {', '.join(one.files)}" if one.files else "all was there"
-                print(safe_for_terminal(f"{one.place}/{one.name}@{one.manifest_sha256[:12]}: {what}"))
+                print(safe_for_terminal(f"{one.zoo}/{one.name}@{one.manifest_sha256[:12]}: {what}"))
     if as_json:
         print(json.dumps([dataclasses.asdict(one) for one in done], indent=1))
 
@@ -195,7 +197,7 @@ def bundle(
         list[str] | None, typer.Argument(help="Names, URLs or entries' folders; all of --zoo when left out.")
     ] = None,
     output: Annotated[Path, typer.Option("--output", "-o", metavar="OUT.tar")] = Path("zoo.tar"),
-    place: Zoo = None,
+    zoo: Zoo = None,
     accept_license: AcceptLicense = False,
     token: Token = None,
     as_json: AsJson = False,
@@ -204,9 +206,9 @@ def bundle(
     from embedkit.cli.download import Download
     from embedkit.hub.bulk import bundle as write
 
-    check_outputs({"--output": output}, {"--zoo": place, **{repr(name): name for name in names or ()}})
+    check_outputs({"--output": output}, {"--zoo": zoo, **{repr(name): name for name in names or ()}})
     with Download(accept_license=accept_license) as download:
-        written = write(names or [], output, zoo=place, gate=download.gate, watcher=download, token=token)
+        written = write(names or [], output, zoo=zoo, gate=download.gate, watcher=download, token=token)
     if as_json:
         print(json.dumps({"output": str(output), "entries": written}))
         return
@@ -216,8 +218,8 @@ def bundle(
 @zoo.command()
 def remove(
     name: Annotated[str, typer.Argument(help="An entry's whole name, or name@revision in the cache.")],
-    place: Annotated[
-        str | None, typer.Option("--zoo", help="Take it out of this place; out of the cache when left out.")
+    zoo: Annotated[
+        str | None, typer.Option("--zoo", help="Take it out of this zoo; out of the cache when left out.")
     ] = None,
     token: Token = None,
     as_json: AsJson = False,
@@ -226,11 +228,11 @@ def remove(
     from embedkit.hub.bulk import forget
     from embedkit.hub.publish.publish import withdraw
 
-    if place is None:
+    if zoo is None:
         gone = [f"{name.partition('@')[0]}@{sha256[:12]}" for sha256 in forget(name)]
     else:
-        withdraw(name, place, token=token)
-        gone = [f"{place}/{name}"]
+        withdraw(name, zoo, token=token)
+        gone = [f"{zoo}/{name}"]
     print(json.dumps(gone) if as_json else safe_for_terminal("\n".join(gone), lines=True))
 
 

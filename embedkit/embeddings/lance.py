@@ -14,9 +14,10 @@ from typing import Any
 
 import pyarrow as pa
 
+from embedkit._io.optional import requires
 from embedkit.embeddings.metadata import METADATA_KEY, Metadata
 from embedkit.embeddings.schema import ROW_GROUP
-from embedkit.errors import ConfigError, MissingDependencyError, OutputError
+from embedkit.errors import ConfigError, OutputError
 
 __all__ = [
     "PREFIX",
@@ -123,12 +124,8 @@ def write(tables: Iterable[pa.Table], path: Path, schema: pa.Schema) -> None:
 
 
 def _lance() -> ModuleType:
-    try:
+    with requires(f"a {PREFIX} table", "lance", package="pylance"):
         import lance
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"a {PREFIX} table needs pylance, which cannot be imported ({error}): pip install 'embedkit[lance]'"
-        ) from None
     return lance
 
 

@@ -1,9 +1,9 @@
-"""Where entries come from and go to.
+"""Zoos: where entries come from and where they are published.
 
-`place` says what a place is and verifies what comes from it; `address` takes names and URLs apart; `access` opens
-places. Kinds of place: `folder` (and the package), `site` over `web`, `buckets` or `archive`, `huggingface`. What is
-remote comes through `download` into the `cache`, under `filelist`'s rules, and is pinned by `lockfile`. The other
-way: `publish` (`folderstore`, `bucketstore`, `hubcommits`) and `mirror`, for entries that pass `fitness`; `index` and
-`pages` are what they are listed in. `pull` acts on lists of entries. What strangers say passes through `messages` on
-its way to a terminal and through `markdown` on its way to a page.
+Names: `urls` (parse paths and URLs), `resolve` (name -> verified entry, in look-up order), `listing` (which names there
+are), `lockfile` (pins), `catalog` (`index.json`), `open` (URL -> zoo). Kinds of zoo: `folder` (and the package's own),
+`static` (a web site, a bucket or an archive), `hf` (the Hugging Face Hub), each behind `cached`; `base` holds the
+protocols that they follow. Downloads: `download` (resumable, hashed), `cache`, `limits` (what may be downloaded),
+`verified` (bytes checked against the manifest), `access` (credentials, offline), `signing`. Writing: `publish` and
+`mirror`. Lists of entries: `bulk`, `bundle` (one tar), `leaderboard` (metrics by data set).
 """

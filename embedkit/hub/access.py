@@ -29,36 +29,36 @@ def default_cache_dir() -> str:
 
 
 def is_offline() -> bool:
-    """Whether the environment forbids connections, by the names and values that the Hub's own client looks at."""
+    """Whether the environment forbids connections, by the variables and values that the Hub's own client uses."""
     return any(
         os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE")
         for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
     )
 
 
-def check_online(place: str) -> None:
-    """Refuse to write to a remote place where the environment forbids connections.
+def check_online(zoo: str) -> None:
+    """Refuse to write to a remote zoo where the environment forbids connections.
 
     Raises:
         ConfigError: It does.
     """
     if is_offline():
         raise ConfigError(
-            f"{place} needs a connection, and HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE forbids it; unset it for this"
+            f"{zoo} needs a connection, and HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE forbids it; unset it for this"
         )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Access:
-    """How remote places are read.
+    """How remote zoos are read.
 
     Attributes:
-        cache_dir: Where entries are kept; the user's cache folder when None.
-        local_files_only: Never open a connection; the environment may say the same, see `is_offline`.
-        token: Credential for the place that is named, and for no other origin.
-        gate: Decides by the license whether an entry is pulled.
-        watcher: Is told how far a download is.
-        trust: Looks at an entry before it is given out, pinned or put into the cache, and raises to refuse.
+        cache_dir: The cache folder; the user's own when None.
+        local_files_only: Never open a connection; the environment can ask for the same, see `is_offline`.
+        token: Credential for the named zoo; it is sent to no other origin.
+        gate: Accepts or refuses an entry by its license before the weights are downloaded.
+        watcher: Receives the progress of a download.
+        trust: Checks an entry before it is returned, pinned or cached; it raises to refuse it.
     """
 
     cache_dir: str | os.PathLike[str] | None = None
@@ -69,7 +69,7 @@ class Access:
     trust: Callable[[VerifiedEntry], None] | None = None
 
     def admit(self, entry: VerifiedEntry) -> None:
-        """Let `trust` look at an entry."""
+        """Let `trust` check an entry."""
         if self.trust is not None:
             self.trust(entry)
 

@@ -1,4 +1,4 @@
-"""What a place that holds entries is, its index, and an entry whose every byte is verified."""
+"""The protocols of a zoo: the files of an entry, a zoo as a look-up sees it, and a remote zoo."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from embedkit.storage.base import Storage
 
 
 class EntryFiles(Protocol):
-    """The raw files of one entry, wherever they lie."""
+    """The raw files of one entry, wherever they are stored."""
 
     name: str  # the entry's folder name
-    version: str  # what the place that it came from calls it, empty where that is the manifest's digest
+    version: str  # the zoo's own name for this version (a commit); empty where that is the manifest's digest
 
     @property
     def location(self) -> str:
@@ -40,15 +40,15 @@ class Zoo(Protocol):
         """Whether a revision may be a tag or a commit, as on the Hub."""
 
     def index(self) -> Index:
-        """What the place says that it holds."""
+        """The entries that the zoo lists."""
 
     def find(self, name: str, revision: str | None = None, pin: Pin | None = None) -> EntryFiles | None:
-        """The entry of this folder name or alias, None when the place does not hold it.
+        """The entry of this folder name or alias; None when the zoo does not have it.
 
         Args:
             name: A folder name or an alias.
-            revision: The revision to prefer; a place that keeps one of each gives that.
-            pin: What the manifest must hash to; a place may leave the check to `VerifiedEntry`.
+            revision: The preferred revision; a zoo that keeps a single version returns that one.
+            pin: The digest that the manifest must have; a zoo may leave the check to `VerifiedEntry`.
         """
 
     def offers(self, name: str) -> bool:
@@ -73,37 +73,37 @@ class RemoteZoo(Protocol):
         """The raw `index.json`.
 
         Raises:
-            FileNotFoundError: The place has none.
-            ZooError: The place cannot be read.
+            FileNotFoundError: The zoo has no index.
+            ZooError: The zoo cannot be read.
         """
 
     def locate(self, name: str, revision: str | None) -> Located | None:
-        """Find an entry, None when the place does not hold it.
+        """Find an entry; None when the zoo does not have it.
 
         Args:
             name: A folder name or an alias.
-            revision: A prefix of the manifest's sha256, a tag or a commit; what the place has now when None.
-                A place that has only another revision gives that one.
+            revision: A prefix of the manifest's sha256, a tag or a commit; the current version when None.
+                A zoo that has only another revision returns that one.
         """
 
     def elsewhere(self, name: str, revision: str | None) -> EntryFiles | None:
-        """A copy that other software keeps on this machine, for when no connection may be opened."""
+        """A copy that other software keeps on this machine, used when no connection may be opened."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Located:
-    """Where a remote entry lies.
+    """Where a remote entry is stored.
 
     Attributes:
         name: The entry's folder name.
-        place: The zoo that has it.
+        zoo: The zoo that has the entry.
         storage: Rooted at the entry's files.
-        revision: What the place calls this version: a commit on the Hub, empty elsewhere.
-        manifest_sha256: What the place's index says, None when it says nothing.
+        revision: The zoo's own name for this version: a commit on the Hub, empty elsewhere.
+        manifest_sha256: The digest in the zoo's index; None when the index has none.
     """
 
     name: str
-    place: str
+    zoo: str
     storage: Storage
     revision: str = ""
     manifest_sha256: str | None = None

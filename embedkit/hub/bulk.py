@@ -1,4 +1,4 @@
-"""Acts on whole lists of entries: pull them, pin them, bundle them, forget them."""
+"""Operations on lists of entries: pull, pin, bundle, and remove from the cache."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from embedkit.model.layout import REVISION
 
 @dataclass(frozen=True, kw_only=True)
 class Pulled:
-    """An entry that is at hand, every byte of it verified.
+    """An entry on this machine, every byte of it verified.
 
     Attributes:
         name: The entry.
@@ -56,20 +56,20 @@ def pull(
 
     Args:
         names: Names, URLs, or archives; all of `zoo` when empty.
-        zoo: Look in this place alone.
-        gate: Decides by the license.
-        watcher: Is told how far a download is.
-        token: Credential of the place.
-        lock: Pin each in the lock file, in place of an older pin.
-        verify_key: The public key whose holder must have signed each.
+        zoo: Look in this zoo only.
+        gate: Accepts or refuses an entry by its license.
+        watcher: Receives the progress of a download.
+        token: Credential of the zoo.
+        lock: Pin each in the lock file, replacing an older pin.
+        verify_key: The public key that must have signed each entry.
 
     Raises:
-        SignatureError: An entry is not signed by the holder of `verify_key`.
-        EmbedkitError: As for `find_entry`; nothing that is broken stays behind.
+        SignatureError: An entry is not signed by this key.
+        EmbedkitError: As for `find_entry`; a broken entry is not kept.
     """
     trust = None if verify_key is None else functools.partial(check_signature, public_key=verify_key)
     access = Access(token=token, gate=gate, watcher=watcher, trust=trust)
-    return [_checked(name, place, access, lock) for name, place in _asked(names, zoo, access)]
+    return [_checked(name, source, access, lock) for name, source in _asked(names, zoo, access)]
 
 
 def bundle(
@@ -96,20 +96,20 @@ def bundle(
         raise ConfigError(f"{out}: expected a name that ends in .tar")
     check_outputs({"-o": out}, {"--zoo": zoo, **{name: name for name in names}})
     access = Access(token=token, gate=gate, watcher=watcher)
-    entries = [find_entry(name, zoo=place, access=access) for name, place in _asked(names, zoo, access)]
+    entries = [find_entry(name, zoo=source, access=access) for name, source in _asked(names, zoo, access)]
     if not entries or len({entry.name for entry in entries}) != len(entries):
         raise ConfigError("expected entries of different names, one at least")
     return write_archive(entries, out)
 
 
 def forget(name: str) -> list[str]:
-    """Drop an entry from the cache.
+    """Remove an entry from the cache.
 
     Args:
         name: Its whole name, or `name@revision`.
 
     Returns:
-        The digests of the versions that were there.
+        The digests of the versions that were removed.
 
     Raises:
         ConfigError: Not a name or a revision.
@@ -128,7 +128,7 @@ def forget(name: str) -> list[str]:
 
 
 def _asked(names: Sequence[str], zoo: str | None, access: Access) -> Iterator[tuple[str, str | None]]:
-    """Each name with the place to look in; all names of a place where none is given."""
+    """Each name with the zoo to look in; all names of the zoo when no name is given."""
     if not names:
         if zoo is None:
             raise ConfigError("name an entry, or a whole zoo with --zoo")

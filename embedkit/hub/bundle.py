@@ -1,4 +1,4 @@
-"""A zoo in one tar, for machines without a network."""
+"""Write a zoo as one tar, for machines without a network."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ def write_archive(entries: Iterable[VerifiedEntry], out: Path) -> list[str]:
 
 def _is_ours(path: Path) -> bool:
     """Whether a file is a zoo's archive, or empty."""
-    return path.stat().st_size == 0 or INDEX in ArchiveStorage(path)._members
+    return path.stat().st_size == 0 or INDEX in ArchiveStorage(path)
 
 
 def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
-    member = tarfile.TarInfo(name)  # no time, no owner: they would say something about the machine
+    member = tarfile.TarInfo(name)  # no time and no owner, which would depend on the machine
     member.size = len(content)
     archive.addfile(member, io.BytesIO(content))

@@ -1,11 +1,11 @@
-"""Entries that came over a connection, in the user's cache folder: whole, verified, and one download for all.
+"""The cache of downloaded entries: complete, verified, and downloaded once for all processes.
 
     zoo/entries/<manifest sha256>/<name>/   an entry; it appears by one rename
-    zoo/entries/.<manifest sha256>.partial/ one that is being pulled: a process that is killed leaves it to the next
-    zoo/locks/<manifest sha256>             who pulls it now
-    zoo/seen/                               what each place said last, for when it cannot be asked
+    zoo/entries/.<manifest sha256>.partial/ a download under way; if its process is killed, the next one resumes it
+    zoo/locks/<manifest sha256>             the lock of a download
+    zoo/seen/                               the last answers of each zoo, used when it is offline
 
-An entry's identity is its manifest's digest: two places that hold the same entry share it here.
+An entry's identity is its manifest's digest: two zoos that have the same entry share one copy.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from typing import Protocol
 
 from embedkit._io.atomic import clear_leftovers, remove_folder, replacing_folder, write_file
 from embedkit._io.locks import locked
-from embedkit._io.messages import one_line
 from embedkit._io.ownership import foreign_access
 from embedkit._io.reading import read_regular
+from embedkit._io.text import plain_line
 from embedkit.errors import ConfigError, EntryError, IntegrityError, OutputError
 from embedkit.hub.base import Located
 from embedkit.hub.catalog import Pin
-from embedkit.hub.download import Watcher, download, full_disk, persistent
+from embedkit.hub.download import Watcher, cache_refusal, download, persistent
 from embedkit.hub.folder import FolderEntry
 from embedkit.hub.limits import CONFIG_LIMIT, INDEX_LIMIT, MANIFEST_LIMIT, check_file_list, is_non_commercial
 from embedkit.hub.verified import VerifiedEntry
@@ -39,51 +39,51 @@ from embedkit.model.manifest import FileRecord, Manifest
 
 @dataclass(frozen=True, kw_only=True)
 class Arrival:
-    """What is about to be pulled, for whoever decides or shows it.
+    """An entry that is about to be downloaded, for the license gate and for progress output.
 
     Attributes:
         name: The entry.
-        place: The zoo that it comes from.
+        zoo: The zoo that it comes from.
         license: SPDX identifier of its license.
         bytes: Of all its files.
     """
 
     name: str
-    place: str
+    zoo: str
     license: str
     bytes: int
 
 
 class Gate(Protocol):
-    """Is asked once the license is known and before the weights come; it raises to refuse."""
+    """Called when the license is known and before the weights are downloaded; it raises to refuse the entry."""
 
     def __call__(self, arrival: Arrival) -> None:
-        """Look at what is about to be pulled."""
+        """Accept the entry, or raise."""
 
 
 def commercial_only(arrival: Arrival) -> None:
-    """Refuse what may not be used commercially, unless somebody said that this is understood.
+    """Refuse a license that forbids commercial use.
 
     Raises:
         ConfigError: The license is non-commercial.
     """
     if is_non_commercial(arrival.license):
         raise ConfigError(
-            f"{arrival.name} of {arrival.place} is under {one_line(arrival.license)}, which forbids commercial use: "
-            f"if that suits you, pull it with `embedkit zoo pull {arrival.name} --zoo {arrival.place} --accept-license`"
+            f"{arrival.name} of {arrival.zoo} is under {plain_line(arrival.license)}, which forbids commercial use: "
+            f"to accept this, pull it with `embedkit zoo pull {arrival.name} --zoo {arrival.zoo} --accept-license`"
         )
 
 
 class Cache:
-    """The cache in one folder."""
+    """The cache of downloaded entries, in one folder."""
 
     def __init__(self, root: str | os.PathLike[str]):
-        """Take the folder; it is made, for its owner alone, when something is written."""
+        """Take the folder; it is made, readable by its owner only, at the first write."""
         self.root = Path(root).expanduser().absolute() / "zoo"
         self._entries = self.root / "entries"
 
     def _check_owner(self) -> None:
-        """Refuse a cache that another user can write: what lies in it decides what is loaded.
+        """Refuse a cache that another user can write to: its content decides what is loaded.
 
         Raises:
             ConfigError: A folder of it belongs to another user than this one or root, or others may write to it.
@@ -98,12 +98,12 @@ class Cache:
                     "name another one with EMBEDKIT_CACHE"
                 )
 
-    # --- what is there ------------------------------------------------------------------------------------
+    # --- reading ------------------------------------------------------------------------------------
 
     def get(self, sha256: str) -> FolderEntry | None:
-        """The entry of this manifest, None when it is not here or not whole.
+        """The entry of this manifest; None when it is missing or incomplete.
 
-        Sizes, manifest and configuration are looked at; whoever reads a file has its digest checked.
+        Sizes, manifest and configuration are checked here; each other file is hashed when it is read.
 
         Raises:
             ConfigError: Other users can write to the cache.
@@ -125,7 +125,7 @@ class Cache:
         return FolderEntry(folder)
 
     def revisions(self, name: str = "", prefix: str = "") -> list[str]:
-        """The manifests' digests of the entries of this name (any, when empty), by the beginning of the digest.
+        """The digests of the cached entries of this name (of any name when empty) that start with `prefix`.
 
         Raises:
             ConfigError: Other users can write to the cache.
@@ -143,29 +143,29 @@ class Cache:
         ]
 
     def remove(self, sha256: str) -> None:
-        """Drop an entry.
+        """Remove an entry.
 
         Raises:
             OutputError: It cannot be removed.
         """
         remove_folder(self._entries / sha256)
 
-    # --- what places said ---------------------------------------------------------------------------------
+    # --- last answers of zoos ---------------------------------------------------------------------------------
 
-    def note(self, place: str, asked: str, located: Located, sha256: str) -> None:
-        """Remember what a place gave for a name; a cache that cannot be written remembers nothing."""
-        facts = {"place": place, "asked": asked, "revision": located.revision, "manifest_sha256": sha256}
-        self._write_seen(f"{_digest(place, asked)}.json", json.dumps(facts).encode())
+    def note(self, zoo: str, asked: str, located: Located, sha256: str) -> None:
+        """Record which entry a zoo gave for a name; nothing is recorded where the cache cannot be written."""
+        facts = {"zoo": zoo, "asked": asked, "revision": located.revision, "manifest_sha256": sha256}
+        self._write_seen(f"{_digest(zoo, asked)}.json", json.dumps(facts).encode())
 
-    def noted(self, place: str, asked: str) -> FolderEntry | None:
-        """What the place gave last for a name, when it is still here.
+    def noted(self, zoo: str, asked: str) -> FolderEntry | None:
+        """The entry that the zoo gave last for a name, if it is still in the cache.
 
         Raises:
             ConfigError: Other users can write to the cache.
         """
         self._check_owner()
         try:
-            path = self.root / "seen" / f"{_digest(place, asked)}.json"
+            path = self.root / "seen" / f"{_digest(zoo, asked)}.json"
             facts = json.loads(read_regular(path, MANIFEST_LIMIT))
             sha256, version = facts["manifest_sha256"], facts["revision"]
         except (OSError, ValueError, KeyError, TypeError):
@@ -177,19 +177,19 @@ class Cache:
             entry.version = str(version)
         return entry
 
-    def note_index(self, place: str, content: bytes) -> None:
-        """Remember a place's index."""
-        self._write_seen(f"{_digest(place)}.{INDEX}", content)
+    def note_index(self, zoo: str, content: bytes) -> None:
+        """Record a zoo's index."""
+        self._write_seen(f"{_digest(zoo)}.{INDEX}", content)
 
-    def noted_index(self, place: str) -> bytes | None:
-        """The index that the place gave last.
+    def noted_index(self, zoo: str) -> bytes | None:
+        """The last index of the zoo.
 
         Raises:
             ConfigError: Other users can write to the cache.
         """
         self._check_owner()
         try:
-            return read_regular(self.root / "seen" / f"{_digest(place)}.{INDEX}", INDEX_LIMIT)
+            return read_regular(self.root / "seen" / f"{_digest(zoo)}.{INDEX}", INDEX_LIMIT)
         except OSError:
             return None
 
@@ -201,7 +201,7 @@ class Cache:
             if not path.is_file() or read_regular(path, INDEX_LIMIT) != content:
                 write_file(path, content)
 
-    # --- what comes ---------------------------------------------------------------------------------------
+    # --- downloading ---------------------------------------------------------------------------------------
 
     def pull(
         self,
@@ -212,19 +212,19 @@ class Cache:
         watcher: Watcher | None = None,
         admit: Callable[[VerifiedEntry], None] = lambda entry: None,
     ) -> FolderEntry:
-        """Bring an entry into the cache, unless it is there; an entry that is there is not looked at.
+        """Download an entry into the cache, unless it is already there.
 
         Args:
-            located: Where it lies.
-            pin: What its manifest must hash to.
-            gate: Decides by the license before the weights come.
-            watcher: Is told how far the download is.
-            admit: Looks at the whole entry before anybody can find it here, and raises to refuse.
+            located: Where it is stored.
+            pin: The digest that its manifest must have.
+            gate: Accepts or refuses the license before the weights are downloaded.
+            watcher: Receives the progress.
+            admit: Checks the whole entry before it appears in the cache; it raises to refuse it.
 
         Raises:
-            EntryError: Its manifest or its list of files is not one of an entry.
-            IntegrityError: Bytes are not those that the pin, the index or the manifest names.
-            ZooError: The place refuses, or (UnreachableError) is down.
+            EntryError: Its manifest is damaged, or lists files that no entry has.
+            IntegrityError: Bytes differ from the digest in the pin, the index or the manifest.
+            ZooError: The zoo refuses, or (UnreachableError) is down.
             OutputError: The cache cannot be written.
         """
         storage, where = located.storage, located.storage.uri
@@ -236,14 +236,14 @@ class Cache:
             pin.check(raw, where, located.name)
         if located.manifest_sha256 not in (None, sha256_hex(raw)):
             raise IntegrityError(
-                f"{where}: the manifest's sha256 is {sha256_hex(raw)[:12]}..., and the place's index says "
-                f"{str(located.manifest_sha256)[:12]}...; if it is being published just now, try again"
+                f"{where}: the manifest's sha256 is {sha256_hex(raw)[:12]}..., and the zoo's index says "
+                f"{str(located.manifest_sha256)[:12]}...; if it is being published right now, try again"
             )
         manifest = Manifest.from_json(raw, f"{where}/{MANIFEST}")
         total = check_file_list(manifest, where)
         found = self.get(manifest.sha256)
         if found is not None:
-            found.name = located.name  # the same bytes may have come under another one
+            found.name = located.name  # the same bytes may have been cached under another name
             return found
         try:
             for name in ("entries", "locks"):
@@ -255,27 +255,27 @@ class Cache:
                     with self._aside(manifest.sha256, alone) as aside:
                         self._fetch(aside, located, manifest, raw, total, gate, watcher, admit)
         except FileNotFoundError as error:
-            raise EntryError(f"{error.filename or where} is listed in the manifest and not there") from None
+            raise EntryError(f"{error.filename or where} is listed in the manifest and missing") from None
         except OSError as error:
-            raise full_disk(error, self.root) from None
+            raise cache_refusal(error, self.root) from None
         found = self.get(manifest.sha256)
         if found is None:
-            raise OutputError(f"{self.root}: the entry was removed while it was pulled; pull it again")
+            raise OutputError(f"{self.root}: the entry was removed during the download; pull it again")
         found.name = located.name
         return found
 
     @contextlib.contextmanager
     def _aside(self, sha256: str, alone: bool) -> Iterator[Path]:
-        """Where an entry is put together, before it appears under its digest in one step."""
+        """The folder in which an entry is assembled before it appears under its digest in one step."""
         if not alone:
-            # Without a lock two may pull at once: each on its own, and nothing is gone on with.
+            # Without a lock, two processes may download at once: each uses its own folder, and nothing is resumed.
             with replacing_folder(self._entries / sha256) as aside:
                 yield aside
             return
         clear_leftovers(self._entries / sha256)
-        aside = self._entries / f".{sha256}.partial"  # a killed pull leaves it, and the next goes on with it
+        aside = self._entries / f".{sha256}.partial"  # resumed by the next pull if this one is killed
         yield aside
-        if os.path.lexists(self._entries / sha256):  # what is there was damaged
+        if os.path.lexists(self._entries / sha256):  # the entry there was damaged
             self.remove(sha256)
         aside.rename(self._entries / sha256)
 
@@ -304,7 +304,7 @@ class Cache:
             raise EntryError(f"{storage.uri}: {CONFIG}: more than {CONFIG_LIMIT} bytes")
         _bring(located, CONFIG, manifest.files[CONFIG], folder, None)
         config = EntryConfig.from_json(read_regular(folder / CONFIG, CONFIG_LIMIT), f"{storage.uri}/{CONFIG}")
-        gate(Arrival(name=located.name, place=located.place, license=config.license, bytes=total))
+        gate(Arrival(name=located.name, zoo=located.zoo, license=config.license, bytes=total))
         if watcher is not None:
             watcher.start(located.name, total)
         for name, record in manifest.files.items():
@@ -313,7 +313,7 @@ class Cache:
         for left in folder.iterdir():
             if left.name not in manifest.files and left.name != MANIFEST:
                 left.unlink()
-        for left in aside.iterdir():  # of a pull under another name
+        for left in aside.iterdir():  # from a pull under another name
             if left != folder:
                 shutil.rmtree(left)
         try:
@@ -323,14 +323,14 @@ class Cache:
             raise
 
     def _folder(self, name: str) -> None:
-        """Make the cache, for its owner alone."""
+        """Make a folder of the cache that only its owner can read."""
         for folder in (self.root.parent, self.root, self.root / name):
             if not folder.is_dir():
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
 
 def _bring(located: Located, name: str, record: FileRecord, folder: Path, watcher: Watcher | None) -> None:
-    """One file to its place in `folder`; one that a killed pull left whole is hashed and kept."""
+    """Download one file into `folder`; a complete file of a killed pull is hashed and kept."""
     target, part = folder / name, folder / f"{name}.part"
     if target.exists():
         target.replace(part)

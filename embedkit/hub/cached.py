@@ -15,14 +15,14 @@ from embedkit.model.layout import INDEX, REVISION
 
 
 class CachedZoo:
-    """A remote zoo behind the cache, which answers for what is pinned, and for a zoo that is down."""
+    """A remote zoo behind the cache. The cache answers for pinned entries, and while the zoo is down."""
 
     def __init__(self, remote: RemoteZoo, access: Access, *, local: bool = False):
-        """Put the cache before a place.
+        """Put the cache in front of a remote zoo.
 
         Args:
-            remote: The place.
-            access: How it is read.
+            remote: The zoo.
+            access: Cache folder, credentials and license gate.
             local: Whether reading it opens no connection, as for an archive.
         """
         self._remote, self._access, self._cache = remote, access, access.cache
@@ -30,16 +30,16 @@ class CachedZoo:
 
     @property
     def uri(self) -> str:
-        """The place's own."""
+        """As of the remote zoo."""
         return self._remote.uri
 
     @property
     def tagged(self) -> bool:
-        """The place's own."""
+        """As of the remote zoo."""
         return self._remote.tagged
 
     def index(self) -> Index:
-        """The place's index; the one it gave last when it cannot be asked."""
+        """The zoo's index; the last one in the cache when the zoo cannot be reached."""
         return self._index
 
     @cached_property
@@ -55,11 +55,11 @@ class CachedZoo:
                 raw = self._cache.noted_index(self.uri)
                 if raw is None:
                     raise
-                _say(f"{self.uri} is down ({error}); its list is the one that it gave last")
+                _warn(f"{self.uri} is down ({error}); using its last list from the cache")
         return Index() if raw is None else Index.from_json(raw, f"{self.uri}/{INDEX}")
 
     def offers(self, name: str) -> bool:
-        """Whether the place's index has this folder name."""
+        """Whether the zoo's index has this folder name."""
         return name in self.index().rows
 
     def holds(self, name: str) -> bool:
@@ -68,13 +68,13 @@ class CachedZoo:
         return row is not None and self._cache.get(row.manifest_sha256) is not None
 
     def find(self, name: str, revision: str | None = None, pin: Pin | None = None) -> EntryFiles | None:
-        """The entry, from the cache where that is sure to be the same, else pulled into it.
+        """The entry: from the cache where a digest proves that it is the same, else downloaded into it.
 
         Raises:
-            UnreachableError: The place is down, and the entry is not in the cache.
+            UnreachableError: The zoo is down, and the entry is not in the cache.
             EmbedkitError: As for `Cache.pull`.
         """
-        found = self._known(name, revision, pin)
+        found = self._by_digest(name, revision, pin)
         if found is not None:
             return found
         asked = f"{name}@{revision or ''}"
@@ -94,14 +94,14 @@ class CachedZoo:
             last = self._cache.noted(self.uri, asked) if pin is None else None
             if last is None:
                 raise
-            _say(f"{self.uri} is down ({error}); {last.name} comes from the cache, as it was pulled last")
+            _warn(f"{self.uri} is down ({error}); {last.name} comes from the cache")
             return last
         self._cache.note(self.uri, asked, located, Path(entry.location).parent.name)
         entry.version = located.revision
         return entry
 
-    def _known(self, name: str, revision: str | None, pin: Pin | None) -> FolderEntry | None:
-        """What the cache has for a digest: the same bytes wherever they come from."""
+    def _by_digest(self, name: str, revision: str | None, pin: Pin | None) -> FolderEntry | None:
+        """The cached entry of a digest: the same bytes from whatever zoo."""
         if pin is not None and revision is None:
             return self._cache.get(pin.sha256)
         if revision is None or not REVISION.fullmatch(revision):
@@ -113,5 +113,5 @@ class CachedZoo:
         return None
 
 
-def _say(message: str) -> None:
+def _warn(message: str) -> None:
     warnings.warn(message, stacklevel=4)

@@ -30,7 +30,7 @@ REVISION_DIGITS = 12
 
 @dataclass(frozen=True, kw_only=True)
 class Pin:
-    """What a manifest must hash to, who says so, and how the user gets out of it."""
+    """The sha256 that a manifest must have, who requires it, and how the user can lift the requirement."""
 
     sha256: str
     by: str
@@ -54,8 +54,8 @@ class Pin:
 class IndexRow:
     """One line of `index.json`: an entry's card facts and its identity.
 
-    A folder keeps an entry's files in `<name>/`. A bucket, where no folder can be replaced in one step, keeps
-    each revision in `<name>/<12 hex digits>/`, and `path` says so.
+    A folder stores an entry's files in `<name>/`. In a bucket no folder can be replaced in one step, so each revision
+    has its own, `<name>/<12 hex digits>/`, which is in `path`.
     """
 
     name: str
@@ -72,7 +72,7 @@ class IndexRow:
 
     @property
     def folder(self) -> str:
-        """Where the entry's files lie, relative to the index."""
+        """The folder of the entry's files, relative to the index."""
         return self.path or self.name
 
 
@@ -94,7 +94,7 @@ class Index:
     aliases: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def folder_of(self, name: str) -> str | None:
-        """The folder name behind a folder name or an alias, None when neither is known."""
+        """The folder name of a folder name or an alias; None when the index has neither."""
         return name if name in self.rows else self.aliases.get(name)
 
     @property
@@ -107,7 +107,7 @@ class Index:
         """Parse and check an index.
 
         Raises:
-            EntryError: Not JSON, another schema version, or a row that is not usable.
+            EntryError: Not JSON, another schema version, or an invalid row.
         """
         data = parse_json(text, where)
         if not isinstance(data, dict) or data.get("schema") != SCHEMA_VERSION:
@@ -153,5 +153,5 @@ def index_pin(name: str, sha256: str) -> Pin:
     return Pin(
         sha256=sha256,
         by="the index",
-        way_out=f"ask for {name}@latest to take what is there",
+        way_out=f"ask for {name}@latest to take the zoo's current version",
     )

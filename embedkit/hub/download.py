@@ -1,13 +1,12 @@
-"""One file from a remote place to the disk: parts are kept, gone on with by any process, and hashed before use.
+"""Resumable download of one file from a remote zoo: parts are kept, resumed by any process, and hashed before use.
 
-What is on the disk is only ever a beginning of what was asked for, so a file named by its sha256 needs no ETag: if a
-beginning was of another version, the digest of the whole says so and the file is fetched once more from its first
-byte. A second wrong whole is the place's fault and an error.
+The part on the disk is the beginning of a file that is named by its sha256, so no ETag is needed: if the part came
+from another version, the digest of the whole file differs, and the file is downloaded once more from its first byte.
+A second wrong digest is an error of the zoo.
 """
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 import time
@@ -16,35 +15,36 @@ from contextlib import closing
 from pathlib import Path
 from typing import BinaryIO, Protocol, TypeVar
 
+from embedkit._io.atomic import refusal
 from embedkit.errors import IntegrityError, OutputError, UnreachableError
 from embedkit.model.manifest import FileRecord
 from embedkit.storage.base import Storage
 
-#: Tries in a row that brought not one byte, after which a place counts as down.
+#: Attempts in a row without one byte, after which a zoo counts as down.
 TRIES = 4
-#: Tries of one file, whatever they bring: a place that always breaks off is not asked for ever.
+#: Attempts for one file in all: a zoo that always breaks off is not retried without end.
 MOST_TRIES = 100
-#: Seconds before the second try; each further one waits twice as long, up to what a place may ask for.
+#: Seconds before the second attempt, doubled for each further one; and the longest wait a zoo may ask for.
 PAUSE, LONGEST_PAUSE = 0.25, 30.0
 
 Value = TypeVar("Value")
 
 
 class Watcher(Protocol):
-    """Is told how far a pull is."""
+    """Receives the progress of a download."""
 
     def start(self, what: str, total: int) -> None:
-        """`total` bytes of `what` are about to come."""
+        """The download of `what`, of `total` bytes, begins."""
 
     def advance(self, count: int) -> None:
-        """So many more bytes are there."""
+        """`count` more bytes are on the disk; negative where a part was dropped."""
 
 
 def persistent(ask: Callable[[], Value]) -> Value:
-    """What `ask` gives, asked again where the place gave no answer.
+    """The result of `ask`, retried where the zoo gave no answer.
 
     Raises:
-        UnreachableError: No answer in `TRIES` tries.
+        UnreachableError: No answer in `TRIES` attempts.
     """
     for turn in range(TRIES):
         try:
@@ -59,19 +59,19 @@ def persistent(ask: Callable[[], Value]) -> Value:
 def download(
     storage: Storage, path: str, record: FileRecord, target: Path, watcher: Watcher | None = None
 ) -> None:
-    """Bring `target` from what it holds (nothing, or a beginning) to the whole file.
+    """Complete `target`, which is empty, missing, or the beginning of the file.
 
     Args:
-        storage: Where the file lies.
-        path: Its name there.
+        storage: The storage that has the file.
+        path: Its path there.
         record: The size and sha256 that it must have.
-        target: A file of the cache that nobody else writes.
-        watcher: Is told about each byte, those of the beginning included.
+        target: A file of the cache that no other process writes.
+        watcher: Receives the progress, the bytes already there included.
 
     Raises:
-        IntegrityError: The place gives other bytes.
-        FileNotFoundError: The place does not have the file.
-        ZooError: The place refuses, or (UnreachableError) gives no answer or breaks off again and again.
+        IntegrityError: The bytes differ from the record.
+        FileNotFoundError: The zoo does not have the file.
+        ZooError: The zoo refuses, or (UnreachableError) does not answer, or breaks off repeatedly.
         OutputError: The disk is full or cannot be written.
     """
     try:
@@ -81,20 +81,16 @@ def download(
     except FileNotFoundError:
         raise
     except OSError as error:
-        raise full_disk(error, target) from None
+        raise cache_refusal(error, target) from None
 
 
-def full_disk(error: OSError, path: Path) -> OutputError:
-    """What a failed write means to the user."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return OutputError(f"{path}: no space is left; make room, or name another cache with EMBEDKIT_CACHE")
-    return OutputError(
-        f"{path} cannot be written ({error.strerror or error}); name another cache with EMBEDKIT_CACHE"
-    )
+def cache_refusal(error: OSError, path: Path) -> OutputError:
+    """The error for a failed write to the cache."""
+    return refusal(path, error, "make room, or name another cache with EMBEDKIT_CACHE")
 
 
 class _Part:
-    """A file that grows at its end, its digest so far, and who is told about it."""
+    """A file that grows at its end, with its digest so far and the watcher of its progress."""
 
     def __init__(self, file: BinaryIO, size: int, watcher: Watcher | None):
         self.file, self.size, self._watcher = file, size, watcher
@@ -108,7 +104,7 @@ class _Part:
             self._count(chunk)
 
     def reset(self) -> None:
-        """Begin again."""
+        """Drop all bytes and start from the first."""
         self.file.truncate(0)
         if self._watcher is not None:
             self._watcher.advance(-self.have)
@@ -136,8 +132,8 @@ def _fill(part: _Part, storage: Storage, path: str, record: FileRecord) -> None:
         try:
             if before == record.size:
                 raise IntegrityError(
-                    f"{storage.uri}/{path}: expected sha256 {record.sha256[:12]}..., and the place gives "
-                    f"{part.sha256[:12]}...; tell whoever keeps it, or pull from another place"
+                    f"{storage.uri}/{path}: expected sha256 {record.sha256[:12]}..., and the zoo gives "
+                    f"{part.sha256[:12]}...; tell its maintainer, or pull from another zoo"
                 )
             _receive(part, storage, path)
         except UnreachableError as error:
@@ -147,7 +143,7 @@ def _fill(part: _Part, storage: Storage, path: str, record: FileRecord) -> None:
                 raise
             _pause(idle, error)
         except IntegrityError:
-            # A beginning of another version may be why, or a mishap on the way: once more, from the first byte.
+            # The part may be of another version, or damaged in transit: once more, from the first byte.
             wrong += 1
             if wrong >= 2 or not before:
                 raise
@@ -155,7 +151,7 @@ def _fill(part: _Part, storage: Storage, path: str, record: FileRecord) -> None:
 
 
 def _receive(part: _Part, storage: Storage, path: str) -> None:
-    """Append what one request brings."""
+    """Append the bytes of one request."""
     begin, chunks = storage.stream(path, part.have, part.size)
     with closing(chunks):
         if begin != part.have:

@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 
 from embedkit._io.reading import read_regular
+from embedkit._io.text import one_line
 from embedkit.errors import ConfigError, EntryError
 from embedkit.hub.base import EntryFiles
 from embedkit.hub.catalog import INDEX_LIMIT, NAME, REVISION_DIGITS, Index, Pin
@@ -21,9 +22,11 @@ class FolderEntry:
 
     def __init__(self, path: Path, name: str | None = None):
         """Take the folder at `path`; nothing is read yet. The entry's name is the folder's unless one is given."""
-        self.path = path.absolute()  # the card is read, and the encoder unpickled, in whatever folder that is
+        self.path = (
+            path.absolute()
+        )  # the working folder may change before the card is read or the encoder unpickled
         self.name = name or path.name
-        self.version = ""  # what the place that it came from calls it
+        self.version = ""  # see `EntryFiles`
 
     @property
     def location(self) -> str:
@@ -68,7 +71,7 @@ class FolderZoo:
         except FileNotFoundError:
             return Index()
         except OSError as error:
-            raise EntryError(f"{self.path / INDEX} cannot be read ({error.strerror})") from None
+            raise EntryError(f"{self.path / INDEX} cannot be read ({one_line(error)})") from None
         return Index.from_json(text, str(self.path / INDEX))
 
     def find(self, name: str, revision: str | None = None, pin: Pin | None = None) -> EntryFiles | None:
@@ -99,17 +102,17 @@ class FolderZoo:
         return FolderEntry(candidates[0]) if candidates else None
 
     def offers(self, name: str) -> bool:
-        """Whether the entry lies here."""
+        """Whether the zoo has the entry."""
         return self.find(name) is not None
 
     holds = offers
 
 
-def check_entry_zoo(folder: Path) -> None:
-    """Refuse to replace what is not an entry's: it would be gone with no way back.
+def check_replaceable(folder: Path) -> None:
+    """Refuse to replace a folder that is not an entry: its content would be lost.
 
     Raises:
-        ConfigError: Something else lies there.
+        ConfigError: The folder is not an entry, or holds other files.
     """
     try:
         if not folder.exists():
@@ -118,11 +121,11 @@ def check_entry_zoo(folder: Path) -> None:
         manifest = read_regular(folder / MANIFEST, MANIFEST_LIMIT) if MANIFEST in there else b""
     except OSError as error:
         raise ConfigError(
-            f"{folder}: what lies there cannot be read ({error.strerror}); move it away, or choose another name"
+            f"{folder}: its content cannot be read ({one_line(error)}); move it away, or choose another name"
         ) from None
     if there and not manifest:
         raise ConfigError(
-            f"{folder} is no entry, and holds {there[0][:100]!a}: move it away, or choose another name"
+            f"{folder} is not an entry, and holds {there[0][:100]!a}: move it away, or choose another name"
         )
     if not there:
         return
@@ -133,7 +136,7 @@ def check_entry_zoo(folder: Path) -> None:
     others = [name for name in there if name not in listed and name != MANIFEST]
     if others:
         raise ConfigError(
-            f"{folder} is to be replaced, and holds {others[0][:100]!a}, which is not of the entry: move it away"
+            f"{folder} would be replaced, and holds {others[0][:100]!a}, which is not part of the entry: move it away"
         )
 
 

@@ -1,16 +1,17 @@
 """The Hugging Face Hub as a zoo: one repository per entry, and `embedkit-index` for the list.
 
-huggingface_hub finds the token and, when publishing, makes the commits. What is read comes through our own reader:
-its client has no end to an answer, checks of a file the number of bytes alone, goes on with nothing in another
-process, and names files of its cache by what the server answers. Only its functions and its own errors are used,
-since its HTTP library changed between 1.x and 2.x.
+huggingface_hub finds the token and, when publishing, makes the commits. Files are read with embedkit's own
+HTTP client: the one of huggingface_hub does not bound an answer, checks only the size of a file, cannot resume in
+another process, and names the files of its cache by what the server answers. Only its functions and its own errors are
+used, since its HTTP library changed between 1.x and 2.x.
 
-The environment's `HF_ENDPOINT` and `HF_TOKEN` count, with one limit: a token that was not given as `token` goes to
-huggingface.co alone.
+`HF_ENDPOINT` and `HF_TOKEN` of the environment are respected, with one limit: a token that was not passed as `token`
+is sent to huggingface.co only.
 """
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 from collections.abc import Callable
@@ -18,7 +19,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
 
-from embedkit._io.messages import quoted
+from embedkit._io.optional import requires
+from embedkit._io.text import quoted
 from embedkit.errors import (
     AccessError,
     EmbedkitError,
@@ -39,7 +41,7 @@ from embedkit.storage.origins import check_web
 HUB = "https://huggingface.co"
 INDEX_REPOSITORY = "embedkit-index"
 
-#: Bytes of what the hub says of a repository: mostly its list of files.
+#: Greatest size in bytes of the hub's description of a repository, mostly its list of files.
 _INFO_LIMIT = 16 << 20
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _NO_ANSWER = re.compile("Connect|Timeout|Transport|Network|Protocol|ReadError|WriteError")
@@ -56,12 +58,12 @@ class HubZoo:
         """Take an organization; nothing is opened yet.
 
         Args:
-            organization: Or a user.
-            token: Goes to this endpoint alone.
+            organization: The organization or user.
+            token: Sent to this endpoint only.
             endpoint: `HF_ENDPOINT`, or huggingface.co, when None.
 
         Raises:
-            ConfigError: The endpoint is neither `https://` nor this machine.
+            ConfigError: The endpoint is neither `https://` nor on this machine.
         """
         self.organization = organization
         self.endpoint = (endpoint or os.environ.get("HF_ENDPOINT") or HUB).rstrip("/")
@@ -76,13 +78,13 @@ class HubZoo:
 
     @property
     def token(self) -> str | None:
-        """The token given, or at huggingface.co the environment's."""
+        """The token that was passed; for huggingface.co, else the environment's."""
         if self._given is None and self._token is None and self.endpoint == HUB:
             self._token = hub_module().get_token()
         return self._given or self._token
 
     def api(self) -> Any:
-        """huggingface_hub's client for this endpoint; it never looks for a token of its own."""
+        """huggingface_hub's client for this endpoint; it does not look up a token itself."""
         return hub_module().HfApi(endpoint=self.endpoint, token=self.token or False)
 
     def repository(self, name: str) -> str:
@@ -101,7 +103,7 @@ class HubZoo:
         except AccessError:
             if self.token is not None:
                 raise
-            # A hub answers for a repository that is not there as for a private one.
+            # A hub gives the same answer for a missing repository and for a private one.
             raise FileNotFoundError(2, "No such repository", f"{self.uri}/{INDEX_REPOSITORY}") from None
 
     def index(self) -> Index:
@@ -112,7 +114,7 @@ class HubZoo:
             return Index()
 
     def locate(self, name: str, revision: str | None) -> Located | None:
-        """See `RemoteZoo`; a revision may be a tag or a commit, too."""
+        """See `RemoteZoo`; a revision may also be a tag or a commit."""
         if not NAME.fullmatch(name) or "--" in name or ".." in name:
             return None
         index = self.index()
@@ -122,7 +124,7 @@ class HubZoo:
         current = row is not None and (revision is None or row.manifest_sha256.startswith(revision))
         tries: list[str] = []
         if revision is not None and not current:
-            # A tag of its first digits is put on each published version.
+            # Each published version is tagged with the first digits of its digest.
             tries += [revision[:REVISION_DIGITS]] if digest else [revision]
             tries += [revision] if _COMMIT.fullmatch(revision) else []
         tries += ["main"] if revision is None or digest else []
@@ -137,7 +139,7 @@ class HubZoo:
                 continue
             return Located(
                 name=name,
-                place=self.uri,
+                zoo=self.uri,
                 storage=storage,
                 revision=commit,
                 manifest_sha256=sha256_hex(manifest),
@@ -147,7 +149,7 @@ class HubZoo:
         return None
 
     def elsewhere(self, name: str, revision: str | None) -> EntryFiles | None:
-        """A snapshot in huggingface_hub's own cache (`HF_HOME`), as `hf download` makes them; verified like any."""
+        """A snapshot in huggingface_hub's own cache (`HF_HOME`), made by `hf download`; verified like any other."""
         try:
             find = hub_module().try_to_load_from_cache
         except MissingDependencyError:
@@ -156,7 +158,7 @@ class HubZoo:
         return FolderEntry(Path(found).parent, name) if isinstance(found, str) else None
 
     def commit(self, name: str, revision: str) -> str | None:
-        """The commit of a branch, tag or commit; None where the repository or the revision is not there."""
+        """The commit of a branch, tag or commit; None where the repository or the revision does not exist."""
         where = f"{self.uri}/{name}"
         path = f"api/models/{self.repository(name)}/revision/{quote(revision, safe='')}"
         web = WebStorage(self.endpoint, self.token)
@@ -164,8 +166,8 @@ class HubZoo:
         if fault == "GatedRepo":
             raise ZooError(f"{where} is gated: accept its conditions on the Hub and give a token")
         if status == 403 or (status == 401 and fault not in ("", "RepoNotFound")):
-            raise AccessError(f"{where}: access is refused ({status}); give a token that may do this")
-        if status != 200:  # a hub answers for a repository that is not there as for a private one
+            raise AccessError(f"{where}: access is refused ({status}); give a token with that right")
+        if status != 200:  # the same answer for a missing repository and for a private one
             return None
         sha = info.get("sha") if isinstance(info, dict) else None
         if not isinstance(sha, str) or not _COMMIT.fullmatch(sha):
@@ -174,7 +176,7 @@ class HubZoo:
 
 
 class _HubStorage(WebStorage):
-    """Files of a repository, named by their place on the Hub in messages."""
+    """Files of a repository, named by their `hf://` address in messages."""
 
     def __init__(self, root: str, token: str | None, shown: str):
         super().__init__(root, token)
@@ -191,19 +193,15 @@ def hub_module(name: str = "") -> Any:
     Raises:
         MissingDependencyError: It is not installed.
     """
-    import importlib
-
-    try:
+    with requires("hf://", "hub"):
         return importlib.import_module("huggingface_hub" + (f".{name}" if name else ""))
-    except ImportError:
-        raise MissingDependencyError("hf:// needs huggingface_hub: pip install 'embedkit[hub]'") from None
 
 
 def ask(where: str, function: Callable[[], Value], secret: str | None = None) -> Value:
-    """What a call of huggingface_hub gives; asked again where there was no answer.
+    """The result of a call of huggingface_hub, retried where there was no answer.
 
     Raises:
-        ZooError: It refuses, or (UnreachableError) gives no answer.
+        ZooError: The Hub refuses, or (UnreachableError) does not answer.
     """
 
     def once() -> Value:
@@ -218,14 +216,14 @@ def ask(where: str, function: Callable[[], Value], secret: str | None = None) ->
 
 
 def _fault(where: str, error: BaseException, secret: str | None) -> ZooError:
-    """What an error of the client means: by the answer's status, or by the lack of one."""
+    """The error for an exception of the client, by the status of the answer or the lack of one."""
     chain = [error]
     while chain[-1].__cause__ is not None:
         chain.append(chain[-1].__cause__)
     statuses = [getattr(getattr(one, "response", None), "status_code", None) for one in chain]
     status = next((one for one in statuses if one is not None), None)
     if status in (401, 403):
-        return AccessError(f"{where}: access is refused ({status}); give a token that may do this")
+        return AccessError(f"{where}: access is refused ({status}); give a token with that right")
     if status is not None and (status in (408, 429) or status >= 500):
         return UnreachableError(f"{where}: the hub is overloaded or broken ({status})")
     kind = type(chain[-1]).__name__

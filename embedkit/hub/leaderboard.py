@@ -1,7 +1,7 @@
-"""Encoders side by side on one data set: what each cost to train and how good it is.
+"""Compare encoders on one data set: training cost and metrics.
 
-Every figure is one that `embedkit evaluate` wrote into its entry; nothing is measured here. Figures of two protocols,
-or on two data sets, never stand in one table.
+Every metric was written into an entry by `embedkit evaluate`; nothing is measured here. Metrics of two protocols or
+of two data sets are never in one table.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from embedkit.model.layout import ENTRY_NAME
 
 __all__ = ["Comparison", "Row", "compare", "with_protocols"]
 
-#: Columns of figures: name in an entry, heading.
-FIGURES = {
+#: Columns of metrics: name in an entry, heading.
+METRICS = {
     "knn_top1": "kNN",
     "probe_top1": "probe",
     "p_at_1": "P@1",
@@ -30,10 +30,10 @@ FIGURES = {
     "rankme": "RankMe",
 }
 BASELINES = ("random", "pixels", "pca")
-#: What no protocol says.
+#: What the columns mean beyond the protocol.
 COLUMNS = (
-    "Own task: on up to 2,048 held-out training images, as the run was exported. Minutes: by the clock of the "
-    "machine that trained, whatever else it did; FLOPs are what to compare."
+    "Pretext task: on up to 2,048 held-out training images, when the run was exported. Minutes: wall-clock time on the "
+    "machine that trained, under any other load; compare FLOPs instead."
 )
 
 
@@ -44,13 +44,13 @@ class Row:
     Attributes:
         name: The entry's, or the baseline's.
         method: How it was trained; empty for a baseline.
-        family: What that method learns from; empty where the entry does not say.
-        images: Images seen in training, None where that is not known.
-        flops: Training FLOPs, None where they are not known.
-        minutes: Of training, None where they are not known.
-        figures: As in the entry.
-        intervals: 95 %, of the figures that are means over test images.
-        pretext: How well the method's own task is solved on held-out training images.
+        family: The supervision of the method; empty where the entry does not say.
+        images: Images seen in training; None where unknown.
+        flops: Training FLOPs; None where unknown.
+        minutes: Training time; None where unknown.
+        metrics: Name -> value, as in the entry.
+        intervals: 95 % intervals of the metrics that are means over test images.
+        pretext: Metrics of the pretext task on held-out training images.
     """
 
     name: str
@@ -59,18 +59,18 @@ class Row:
     images: int | None = None
     flops: float | None = None
     minutes: float | None = None
-    figures: Mapping[str, float] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
     intervals: Mapping[str, Sequence[float]] = field(default_factory=dict)
     pretext: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """What was measured on one data set by one protocol.
+    """The rows of one data set and one protocol.
 
     Attributes:
-        data: The data set, with `by COLUMN` where labels other than `label` count.
-        protocol: How the figures were measured, in words.
+        data: The data set, with `by COLUMN` for labels other than `label`.
+        protocol: How the metrics were measured, as text.
         rows: Encoders by name, then baselines.
     """
 
@@ -79,22 +79,22 @@ class Comparison:
     rows: tuple[Row, ...]
 
     def markdown(self, *, links: bool = False, intervals: bool = False) -> str:
-        """A table.
+        """The rows as a Markdown table.
 
         Args:
             links: Whether an encoder's name links to its card, in the folder of its name.
-            intervals: Whether the 95 % intervals stand behind the figures that have them.
+            intervals: Whether to add the 95 % intervals of the metrics that have them.
         """
-        shown = {key: text for key, text in FIGURES.items() if any(key in row.figures for row in self.rows)}
+        shown = {key: text for key, text in METRICS.items() if any(key in row.metrics for row in self.rows)}
         heads = [
             "encoder",
             "method",
-            "learns from",
+            "supervision",
             "images",
             "FLOPs",
             "minutes",
             *shown.values(),
-            "own task",
+            "pretext task",
         ]
         lines = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
         for row in self.rows:
@@ -105,7 +105,7 @@ class Comparison:
             cells.append(f"{row.flops:.1e}" if row.flops is not None else "")
             cells.append(f"{row.minutes:.0f}" if row.minutes is not None else "")
             for key in shown:
-                value = row.figures.get(key)
+                value = row.metrics.get(key)
                 cell = "" if value is None else f"{value:.0f}" if key == "rankme" else f"{value:.3f}"
                 if intervals and cell and key in row.intervals:
                     low, high = row.intervals[key]
@@ -117,7 +117,7 @@ class Comparison:
 
 
 def compare(entries: Mapping[str, Mapping[str, Any]]) -> list[Comparison]:
-    """The tables that these entries have figures for, by data set and protocol.
+    """The tables for the metrics of these entries, by data set and protocol.
 
     Args:
         entries: Name -> facts, as `embedkit.hub.publish.index.build_facts` gives them and an index holds them.
@@ -126,12 +126,12 @@ def compare(entries: Mapping[str, Mapping[str, Any]]) -> list[Comparison]:
     baselines: dict[tuple[str, str], dict[str, Row]] = {}
     for name, facts in sorted(entries.items()):
         metrics = facts["metrics"]
-        for data, figures in metrics.get("results", {}).items():
+        for data, values in metrics.get("results", {}).items():
             key = data, str(metrics.get("protocol", ""))
-            tables.setdefault(key, []).append(_row(name, facts, data, figures))
-            for baseline, values in metrics.get("baselines", {}).get(data, {}).items():
+            tables.setdefault(key, []).append(_row(name, facts, data, values))
+            for baseline, measured in metrics.get("baselines", {}).get(data, {}).items():
                 title = _title(baseline, facts)
-                baselines.setdefault(key, {}).setdefault(title, Row(name=title, figures=values))
+                baselines.setdefault(key, {}).setdefault(title, Row(name=title, metrics=measured))
     return [
         Comparison(
             data=data,
@@ -143,13 +143,13 @@ def compare(entries: Mapping[str, Mapping[str, Any]]) -> list[Comparison]:
 
 
 def with_protocols(tables: Sequence[Comparison]) -> Iterator[tuple[Comparison, str]]:
-    """Each table with what to write below it: how it was measured; under the last one alone where that is one way."""
+    """Each table with the text below it: its protocol; only below the last table where all have the same."""
     several = len({table.protocol for table in tables}) > 1
     for table in tables:
         yield table, f"{table.protocol} {COLUMNS}" if several or table is tables[-1] else ""
 
 
-def _row(name: str, facts: Mapping[str, Any], data: str, figures: Mapping[str, float]) -> Row:
+def _row(name: str, facts: Mapping[str, Any], data: str, metrics: Mapping[str, float]) -> Row:
     cost: Mapping[str, Any] = facts.get("cost", {})
     return Row(
         name=name,
@@ -158,14 +158,14 @@ def _row(name: str, facts: Mapping[str, Any], data: str, figures: Mapping[str, f
         images=cost.get("images"),
         flops=cost.get("training_flops"),
         minutes=cost["seconds"] / 60 if "seconds" in cost else None,
-        figures=figures,
+        metrics=metrics,
         intervals=facts["metrics"].get("intervals", {}).get(data, {}),
         pretext=facts.get("pretext", {}),
     )
 
 
 def _title(baseline: str, facts: Mapping[str, Any]) -> str:
-    """A baseline's name: it depends on the network, on what it is given, or on both."""
+    """The name of a baseline, which depends on the network, on its input, or on both."""
     given = facts.get("input", "")
     if baseline == "random":
         return f"{facts['architecture'].removeprefix('embedkit_')} at random, {given}"

@@ -1,4 +1,4 @@
-"""What may come over a connection: looked at whole, by the manifest alone, before the first byte of a file."""
+"""What may be downloaded: checked from the manifest, before the first byte of a file is requested."""
 
 from __future__ import annotations
 
@@ -15,34 +15,34 @@ __all__ = ["CONFIG_LIMIT", "INDEX_LIMIT", "MANIFEST_LIMIT", "check_file_list", "
 MOST_FILES = 64
 MOST_BYTES = 64 << 30
 
-#: Data that the runtime or a reader of the entry opens; nothing that anything executes.
+#: Data for the runtime, or text for people; nothing that can be executed.
 SUFFIXES = (".json", ".md", ".npz", ".onnx", ".safetensors", ".sig", ".txt")
 
 _NON_COMMERCIAL = re.compile(r"(?<![a-z])(nc|non-?commercial|research)(?![a-z])", re.IGNORECASE)
 
 
 def check_file_list(manifest: Manifest, where: str) -> int:
-    """Refuse a list that no entry has; names were checked when the manifest was parsed.
+    """Refuse a list of files that no entry has; the names were checked when the manifest was parsed.
 
     Returns:
-        The bytes of all files together.
+        The size of all files together, in bytes.
 
     Raises:
         EntryError: Too many files or bytes, or a file that is neither data nor text.
     """
     if len(manifest.files) > MOST_FILES:
-        raise EntryError(
-            f"{where}: {MANIFEST}: {len(manifest.files)} files, and at most {MOST_FILES} are pulled"
-        )
+        raise EntryError(f"{where}: {MANIFEST}: {len(manifest.files)} files; expected at most {MOST_FILES}")
     for name in manifest.files:
-        if not name.endswith(SUFFIXES) and name not in ("LICENSE", "LICENSE", "NOTICE"):
-            raise EntryError(f"{where}: {MANIFEST}: {name} is not pulled: expected {', '.join(SUFFIXES)}")
+        if not name.endswith(SUFFIXES) and name not in ("LICENSE", "NOTICE"):
+            raise EntryError(
+                f"{where}: {MANIFEST}: {name} is not a file of an entry: expected {', '.join(SUFFIXES)}"
+            )
     total = sum(record.size for record in manifest.files.values())
     if total > MOST_BYTES:
-        raise EntryError(f"{where}: {MANIFEST}: {total} bytes, and at most {MOST_BYTES} are pulled")
+        raise EntryError(f"{where}: {MANIFEST}: {total} bytes; expected at most {MOST_BYTES}")
     return total
 
 
 def is_non_commercial(license: str) -> bool:
-    """Whether a license, by its SPDX identifier or in words, forbids commercial use."""
+    """Whether a license, an SPDX identifier or text, forbids commercial use."""
     return bool(_NON_COMMERCIAL.search(license))

@@ -1,4 +1,4 @@
-"""Copying a zoo between two places, entry by entry, each verified on its way."""
+"""Copy entries from one zoo to another; every byte is verified."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from embedkit.hub.verified import VerifiedEntry
 from embedkit.model.layout import ENTRY_NAME
 
 
-def entry_names(place: Zoo, pattern: str = "*") -> list[str]:
-    """The folder names of a place's entries; those that hold an alias first, so that a copy gives it to them too."""
-    index = place.index()
+def entry_names(zoo: Zoo, pattern: str = "*") -> list[str]:
+    """The names of a zoo's entries. Those with an alias come first, so that a copy gives them the alias too."""
+    index = zoo.index()
     names = set(index.rows)
-    if isinstance(place, FolderZoo):
+    if isinstance(zoo, FolderZoo):
         names = {
-            path.name for path in place.path.iterdir() if path.is_dir() and ENTRY_NAME.fullmatch(path.name)
+            path.name for path in zoo.path.iterdir() if path.is_dir() and ENTRY_NAME.fullmatch(path.name)
         }
     holders = set(index.aliases.values())
     return sorted(fnmatch.filter(names, pattern), key=lambda name: (name not in holders, name))
 
 
-def entries_of(place: Zoo, pattern: str = "*") -> Iterator[VerifiedEntry]:
-    """A place's entries, pulled into the cache where they are remote."""
-    for name in entry_names(place, pattern):
-        files = place.find(name)
+def entries_of(zoo: Zoo, pattern: str = "*") -> Iterator[VerifiedEntry]:
+    """A zoo's entries; remote ones are downloaded into the cache."""
+    for name in entry_names(zoo, pattern):
+        files = zoo.find(name)
         if files is None:
-            raise ConfigError(f"{place.uri} lists {name} and does not hold it: publish it there again")
+            raise ConfigError(f"{zoo.uri} lists {name} but does not have it: publish it there again")
         yield VerifiedEntry(files.name, files)
 
 
@@ -45,21 +45,21 @@ def mirror(
     private: bool = False,
     token: str | None = None,
 ) -> Iterator[Published]:
-    """Copy the entries of a zoo to another place; one that is there already is not written again.
+    """Copy the entries of a zoo to another one; entries that are already there are not written again.
 
     Args:
-        source: A place that can be read.
-        to: A place that can be published to.
+        source: A zoo that can be read.
+        to: A zoo that can be published to.
         pattern: Shell wildcards over the entries' names.
         access: How the source is read.
         private: As for `publish`.
         token: Credential for `to`.
 
     Yields:
-        What was done, entry by entry.
+        The result for each entry.
 
     Raises:
-        EmbedkitError: As for reading the one and publishing to the other.
+        EmbedkitError: As for reading a zoo and for publishing to one.
     """
     for entry in entries_of(open_zoo(source, access), pattern):
         yield publish(entry, to, private=private, token=token)

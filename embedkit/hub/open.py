@@ -1,4 +1,4 @@
-"""From a path or a URL to a place that can be looked in: folders as they are, all else through the cache."""
+"""From a path or a URL to a zoo: folders directly, all others through the cache."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from embedkit.hub.urls import Address, file_path, is_url, parse_zoo
 
 
 def open_zoo(uri: str, access: Access | None = None) -> Zoo:
-    """The place behind a path or a URL; nothing is asked of it yet.
+    """The zoo at a path or a URL; no connection is opened yet.
 
     Args:
         uri: A folder, `file://`, a `.tar` of `embedkit zoo bundle`, `https://host/zoo`, `hf://organization`, or any
-            URL that fsspec knows, as `s3://bucket/zoo`.
+            URL of fsspec, as `s3://bucket/zoo`.
         access: How to read it.
 
     Raises:
-        ConfigError: Not a folder, or not a usable URL.
-        MissingDependencyError: This kind of place needs a package that is not installed.
+        ConfigError: Not a folder, or an invalid URL.
+        MissingDependencyError: This kind of zoo needs a package that is not installed.
     """
     access = access or Access()
     if is_url(uri) and not uri.startswith("file://"):
@@ -37,17 +37,17 @@ def open_zoo(uri: str, access: Access | None = None) -> Zoo:
 
 
 def open_remote(address: Address, token: str | None = None) -> RemoteZoo:
-    """The remote zoo behind an address."""
+    """The remote zoo at an address."""
     if address.scheme == "hf":
         from embedkit.hub.hf import HubZoo
 
-        return HubZoo(address.place.removeprefix("hf://"), token)
+        return HubZoo(address.zoo.removeprefix("hf://"), token)
     from embedkit.hub.static import StaticZoo
 
     if address.scheme in ("http", "https"):
         from embedkit.storage.http import WebStorage
 
-        return StaticZoo(WebStorage(address.place, token))
+        return StaticZoo(WebStorage(address.zoo, token))
     from embedkit.storage.fsspec import BucketStorage
 
-    return StaticZoo(BucketStorage(address.place))
+    return StaticZoo(BucketStorage(address.zoo))

@@ -1,9 +1,7 @@
-"""From a name to an encoder: the look-up order, revisions, pins, and `load_encoder`."""
+"""From a name to a verified entry: the look-up order, revisions and pins."""
 
 from __future__ import annotations
 
-import difflib
-import fnmatch
 import os
 import tomllib
 from collections.abc import Sequence
@@ -11,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from embedkit._io.reading import read_regular
+from embedkit._io.text import did_you_mean
 from embedkit.errors import (
     ConfigError,
     EmbedkitError,
@@ -22,7 +21,7 @@ from embedkit.errors import (
 from embedkit.hub.access import Access
 from embedkit.hub.base import Zoo
 from embedkit.hub.cached import CachedZoo
-from embedkit.hub.catalog import IndexRow, Pin, index_pin
+from embedkit.hub.catalog import Pin, index_pin
 from embedkit.hub.folder import FolderEntry, package_zoo
 from embedkit.hub.lockfile import LockFile
 from embedkit.hub.open import open_zoo
@@ -49,18 +48,18 @@ def find_entry(
     zoo: str | None = None,
     relock: bool = False,
 ) -> VerifiedEntry:
-    """Look an entry up and check its manifest and configuration; what is remote is pulled into the cache.
+    """Look up an entry and check its manifest and configuration; a remote entry is downloaded into the cache.
 
     Args:
         name: As for `load_encoder`.
         revision: As for `load_encoder`.
-        access: How remote places are read.
-        zoo: Look in this place alone.
-        relock: Pin what is found in the lock file, in place of an older pin.
+        access: How remote zoos are read.
+        zoo: Look in this zoo only.
+        relock: Pin the entry in the lock file, replacing an older pin.
 
     Raises:
-        EntryNotFoundError: No place has it.
-        ConfigError: The name or the revision cannot be one.
+        EntryNotFoundError: No zoo has it.
+        ConfigError: The name or the revision is invalid.
         EmbedkitError: As for `load_encoder`.
     """
     access = access or Access()
@@ -72,7 +71,7 @@ def find_entry(
         return own
     address = parse_entry(text) if url else None
     if address is not None:
-        bare, given = f"{address.place}/{address.name}", address.revision
+        bare, given = f"{address.zoo}/{address.name}", address.revision
     else:
         bare, at, behind = text.partition("@")
         given = behind if at else None
@@ -80,15 +79,15 @@ def find_entry(
         raise ConfigError(f"{text!r} and revision={revision!r} both name a revision; give one of them")
     wanted = Wanted.of(bare, given if given is not None else revision, relock=relock)
     if address is not None:
-        entry = _in_places(address.name, [open_zoo(address.place, access)], wanted, access)
+        entry = _in_zoos(address.name, [open_zoo(address.zoo, access)], wanted, access)
         if entry is None:
-            raise EntryNotFoundError(_no_entry(address.place, address.name, access))
+            raise EntryNotFoundError(_no_entry(address.zoo, address.name, access))
         return entry
-    among = [open_zoo(zoo, access)] if zoo is not None else places(access)
+    among = [open_zoo(zoo, access)] if zoo is not None else zoos(access)
     carried = zoo is None and wanted.pin is not None and _is_carried(bare, wanted.pin)
-    # What the package itself holds need not be asked for elsewhere: pinned bytes are the same bytes.
-    asked = [place for place in among if not (carried and isinstance(place, CachedZoo))]
-    entry = _in_places(bare, asked, wanted, access)
+    # An entry in the package is not requested from a remote zoo: pinned bytes are the same everywhere.
+    asked = [one for one in among if not (carried and isinstance(one, CachedZoo))]
+    entry = _in_zoos(bare, asked, wanted, access)
     if entry is None:
         raise _not_found(bare, access, among, zoo)
     return entry
@@ -96,15 +95,15 @@ def find_entry(
 
 @dataclass(frozen=True, kw_only=True)
 class Wanted:
-    """What an entry has to be.
+    """The requirements on an entry.
 
     Attributes:
-        revision: What the user asked for, None for whatever the place has now.
-        pin: What the lock file or the package's index says, when the user asked for no revision.
-        locked: What the lock file says, whatever the user asked for.
-        folder: The entry that the package's index means by the name, empty when it knows none.
+        revision: The revision that the user asked for; None for the zoo's current one.
+        pin: The pin of the lock file or the package's index, when the user asked for no revision.
+        locked: The pin of the lock file, also when the user asked for a revision.
+        folder: The entry of this name in the package's index; empty when it has none.
         key: The name in the lock file.
-        lock: The lock file that learns the name, None when there is none.
+        lock: The lock file to write the name into; None when there is none.
     """
 
     key: str
@@ -116,71 +115,71 @@ class Wanted:
 
     @classmethod
     def of(cls, key: str, revision: str | None, *, relock: bool = False) -> Wanted:
-        """What `key` has to be: `latest` opts out of every pin, and `relock` of the lock file's."""
+        """The requirements for `key`: `latest` lifts every pin, and `relock` that of the lock file."""
         lock = LockFile.find(create=relock)
         if revision == "latest":
             return cls(key=key, lock=lock if relock else None)
         locked = lock.pin(key) if lock is not None and not relock else None
         pin, folder = None, None
         if revision is None:
-            known = package_zoo().index()
-            folder = known.folder_of(key)
-            pin = locked or (index_pin(folder, known.rows[folder].manifest_sha256) if folder else None)
+            index = package_zoo().index()
+            folder = index.folder_of(key)
+            pin = locked or (index_pin(folder, index.rows[folder].manifest_sha256) if folder else None)
         return cls(key=key, folder=folder or "", revision=revision, pin=pin, locked=locked, lock=lock)
 
-    def check(self, place: Zoo, entry: VerifiedEntry, version: str) -> VerifiedEntry:
-        """Hold a found entry against the lock file, or write it into it."""
+    def check(self, zoo: Zoo, entry: VerifiedEntry, version: str) -> VerifiedEntry:
+        """Check an entry against the lock file, or record it there."""
         if self.locked is not None:
             self.locked.check(entry.manifest_bytes, entry.location, self.key)
         elif self.lock is not None:
             self.lock.write(
-                self.key, place=place.uri, revision=version or entry.revision, manifest_sha256=entry.revision
+                self.key, zoo=zoo.uri, revision=version or entry.revision, manifest_sha256=entry.revision
             )
         return entry
 
 
-def _in_places(name: str, among: Sequence[Zoo], wanted: Wanted, access: Access) -> VerifiedEntry | None:
-    """The first entry of this name that is what is wanted, None when no place has the name."""
+def _in_zoos(name: str, among: Sequence[Zoo], wanted: Wanted, access: Access) -> VerifiedEntry | None:
+    """The first entry of this name that meets the requirements; None when no zoo has the name."""
     revision = wanted.revision
     digest = revision is not None and bool(REVISION.fullmatch(revision))
     if revision is not None and not digest:
-        among = [place for place in among if place.tagged]
+        among = [zoo for zoo in among if zoo.tagged]
         if not among:
             raise ConfigError(
                 f"revision: expected at least 12 hex digits of the manifest's sha256 or 'latest', found {revision!r}"
             )
     elsewhere: list[str] = []
     down: UnreachableError | None = None
-    for place in among:
+    for zoo in among:
         try:
-            files = place.find(name, revision, wanted.pin)
+            files = zoo.find(name, revision, wanted.pin)
         except UnreachableError as error:
             if wanted.pin is None:
-                raise  # another place might have another version
+                raise  # another zoo might have another version
             down = down or error
             continue
         if files is None:
             continue
         if files.name != name and not files.name.startswith(f"{name}."):
             raise EntryError(
-                f"{place.uri} answers {name!r} with {files.name}, which is another entry: ask for that one by its "
-                "name, or tell whoever keeps the place"
+                f"{zoo.uri} answers {name!r} with {files.name}, which is another entry: ask for that one by its "
+                "name, or tell the maintainer of the zoo"
             )
         if wanted.locked is None and wanted.folder and files.name != wanted.folder:
             raise ConfigError(
-                f"{name!r} means {wanted.folder} to this version of embedkit, and {files.name} to {place.uri}: "
+                f"{name!r} is {wanted.folder} in this version of embedkit, and {files.name} in {zoo.uri}: "
                 f"give the whole name, {files.name} or {wanted.folder}"
             )
         entry = VerifiedEntry(files.name, files, pin=wanted.pin)
         if revision is None or not digest or entry.revision.startswith(revision) or files.version == revision:
             access.admit(entry)
-            return wanted.check(place, entry, files.version)
-        elsewhere.append(f"{place.uri} has {entry.revision[:12]}")
+            return wanted.check(zoo, entry, files.version)
+        elsewhere.append(f"{zoo.uri} has {entry.revision[:12]}")
     if elsewhere:
         raise EntryNotFoundError(f"{name!r} has no revision {revision}: {'; '.join(elsewhere)}")
-    known = _pulled_once(name, wanted, access)
-    if known is not None:
-        entry = VerifiedEntry(known.name, known, pin=wanted.pin)
+    cached = _from_cache(name, wanted, access)
+    if cached is not None:
+        entry = VerifiedEntry(cached.name, cached, pin=wanted.pin)
         access.admit(entry)
         return wanted.check(package_zoo(), entry, "")
     if down is not None:
@@ -188,32 +187,32 @@ def _in_places(name: str, among: Sequence[Zoo], wanted: Wanted, access: Access) 
     return None
 
 
-def _pulled_once(name: str, wanted: Wanted, access: Access) -> FolderEntry | None:
-    """The pinned entry in the cache, from a place that none of the zoos is now, where it is what the name means.
+def _from_cache(name: str, wanted: Wanted, access: Access) -> FolderEntry | None:
+    """The pinned entry from the cache, though it came from a zoo that is not configured any more.
 
-    A lock file may come with somebody's data set. It picks a version of what is asked for, and no other entry of the
-    cache; for a name that the package's index knows, no other version either.
+    A lock file may come with a data set of another person. It can select a version of the entry that was asked for, but
+    no other entry of the cache; for a name of the package's index, no other version either.
 
     Raises:
         IntegrityError: The lock file pins another version than the package's index, and no zoo has it.
     """
     if wanted.pin is None:
         return None
-    known = access.cache.get(wanted.pin.sha256)
-    if known is None or not (known.name == name or known.name.startswith(f"{name}.")):
+    cached = access.cache.get(wanted.pin.sha256)
+    if cached is None or not (cached.name == name or cached.name.startswith(f"{name}.")):
         return None
     indexed = package_zoo().index().rows.get(wanted.folder)
-    if indexed is not None and (known.name, wanted.pin.sha256) != (wanted.folder, indexed.manifest_sha256):
+    if indexed is not None and (cached.name, wanted.pin.sha256) != (wanted.folder, indexed.manifest_sha256):
         raise IntegrityError(
             f"{wanted.pin.by} pins {wanted.pin.sha256[:12]}... for {name}, which none of the zoos holds, and the index "
             f"of this package {indexed.manifest_sha256[:12]}...: name the zoo that has it in {ZOO_VARIABLE}, or remove "
             "the pin"
         )
-    return known
+    return cached
 
 
 def _is_carried(name: str, pin: Pin) -> bool:
-    """Whether the package itself holds the pinned version of an entry."""
+    """Whether the package contains the pinned version of an entry."""
     index = package_zoo().index()
     folder = index.folder_of(name)
     return (
@@ -223,11 +222,11 @@ def _is_carried(name: str, pin: Pin) -> bool:
     )
 
 
-def places(access: Access | None = None) -> list[Zoo]:
-    """The places to look in, in order; none of them is asked yet.
+def zoos(access: Access | None = None) -> list[Zoo]:
+    """The zoos to look in, in order; none of them is opened yet.
 
     Raises:
-        ConfigError: A place that is named does not exist, or cannot be one.
+        ConfigError: A configured zoo does not exist, or is invalid.
     """
     named = [uri.strip() for uri in os.environ.get(ZOO_VARIABLE, "").split(",") if uri.strip()]
     found: list[Zoo] = [open_zoo(uri, access) for uri in (*named, *_configured())]
@@ -235,70 +234,6 @@ def places(access: Access | None = None) -> list[Zoo]:
     if DEFAULT_ZOO:
         found.append(open_zoo(DEFAULT_ZOO, access))
     return found
-
-
-@dataclass(frozen=True, kw_only=True)
-class EncoderInfo(IndexRow):
-    """A zoo entry as `list_encoders` shows it.
-
-    Attributes:
-        alias: The bare name, empty when another entry has it.
-        place: Where it would be loaded from, empty when only the package's index knows it.
-        at_hand: Whether it can be loaded without a connection.
-    """
-
-    alias: str = ""
-    place: str = ""
-    at_hand: bool = False
-
-
-def list_encoders(
-    pattern: str = "*",
-    *,
-    kind: str = "encoder",
-    zoo: str | None = None,
-    local_files_only: bool = False,
-    token: str | None = None,
-) -> list[EncoderInfo]:
-    """The encoders that a name reaches, by folder name or alias.
-
-    Args:
-        pattern: Shell wildcards, as `*-r10`.
-        kind: `detector` or `landmarks` lists those entries instead, the empty text all.
-        zoo: List this place alone.
-        local_files_only: Never open a connection: of a remote place, what it listed last.
-        token: Credential for a remote place.
-
-    Returns:
-        Sorted by name; those that only the package's index knows have an empty `place`.
-    """
-    access = Access(local_files_only=local_files_only, token=token)
-    found: dict[str, EncoderInfo] = {}
-    among = places(access) if zoo is None else [open_zoo(zoo, access)]
-    asked = [(place, place.index()) for place in among]
-    for name in {name for _, index in asked for name in index.rows}:
-        holder = next((place for place, _ in asked if place.offers(name)), None)
-        # The facts are those of the place that has the entry, else of the first index that knows it.
-        index = next(
-            index
-            for place, index in sorted(asked, key=lambda pair: pair[0] is not holder)
-            if name in index.rows
-        )
-        alias = next((alias for alias, folder in index.aliases.items() if folder == name), "")
-        found[name] = EncoderInfo(
-            **{
-                **vars(index.rows[name]),
-                "alias": alias,
-                "place": holder.uri if holder else "",
-                "at_hand": holder is not None and holder.holds(name),
-            }
-        )
-    return [
-        info
-        for name, info in sorted(found.items())
-        if (not kind or info.kind == kind)
-        and (fnmatch.fnmatchcase(name, pattern) or (info.alias and fnmatch.fnmatchcase(info.alias, pattern)))
-    ]
 
 
 def is_path(text: str) -> bool:
@@ -330,7 +265,7 @@ def _check_revision(entry: VerifiedEntry, revision: str | None) -> VerifiedEntry
 
 
 def _configured() -> list[str]:
-    """The places of the user's configuration file."""
+    """The zoos of the user's configuration file."""
     import platformdirs
 
     try:
@@ -349,13 +284,11 @@ def _configured() -> list[str]:
     return value
 
 
-def _no_entry(place: str, name: str, access: Access) -> str:
+def _no_entry(zoo: str, name: str, access: Access) -> str:
     if access.offline:
-        return (
-            f"{place}/{name} is not in the cache, and no connection may be opened; pull it once where one may"
-        )
+        return f"{zoo}/{name} is not in the cache, and no connection may be opened; pull it once while online"
     hint = "; a private one needs a token" if access.token is None else ""
-    return f"{place} has no entry {name!r}, or shows it to others{hint}"
+    return f"{zoo} has no entry {name!r}, or does not show it{hint}"
 
 
 def _not_found(name: str, access: Access, among: Sequence[Zoo], zoo: str | None) -> EntryNotFoundError:
@@ -365,24 +298,24 @@ def _not_found(name: str, access: Access, among: Sequence[Zoo], zoo: str | None)
         return EntryNotFoundError(f"{among[0].uri} has no entry {name!r}{_near(name, among)}{offline}")
     if package_zoo().index().folder_of(name) is not None:
         return EntryNotFoundError(
-            f"{name!r} is an entry of the zoo that this package does not carry{offline}: name a zoo that holds it, "
+            f"{name!r} is an entry of the zoo that this package does not contain{offline}: name a zoo that has it, "
             f"with {line}"
         )
     if os.path.isdir(name):
         return EntryNotFoundError(
-            f"no encoder is called {name!r}; to load the folder of this name, write its path: .{os.sep}{name}"
+            f"there is no encoder {name!r}; to load the folder of this name, write its path: .{os.sep}{name}"
         )
     return EntryNotFoundError(
-        f"no encoder is called {name!r}{_near(name, among)}{offline}; to name another zoo: {line}"
+        f"there is no encoder {name!r}{_near(name, among)}{offline}; to name another zoo: {line}"
     )
 
 
 def _near(name: str, among: Sequence[Zoo]) -> str:
     names: set[str] = set()
-    for place in among:
+    for zoo in among:
         try:
-            names.update(place.index().names)
+            names.update(zoo.index().names)
         except EmbedkitError:
             continue
-    near = difflib.get_close_matches(name, names, n=3, cutoff=0.4)
-    return f"; the nearest names are {', '.join(near)}" if near else ""
+    hint = did_you_mean(name, sorted(names), most=3, cutoff=0.4)
+    return f" ({hint})" if hint else ""

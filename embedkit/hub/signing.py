@@ -1,15 +1,16 @@
-"""Signatures of entries by a key, made and checked by OpenSSF's model-signing: who published this?
+"""Sign entries with a key and check signatures, by OpenSSF's model-signing.
 
-The manifest says that bytes are whole, a signature who made them. `model.sig` is a file of the entry like any other,
-so it is published, mirrored and bundled with it. It names every file but itself and the manifest, and the manifest
-can say nothing that the signature does not: a file that it changes, adds or leaves out breaks the signature. Whoever
-has no embedkit checks with `model_signing verify key ENTRY --signature ENTRY/model.sig --public_key PUB`.
+The manifest proves that bytes are complete; a signature proves who published them. `model.sig` is a file of the entry
+like any other, so it is published, mirrored and bundled with it. It covers every file except itself and the manifest. A
+manifest that changes, adds or omits a file breaks the signature. Without embedkit, check an entry with
+`model_signing verify key ENTRY --signature ENTRY/model.sig --public_key PUB`.
 """
 
 from __future__ import annotations
 
 import base64
 import contextlib
+import importlib
 import json
 import os
 import shutil
@@ -20,8 +21,9 @@ from pathlib import Path
 from types import ModuleType
 
 from embedkit._io.atomic import replacing_folder
-from embedkit._io.messages import quoted
-from embedkit.errors import ConfigError, MissingDependencyError, SignatureError
+from embedkit._io.optional import requires
+from embedkit._io.text import quoted
+from embedkit.errors import ConfigError, SignatureError
 from embedkit.hub.access import Access
 from embedkit.hub.folder import FolderEntry, package_zoo
 from embedkit.hub.publish.index import update_index
@@ -30,25 +32,25 @@ from embedkit.model.layout import ENTRY_NAME, INDEX, MANIFEST
 from embedkit.model.manifest import Manifest
 
 SIGNATURE = "model.sig"
-#: Bytes; one of ours has about 3,000.
+#: Greatest size in bytes; a usual one has about 3,000.
 SIGNATURE_LIMIT = 1_000_000
 
 
 def sign(
     entry: VerifiedEntry, private_key: str | os.PathLike[str], password: str | None = None
 ) -> VerifiedEntry:
-    """Sign an entry where it lies, unless it holds a good signature of this key already.
+    """Sign an entry in its folder, unless it already has a valid signature of this key.
 
     Args:
-        entry: An entry in a folder of the user's own; every byte is verified on its way.
+        entry: An entry in a folder of the user's own; every byte is verified.
         private_key: An elliptic-curve key (P-256, P-384 or P-521), PEM.
-        password: Of the key, when it has one.
+        password: The password of the key, if it has one.
 
     Returns:
-        The signed entry: of another revision, since it has a file more.
+        The signed entry, of another revision, since it has one file more.
 
     Raises:
-        ConfigError: The key is not one, or the entry lies in the package or in the cache.
+        ConfigError: The key is invalid, or the entry is in the package or the cache.
         MissingDependencyError: model-signing is not installed.
         OutputError: The folder cannot be written.
     """
@@ -69,9 +71,11 @@ def sign(
         config.set_hashing_config(ignored).sign(scratch, scratch / SIGNATURE)
         files[SIGNATURE] = (scratch / SIGNATURE).read_bytes()
     with replacing_folder(folder) as partial:
-        shutil.copytree(folder, partial, dirs_exist_ok=True, symlinks=True)  # with what is not the entry's
+        shutil.copytree(
+            folder, partial, dirs_exist_ok=True, symlinks=True
+        )  # also files that are not part of the entry
         for name, content in ((SIGNATURE, files[SIGNATURE]), (MANIFEST, Manifest.encode(files))):
-            (partial / name).unlink(missing_ok=True)  # a link, perhaps
+            (partial / name).unlink(missing_ok=True)  # it may be a link
             (partial / name).write_bytes(content)
     if (folder.parent / INDEX).is_file():
         update_index(folder.parent)
@@ -79,17 +83,17 @@ def sign(
 
 
 def check_signature(entry: VerifiedEntry, public_key: str | os.PathLike[str]) -> None:
-    """Check that the holder of a key signed exactly this entry, all files of it, under this name.
+    """Check that a key signed exactly this entry: all of its files, under this name.
 
-    An older version that the key signed passes, too: to hold on to one version, pin it (`embedkit.lock`).
+    An older version that the key signed is accepted too; to require one version, pin it (`embedkit.lock`).
 
     Args:
-        entry: The entry; what is checked are its verified bytes.
+        entry: The entry; its verified bytes are checked.
         public_key: PEM.
 
     Raises:
-        SignatureError: It has no signature, or the signature is another key's or another entry's.
-        ConfigError: The key is not one.
+        SignatureError: It has no signature, or one of another key or another entry.
+        ConfigError: The key is invalid.
         MissingDependencyError: model-signing is not installed.
     """
     with _usable_key(public_key):
@@ -104,29 +108,29 @@ def check_signature(entry: VerifiedEntry, public_key: str | os.PathLike[str]) ->
     files = {name: entry.read(name) for name in entry.manifest.files}
     with _laid_out(entry.name, files) as scratch:
         try:
-            with contextlib.redirect_stdout(sys.stderr):  # where it warns
+            with contextlib.redirect_stdout(sys.stderr):  # model-signing prints warnings there
                 config.verify(scratch, scratch / SIGNATURE)
             name, signed = _signed(files[SIGNATURE])
-        except Exception as error:  # of its JSON, of its cryptography, of a file that is missing
+        except Exception as error:  # of JSON, of cryptography, or for a missing file
             reason = quoted(error) or type(error).__name__
             raise SignatureError(
-                f"{entry.location}: {SIGNATURE} is no signature of these files by this key ({reason}); do not use it"
+                f"{entry.location}: {SIGNATURE} is not a signature of these files by this key ({reason}); do not use it"
             ) from None
     if signed != sorted(files.keys() - {SIGNATURE}):
         raise SignatureError(
-            f"{entry.location}: {SIGNATURE} is good and leaves files of the entry out; ask its publisher to sign all"
+            f"{entry.location}: {SIGNATURE} is valid but omits files of the entry; ask its publisher to sign all"
         )
     if name != entry.name:
         raise SignatureError(
-            f"{entry.location}: these files were signed as {name[:80]!r}, and are offered as {entry.name!r}; do not "
+            f"{entry.location}: these files were signed as {name[:80]!r}, and are published as {entry.name!r}; do not "
             "use it"
         )
 
 
 def _signed(signature: bytes) -> tuple[str, list[str]]:
-    """Under which name which files were signed; only for a signature that was checked.
+    """The name and the files that were signed; call it only for a signature that was checked.
 
-    A signature names what it leaves out, and model-signing leaves that out of its check.
+    A signature lists the files that it ignores, and model-signing does not check those.
     """
     statement = json.loads(base64.b64decode(json.loads(signature)["dsseEnvelope"]["payload"]))
     return str(statement["subject"][0]["name"]), sorted(
@@ -137,13 +141,13 @@ def _signed(signature: bytes) -> tuple[str, list[str]]:
 def _check_name(entry: VerifiedEntry) -> None:
     if not ENTRY_NAME.fullmatch(entry.name):
         raise SignatureError(
-            f"{entry.location}: {entry.name[:80]!r} is no name of an entry (<method>-<arch>.<data>) to sign"
+            f"{entry.location}: {entry.name[:80]!r} cannot be signed: expected the name <method>-<arch>.<data>"
         )
 
 
 @contextlib.contextmanager
 def _laid_out(name: str, files: dict[str, bytes]) -> Iterator[Path]:
-    """The verified bytes as plain files in a folder of the entry's name: caches are made of links."""
+    """The verified bytes as plain files in a folder of the entry's name, since caches consist of links."""
     with tempfile.TemporaryDirectory(prefix="embedkit-signing-") as scratch:
         folder = Path(scratch) / name
         folder.mkdir()
@@ -157,7 +161,7 @@ def _own_folder(entry: VerifiedEntry) -> Path:
     for root in (Access().cache.root, package_zoo().path):
         if root.resolve() in folder.parents:
             raise ConfigError(
-                f"{folder} is a copy that embedkit keeps: publish {entry.name} to a folder of your own first, and "
+                f"{folder} is a copy that embedkit manages: publish {entry.name} to a folder of your own first, and "
                 "sign that one"
             )
     return folder
@@ -194,9 +198,5 @@ def _public_half(private_key: str | os.PathLike[str], password: str | None) -> I
 
 
 def _module(name: str) -> ModuleType:
-    try:
-        import importlib
-
+    with requires("a signature", "sign", package="model-signing"):
         return importlib.import_module(f"model_signing.{name}")
-    except ImportError:
-        raise MissingDependencyError("signatures need model-signing: pip install 'embedkit[sign]'") from None

@@ -2,10 +2,12 @@
 
 index.json                             rows by entry, aliases
 <name>/manifest.json, config.json ...  an entry, where a folder can be replaced in one step
-<name>/<12 hex digits>/manifest.json   one revision of it, where it cannot; the index says which one is current
+<name>/<12 hex digits>/manifest.json   one revision, where it cannot; the index names the current one
 """
 
 from __future__ import annotations
+
+from collections.abc import Generator
 
 from embedkit.hub.base import EntryFiles, Located
 from embedkit.hub.catalog import REVISION_DIGITS, Index
@@ -31,7 +33,7 @@ class SubStorage:
         """See `Storage`."""
         return self._storage.read(f"{self._folder}/{path}", limit)
 
-    def stream(self, path: str, start: int, size: int):  # noqa: ANN201
+    def stream(self, path: str, start: int, size: int) -> tuple[int, Generator[bytes]]:
         """See `Storage`."""
         return self._storage.stream(f"{self._folder}/{path}", start, size)
 
@@ -59,25 +61,25 @@ class StaticZoo:
         try:
             index = Index.from_json(self.index_bytes(), f"{self.uri}/{INDEX}")
         except FileNotFoundError:
-            index = Index()  # a single entry on a site, without a zoo around it
+            index = Index()  # a single entry on a site, without an index
         folder = index.folder_of(name) or name
         row = index.rows.get(folder)
         if revision is not None and REVISION.fullmatch(revision):
             if row is None or not row.manifest_sha256.startswith(revision):
-                kept = SubStorage(self._storage, f"{folder}/{revision[:REVISION_DIGITS]}")
-                if self._manifest(kept) is not None:
-                    return Located(name=folder, place=self.uri, storage=kept)
+                old = SubStorage(self._storage, f"{folder}/{revision[:REVISION_DIGITS]}")
+                if self._manifest(old) is not None:
+                    return Located(name=folder, zoo=self.uri, storage=old)
         if row is not None:
             storage = SubStorage(self._storage, row.folder)
-            return Located(name=folder, place=self.uri, storage=storage, manifest_sha256=row.manifest_sha256)
+            return Located(name=folder, zoo=self.uri, storage=storage, manifest_sha256=row.manifest_sha256)
         storage = SubStorage(self._storage, folder)
         manifest = self._manifest(storage) if ENTRY_NAME.fullmatch(folder) else None
         if manifest is None:
             return None
-        return Located(name=folder, place=self.uri, storage=storage, manifest_sha256=sha256_hex(manifest))
+        return Located(name=folder, zoo=self.uri, storage=storage, manifest_sha256=sha256_hex(manifest))
 
     def elsewhere(self, name: str, revision: str | None) -> EntryFiles | None:
-        """See `RemoteZoo`: nobody else keeps copies of sites."""
+        """See `RemoteZoo`: no other software keeps copies of sites."""
         return None
 
     def _manifest(self, storage: Storage) -> bytes | None:

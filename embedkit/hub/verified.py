@@ -1,9 +1,10 @@
-"""An entry whose every byte is held against its manifest before it is given out."""
+"""An entry whose bytes are checked against its manifest before they are returned."""
 
 from __future__ import annotations
 
 import errno
 
+from embedkit._io.text import one_line
 from embedkit.errors import EntryError, IntegrityError
 from embedkit.hub.base import EntryFiles
 from embedkit.hub.catalog import Pin, index_pin
@@ -18,7 +19,7 @@ from embedkit.model.layout import (
 )
 from embedkit.model.manifest import Manifest
 
-#: Bytes of what is read before it can be held against a digest, or parsed as a whole.
+#: Greatest sizes in bytes of what is read before its digest is known, or parsed as a whole.
 MANIFEST_LIMIT = 1_000_000
 
 
@@ -33,13 +34,13 @@ _FILE_LIMIT = 16 << 30
 
 
 class VerifiedEntry:
-    """An entry that gives out a file's bytes only after they matched the manifest.
+    """An entry that returns the bytes of a file only after they matched the manifest.
 
     Attributes:
         name: The folder's name.
-        location: Where it lies, for messages.
+        location: Its folder or URL, for messages.
         manifest: The parsed manifest.
-        manifest_bytes: The same as it lies there.
+        manifest_bytes: The manifest as stored.
         config: The parsed `config.json`.
     """
 
@@ -51,11 +52,11 @@ class VerifiedEntry:
         Args:
             name: The folder's name.
             files: The raw files.
-            manifest_sha256: What the manifest's bytes must hash to, when an index says so.
-            pin: The same, with who says so.
+            manifest_sha256: The digest that the manifest must have by an index.
+            pin: The digest that the manifest must have, and who requires it.
 
         Raises:
-            EntryError: No manifest, or a file that is not what an entry needs.
+            EntryError: No manifest, or an invalid file.
             IntegrityError: Bytes that do not match the pin or the manifest.
         """
         self.name = name
@@ -67,7 +68,7 @@ class VerifiedEntry:
             raise EntryError(f"{self.location} is not a zoo entry: it has no readable {MANIFEST}") from None
         except OSError as error:
             raise EntryError(
-                f"{self.location} is not a zoo entry: it has no readable {MANIFEST} ({error.strerror})"
+                f"{self.location} is not a zoo entry: it has no readable {MANIFEST} ({one_line(error)})"
             ) from None
         if manifest_sha256 is not None:
             pin = index_pin(name, manifest_sha256)
@@ -95,7 +96,7 @@ class VerifiedEntry:
         most = _LIMITS.get(name, _FILE_LIMIT)
         if record.size > most:
             raise EntryError(
-                f"{self.location}/{MANIFEST}: {name} has {record.size} bytes, and at most {most} are read"
+                f"{self.location}/{MANIFEST}: {name} has {record.size} bytes; expected at most {most}"
             )
         try:
             data = self._files.read(name, record.size + 1)
@@ -105,7 +106,7 @@ class VerifiedEntry:
                     f"{self.location}/{name}: expected {record.size} bytes, found more; pull the entry again"
                 ) from None
             raise EntryError(
-                f"{self.location}/{name} cannot be read ({error.strerror}); pull it again"
+                f"{self.location}/{name} cannot be read ({one_line(error)}); pull it again"
             ) from None
         except MemoryError:
             raise EntryError(

@@ -16,8 +16,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeAlias
 
+from embedkit._io.optional import install_hint, requires
 from embedkit._io.ownership import foreign_access
-from embedkit.errors import ConfigError, DeviceError, MissingDependencyError
+from embedkit.errors import ConfigError, DeviceError
 
 Provider: TypeAlias = "str | tuple[str, Mapping[str, Any]]"
 
@@ -117,13 +118,9 @@ def onnxruntime() -> ModuleType:
     conflict = runtime_conflict()
     if conflict:
         warnings.warn(conflict, RuntimeWarning, stacklevel=3)
-    try:
+    note = ", or the extra `gpu` on a machine with an NVIDIA GPU"
+    with requires("an encoder", "cpu", package="ONNX Runtime", note=note):
         import onnxruntime as ort
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"ONNX Runtime cannot be imported ({error}): pip install 'embedkit[cpu]', "
-            "or 'embedkit[gpu]' on a machine with an NVIDIA GPU"
-        ) from None
     return ort
 
 
@@ -207,7 +204,7 @@ def choose_providers(
     elif CUDA not in available:
         raise DeviceError(
             f"device={options.device!r} needs the GPU build of ONNX Runtime, and this one has "
-            f"{', '.join(available)}: pip uninstall -y onnxruntime && pip install 'embedkit[gpu]'"
+            f"{', '.join(available)}: pip uninstall -y onnxruntime && {install_hint('gpu')}"
         )
     else:
         asked = [(CUDA, {})]

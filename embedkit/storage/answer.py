@@ -1,9 +1,9 @@
-"""One HTTP request and its answer, every wait of which has an end.
+"""One HTTP request and its answer, in which every wait is bounded.
 
-A socket's own timeout begins again with each byte, so that a server which sends a byte now and then is waited for
-without end: in the head, in the size of a chunk, in its extension or in a trailer. Two rules hold here instead. The
-connection, the request and the head together have one timeout. In the body each read has one, whatever it reads on
-its way to the next byte of content, and the content must come at `SLOWEST` bytes a second or more.
+The timeout of a socket restarts with each byte, so a server that sends a byte now and then can delay a client without
+end: in the head, in the size of a chunk, in its extension or in a trailer. Two rules replace it. The connection, the
+request and the head together have one timeout. In the body each read has one, which covers all that is read before the
+next byte of content, and the content must arrive at `SLOWEST` bytes a second or more.
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ from typing import Any
 from urllib.parse import SplitResult, unquote, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
-from embedkit._io.messages import quoted, redacted
+from embedkit._io.text import quoted, redacted
 from embedkit.errors import AccessError, IntegrityError, UnreachableError, ZooError
 from embedkit.storage.origins import is_loopback
 
 CHUNK = 1 << 16
-#: Bytes a second below which a place counts as stalled, over one timeout.
+#: Bytes a second, over one timeout, below which a server counts as stalled.
 SLOWEST = 1000
 
 _RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)")
 
 
 class Answer:
-    """One open answer: its head was read within the timeout.
+    """One open answer, whose head was read within the timeout.
 
     Attributes:
-        url: Where it comes from, for messages: without query and without the token.
+        url: The URL for messages, without query and token.
         status: The HTTP status.
-        length: Bytes of the body, None where it does not say.
+        length: Bytes of the body; None where the server does not say.
     """
 
     def __init__(
@@ -53,15 +53,15 @@ class Answer:
         body: bytes | None = None,
         secret: str | None = None,
     ):
-        """Send a request, a POST where it has a body, and read the head of its answer.
+        """Send a request (a POST if it has a body) and read the head of the answer.
 
         Args:
             target: The server.
-            path: On it, with the query.
-            headers: Of the request.
-            seconds: That connection, request and head may take, and each read of the body.
-            body: Of the request.
-            secret: The token, which stands in no message, even where the server repeats it.
+            path: The path on the server, with the query.
+            headers: The headers of the request.
+            seconds: The timeout of connection, request and head together, and of each read of the body.
+            body: The body of the request.
+            secret: The token; it is removed from messages, even where the server repeats it.
 
         Raises:
             UnreachableError: No answer within that time.
@@ -75,7 +75,7 @@ class Answer:
                 self._connection.connect()
                 self._connection.request(method, path, body=body, headers=headers)
                 self._response: Any = self._connection.getresponse()
-            if cut.is_set():  # http.client takes a head that ends early for a whole one
+            if cut.is_set():  # http.client accepts a head that ends early
                 raise TimeoutError
         except (OSError, http.client.HTTPException, ValueError) as error:
             self._connection.close()
@@ -84,11 +84,11 @@ class Answer:
         self.length = self._response.length
 
     def header(self, name: str) -> str:
-        """A header of the answer, empty where it has none."""
+        """A header of the answer; empty where it is missing."""
         return self._response.getheader(name, "") or ""
 
     def close(self) -> None:
-        """End the connection."""
+        """Close the connection."""
         self._response.close()
         self._connection.close()
 
@@ -101,7 +101,7 @@ class Answer:
         return quoted(text, self._secret)
 
     def check(self) -> None:
-        """Refuse whatever is not the whole or a part of a file; an answer that is refused is closed."""
+        """Raise unless this is a file or a part of one; a refused answer is closed."""
         error = self._fault()
         if error is not None:
             self.close()
@@ -117,7 +117,9 @@ class Answer:
         if self.status in (408, 429) or self.status >= 500:
             after = self.header("retry-after")
             seconds = float(after) if after.isdigit() and len(after) < 6 else 0.0
-            return UnreachableError(f"{self.url}: the place is overloaded or broken ({self.status})", seconds)
+            return UnreachableError(
+                f"{self.url}: the server is overloaded or broken ({self.status})", seconds
+            )
         if self.status not in (200, 206, 416):
             return ZooError(f"{self.url}: an unexpected answer ({self.status})")
         if self.header("content-encoding").lower() not in ("", "identity"):
@@ -125,21 +127,19 @@ class Answer:
         return None
 
     def begin(self, start: int, size: int) -> int:
-        """Where in the file of `size` bytes the body begins: at `start`, or at 0."""
+        """The position of the body in the file of `size` bytes: `start`, or 0."""
         if self.status == 416:
-            raise IntegrityError(
-                f"{self.url}: expected {size} bytes, and there are none from byte {start} on"
-            )
+            raise IntegrityError(f"{self.url}: expected {size} bytes, and there is none from byte {start} on")
         if self.status == 206:
             match = _RANGE.fullmatch(self.header("content-range"))
             if not match or int(match[1]) != start or match[3] not in ("*", str(size)):
                 raise IntegrityError(
-                    f"{self.url}: expected bytes {start}-{size - 1}/{size}, and the place gives "
+                    f"{self.url}: expected bytes {start}-{size - 1}/{size}, and the server sends "
                     f"{quoted(self.header('content-range'), self._secret, longest=80)!r}"
                 )
             return start
         if self.length is not None and self.length != size:
-            raise IntegrityError(f"{self.url}: expected {size} bytes, and the place has {self.length}")
+            raise IntegrityError(f"{self.url}: expected {size} bytes, found {self.length}")
         return 0
 
     def whole(self, limit: int) -> bytes:
@@ -147,33 +147,35 @@ class Answer:
 
         Raises:
             ZooError: It has more than `limit` bytes.
-            UnreachableError: It is cut or stalls.
+            UnreachableError: It breaks off or stalls.
         """
         if self.length is not None and self.length > limit:
             self.close()
-            raise ZooError(f"{self.url}: expected at most {limit} bytes, and {self.length} are announced")
+            raise ZooError(f"{self.url}: expected at most {limit} bytes, found {self.length}")
         data = bytearray()
         with contextlib.closing(self.chunks()) as chunks:
             for chunk in chunks:
                 data += chunk
                 if len(data) > limit:
-                    raise ZooError(f"{self.url}: expected at most {limit} bytes, and more came")
+                    raise ZooError(f"{self.url}: expected at most {limit} bytes, found more")
         return bytes(data)
 
     def json(self, limit: int) -> object:
-        """The body as JSON, None where it is empty.
+        """The body as JSON; None where it is empty.
 
         Raises:
-            ZooError: No JSON, or more than `limit` bytes.
-            UnreachableError: It is cut or stalls.
+            ZooError: Not JSON, or more than `limit` bytes.
+            UnreachableError: It breaks off or stalls.
         """
         try:
             return json.loads(self.whole(limit) or b"null")
         except (ValueError, RecursionError):
-            raise ZooError(f"{self.url}: expected JSON, and something else came ({self.status})") from None
+            raise ZooError(
+                f"{self.url}: expected JSON, found something else (status {self.status})"
+            ) from None
 
     def chunks(self) -> Generator[bytes]:
-        """The body; a cut or stalled one ends in UnreachableError. Time that the caller takes does not count."""
+        """The body in chunks; UnreachableError if it breaks off or stalls. The caller's own time does not count."""
         with contextlib.closing(self):
             waited, got, left = 0.0, 0, self.length
             while left is None or left > 0:
@@ -195,12 +197,12 @@ class Answer:
                     if got < SLOWEST * waited:
                         raise UnreachableError(f"{self.url}: slower than {SLOWEST} bytes a second")
                     waited, got = 0.0, 0
-            if left:  # http.client takes a body that ends early for a whole one
+            if left:  # http.client accepts a body that ends early
                 raise UnreachableError(f"{self.url}: the connection broke off ({left} bytes are missing)")
 
 
 class _Response(http.client.HTTPResponse):
-    """An answer that is read through `_Timed`."""
+    """An HTTP response that is read through `_Timed`."""
 
     def __init__(self, sock: socket.socket, *arguments: Any, **options: Any):
         super().__init__(sock, *arguments, **options)
@@ -209,7 +211,7 @@ class _Response(http.client.HTTPResponse):
 
 
 class _Timed(io.RawIOBase):
-    """A socket's bytes until a moment, however few come at a time."""
+    """The bytes of a socket until a deadline, however few arrive at a time."""
 
     def __init__(self, raw: io.RawIOBase, sock: socket.socket):
         self._raw, self._sock = raw, sock
@@ -234,7 +236,7 @@ class _Timed(io.RawIOBase):
 def _connection(
     target: SplitResult, path: str, headers: dict[str, str], seconds: float
 ) -> tuple[http.client.HTTPConnection, str, dict[str, str]]:
-    """The connection, straight or through the environment's proxy, and what to ask for on it."""
+    """The connection, direct or through the environment's proxy, with the path and headers to send on it."""
     host, port = target.hostname or "", target.port
     secure = target.scheme == "https"
     proxy = None if is_loopback(host) or proxy_bypass(host) else getproxies().get(target.scheme)
@@ -264,18 +266,16 @@ def _open(host: str, port: int | None, secure: bool, seconds: float) -> http.cli
 
 @contextlib.contextmanager
 def _deadline(connection: http.client.HTTPConnection, seconds: float) -> Iterator[threading.Event]:
-    """Cut a connection after so many seconds: sending, and what a proxy says, have no end of their own.
+    """Close a connection after so many seconds: sending, and the answer of a proxy, have no timeout of their own.
 
     Yields:
-        Whether it was cut.
+        An event that is set when the connection was cut.
     """
     done = threading.Event()
 
     def cut() -> None:
         done.set()
-        with contextlib.suppress(
-            OSError, AttributeError
-        ):  # there may be no socket yet: its own timeout ends it
+        with contextlib.suppress(OSError, AttributeError):  # without a socket yet, its own timeout applies
             connection.sock.shutdown(socket.SHUT_RDWR)
 
     timer = threading.Timer(seconds, cut)
@@ -288,5 +288,5 @@ def _deadline(connection: http.client.HTTPConnection, seconds: float) -> Iterato
 
 
 def shown(target: SplitResult, secret: str | None = None) -> str:
-    """A URL for messages: without query, which may hold a signature, and without the token."""
+    """A URL for messages, without the query, which may hold a signature, and without the token."""
     return redacted(f"{target.scheme}://{target.netloc}{target.path}", secret)

@@ -17,18 +17,18 @@ class Storage(Protocol):
         """All bytes of a small file.
 
         Raises:
-            FileNotFoundError: It is not there.
-            ZooError: It has more than `limit` bytes, or the place refuses or (UnreachableError) is down.
+            FileNotFoundError: There is no such file.
+            ZooError: It has more than `limit` bytes, or the server refuses or (UnreachableError) is down.
         """
 
     def stream(self, path: str, start: int, size: int) -> tuple[int, Generator[bytes]]:
         """The bytes of a file of `size` bytes from `start` on, in chunks.
 
         Returns:
-            Where the bytes really begin (`start`, or 0 where the place cannot give a part), and the chunks.
+            Where the bytes begin (`start`, or 0 where the server cannot send a part), and the chunks.
 
         Raises:
-            FileNotFoundError: It is not there.
-            IntegrityError: The place says that the file has another size.
+            FileNotFoundError: There is no such file.
+            IntegrityError: The file has another size.
             ZooError: As for `read`; the chunks raise it too.
         """

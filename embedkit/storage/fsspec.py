@@ -1,4 +1,4 @@
-"""Files in any store that fsspec reaches: S3, Google Cloud, SFTP, memory."""
+"""Files in any store of fsspec: S3, Google Cloud, SFTP, memory."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from collections.abc import Generator
 from functools import cached_property
 from typing import Any
 
-from embedkit._io.messages import quoted
+from embedkit._io.optional import requires
+from embedkit._io.text import quoted
 from embedkit.errors import (
     AccessError,
     ConfigError,
@@ -18,14 +19,14 @@ from embedkit.errors import (
     ZooError,
 )
 
-#: One request brings so much.
+#: Bytes of one request.
 PART = 8 << 20
 
 _UNREACHABLE = ("Connect", "Timeout", "Endpoint", "Unavailable", "SlowDown", "ServerDisconnected")
 
 
-#: What S3 answers where a condition does not hold, or another write is under way, and what a store answers that knows
-#: no conditions.
+#: Error codes of S3 where a condition does not hold or another write is under way, and of stores without conditional
+#: writes.
 _FAILED = ("PreconditionFailed", "ConditionalRequestConflict", "412", "409", "NoSuchKey")
 _UNKNOWN = ("NotImplemented", "501")
 
@@ -39,9 +40,9 @@ class _RefusedError(EmbedkitError):
 
 
 class BucketStorage:
-    """Files below one URL of an fsspec file system. Credentials are the file system's own business.
+    """Files below one URL of an fsspec file system. The file system finds its own credentials.
 
-    The file system is made at the first question: its event loop has sockets, and what is in the cache needs none.
+    It is made at the first request: its event loop opens sockets, which reading from the cache must not.
     """
 
     def __init__(self, uri: str):
@@ -51,18 +52,16 @@ class BucketStorage:
     @cached_property
     def _opened(self) -> tuple[Any, str]:
         scheme = self._uri.partition("://")[0]
-        try:
+        with requires(self._uri, "hub"):
             from fsspec.core import url_to_fs
-        except ImportError:
-            raise MissingDependencyError(f"{self._uri} needs fsspec: pip install 'embedkit[hub]'") from None
         try:
-            # Listings are not kept: what another process publishes must be seen.
+            # No cache of listings: what another process publishes must be visible.
             store, root = url_to_fs(self._uri, use_listings_cache=False)
         except ImportError as error:
             raise MissingDependencyError(f"{self._uri}: {quoted(error)}") from None
         except ValueError as error:
             raise ConfigError(
-                f"{self._uri}: no file system is known for {scheme}:// ({quoted(error)})"
+                f"{self._uri}: fsspec has no file system for {scheme}:// ({quoted(error)})"
             ) from None
         return store, root.rstrip("/")
 
@@ -72,7 +71,7 @@ class BucketStorage:
 
         Raises:
             MissingDependencyError: fsspec, or its driver for this protocol, is not installed.
-            ConfigError: fsspec knows no such protocol.
+            ConfigError: fsspec does not have this protocol.
         """
         return self._opened[0]
 
@@ -83,9 +82,9 @@ class BucketStorage:
 
     def read(self, path: str, limit: int) -> bytes:
         """All bytes of a small file; see `Storage`."""
-        data = self._ask(path, self.store.cat_file, self._path(path), start=0, end=limit + 1)
+        data: bytes = self._ask(path, self.store.cat_file, self._path(path), start=0, end=limit + 1)
         if len(data) > limit:
-            raise ZooError(f"{self._uri}/{path}: expected at most {limit} bytes, and there are more")
+            raise ZooError(f"{self._uri}/{path}: expected at most {limit} bytes, found more")
         return data
 
     def stream(self, path: str, start: int, size: int) -> tuple[int, Generator[bytes]]:
@@ -94,18 +93,19 @@ class BucketStorage:
         if found is None:
             raise FileNotFoundError(2, "No such file", f"{self._uri}/{path}")
         if found != size:
-            raise IntegrityError(f"{self._uri}/{path}: expected {size} bytes, and the place has {found}")
+            raise IntegrityError(f"{self._uri}/{path}: expected {size} bytes, found {found}")
         return start, self._parts(path, start, size)
 
     def size(self, path: str) -> int | None:
-        """Bytes of a file, None when it is not there."""
+        """Size of a file in bytes; None when it does not exist."""
         try:
-            return self._ask(path, self.store.info, self._path(path))["size"]
+            size: int | None = self._ask(path, self.store.info, self._path(path))["size"]
         except FileNotFoundError:
             return None
+        return size
 
     def write(self, path: str, content: bytes) -> None:
-        """Write a file whole, as an object store does."""
+        """Write a file in one step, as an object store does."""
         self._ask(path, self.store.pipe_file, self._path(path), content)
 
     def copy(self, source: str, target: str) -> None:
@@ -113,19 +113,20 @@ class BucketStorage:
         self._ask(source, self.store.cp_file, self._path(source), self._path(target))
 
     def version(self, path: str) -> str | None:
-        """What the store calls the content that a file has now: None where it is not there, or has no such name."""
+        """The store's version (ETag) of a file; None where the file does not exist or has no version."""
         if not self._conditional:
             return None
         try:
-            return self._ask(path, self.store.info, self._path(path), refresh=True).get("ETag")
+            version: str | None = self._ask(path, self.store.info, self._path(path), refresh=True).get("ETag")
         except FileNotFoundError:
             return None
+        return version
 
     def write_if(self, path: str, content: bytes, version: str | None) -> bool | None:
-        """Write a file on the condition that it still has a version, or is still missing where that is None.
+        """Write a file on the condition that its version is unchanged; None: that the file is missing.
 
         Returns:
-            Whether it was written; None where the store knows no conditions, and nothing was written.
+            Whether it was written; None where the store has no conditional writes, and nothing was written.
         """
         if not self._conditional:
             return None
@@ -144,19 +145,19 @@ class BucketStorage:
         return sorted(self.store._strip_protocol(path).removeprefix(root) for path in found)
 
     def remove(self, path: str) -> None:
-        """Remove a file; one that is not there is fine."""
+        """Remove a file, if it exists."""
         with contextlib.suppress(FileNotFoundError):
             self._ask(path, self.store.rm_file, self._path(path))
 
     @property
     def _conditional(self) -> bool:
-        """Whether the store takes `If-Match`: S3 and what speaks like it."""
+        """Whether the store accepts `If-Match`, as S3 and compatible stores do."""
         protocol = self.store.protocol
         return "s3" in ((protocol,) if isinstance(protocol, str) else protocol)
 
     @staticmethod
     def _refusable(function: Any, *arguments: Any, **options: Any) -> Any:
-        """Call a function of the S3 driver, and tell a condition that failed from other errors."""
+        """Call a function of the S3 driver, and separate failed conditions from other errors."""
         try:
             return function(*arguments, **options)
         except OSError as error:
@@ -176,7 +177,7 @@ class BucketStorage:
             end = min(start + PART, size)
             chunk = self._ask(path, self.store.cat_file, self._path(path), start=start, end=end)
             if not chunk:
-                return  # the caller counts
+                return  # the caller counts the bytes
             yield chunk
             start += len(chunk)
 

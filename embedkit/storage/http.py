@@ -1,10 +1,10 @@
-"""Files over HTTP: what a place may answer, where a redirect may lead, and who is given the token.
+"""Files over HTTP, with rules for answers, redirects and the token.
 
-The standard library's client is enough: a request of ours is a GET with a range, and each rule below has to be
-looked at before a redirect is followed, which is easier where we follow it. Rules: `https://` (or this machine); the
-token goes to the origin that it was given for and to no other, and stands in no message; at most five redirects,
-never to a file, never from the net to this machine, never from `https` to `http`; no compressed body; an end to every
-wait (`answer`). Proxies are those of the environment.
+The standard library's client suffices: a request is a GET with a range, and the rules must be checked before each
+redirect, so redirects are followed here. The rules: `https://` only (or this machine); the token is sent only to the
+origin that it was given for, and is in no message; at most five redirects, never to a file, from the network to this
+machine, or from `https` to `http`; no compressed body; every wait is bounded (`answer`). Proxies are those of the
+environment.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ import re
 from collections.abc import Generator
 from urllib.parse import SplitResult, urljoin, urlsplit
 
-from embedkit._io.messages import quoted
+from embedkit._io.text import quoted
 from embedkit.errors import ConfigError, UnreachableError, ZooError
 from embedkit.storage.answer import Answer, shown
 from embedkit.storage.origins import check_web, is_loopback
 
 REDIRECTS = 5
-#: Bytes of an answer to a POST.
+#: Greatest size in bytes of an answer to a POST.
 POST_LIMIT = 1 << 20
 
 
 def timeout() -> float:
-    """Seconds that a place may take to answer, from `EMBEDKIT_TIMEOUT`; 30 by default."""
+    """Seconds that a server may take to answer, from `EMBEDKIT_TIMEOUT`; 30 by default."""
     try:
         seconds = float(os.environ.get("EMBEDKIT_TIMEOUT", "30"))
     except ValueError:
@@ -45,14 +45,14 @@ class WebStorage:
 
         Args:
             root: `https://host/path`, or `http://` to this machine.
-            token: Sent as a bearer token to this origin alone.
+            token: Sent as a bearer token to this origin only.
 
         Raises:
-            ConfigError: Not a usable address.
+            ConfigError: Not a valid address.
         """
         check_web(root)
         if token is not None and not re.fullmatch(r"[\x21-\x7e]+", token):
-            raise ConfigError("the token holds characters that no token has: check where it was copied from")
+            raise ConfigError("the token has characters that no token has: copy it again")
         self._root = root.rstrip("/")
         self._token = token
 
@@ -84,10 +84,10 @@ class WebStorage:
         return begin, answer.chunks()
 
     def get_json(self, path: str, limit: int) -> tuple[int, str, object]:
-        """Ask an API: status, `X-Error-Code` and, where the status is 200, what it answers as JSON.
+        """GET from an API: the status, `X-Error-Code` and, where the status is 200, the JSON.
 
         Raises:
-            ZooError: Another status than 200, 401, 403 and 404, more than `limit` bytes, or no JSON.
+            ZooError: Another status than 200, 401, 403 and 404, more than `limit` bytes, or not JSON.
         """
         with contextlib.closing(self._follow(f"{self._root}/{path}", 0)) as answer:
             if answer.status in (401, 403, 404):
@@ -96,10 +96,10 @@ class WebStorage:
             return answer.status, "", answer.json(limit)
 
     def post_json(self, path: str, value: object) -> tuple[int, object]:
-        """Send JSON to the root's origin; the status and what it answers, as JSON.
+        """POST JSON to the root's origin; returns the status and the JSON of the answer.
 
         Raises:
-            ZooError: No answer, or none that is JSON.
+            ZooError: No answer, or one that is not JSON.
         """
         url = f"{self._root}/{path}"
         with contextlib.closing(self._request(urlsplit(url), 0, json.dumps(value).encode())) as answer:
@@ -138,17 +138,17 @@ class WebStorage:
 
 
 def _redirected(origin: SplitResult, target: SplitResult, location: str, secret: str | None) -> SplitResult:
-    """Where a redirect leads, when it may.
+    """The target of a redirect, if it is allowed.
 
     Raises:
-        ZooError: A redirect to no web address, out of encryption, or from the net to this machine.
+        ZooError: A redirect to something else than a web address, to `http`, or from the network to this machine.
     """
     where = shown(target, secret)
     try:
         new = urlsplit(urljoin(target.geturl(), location))
         host, _ = new.hostname or "", new.port
     except ValueError:
-        raise ZooError(f"{where}: a redirect to no usable address") from None
+        raise ZooError(f"{where}: a redirect to an invalid address") from None
     inside = is_loopback(origin.hostname or "")
     if (
         not location
@@ -157,7 +157,7 @@ def _redirected(origin: SplitResult, target: SplitResult, location: str, secret:
         or re.search(r"[^\x21-\x7e]", new.geturl())
     ):
         raise ZooError(
-            f"{where}: a redirect to no web address is refused ({quoted(new.scheme, secret, longest=20)!r})"
+            f"{where}: a redirect that is not to a web address is refused ({quoted(new.scheme, secret, longest=20)!r})"
         )
     if new.scheme == "http" and not (inside and is_loopback(host)):
         raise ZooError(f"{where}: a redirect to unencrypted http:// is refused")

@@ -1,4 +1,4 @@
-"""Which web addresses may be asked: schemes, hosts and ports."""
+"""Which web addresses may be requested: schemes, hosts and ports."""
 
 from __future__ import annotations
 
@@ -25,23 +25,25 @@ def check_web(url: str) -> None:
     """Refuse a web address that is not encrypted, or that holds credentials.
 
     Raises:
-        ConfigError: Neither `https://` nor this machine, or no usable address.
+        ConfigError: Neither `https://` nor on this machine, or an invalid address.
     """
     try:
         parts = urlsplit(url)
         host, _ = parts.hostname or "", parts.port
     except ValueError:
-        raise ConfigError(f"{_shown(url)} is not a usable address") from None
+        raise ConfigError(f"{without_login(url)} is not a valid address") from None
     if parts.username is not None or parts.password is not None:
         raise ConfigError("a URL with a user or a password in it is refused: give the credential as token")
     if not _HOST.fullmatch(host) or parts.query or parts.fragment:
-        raise ConfigError(f"{_shown(url)} is not a usable address: expected https://host/path")
+        raise ConfigError(f"{without_login(url)} is not a valid address: expected https://host/path")
     if parts.scheme != "https" and not (parts.scheme == "http" and is_loopback(host)):
-        raise ConfigError(f"{_shown(url)} is not encrypted: expected https:// (http:// only to this machine)")
+        raise ConfigError(
+            f"{without_login(url)} is not encrypted: expected https:// (http:// only to this machine)"
+        )
 
 
-def _shown(text: str) -> str:
-    """`text` for a message, without a user and password that stand in it."""
+def without_login(text: str) -> str:
+    """`text` for a message, without the user and password in it."""
     scheme, separator, rest = text.partition("://")
     host, slash, path = rest.partition("/")
     return repr(f"{scheme}{separator}{host.rpartition('@')[2]}{slash}{path}"[:200])

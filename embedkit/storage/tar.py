@@ -1,4 +1,4 @@
-"""A zoo in one tar, for machines without a network: written plain, and read member by member, never extracted."""
+"""Files in a plain tar, read member by member and never extracted, for machines without a network."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from embedkit._io.messages import quoted
 from embedkit._io.reading import open_regular
+from embedkit._io.text import one_line, quoted
 from embedkit.errors import EntryError, IntegrityError, ZooError
 
 _CHUNK = 1 << 20
@@ -23,18 +23,18 @@ _MOST_MEMBERS = 20_000
 _BLOCK = 512
 
 
-#: Bytes of a header that only says a long name or a large size.
+#: Greatest size in bytes of a header for a long name or a large size.
 _LONGEST_HEADER = 1 << 16
 
 
 class ArchiveStorage:
-    """The files of a tar, by name; only plain files count, and each name may stand once."""
+    """The files of a tar by name; members must be plain files with unique names."""
 
     def __init__(self, path: Path):
         """Read the list of members.
 
         Raises:
-            EntryError: Not a tar, or one that no `embedkit zoo bundle` wrote.
+            EntryError: Not a tar, or not one of `embedkit zoo bundle`.
         """
         self._path = path
         self._members: dict[str, tuple[int, int]] = {}
@@ -42,7 +42,7 @@ class ArchiveStorage:
             with open_regular(path) as file:
                 for name, start, size in read_members(file):
                     if name in self._members or len(self._members) >= _MOST_MEMBERS:
-                        raise ValueError(f"{name[:80]!r} stands twice, or there are too many members")
+                        raise ValueError(f"{name[:80]!r} occurs twice, or there are too many members")
                     self._members[name] = (start, size)
         except (tarfile.TarError, OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) else error
@@ -52,6 +52,10 @@ class ArchiveStorage:
     def uri(self) -> str:
         """The archive's path."""
         return str(self._path)
+
+    def __contains__(self, path: str) -> bool:
+        """Whether the tar has a file of this name."""
+        return path in self._members
 
     def read(self, path: str, limit: int) -> bytes:
         """All bytes of a small member; see `Storage`."""
@@ -82,20 +86,20 @@ class ArchiveStorage:
                     left -= len(chunk)
                     yield chunk
         except OSError as error:
-            raise ZooError(f"{self._path} cannot be read ({error.strerror})") from None
+            raise ZooError(f"{self._path} cannot be read ({one_line(error)})") from None
 
 
 def read_members(file: BinaryIO) -> Iterator[tuple[str, int, int]]:
     """The plain files of a tar as `embedkit zoo bundle` writes them: name, first byte and size in bytes.
 
-    The standard library reads a long name or a pax header whole, whatever size it claims (1 TB of a sparse file), and
-    lets a pax header hide, move or resize members. Here a header is bounded, and may give a path and a size alone.
+    The standard library reads a long name or a pax header of any claimed size (1 TB in a sparse file), and lets a pax
+    header hide, move or resize members. Here a header is bounded, and may only give a path and a size.
 
     Args:
         file: The tar, at its start.
 
     Raises:
-        ValueError: Anything else than plain files, or one that reaches beyond the file's end.
+        ValueError: A member that is not a plain file, or extends beyond the end of the tar.
         tarfile.TarError: A damaged header.
         OSError: It cannot be read.
     """
@@ -120,7 +124,7 @@ def read_members(file: BinaryIO) -> Iterator[tuple[str, int, int]]:
             name = said.get("path", member.name)
             size = int(said.get("size", member.size))
             if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE) or name.endswith("/"):
-                raise ValueError(f"{name[:80]!r} is no plain file")
+                raise ValueError(f"{name[:80]!r} is not a plain file")
             if not 0 <= size <= end - at:
                 raise ValueError(f"{name[:80]!r} is cut off")
             yield name, at, size

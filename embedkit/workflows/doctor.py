@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from embedkit.encoder import load_encoder
 from embedkit.errors import EmbedkitError
 from embedkit.hub.access import Access, default_cache_dir
-from embedkit.hub.resolve import places
+from embedkit.hub.resolve import zoos
 from embedkit.model.providers import (
     CPU,
     CUDA,
@@ -53,7 +53,7 @@ def examine() -> Diagnosis:
             f"or {TELEMETRY_VARIABLE} is not 1; set {TELEMETRY_VARIABLE}=1 in the environment"
         )
     try:
-        facts["zoos"] = ", ".join(place.uri for place in places(Access(local_files_only=True)))
+        facts["zoos"] = ", ".join(zoo.uri for zoo in zoos(Access(local_files_only=True)))
         encoder = load_encoder(local_files_only=True)
         facts["would run"] = f"{encoder.provider} ({encoder.name})"
         if encoder.note:

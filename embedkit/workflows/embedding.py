@@ -103,7 +103,7 @@ def encoder_of_space(
 
     Raises:
         ConfigError: Plain vectors, which name no encoder, or what the metadata names is no entry's name.
-        EntryNotFoundError: No place has the encoder.
+        EntryNotFoundError: No zoo has the encoder.
         SpaceMismatchError: The encoder's space is another one.
     """
     if metadata is None:
@@ -174,7 +174,7 @@ def encoder_of_images(
     Raises:
         ConfigError: The calibrated encoder takes faces and whole images are asked for, or the other way round; or
             what the calibration names is no entry's name.
-        EntryNotFoundError: No place has it.
+        EntryNotFoundError: No zoo has it.
         SpaceMismatchError: The encoder's space is not the calibrated one.
     """
     if encoder is None and calibration is not None and calibration.entry:

@@ -130,7 +130,7 @@ def search(
         ConfigError: No query, one that is neither an image nor a row, a k that is too large, or an index of plain
             vectors and a query image.
         ImageError: A query cannot be read as an image; the message names it.
-        EntryNotFoundError: No place has the encoder.
+        EntryNotFoundError: No zoo has the encoder.
         SpaceMismatchError: The encoder's space is not the index's.
     """
     if not queries:

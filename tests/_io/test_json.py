@@ -95,9 +95,9 @@ def test_a_changed_text_is_a_value_or_one_sentence(value, data):
     [
         (b"", "Expecting value"),
         (b"{} {}", "Extra data"),
-        (b'{"a": 1, "a": 1}', "stands twice"),
-        (b'{"x": [{"a": {}, "a": 2}]}', "stands twice"),
-        (b'{"a": 1, "\\u0061": 1}', "stands twice"),
+        (b'{"a": 1, "a": 1}', "occurs twice"),
+        (b'{"x": [{"a": {}, "a": 2}]}', "occurs twice"),
+        (b'{"a": 1, "\\u0061": 1}', "occurs twice"),
         (b"NaN", "NaN is not JSON"),
         (b"[-Infinity]", "-Infinity is not JSON"),
         (b"[1e999]", "1e999 is beyond any float"),

@@ -155,7 +155,7 @@ def test_sample_of_pairs_is_even_and_seeded():
 
 
 def test_precision_by_hand():
-    pytest.importorskip("scipy", reason="pip install 'embedkit[analysis]'")
+    pytest.importorskip("scipy", reason="pip install '.[analysis]'")
     # 59 right pairs are the fewest that bound a precision of 0.95: 0.95^59 < 0.05 < 0.95^58.
     scores = np.linspace(0.99, 0.6, 100)
     same = np.arange(100) < 70
@@ -173,7 +173,7 @@ def test_precision_by_hand():
 
 
 def test_precision_holds_in_95_of_100_trials():
-    pytest.importorskip("scipy", reason="pip install 'embedkit[analysis]'")
+    pytest.importorskip("scipy", reason="pip install '.[analysis]'")
     rng = np.random.default_rng(2)
     population = rng.uniform(0.8, 1, 20_000)
     truth = rng.random(20_000) < 1 - (1 - population) * 1.5  # from 0.7 at 0.8 to 1 at 1
@@ -190,7 +190,7 @@ def test_precision_holds_in_95_of_100_trials():
 
 
 def test_find_duplicates_by_precision(vectors):
-    pytest.importorskip("scipy", reason="pip install 'embedkit[analysis]'")
+    pytest.importorskip("scipy", reason="pip install '.[analysis]'")
     a, b = np.triu_indices(200, 1)
     scores = pair_similarity(vectors, a, b)
     top = np.argsort(-scores)[:100]
@@ -292,7 +292,7 @@ def test_command_duplicates(run, vectors, tmp_path, monkeypatch):
 
 
 def test_command_duplicates_to_be_judged_and_by_precision(run, tmp_path):
-    pytest.importorskip("scipy", reason="pip install 'embedkit[analysis]'")
+    pytest.importorskip("scipy", reason="pip install '.[analysis]'")
     rng = np.random.default_rng(4)
     vectors = np.repeat(rng.normal(0, 1, (150, 8)), 2, 0) + rng.normal(0, 0.1, (300, 8))
     path = write(tmp_path / "e.parquet", vectors.astype(np.float32))
@@ -344,7 +344,7 @@ def test_command_leaks(run, vectors, tmp_path):
 
 
 def test_command_calibrate(run, tmp_path):
-    pytest.importorskip("scipy", reason="pip install 'embedkit[analysis]'")
+    pytest.importorskip("scipy", reason="pip install '.[analysis]'")
     rng = np.random.default_rng(6)
     vectors = np.repeat(rng.normal(0, 1, (60, 8)), 3, 0) + rng.normal(0, 0.4, (180, 8))
     who = [f"n{index // 3}" for index in range(180)]

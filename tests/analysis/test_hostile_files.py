@@ -50,7 +50,7 @@ def attempt(faults, what, act):
 @pytest.fixture(params=["flat", "ivf", "hnsw"])
 def index_file(request, tmp_path):
     if request.param != "flat":
-        pytest.importorskip("faiss", reason="pip install 'embedkit[analysis]'")
+        pytest.importorskip("faiss", reason="pip install '.[analysis]'")
     rows = np.random.default_rng(0).normal(size=(1200, 8)).astype(np.float32)
     path = tmp_path / "x.index"
     Index.build(rows, request.param).save(path)

@@ -44,7 +44,7 @@ def data() -> Embeddings:
 @pytest.fixture(scope="module", params=KINDS)
 def index(request, data) -> Index:
     if request.param != "flat":
-        pytest.importorskip("faiss", reason="pip install 'embedkit[analysis]'")
+        pytest.importorskip("faiss", reason="pip install '.[analysis]'")
     return Index.build(data, request.param)
 
 
@@ -97,21 +97,21 @@ def test_recall_is_what_was_measured(index, data):
 
 
 def test_more_recall_takes_more_effort(data):
-    pytest.importorskip("faiss", reason="pip install 'embedkit[analysis]'")
+    pytest.importorskip("faiss", reason="pip install '.[analysis]'")
     low, high = (Index.build(data, "ivf", recall=recall) for recall in (0.5, 1.0))
     assert low.effort < high.effort and 0.5 <= low.recall < high.recall == 1.0
 
 
 def test_auto(data, monkeypatch):
     assert Index.build(data).kind == "flat"
-    pytest.importorskip("faiss", reason="pip install 'embedkit[analysis]'")
+    pytest.importorskip("faiss", reason="pip install '.[analysis]'")
     monkeypatch.setattr(module, "EXACT", 3000 * 12 - 1)
     assert Index.build(data).kind == "ivf"
 
 
 def test_every_row_can_be_asked_for(data):
     """A query that too few cells answer looks into more of them."""
-    pytest.importorskip("faiss", reason="pip install 'embedkit[analysis]'")
+    pytest.importorskip("faiss", reason="pip install '.[analysis]'")
     found = Index.build(data, "ivf", recall=0.1).search(data.vectors[:2], 3000)
     assert sorted(found.rows[0].tolist()) == list(range(3000))
 
@@ -269,7 +269,7 @@ def test_bad_input(data, index, monkeypatch):
     with pytest.raises(SpaceMismatchError, match="other.noise.*cccc.*linear-tiny.noise.*bbbb"):
         index.search(other)
     monkeypatch.setitem(sys.modules, "faiss", None)
-    with pytest.raises(MissingDependencyError, match=r"pip install 'embedkit\[analysis\]'"):
+    with pytest.raises(MissingDependencyError, match=r"pip install '\.\[analysis\]'"):
         Index.build(data, "ivf")
 
 

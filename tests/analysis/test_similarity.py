@@ -143,7 +143,7 @@ def test_many_equal_rows_do_not_crowd_out_k_neighbors():
 
 
 def test_faiss_and_numpy_find_the_same(vectors, monkeypatch):
-    pytest.importorskip("faiss", reason="pip install 'embedkit[analysis]'")
+    pytest.importorskip("faiss", reason="pip install '.[analysis]'")
     by_numpy = top_k(vectors, vectors[:30], 7)
     monkeypatch.setattr(module, "SMALL", 0)
     by_faiss = top_k(vectors, vectors[:30], 7)
@@ -155,7 +155,7 @@ def test_faiss_and_numpy_find_the_same(vectors, monkeypatch):
 def test_without_faiss_the_message_has_the_pip_line(vectors, monkeypatch):
     monkeypatch.setattr(module, "SMALL", 0)
     monkeypatch.setitem(__import__("sys").modules, "faiss", None)
-    with pytest.raises(MissingDependencyError, match=r"pip install 'embedkit\[analysis\]'"):
+    with pytest.raises(MissingDependencyError, match=r"pip install '\.\[analysis\]'"):
         top_k(vectors, None, 1)
 
 

@@ -129,9 +129,9 @@ def attempt(act, pipe):
 @pytest.mark.parametrize("act", ACTS)
 def test_any_rows_give_a_result_or_one_sentence(act):
     if act in ("kmeans", "kmeans, any K", "kmeans, every row", "spherical", "pca", "whiten", "ivf", "hnsw"):
-        pytest.importorskip("faiss", reason="pip install 'embedkit[analysis]'")
+        pytest.importorskip("faiss", reason="pip install '.[analysis]'")
     if act == "hdbscan":
-        pytest.importorskip("sklearn", reason="pip install 'embedkit[analysis]'")
+        pytest.importorskip("sklearn", reason="pip install '.[analysis]'")
     mine, theirs = multiprocessing.Pipe()
     process = multiprocessing.get_context("spawn").Process(target=attempt, args=(act, theirs))
     process.start()
@@ -200,7 +200,7 @@ def test_numbers_keep_their_memory():
 
 def test_scaling_rows_changes_no_cluster():
     """From one bound of what is taken to the other: labels and probabilities are those of the rows themselves."""
-    pytest.importorskip("faiss", reason="pip install 'embedkit[analysis]'")
+    pytest.importorskip("faiss", reason="pip install '.[analysis]'")
     rng = np.random.default_rng(0)
     rows = (rng.normal(size=(60, 4)) * 0.01 + np.eye(4)[rng.integers(0, 4, 60)]).astype(np.float32)
     expected = cluster(rows, "kmeans", 4)

@@ -34,14 +34,14 @@ LIFE = 20
 WORK = f"""
 import sys, time
 from pathlib import Path
-from embedkit import commands
+from embedkit import cli
 import embedkit
-from embedkit.doctor import examine
+from embedkit.workflows.doctor import examine
 
 def run(*words):
     sys.argv = ["embedkit", *words]
     try:
-        commands.main()
+        cli.main()
     except SystemExit as end:
         assert not end.code, (words, end.code)
 
@@ -72,22 +72,22 @@ def test_four_commands_open_no_socket_and_write_nowhere_else(tmp_path):
         pytest.skip("needs strace")
     if subprocess.run([strace, "-o", os.devnull, "true"], capture_output=True).returncode:
         pytest.skip("strace may not trace here")
-    places = {name: tmp_path / name for name in ("home", "cache", "out", "images", "tmp")}
-    for place in places.values():
-        place.mkdir()
+    zoos = {name: tmp_path / name for name in ("home", "cache", "out", "images", "tmp")}
+    for zoo in zoos.values():
+        zoo.mkdir()
     for seed in range(2):
         pixels = np.random.default_rng(seed).integers(0, 256, (40, 40, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(places["images"] / f"{seed}.png")
+        Image.fromarray(pixels).save(zoos["images"] / f"{seed}.png")
     environment = {
         **{
             name: os.environ[name] for name in ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH") if name in os.environ
         },
-        "HOME": str(places["home"]),
-        "TMPDIR": str(places["tmp"]),
-        "EMBEDKIT_CACHE": str(places["cache"]),
+        "HOME": str(zoos["home"]),
+        "TMPDIR": str(zoos["tmp"]),
+        "EMBEDKIT_CACHE": str(zoos["cache"]),
         "PYTHONDONTWRITEBYTECODE": "1",
     }
-    shutil.copy(places["images"] / "0.png", tmp_path / "query.png")
+    shutil.copy(zoos["images"] / "0.png", tmp_path / "query.png")
     log = tmp_path / "log"
     calls = "trace=socket,open,openat,creat,mkdir,mkdirat,rename,renameat,renameat2"
     done = subprocess.run(
@@ -98,19 +98,22 @@ def test_four_commands_open_no_socket_and_write_nowhere_else(tmp_path):
     lines = log.read_text().splitlines()
     assert len(lines) > 100
     assert [line for line in lines if re.search(r"socket\(AF_INET6?\b", line)] == []
-    allowed = (*(str(places[name]) for name in ("out", "cache", "tmp")), "/dev/", "/proc/", "out/")
+    allowed = (*(str(zoos[name]) for name in ("out", "cache", "tmp")), "/dev/", "/proc/", "out/")
     written = set()
     for line in lines:
         if " = -1 " in line or not re.search(r"O_WRONLY|O_RDWR|O_CREAT|creat\(|mkdir|rename", line):
             continue
         written.update(path for path in re.findall(r'"([^"]*)"', line) if not path.startswith(allowed))
-    assert written - {str(place) for place in places.values()} == set()
-    assert not any(path.is_file() for path in places["home"].rglob("*"))
+    assert written - {str(zoo) for zoo in zoos.values()} == set()
+    assert not any(path.is_file() for path in zoos["home"].rglob("*"))
 
 
 # --- telemetry --------------------------------------------------------------------------------------------
 
-SAY = "import os; from embedkit import engine; engine.onnxruntime(); print(os.environ.get('ORT_DISABLE_TELEMETRY'))"
+SAY = (
+    "import os; from embedkit.model import providers; providers.onnxruntime(); "
+    "print(os.environ.get('ORT_DISABLE_TELEMETRY'))"
+)
 
 
 def test_telemetry_is_off_unless_the_user_decides():
@@ -133,7 +136,7 @@ def test_doctor_says_that_telemetry_is_on_where_the_host_imported_first(tiny_ent
 def test_doctor_opens_no_connection(site, monkeypatch):
     """Not even where a lock file asks for a version that only a remote zoo might have."""
     monkeypatch.setenv("EMBEDKIT_ZOO", site.url)
-    pin = {"place": site.url, "revision": "0" * 64, "manifest_sha256": "0" * 64}
+    pin = {"zoo": site.url, "revision": "0" * 64, "manifest_sha256": "0" * 64}
     Path("embedkit.lock").write_text(json.dumps({"schema": 1, "entries": {DEFAULT_ENCODER: pin}}))
     assert any("embedkit.lock pins" in problem for problem in examine().problems)
     assert site.requests == []

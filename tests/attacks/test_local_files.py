@@ -92,7 +92,7 @@ def test_a_manifest_that_is_true_of_a_huge_file(by_hand, tmp_path, name, limit):
     (folder / "manifest.json").write_text(json.dumps(records))
     with open(folder / name, "wb") as sparse:
         sparse.truncate(100 << 30)
-    with pytest.raises(EntryError, match=f"{name} has {100 << 30} bytes, and at most {limit} are read"):
+    with pytest.raises(EntryError, match=f"{name} has {100 << 30} bytes; expected at most {limit}"):
         _ = load_encoder(folder).card
 
 
@@ -207,7 +207,7 @@ def test_a_folder_that_bears_a_name_changes_nothing(zoo, by_hand, tmp_path, monk
 def lock(**pins: str) -> None:
     """The lock file of a stranger's folder, which is the working folder."""
     entries = {
-        name.replace("__", "."): {"place": "x", "revision": sha, "manifest_sha256": sha}
+        name.replace("__", "."): {"zoo": "x", "revision": sha, "manifest_sha256": sha}
         for name, sha in pins.items()
     }
     entries = {name.replace("_", "-"): facts for name, facts in entries.items()}
@@ -219,7 +219,7 @@ def test_a_lock_file_picks_a_version_and_no_other_entry(pulled, monkeypatch):
     other = find_entry(NAME).revision
     monkeypatch.delenv("EMBEDKIT_ZOO")
     lock(linear_other=other)
-    with pytest.raises(EntryNotFoundError, match="no encoder is called 'linear-other'"):
+    with pytest.raises(EntryNotFoundError, match="there is no encoder 'linear-other'"):
         load_encoder("linear-other")
     lock(supervised_efficientnet__lite0=other)
     lock_text = Path("embedkit.lock").read_text().replace("efficientnet.lite0", "efficientnet_lite0")
@@ -247,22 +247,22 @@ def test_a_lock_file_moves_no_name_of_the_packages_index_to_another_version(
 
 def test_the_lock_file_holds_no_path_of_this_machine(zoo, site, tmp_path, monkeypatch):
     Path("embedkit.lock").write_text('{"schema": 1, "entries": {}}')
-    for place in (str(zoo), zoo.as_uri()):
-        monkeypatch.setenv("EMBEDKIT_ZOO", place)
+    for uri in (str(zoo), zoo.as_uri()):
+        monkeypatch.setenv("EMBEDKIT_ZOO", uri)
         find_entry("linear-tiny")
         find_entry(NAME)
     load_encoder()
     find_entry(f"{site.url}/{NAME}")
     text = Path("embedkit.lock").read_text()
     assert str(tmp_path) not in text and str(Path.home()) not in text and os.getcwd() not in text
-    places = {facts["place"] for facts in json.loads(text)["entries"].values()}
-    assert places == {"local", site.url}
+    zoos = {facts["zoo"] for facts in json.loads(text)["entries"].values()}
+    assert zoos == {"local", site.url}
 
 
 def _pin(path: str, number: int) -> None:
     for turn in range(5):
         LockFile(Path(path)).write(
-            f"linear-e{number}t{turn}", place="x", revision="r", manifest_sha256=f"{number:064x}"
+            f"linear-e{number}t{turn}", zoo="x", revision="r", manifest_sha256=f"{number:064x}"
         )
 
 
@@ -285,7 +285,7 @@ def _pin_for_ever(path: str) -> None:
     turn = 0
     while True:
         LockFile(Path(path)).write(
-            f"linear-e{turn % 50}", place="x" * 2000, revision="r", manifest_sha256="0" * 64
+            f"linear-e{turn % 50}", zoo="x" * 2000, revision="r", manifest_sha256="0" * 64
         )
         turn += 1
 
@@ -308,7 +308,7 @@ def test_a_kill_leaves_a_whole_lock_file_that_others_can_write(tmp_path):
         writer.join()
         found = LockFile(path)
         assert found.pin("linear-e0") is not None
-        found.write("linear-mine", place="x", revision="r", manifest_sha256="1" * 64)
+        found.write("linear-mine", zoo="x", revision="r", manifest_sha256="1" * 64)
         assert LockFile(path).pin("linear-mine") is not None
     assert [file.name for file in path.parent.iterdir()] == ["embedkit.lock"]
 
@@ -318,7 +318,7 @@ def test_a_lock_file_is_written_through_a_link(tmp_path):
     real.parent.mkdir()
     real.write_text('{"schema": 1, "entries": {}}')
     (tmp_path / "embedkit.lock").symlink_to(real)
-    LockFile(tmp_path / "embedkit.lock").write("linear-x", place="x", revision="r", manifest_sha256="0" * 64)
+    LockFile(tmp_path / "embedkit.lock").write("linear-x", zoo="x", revision="r", manifest_sha256="0" * 64)
     assert (tmp_path / "embedkit.lock").is_symlink() and "linear-x" in real.read_text()
 
 

@@ -83,7 +83,7 @@ def test_a_missing_file_is_named(entry_copy, name):
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_folder_or_a_broken_link_in_a_files_place(entry_copy, name):
+def test_a_folder_or_a_broken_link_in_place_of_a_file(entry_copy, name):
     file = entry_copy / name
     file.unlink()
     file.symlink_to(entry_copy / "nowhere")

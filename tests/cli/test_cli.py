@@ -101,7 +101,7 @@ def test_zoo_list(run, package):
     assert (status, err) == (0, "")
     far, tiny = out.splitlines()
     assert far.split("\t")[:3] == ["linear-far", "linear-far.noise", "4"]
-    assert far.endswith("\tnot in the places that are named")
+    assert far.endswith("\tin none of the configured zoos")
     assert tiny.split("\t") == [
         "linear-tiny", "linear-tiny.noise", "4", "linear", "noise", "CC0-1.0", str(package)
     ]  # fmt: skip
@@ -120,9 +120,9 @@ def test_zoo_list_as_json(run, package):
     assert status == 0
     assert set(far) == set(tiny) == {
         "name", "manifest_sha256", "method", "architecture", "data", "dim", "license", "bytes", "metrics",
-        "alias", "place", "path", "at_hand", "kind",
+        "alias", "zoo", "path", "at_hand", "kind",
     }  # fmt: skip
-    assert (far["place"], tiny["place"], tiny["dim"]) == ("", str(package), 4)
+    assert (far["zoo"], tiny["zoo"], tiny["dim"]) == ("", str(package), 4)
     assert len(tiny["manifest_sha256"]) == 64
 
 
@@ -167,12 +167,12 @@ def test_zoo_info_of_the_default_entry(run):
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("linear-tinny", "no encoder is called 'linear-tinny'; the nearest names are linear-tiny"),
-        ("linear-far", "is an entry of the zoo that this package does not carry"),
+        ("linear-tinny", "there is no encoder 'linear-tinny' (did you mean 'linear-tiny'"),
+        ("linear-far", "is an entry of the zoo that this package does not contain"),
         ("linear-tiny@123", "revision: expected at least 12 hex digits"),
         ("./no/such", "'./no/such' is not a folder"),
         ("http://example.org/zoo/x", "is not encrypted"),
-        ("", "no encoder is called ''"),
+        ("", "there is no encoder ''"),
     ],
 )
 def test_user_errors_are_one_sentence_and_status_one(run, package, name, expected):
@@ -261,7 +261,7 @@ def test_doctor_names_problems_with_their_mend(run, package, monkeypatch):
 
 def test_doctor_without_a_runtime(run, package, monkeypatch):
     def missing():
-        raise MissingDependencyError("ONNX Runtime cannot be imported (no): pip install 'embedkit[cpu]'")
+        raise MissingDependencyError("ONNX Runtime cannot be imported (no): pip install '.[cpu]'")
 
     monkeypatch.setattr(engine, "onnxruntime", missing)
     monkeypatch.setattr(doctor, "installed_runtimes", dict)
@@ -296,8 +296,8 @@ def test_statuses_and_streams_of_the_real_command():
     assert "supervised-efficientnet_lite0.in1k" in {row["name"] for row in json.loads(done.stdout)}
     done = process("zoo", "info", "supervised-efficientnet_light0")
     assert done.returncode == 1 and done.stdout == ""
-    assert done.stderr.startswith("embedkit: no encoder is called") and done.stderr.count("\n") == 1
-    assert "the nearest names are supervised-efficientnet_lite0" in done.stderr
+    assert done.stderr.startswith("embedkit: there is no encoder") and done.stderr.count("\n") == 1
+    assert "did you mean 'supervised-efficientnet_lite0'" in done.stderr
     done = process("zoo", "nope")
     assert done.returncode == 2 and done.stdout == "" and "Traceback" not in done.stderr
 

@@ -73,7 +73,7 @@ def stores(tmp_path_factory):
 
 def of_kind(stores, kind):
     if kind not in stores:
-        pytest.skip("pip install 'embedkit[lance]'")
+        pytest.skip("pip install '.[lance]'")
     return stores[kind]
 
 
@@ -106,8 +106,8 @@ def test_every_kind_gives_the_same_rows(stores, kind, monkeypatch):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_command_takes_every_kind(stores, kind, tmp_path):
-    pytest.importorskip("scipy", reason="pip install 'embedkit[analysis]'")
-    pytest.importorskip("faiss", reason="pip install 'embedkit[analysis]'")
+    pytest.importorskip("scipy", reason="pip install '.[analysis]'")
+    pytest.importorskip("faiss", reason="pip install '.[analysis]'")
     source, other = of_kind(stores, kind), stores["e.parquet"]
     app = typer.Typer()
     for command in (cluster, duplicates, leaks, lint, calibrate):
@@ -220,7 +220,7 @@ def with_vectors(embedding: pa.Array) -> pa.Table:
 
 def write_as(kind: str, changed: pa.Table, folder: Path) -> str:
     if kind == "lance":
-        pytest.importorskip("lance", reason="pip install 'embedkit[lance]'")
+        pytest.importorskip("lance", reason="pip install '.[lance]'")
         lancetable.write([changed], folder / "x.lance", changed.schema)
         return f"lance://{folder}/x"
     pq.write_table(changed, folder / "x.parquet")

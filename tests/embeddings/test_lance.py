@@ -63,7 +63,7 @@ def test_without_the_library(folder, tiny, monkeypatch):
         lambda: embed(folder / "in", f"lance://{folder}/db/t", encoder=tiny),
         lambda: open_index(f"lance://{folder}/db/t"),
     ):
-        with pytest.raises(MissingDependencyError, match=r"pip install 'embedkit\[lance\]'"):
+        with pytest.raises(MissingDependencyError, match=r"pip install '\.\[lance\]'"):
             action()
 
 

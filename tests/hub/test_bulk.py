@@ -115,7 +115,7 @@ def test_an_index_that_is_spoilt(site):
 def test_a_version_that_changes_between_list_and_get(site, zoo, by_hand, cache):
     """The index and the manifest are of two versions: refused, or else an old index would unpin everything."""
     by_hand.TinyEntry(seed=1).write(zoo / NAME)
-    with pytest.raises(IntegrityError, match="the place's index says"):
+    with pytest.raises(IntegrityError, match="the zoo's index says"):
         find_entry(f"{site.url}/{NAME}")
     assert entries(cache) == []
 
@@ -362,7 +362,7 @@ def test_a_full_disk(site, heavy, cache, python, monkeypatch):
         "try: find_entry(sys.argv[1])\nexcept embedkit.OutputError as error: print(error)",
         f"{site.url}/{NAME}",
     )
-    assert "no space is left" in said and entries(cache) == []
+    assert "the disk is full" in said and entries(cache) == []
     monkeypatch.undo()
 
 

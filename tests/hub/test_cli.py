@@ -1,4 +1,4 @@
-"""The command line over places: what it prints, what it asks for, and how it ends."""
+"""The command line over zoos: what it prints, what it asks for, and how it ends."""
 
 from __future__ import annotations
 
@@ -61,12 +61,12 @@ def test_list_filters(run, zoo, by_hand, site):
         (["--license", "mit"], {"other-r18.cats"}), (["--data", "CATS"], {"other-r18.cats"}),
         (["--architecture", "linear"], both), (["--method", "x"], set()), (["*.noise", "--dim", "7"], set()),
     ):  # fmt: skip
-        for place in (zoo, site.url):
-            status, out, _ = run("zoo", "list", "--zoo", place, "--json", *words)
+        for uri in (zoo, site.url):
+            status, out, _ = run("zoo", "list", "--zoo", uri, "--json", *words)
             assert status == 0 and {row["name"] for row in json.loads(out)} == expected, words
 
 
-def test_info_and_verify_of_a_place(run, site, hub, zoo):
+def test_info_and_verify_of_a_zoo(run, site, hub, zoo):
     publish(find_entry(zoo / NAME), "hf://team", token="hf_writer", private=True)
     status, out, _ = run("zoo", "info", ALIAS, "--zoo", site.url)
     assert status == 0 and "# A tiny entry" in out

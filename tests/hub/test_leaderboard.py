@@ -74,7 +74,7 @@ def test_the_table_in_words():
     lines = table.markdown(links=True).splitlines()
     assert (
         lines[0]
-        == "| encoder | method | learns from | images | FLOPs | minutes | probe | RankMe | own task |"
+        == "| encoder | method | supervision | images | FLOPs | minutes | probe | RankMe | pretext task |"
     )
     assert lines[2] == (
         "| [a-x.d](a-x.d/README.md) | rotnet | a pretext task | 1.50 M | 1.0e+15 | 2 | 0.800 | 31 | accuracy 0.9 |"
@@ -98,7 +98,7 @@ def test_the_plot_is_ordered_as_its_figures_are():
         (float(dot.get("cx")), float(dot.get("cy")))
         for dot in root.iter("{http://www.w3.org/2000/svg}circle")
     ]
-    assert len(dots) == 2  # without a known cost there is no place
+    assert len(dots) == 2  # without a known cost there is no zoo
     (x1, y1), (x2, y2) = dots
     assert x1 < x2 and y1 > y2
     # two decades apart on an axis of 1e14..1e16: the left and the right end

@@ -66,10 +66,10 @@ def test_a_url_is_taken_apart_or_refused(parts):
             continue
         assert parse(str(address)) == address
         if address.scheme != "file":
-            inner = f"{address.place}/{address.name}".partition("://")[2]
+            inner = f"{address.zoo}/{address.name}".partition("://")[2]
             assert ".." not in inner.split("/") and not set(inner) & set("\\@?#%\0 \n")
         if address.scheme == "http":
-            assert re.match(r"http://(localhost|127\.|\[::1\])", address.place)
+            assert re.match(r"http://(localhost|127\.|\[::1\])", address.zoo)
 
 
 @pytest.mark.parametrize(

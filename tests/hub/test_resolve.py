@@ -1,4 +1,4 @@
-"""From a name to an entry: the look-up order, aliases, revisions, pins, places, and the caches of the Hub."""
+"""From a name to an entry: the look-up order, aliases, revisions, pins, zoos, and the caches of the Hub."""
 
 from __future__ import annotations
 
@@ -16,10 +16,12 @@ import pytest
 import embedkit
 from embedkit.encoder import load_encoder, resolve_threads
 from embedkit.errors import ConfigError, EntryError, EntryNotFoundError, IntegrityError
-from embedkit.hub import resolve as load
+from embedkit.hub import resolve
+from embedkit.hub.access import default_cache_dir
 from embedkit.hub.catalog import Index
 from embedkit.hub.folder import FolderZoo
-from embedkit.hub.resolve import find_entry, list_encoders
+from embedkit.hub.listing import list_encoders
+from embedkit.hub.resolve import find_entry
 from embedkit.model.layout import sha256_hex
 
 IMAGE = np.arange(8 * 8 * 3, dtype=np.uint8).reshape(8, 8, 3)
@@ -33,19 +35,19 @@ def package(by_hand, tmp_path, monkeypatch) -> Path:
     by_hand.TinyEntry(seed=1).write(zoo / "linear-far.noise")
     by_hand.write_index(zoo)
     shutil.move(zoo / "linear-far.noise", tmp_path / "far" / "linear-far.noise")
-    monkeypatch.setattr(load, "package_zoo", lambda: FolderZoo(zoo))
+    monkeypatch.setattr(resolve, "package_zoo", lambda: FolderZoo(zoo))
     return zoo
 
 
 @pytest.fixture
 def zoo(by_hand, tmp_path, monkeypatch, package):
-    """Make a zoo of one entry: `zoo(place, folder_name, seed)`, with an index."""
+    """Make a zoo of one entry: `zoo(folder, folder_name, seed)`, with an index."""
 
-    def make(place: str, name: str, seed: int, index: bool = True) -> Path:
-        by_hand.TinyEntry(seed=seed).write(tmp_path / place / name)
+    def make(folder: str, name: str, seed: int, index: bool = True) -> Path:
+        by_hand.TinyEntry(seed=seed).write(tmp_path / folder / name)
         if index:
-            by_hand.write_index(tmp_path / place)
-        return tmp_path / place
+            by_hand.write_index(tmp_path / folder)
+        return tmp_path / folder
 
     return make
 
@@ -105,22 +107,22 @@ def test_aliases_whole_names_and_paths(package, by_hand):
 
 
 def test_a_bare_name_completes_where_no_index_decides(zoo, monkeypatch, by_hand):
-    place = zoo("place", "byol-r18.photos", 3, index=False)
-    monkeypatch.setenv("EMBEDKIT_ZOO", str(place))
+    folder = zoo("folder", "byol-r18.photos", 3, index=False)
+    monkeypatch.setenv("EMBEDKIT_ZOO", str(folder))
     assert seed_of(load_encoder("byol-r18"), by_hand) == 3
-    by_hand.TinyEntry(seed=4).write(place / "byol-r18.emoji")
+    by_hand.TinyEntry(seed=4).write(folder / "byol-r18.emoji")
     with pytest.raises(
         EntryError, match=r"'byol-r18' could be byol-r18.emoji, byol-r18.photos; give the whole"
     ):
         load_encoder("byol-r18")
     assert seed_of(load_encoder("byol-r18.emoji"), by_hand) == 4
-    by_hand.write_index(place, aliases={"byol-r18": "byol-r18.emoji"})
+    by_hand.write_index(folder, aliases={"byol-r18": "byol-r18.emoji"})
     assert seed_of(load_encoder("byol-r18"), by_hand) == 4
 
 
 def test_an_unknown_name_gives_the_nearest_ones_and_the_line_that_names_a_zoo(package):
     message = not_found("linear-tinny")
-    assert message.startswith("no encoder is called 'linear-tinny'; the nearest names are linear-tiny")
+    assert message.startswith("there is no encoder 'linear-tinny' (did you mean 'linear-tiny'")
     assert message.endswith("export EMBEDKIT_ZOO=/path/to/embedkit/zoo")
     assert "nearest" not in not_found("zzzzzzzz")
 
@@ -129,7 +131,7 @@ def test_a_name_that_only_the_index_knows_gives_the_exact_line(package, tmp_path
     for name in ("linear-far", "linear-far.noise"):
         message = not_found(name)
         assert message == (
-            f"{name!r} is an entry of the zoo that this package does not carry: name a zoo that holds it, with "
+            f"{name!r} is an entry of the zoo that this package does not contain: name a zoo that has it, with "
             "export EMBEDKIT_ZOO=/path/to/embedkit/zoo"
         )
     monkeypatch.setenv("EMBEDKIT_ZOO", str(tmp_path / "far"))
@@ -141,7 +143,7 @@ ODD_NAMES = ["", "*", "linear-*", "[a-z]*", "a\0b", "a\nb", "x" * 5000, "\udcff"
 
 @pytest.mark.parametrize("name", ODD_NAMES)
 def test_names_that_cannot_be_one(package, name):
-    assert not_found(name).startswith(f"no encoder is called {name!r}")
+    assert not_found(name).startswith(f"there is no encoder {name!r}")
 
 
 ODD_PATHS = ["./no/such", "/no/such/entry", "~nobody-of-that-name/x", "..x", "/" + "y" * 5000, "./a\0b"]
@@ -167,13 +169,13 @@ def test_urls_that_can_be_no_entry_or_no_zoo(package, monkeypatch):
         "s3://bucket",
         "https://host/zoo/*",
     ):
-        with pytest.raises(ConfigError, match="is no entry of a zoo: expected"):
+        with pytest.raises(ConfigError, match="is not the URL of an entry: expected"):
             find_entry(name)
     for name, why in (
         ("http://example.org/zoo/x", "is not encrypted: expected https://"),
         ("https://user:secret@example.org/zoo/x", "with a user or a password in it is refused"),
         ("https://example.org/a/../x", "between the slashes"),
-        ("https://example.org/zoo/x@", "cannot be a revision"),
+        ("https://example.org/zoo/x@", "is not a revision"),
     ):
         with pytest.raises(ConfigError, match=why) as caught:
             find_entry(name)
@@ -202,48 +204,48 @@ def test_revisions(package, zoo, monkeypatch, by_hand):
         find_entry(f"linear-tiny@{revision}", revision=revision)
 
 
-def test_a_revision_is_looked_for_in_all_places(package, zoo, monkeypatch, by_hand):
-    """A place with another version is passed over for one that has the revision, and both are named if none has."""
+def test_a_revision_is_looked_for_in_all_zoos(package, zoo, monkeypatch, by_hand):
+    """A zoo with another version is passed over for one that has the revision, and both are named if none has."""
     old = find_entry("linear-tiny").revision
-    place = zoo("newer", "linear-tiny.noise", 5)
-    new = find_entry(place / "linear-tiny.noise").revision
-    monkeypatch.setenv("EMBEDKIT_ZOO", str(place))
+    folder = zoo("newer", "linear-tiny.noise", 5)
+    new = find_entry(folder / "linear-tiny.noise").revision
+    monkeypatch.setenv("EMBEDKIT_ZOO", str(folder))
     assert find_entry(f"linear-tiny@{old[:12]}").location == str(package / "linear-tiny.noise")
-    assert find_entry(f"linear-tiny@{new[:12]}").location == str(place / "linear-tiny.noise")
+    assert find_entry(f"linear-tiny@{new[:12]}").location == str(folder / "linear-tiny.noise")
     message = not_found("linear-tiny@" + "f" * 12)
-    assert f"{place} has {new[:12]}; {package} has {old[:12]}" in message
+    assert f"{folder} has {new[:12]}; {package} has {old[:12]}" in message
 
 
 def test_a_pin_of_the_packages_index_is_held_everywhere(package, zoo, monkeypatch, by_hand):
-    place = zoo("newer", "linear-tiny.noise", 5)
+    folder = zoo("newer", "linear-tiny.noise", 5)
     old = find_entry("linear-tiny").revision
-    monkeypatch.setenv("EMBEDKIT_ZOO", str(place))
-    new = find_entry(place / "linear-tiny.noise").revision
+    monkeypatch.setenv("EMBEDKIT_ZOO", str(folder))
+    new = find_entry(folder / "linear-tiny.noise").revision
     with pytest.raises(IntegrityError) as caught:
         load_encoder("linear-tiny")
     message = str(caught.value)
     assert f"sha256 is {new[:12]}..., and the index pins {old[:12]}... for linear-tiny.noise" in message
-    assert "ask for linear-tiny.noise@latest" in message and str(place) in message
+    assert "ask for linear-tiny.noise@latest" in message and str(folder) in message
     # Out of the pin by name, by revision or by path; never by accident.
     for name in (
         "linear-tiny@latest",
         "linear-tiny.noise@latest",
         f"linear-tiny@{new}",
-        place / "linear-tiny.noise",
+        folder / "linear-tiny.noise",
     ):
         assert seed_of(load_encoder(name), by_hand) == 5
     assert seed_of(load_encoder("linear-tiny", revision="latest"), by_hand) == 5
-    by_hand.write_index(place, aliases={"linear-tiny": "linear-tiny.noise"}, manifest_sha256=new)
-    with pytest.raises(IntegrityError):  # a place cannot overrule the package's index with its own
+    by_hand.write_index(folder, aliases={"linear-tiny": "linear-tiny.noise"}, manifest_sha256=new)
+    with pytest.raises(IntegrityError):  # a zoo cannot overrule the package's index with its own
         load_encoder("linear-tiny")
 
 
-# --- places -----------------------------------------------------------------------------------------------
+# --- zoos -----------------------------------------------------------------------------------------------
 
 
-def test_the_order_of_places(package, zoo, monkeypatch, tmp_path, by_hand):
+def test_the_order_of_zoos(package, zoo, monkeypatch, tmp_path, by_hand):
     """EMBEDKIT_ZOO from left to right, then config.toml, then the package."""
-    first, second, third = (zoo(f"place{i}", "moco-r18.photos", i) for i in (1, 2, 3))
+    first, second, third = (zoo(f"folder{i}", "moco-r18.photos", i) for i in (1, 2, 3))
     config = tmp_path / "config" / "embedkit" / "config.toml"
     config.parent.mkdir(parents=True)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
@@ -256,13 +258,13 @@ def test_the_order_of_places(package, zoo, monkeypatch, tmp_path, by_hand):
     monkeypatch.setenv("EMBEDKIT_ZOO", str(package))
     assert seed_of(load_encoder("moco-r18"), by_hand) == 3
     assert seed_of(load_encoder("linear-tiny"), by_hand) == 0
-    config.write_text(f'zoo = "{second}"\n')  # one place may stand without brackets
+    config.write_text(f'zoo = "{second}"\n')  # one zoo may stand without brackets
     assert seed_of(load_encoder("moco-r18"), by_hand) == 2
     monkeypatch.setenv("EMBEDKIT_ZOO", first.as_uri())
     assert seed_of(load_encoder("moco-r18"), by_hand) == 1
 
 
-def test_a_place_that_is_missing_is_named_not_passed_over(package, zoo, monkeypatch, tmp_path):
+def test_a_zoo_that_is_missing_is_named_not_passed_over(package, zoo, monkeypatch, tmp_path):
     there = zoo("there", "moco-r18.photos", 1)
     for value in (f"{there},{tmp_path}/gone", f"{tmp_path}/gone,{there}"):
         monkeypatch.setenv("EMBEDKIT_ZOO", value)
@@ -294,7 +296,7 @@ def test_a_configuration_file_that_is_wrong(package, monkeypatch, tmp_path, text
         find_entry("linear-tiny")
 
 
-def test_a_configuration_file_without_places(package, monkeypatch, tmp_path):
+def test_a_configuration_file_without_zoos(package, monkeypatch, tmp_path):
     (tmp_path / "embedkit").mkdir()
     (tmp_path / "embedkit" / "config.toml").write_text("[other]\nkey = 1\n")
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
@@ -448,13 +450,13 @@ def test_a_relative_path_goes_on_working_after_a_change_of_folder(by_hand, tmp_p
 
 
 def test_list_encoders(package, zoo, monkeypatch, tmp_path):
-    place = zoo("place", "moco-r18.photos", 1)
-    monkeypatch.setenv("EMBEDKIT_ZOO", str(place))
+    folder = zoo("folder", "moco-r18.photos", 1)
+    monkeypatch.setenv("EMBEDKIT_ZOO", str(folder))
     rows = list_encoders()
-    assert [(row.name, row.alias, row.place) for row in rows] == [
+    assert [(row.name, row.alias, row.zoo) for row in rows] == [
         ("linear-far.noise", "linear-far", ""),
         ("linear-tiny.noise", "linear-tiny", str(package)),
-        ("moco-r18.photos", "moco-r18", str(place)),
+        ("moco-r18.photos", "moco-r18", str(folder)),
     ]
     assert {(row.dim, row.method, row.data, row.license) for row in rows} == {
         (4, "linear", "noise", "CC0-1.0")
@@ -462,8 +464,8 @@ def test_list_encoders(package, zoo, monkeypatch, tmp_path):
     assert [row.name for row in list_encoders("linear-*")] == ["linear-far.noise", "linear-tiny.noise"]
     assert [row.name for row in list_encoders("*-r18")] == ["moco-r18.photos"]  # by its alias
     assert list_encoders("nothing*") == []
-    monkeypatch.setenv("EMBEDKIT_ZOO", f"{place},{tmp_path / 'far'}")
-    assert list_encoders("linear-far*")[0].place == str(tmp_path / "far")
+    monkeypatch.setenv("EMBEDKIT_ZOO", f"{folder},{tmp_path / 'far'}")
+    assert list_encoders("linear-far*")[0].zoo == str(tmp_path / "far")
 
 
 def test_a_row_without_its_folder_does_not_hide_one_with_it(package, zoo, monkeypatch):
@@ -471,7 +473,7 @@ def test_a_row_without_its_folder_does_not_hide_one_with_it(package, zoo, monkey
     full = zoo("full", "moco-r18.photos", 1)
     shutil.rmtree(hollow / "moco-r18.photos")
     monkeypatch.setenv("EMBEDKIT_ZOO", f"{hollow},{full}")
-    assert list_encoders("moco-*")[0].place == str(full)
+    assert list_encoders("moco-*")[0].zoo == str(full)
     assert find_entry("moco-r18").location == str(full / "moco-r18.photos")
 
 
@@ -488,10 +490,10 @@ def test_threads():
 
 def test_the_cache_folder(monkeypatch, tmp_path):
     monkeypatch.setenv("EMBEDKIT_CACHE", str(tmp_path / "c"))
-    assert load.default_cache_dir() == str(tmp_path / "c")
+    assert default_cache_dir() == str(tmp_path / "c")
     monkeypatch.delenv("EMBEDKIT_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert load.default_cache_dir() == str(tmp_path / "embedkit")
+    assert default_cache_dir() == str(tmp_path / "embedkit")
 
 
 def test_in_a_checkout_whose_folder_hides_the_package():

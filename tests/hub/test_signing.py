@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-pytest.importorskip("model_signing", reason="pip install 'embedkit[sign]'")
+pytest.importorskip("model_signing", reason="pip install '.[sign]'")
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
@@ -58,7 +58,7 @@ def signed(zoo, keys):
 
 
 def rewrite(folder: Path, change: dict[str, bytes | None]) -> None:
-    """What somebody does who can write the place: files changed, and a manifest that fits them."""
+    """What somebody does who can write the zoo: files changed, and a manifest that fits them."""
     files = {path.name: path.read_bytes() for path in folder.iterdir() if path.name != MANIFEST}
     files = {name: data for name, data in (files | change).items() if data is not None}
     for path in folder.iterdir():
@@ -180,7 +180,7 @@ def test_a_signature_that_leaves_a_file_out_is_refused(zoo, keys):
     signer = signing.Config().use_elliptic_key_signer(private_key=keys[0])
     signer.set_hashing_config(ignored).sign(folder, folder / SIGNATURE)
     rewrite(folder, {"README.md": b"---\nlicense: mit\n---\nother words"})
-    with pytest.raises(SignatureError, match="leaves files of the entry out"):
+    with pytest.raises(SignatureError, match="omits files of the entry"):
         check_signature(find_entry(folder), keys[1])
     check_signature(sign(find_entry(folder), keys[0]), keys[1])  # and signing again fixes it
 
@@ -198,13 +198,13 @@ def test_what_else_lies_in_the_folder_stays(zoo, keys, tmp_path):
 
 def test_a_wrong_key_takes_nothing_out_of_the_cache(signed, keys, zoo, tmp_path, monkeypatch):
     monkeypatch.setenv("EMBEDKIT_CACHE", "relative")
-    place = archive(zoo, tmp_path / "zoo.tar")
+    uri = archive(zoo, tmp_path / "zoo.tar")
     with pytest.raises(SignatureError):
-        pull([NAME], zoo=place, gate=commercial_only, verify_key=pair(tmp_path, "other")[1])
+        pull([NAME], zoo=uri, gate=commercial_only, verify_key=pair(tmp_path, "other")[1])
     assert Cache("relative").revisions() == []
-    pull([NAME], zoo=place, gate=commercial_only, verify_key=keys[1])
+    pull([NAME], zoo=uri, gate=commercial_only, verify_key=keys[1])
     with pytest.raises(SignatureError):
-        pull([NAME], zoo=place, gate=commercial_only, verify_key=pair(tmp_path, "other")[1])
+        pull([NAME], zoo=uri, gate=commercial_only, verify_key=pair(tmp_path, "other")[1])
     assert Cache("relative").revisions() == [signed.revision]
 
 
@@ -222,8 +222,8 @@ def test_it_travels_with_the_entry(signed, keys, tmp_path, hub):
     publish(signed, "hf://team", token="hf_writer")
     assert publish(signed, "hf://team", token="hf_writer").files == ()
     list(mirror(str(tmp_path / "b"), str(tmp_path / "c")))
-    for place in ("hf://team", str(tmp_path / "b"), str(tmp_path / "c")):
-        (pulled,) = pull([NAME], zoo=place, gate=commercial_only, verify_key=keys[1])
+    for uri in ("hf://team", str(tmp_path / "b"), str(tmp_path / "c")):
+        (pulled,) = pull([NAME], zoo=uri, gate=commercial_only, verify_key=keys[1])
         assert pulled.revision == signed.revision
     with pytest.raises(SignatureError):
         pull([NAME], zoo="hf://team", gate=commercial_only, verify_key=pair(tmp_path, "other")[1])

@@ -367,7 +367,7 @@ def test_a_user_without_a_home_folder(tmp_path, monkeypatch):
     import pwd
 
     from embedkit.hub.access import default_cache_dir
-    from embedkit.hub.resolve import places
+    from embedkit.hub.resolve import zoos
 
     def missing(*_: object) -> None:
         raise KeyError
@@ -376,7 +376,7 @@ def test_a_user_without_a_home_folder(tmp_path, monkeypatch):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(pwd, "getpwuid", missing)
     assert default_cache_dir().endswith(f"embedkit-{os.getuid()}")
-    places()
+    zoos()
 
 
 # --- damaged and foreign files ------------------------------------------------------------------------------

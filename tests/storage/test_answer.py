@@ -10,7 +10,7 @@ from urllib.parse import quote
 import pytest
 import servers
 
-from embedkit._io.messages import one_line, quoted, redacted
+from embedkit._io.text import plain_line, quoted, redacted
 from embedkit.errors import EmbedkitError, EntryError, UnreachableError, ZooError
 from embedkit.hub.access import Access
 from embedkit.hub.publish.publish import publish
@@ -58,9 +58,9 @@ def test_a_stream_that_never_ends_is_left(endless):
 
 @pytest.mark.parametrize("endless", ["body"], indirect=True)
 def test_an_answer_to_a_post_is_bounded(endless):
-    with pytest.raises(ZooError, match=f"expected at most {POST_LIMIT} bytes, and more came"):
+    with pytest.raises(ZooError, match=f"expected at most {POST_LIMIT} bytes, found more"):
         WebStorage(endless.url).post_json("api/validate-yaml", {})
-    with pytest.raises(ZooError, match="expected at most 1000 bytes, and more came"):
+    with pytest.raises(ZooError, match="expected at most 1000 bytes, found more"):
         WebStorage(endless.url).get_json("api/models/team/x", 1000)
 
 
@@ -160,8 +160,8 @@ def test_secrets_are_found_in_every_form():
 
 
 def test_a_message_is_one_line_of_plain_text():
-    assert one_line("a\x1b]0;title\x07b\r\nc\u202ed\x9b31m\ud800") == "a ]0;title b c d 31m"
-    assert one_line("naïve 日本 नमस्ते") == "naïve 日本 नमस्ते"
+    assert plain_line("a\x1b]0;title\x07b\r\nc\u202ed\x9b31m\ud800") == "a ]0;title b c d 31m"
+    assert plain_line("naïve 日本 नमस्ते") == "naïve 日本 नमस्ते"
 
 
 def test_an_entry_error_of_a_hub_is_plain(zoo, monkeypatch):
@@ -201,12 +201,12 @@ def test_what_a_hub_says_of_a_commit(status, code, found, monkeypatch):
 
     server = servers.Server(Api)
     server.mode = status, code
-    place = HubZoo("team", TOKEN, server.url)
+    zoo = HubZoo("team", TOKEN, server.url)
     if found is None:
-        assert place.commit("linear-x.noise", "main") is None
+        assert zoo.commit("linear-x.noise", "main") is None
     else:
         with pytest.raises(ZooError, match=found):
-            place.commit("linear-x.noise", "main")
+            zoo.commit("linear-x.noise", "main")
     server.close()
 
 
@@ -214,5 +214,5 @@ def test_a_license_with_an_escape_is_plain_in_the_refusal():
     from embedkit.hub.cache import Arrival, commercial_only
 
     with pytest.raises(EmbedkitError) as caught:
-        commercial_only(Arrival(name="a-x.d", place="p", license="CC-BY-NC\x1b]0;x\x07", bytes=1))
+        commercial_only(Arrival(name="a-x.d", zoo="p", license="CC-BY-NC\x1b]0;x\x07", bytes=1))
     assert str(caught.value).isprintable()

@@ -146,7 +146,7 @@ def test_a_bundle_does_not_overwrite_what_it_reads(zoo, tmp_path):
     out = tmp_path / "zoo.tar"
     write_archive([find_entry(zoo / NAME)], out)
     before = out.read_bytes()
-    for names, place in (([], str(out)), ([str(out)], None)):
+    for names, zoo in (([], str(out)), ([str(out)], None)):
         with pytest.raises(OutputError, match="is also the input"):
-            bundle(names, out, zoo=place, gate=commercial_only)
+            bundle(names, out, zoo=zoo, gate=commercial_only)
     assert out.read_bytes() == before

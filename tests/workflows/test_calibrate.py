@@ -75,7 +75,7 @@ def by_embeddings(people, entry, tmp_path, target):
 
 
 def test_a_folder_gives_what_its_embeddings_give(people, entry, tmp_path, run):
-    pytest.importorskip("scipy", reason="pip install 'embedkit[analysis]'")
+    pytest.importorskip("scipy", reason="pip install '.[analysis]'")
     _, expected = by_embeddings(people, entry, tmp_path, 0.05)
     out = tmp_path / "c.json"
     common = ["--target-fmr", 0.05, "--replicates", 20, "-o", out]
@@ -93,7 +93,7 @@ def test_a_folder_gives_what_its_embeddings_give(people, entry, tmp_path, run):
 
 
 def test_a_list_of_pairs_gives_what_their_embeddings_give(people, entry, tmp_path, run):
-    pytest.importorskip("scipy", reason="pip install 'embedkit[analysis]'")
+    pytest.importorskip("scipy", reason="pip install '.[analysis]'")
     _, expected = by_embeddings(people, entry, tmp_path, 0.05)
     common = [
         "--encoder",
@@ -150,7 +150,7 @@ def test_every_image_is_embedded_once(people, entry, tmp_path, monkeypatch):
 
 
 def test_what_cannot_be_embedded_is_left_out_and_named(people, entry, tmp_path, run):
-    pytest.importorskip("scipy", reason="pip install 'embedkit[analysis]'")
+    pytest.importorskip("scipy", reason="pip install '.[analysis]'")
     _, whole = by_embeddings(people, entry, tmp_path, 0.06)
     (people / "p03" / "1.png").write_bytes(b"no image")
     for image in ("p05/0.png", "p05/1.png", "p05/2.png"):

@@ -23,7 +23,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from embedkit.errors import ConfigError, ImageError, MissingDependencyError, SourceError
+from embedkit._io.optional import requires
+from embedkit.errors import ConfigError, ImageError, SourceError
 from embedkit.images.transform import ImageLike, read_pixels
 from embedkit.model.preprocess import Preprocess
 
@@ -397,10 +398,8 @@ def _read_idx(file: Path, axes: int) -> np.ndarray:
 
 def _digits(split: Split) -> ArraySource:
     """scikit-learn's 1,797 digits of 8x8: one in five, by class, is the test part."""
-    try:
+    with requires("sklearn:digits", "train,cpu", package="scikit-learn"):
         from sklearn.datasets import load_digits
-    except ImportError:
-        raise MissingDependencyError("sklearn:digits needs `pip install 'embedkit[train,cpu]'`") from None
     digits = load_digits()
     order = np.argsort(digits.target, kind="stable")
     test = np.zeros(len(order), bool)

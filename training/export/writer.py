@@ -23,7 +23,7 @@ from embedkit.authoring.card import render_card
 from embedkit.authoring.golden import TOLERANCES, npz_bytes, synthetic_images
 from embedkit.authoring.onnx_export import standalone
 from embedkit.errors import ConfigError
-from embedkit.hub.folder import check_entry_zoo
+from embedkit.hub.folder import check_replaceable
 from embedkit.hub.publish.index import update_index
 from embedkit.images.transform import read_pixels
 from embedkit.model.config import EntryConfig
@@ -88,7 +88,7 @@ def write_entry(
         OutputError: The folder cannot be written.
     """
     _check_request(folder, network, config, samples)
-    check_entry_zoo(folder)
+    check_replaceable(folder)
     preprocess = config.preprocess
     if images is None:
         images = synthetic_images(4)

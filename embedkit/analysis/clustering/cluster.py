@@ -20,6 +20,7 @@ import pyarrow as pa
 from embedkit._io.atomic import replacing
 from embedkit._io.columns import read_columns
 from embedkit._io.json import Fields, JsonFormat, canonical_json
+from embedkit._io.optional import requires
 from embedkit._io.reading import open_regular
 from embedkit.analysis.clustering import dpmm as dpmm_
 from embedkit.analysis.clustering import kmeans
@@ -31,7 +32,7 @@ from embedkit.embeddings.metadata import Metadata, first_line
 from embedkit.embeddings.parquet_write import parquet_writer
 from embedkit.embeddings.schema import ROW_GROUP
 from embedkit.embeddings.table import Embeddings
-from embedkit.errors import ConfigError, MissingDependencyError, OutputError
+from embedkit.errors import ConfigError, OutputError
 from embedkit.model.mixture import Mixture
 
 __all__ = ["METHODS", "Clustering", "cluster"]
@@ -377,12 +378,8 @@ def _hdbscan(points: np.ndarray, min_cluster_size: int, where: str) -> tuple[np.
         raise ConfigError(
             f"min_cluster_size: expected 2 to {len(points)}, the rows; found {min_cluster_size}"
         )
-    try:
+    with requires("method='hdbscan'", "analysis", package="scikit-learn"):
         from sklearn.cluster import HDBSCAN
-    except ImportError:
-        raise MissingDependencyError(
-            "method='hdbscan' needs scikit-learn: pip install 'embedkit[analysis]'"
-        ) from None
     found = HDBSCAN(min_cluster_size=min_cluster_size, copy=True).fit(points.astype(np.float64))
     return found.labels_.astype(np.int64), found.probabilities_.astype(np.float64)
 

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from embedkit._io.optional import requires
 from embedkit.analysis.matching.pairs import identity_codes
-from embedkit.errors import ConfigError, MissingDependencyError
+from embedkit.errors import ConfigError
 
 __all__ = ["Scores", "agreement"]
 
@@ -51,10 +52,8 @@ def agreement(clusters: np.ndarray, labels: Sequence[Hashable] | np.ndarray) -> 
         ConfigError: Of another length, no label at all, or so many that they are no classes.
         MissingDependencyError: scipy is not installed.
     """
-    try:
+    with requires("a clustering score", "analysis"):
         from scipy.optimize import linear_sum_assignment
-    except ImportError:
-        raise MissingDependencyError("scores need scipy: pip install 'embedkit[analysis]'") from None
     if len(labels) != len(clusters):
         raise ConfigError(f"labels: expected one for each of {len(clusters)} rows, found {len(labels)}")
     classes = identity_codes(labels)

@@ -27,7 +27,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from embedkit.errors import MissingDependencyError
+from embedkit._io.optional import requires
 
 #: Two-sided, for 95 %.
 TAIL = 0.025
@@ -274,10 +274,6 @@ def log_likelihood_ratios(
 
 
 def _special():
-    try:
+    with requires("an interval of a rate", "analysis", package="scipy"):
         from scipy import special
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"scipy cannot be imported ({error}): pip install 'embedkit[analysis]'"
-        ) from None
     return special

@@ -1,1 +1,5 @@
-"""Publishing: an entry to a folder, a bucket or the Hugging Face Hub, and the index and pages of a zoo."""
+"""Publishing.
+
+`publish` takes an entry to a `folder`, a `bucket` or the Hub (`hf`), after `fitness` checked its facts. `index` makes
+`index.json`; `pages`, with `markdown` and `plot`, the pages that people read.
+"""

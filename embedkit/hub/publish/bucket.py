@@ -1,9 +1,8 @@
 """A zoo in a bucket as it is written: a folder per revision, and an index that several publishers may change at once.
 
-No folder of a bucket can be replaced in one step, so each revision has one of its own, and the index, which is one
-object, says which is current. It is written on the condition that it is still what was read, where the store knows
-such conditions; where it does not, it is read again after it was written, and a change that another publisher
-overwrote is made again.
+A folder of a bucket cannot be replaced in one step, so each revision has its own, and the index, one object, names the
+current one. The index is written on the condition that it is unchanged since it was read. Where the store has no
+conditional writes, it is read back after the write, and a change that another publisher overwrote is repeated.
 """
 
 from __future__ import annotations
@@ -28,9 +27,9 @@ from embedkit.model.layout import INDEX, MANIFEST
 from embedkit.model.manifest import Manifest
 from embedkit.storage.fsspec import BucketStorage
 
-#: How often an index is written again that others change at the same time.
+#: Attempts to write an index that others change at the same time.
 INDEX_TRIES = 20
-#: Seconds before the second look at an index that was written without a condition, and before another try.
+#: Seconds before an index written without a condition is read back, and before another attempt.
 SETTLE = 0.2
 
 _Change = Callable[[dict[str, Any]], Mapping[str, Any]]
@@ -45,9 +44,9 @@ def open_bucket(to: str) -> BucketStorage:
     address = parse_zoo(to)
     if address.scheme in ("http", "https"):
         raise ConfigError(
-            f"{to}: a web site cannot be written; publish to the folder or the bucket that it serves"
+            f"{to}: a web site cannot be written to; publish to the folder or the bucket behind it"
         )
-    return BucketStorage(address.place)
+    return BucketStorage(address.zoo)
 
 
 def publish_to_bucket(entry: VerifiedEntry, storage: BucketStorage) -> Published:
@@ -55,7 +54,7 @@ def publish_to_bucket(entry: VerifiedEntry, storage: BucketStorage) -> Published
     folder = f"{entry.name}/{entry.revision[:REVISION_DIGITS]}"
     row = {**build_facts(entry), "path": folder}
     index = _read(storage)
-    _merged(storage, index, lambda entries: {**entries, entry.name: row})  # what is refused ends here
+    _merged(storage, index, lambda entries: {**entries, entry.name: row})  # refuse before anything is written
     old = json.loads(index or b"{}").get("entries", {}).get(entry.name, {})
     at, before = old.get("path") or entry.name, _records(storage, old, entry.name)
     written: list[str] = []
@@ -72,7 +71,7 @@ def publish_to_bucket(entry: VerifiedEntry, storage: BucketStorage) -> Published
         written.append(MANIFEST)
     if change_index(storage, lambda entries: {**entries, entry.name: row}):
         written.append(INDEX)
-    return Published(name=entry.name, place=storage.uri, manifest_sha256=entry.revision, files=tuple(written))
+    return Published(name=entry.name, zoo=storage.uri, manifest_sha256=entry.revision, files=tuple(written))
 
 
 def remove_from_bucket(name: str, storage: BucketStorage) -> None:
@@ -86,14 +85,14 @@ def remove_from_bucket(name: str, storage: BucketStorage) -> None:
 
 
 def change_index(storage: BucketStorage, change: _Change) -> bool:
-    """Change the entries of the index, on top of what others change meanwhile; whether there was anything to write.
+    """Change the entries of the index on top of concurrent changes of others; returns whether anything was written.
 
     Raises:
-        EntryError: The index is not one.
-        ZooError: The store refuses, or others change the index again and again.
+        EntryError: The index is damaged.
+        ZooError: The store refuses, or others keep changing the index.
     """
     for turn in range(INDEX_TRIES):
-        version = storage.version(INDEX)  # first: where it changes before it is read, the condition fails
+        version = storage.version(INDEX)  # first: if it changes before it is read, the condition fails
         old = _read(storage)
         new = _merged(storage, old, change)
         if new == old:
@@ -117,7 +116,7 @@ def _ours(storage: BucketStorage, name: str) -> list[str]:
     """The files of all revisions of an entry, manifests first.
 
     Raises:
-        ConfigError: Another file lies among them.
+        ConfigError: There is another file among them.
     """
     ours: list[str] = []
     records: dict[str, Mapping[str, object]] = {}
@@ -127,12 +126,12 @@ def _ours(storage: BucketStorage, name: str) -> list[str]:
             records[folder] = _listed(storage, folder)
         revision = re.fullmatch(rf"{re.escape(name)}/[0-9a-f]{{{REVISION_DIGITS}}}", folder)
         # A publisher that was killed leaves files of a revision without their manifest.
-        usual = file.endswith(SUFFIXES) or file in ("LICENSE", "LICENSE", "NOTICE")
+        usual = file.endswith(SUFFIXES) or file in ("LICENSE", "NOTICE")
         listed = file == MANIFEST or file in records[folder]
         if not (listed if folder == name else revision and (listed or usual)):
             raise ConfigError(
-                f"{storage.uri}/{name} is to be removed, and holds {path[len(name) + 1 :][:100]!a}, which is not of "
-                "the entry: move it away"
+                f"{storage.uri}/{name} would be removed, and holds {path[len(name) + 1 :][:100]!a}, which is not "
+                "part of the entry: move it away"
             )
         ours.append(path)
     return sorted(ours, key=lambda path: (not path.endswith(f"/{MANIFEST}"), path))
@@ -147,7 +146,7 @@ def _listed(storage: BucketStorage, folder: str) -> Mapping[str, object]:
 
 
 def _records(storage: BucketStorage, row: Mapping[str, Any], name: str) -> Mapping[str, object]:
-    """The files of the version that the index names now."""
+    """The files of the version that the index names."""
     return _listed(storage, row.get("path") or name) if row else {}
 
 

@@ -1,4 +1,4 @@
-"""A zoo folder as it is written: entries placed and removed, and the index with them."""
+"""A zoo folder as it is written: entries are written and removed together with the index."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from pathlib import Path
 
 from embedkit._io.atomic import clear_leftovers, remove_folder, replacing_folder
 from embedkit._io.reading import read_regular
+from embedkit._io.text import one_line
 from embedkit.errors import ConfigError, EmbedkitError, OutputError
-from embedkit.hub.folder import FolderEntry, FolderZoo, check_entry_zoo
+from embedkit.hub.folder import FolderEntry, FolderZoo, check_replaceable
 from embedkit.hub.limits import INDEX_LIMIT
 from embedkit.hub.publish.index import build_facts, changed_index, check_zoo
 from embedkit.hub.publish.publish import Published
@@ -21,18 +22,18 @@ def publish_to_folder(entry: VerifiedEntry, zoo: Path) -> Published:
     """Publish an entry to a zoo folder, which is made where it is missing; see `publish`."""
     target = zoo / entry.name
     check_zoo(zoo)
-    check_entry_zoo(target)
+    check_replaceable(target)
     try:
         zoo.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OutputError(f"{zoo} cannot be written ({error.strerror}); choose another place") from None
+        raise OutputError(f"{zoo} cannot be written ({one_line(error)}); choose another folder") from None
     written: list[str] = []
     with changed_index(zoo, add={entry.name: build_facts(entry)}):
         before = _index_of(zoo)
-        clear_leftovers(target)  # also where there is nothing to write: the last writer may have been killed
+        clear_leftovers(target)  # even if nothing is written: the last writer may have been killed
         if not _is_same(entry, target):
             old = _records(target)
-            check_entry_zoo(target)  # again, under the lock
+            check_replaceable(target)  # again, under the lock
             with replacing_folder(target) as partial:
                 for name in entry.manifest.files:
                     (partial / name).write_bytes(entry.read(name))
@@ -41,13 +42,13 @@ def publish_to_folder(entry: VerifiedEntry, zoo: Path) -> Published:
             written = [*(name for name in files if old.get(name) != files[name]), MANIFEST]
     if _index_of(zoo) != before:
         written.append(INDEX)
-    return Published(name=entry.name, place=str(zoo), manifest_sha256=entry.revision, files=tuple(written))
+    return Published(name=entry.name, zoo=str(zoo), manifest_sha256=entry.revision, files=tuple(written))
 
 
 def remove_from_folder(name: str, zoo: Path) -> None:
     """Remove an entry from a zoo folder; see `withdraw`.
 
-    A link to an entry is removed, and what it names stays.
+    Where the folder is a symbolic link, only the link is removed.
     """
     if not ENTRY_NAME.fullmatch(name) or not _holds(zoo, name):
         raise ConfigError(f"{zoo} holds no entry {name!r}; give the whole name of its folder")
@@ -56,13 +57,13 @@ def remove_from_folder(name: str, zoo: Path) -> None:
         if folder.is_symlink():
             folder.unlink()
         elif folder.exists():
-            check_entry_zoo(folder)
+            check_replaceable(folder)
             remove_folder(folder)
         clear_leftovers(folder)
 
 
 def _holds(zoo: Path, name: str) -> bool:
-    """Whether an entry lies here, or is listed still after a removal that was killed."""
+    """Whether the zoo has the entry, or still lists it after a removal that was killed."""
     return (zoo / name / MANIFEST).is_file() or (zoo.is_dir() and name in FolderZoo(zoo).index().rows)
 
 

@@ -1,8 +1,8 @@
 """The index of a zoo: `index.json` for programs, and in a folder the pages for people (`pages`).
 
-Both are functions of the entries alone (and of who held an alias before), so that a test can hold them
-against what is committed. They are built before anything is placed: an entry that they cannot show is refused while
-the zoo is as it was.
+Both are functions of the entries (and of the entry that had an alias before), so that a test can compare them with what
+is committed. They are built before anything is written: an entry that they cannot show is refused while the zoo is
+unchanged.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from typing import Any
 
 from embedkit._io.atomic import write_file
 from embedkit._io.locks import locked_folder
-from embedkit._io.messages import one_line
 from embedkit._io.outputs import check_ours
 from embedkit._io.reading import read_regular
+from embedkit._io.text import plain_line
 from embedkit.errors import ConfigError, EntryError
 from embedkit.hub.catalog import Index
 from embedkit.hub.folder import FolderEntry, FolderZoo
@@ -55,7 +55,7 @@ def update_index(zoo: Path) -> dict[str, Any]:
         OutputError: The folder cannot be written, or holds a file of these names that embedkit did not write.
 
     Warns:
-        UserWarning: An entry is damaged: it keeps the row that it had, or has none.
+        UserWarning: An entry is damaged: it keeps its old row, or is left out.
     """
     with changed_index(zoo) as index:
         pass
@@ -66,14 +66,14 @@ def update_index(zoo: Path) -> dict[str, Any]:
 def changed_index(
     zoo: Path, add: Mapping[str, dict[str, Any]] | None = None, remove: str = ""
 ) -> Iterator[dict[str, Any]]:
-    """The index of a zoo folder after a change that the block makes, written when the block ends well.
+    """The index of a zoo folder after a change that the block makes, written when the block succeeds.
 
-    The folder is locked meanwhile: of two writers the later one sees the entries of both. The index and the pages are
-    made, and the files that they replace looked at, before the block.
+    The folder is locked for the block: the later of two writers sees the entries of both. The index and the pages are
+    made, and the files that they replace are checked, before the block.
 
     Args:
         zoo: The folder.
-        add: Name -> facts of entries that the block places.
+        add: Name -> facts of entries that the block writes.
         remove: The name of an entry that the block removes.
 
     Yields:
@@ -87,7 +87,7 @@ def changed_index(
         UserWarning: As for `update_index`.
     """
     check_zoo(zoo)
-    FolderZoo(zoo)  # refused by its name, before it is locked
+    FolderZoo(zoo)  # refuse a missing folder before it is locked
     with locked_folder(zoo):
         index = build_index(zoo, add=add, remove=remove, damaged=_keep_row)
         files = {**pages(index), INDEX: index_bytes(index)}
@@ -117,17 +117,17 @@ def _old(path: Path) -> bytes | None:
 
 
 def _keep_row(zoo: Path, name: str, error: EntryError) -> dict[str, Any] | None:
-    """The row of the index that an entry had before it was damaged, when it can be shown."""
+    """The row that a damaged entry has in the old index, if the row is valid."""
     warnings.warn(
-        f"{one_line(error)}; its row of the index stays as it was, and the other entries are not concerned",
+        f"{plain_line(error)}; its row of the index stays as it was, and the other entries are not affected",
         stacklevel=6,
     )
     text = _old(zoo / INDEX)
     try:
         Index.from_json(text or b"", "")
-        row = json.loads(text or b"")["entries"][name]
+        row: dict[str, Any] = json.loads(text or b"")["entries"][name]
         pages({"entries": {name: row}})
-    except Exception:  # whatever is wrong with it
+    except Exception:  # the old index may be damaged in any way
         return None
     return row
 
@@ -139,7 +139,7 @@ def check_zoo(zoo: Path) -> None:
         ConfigError: It is such a folder.
     """
     if (zoo / MANIFEST).is_file():
-        raise ConfigError(f"{zoo} is an entry; name the folder that holds it")
+        raise ConfigError(f"{zoo} is an entry; name the folder that contains it")
     for name, what in ((TABLE, "table"), (INDEX, "index")):
         path = zoo / name
         try:
@@ -148,7 +148,7 @@ def check_zoo(zoo: Path) -> None:
             ours = False
         if not ours:
             raise ConfigError(
-                f"{path} is no {what} of a zoo, and would be overwritten: give the zoo a folder of its own"
+                f"{path} is not the {what} of a zoo, and would be overwritten: give the zoo a folder of its own"
             )
 
 
@@ -159,19 +159,20 @@ def build_index(
     remove: str = "",
     damaged: Callable[[Path, str, EntryError], dict[str, Any] | None] | None = None,
 ) -> dict[str, Any]:
-    """What `index.json` of this folder has to hold: `schema`, `entries` by name, `aliases` name -> entry.
+    """The content of `index.json` for this folder: `schema`, `entries` by name, `aliases` name -> entry.
 
     Args:
         zoo: The folder.
-        add: Facts of entries, in place of what the folder holds.
+        add: Facts of entries, replacing those in the folder.
         remove: A name to leave out.
-        damaged: Gives the facts of an entry that cannot be read, None to leave it out; it raises when not given.
+        damaged: Gives the facts of an entry that cannot be read, or None to leave it out; by default its error is
+            raised.
 
     Raises:
-        EntryError: A folder that is named as an entry and is none, or (IntegrityError) a configuration that
-            was changed by hand.
+        EntryError: A folder with an entry's name is not an entry, or (IntegrityError) its configuration was
+            changed by hand.
     """
-    place = FolderZoo(zoo)
+    aliases = FolderZoo(zoo).index().aliases
     entries = dict(add or {})
     for folder in sorted(zoo.iterdir()):
         name = folder.name
@@ -185,18 +186,18 @@ def build_index(
             facts = damaged(zoo, name, error)
         if facts is not None:
             entries[name] = facts
-    return make_index(entries, place.index().aliases)
+    return make_index(entries, aliases)
 
 
 def make_index(entries: Mapping[str, dict[str, Any]], aliases: Mapping[str, str]) -> dict[str, Any]:
     """An index over the facts of entries.
 
-    An alias is the folder's name without `.<data>`. The entry that already holds it keeps it; a free one goes
-    to the first by name.
+    An alias is the folder's name without `.<data>`. The entry that already has it keeps it; a free one goes
+    to the first entry by name.
 
     Args:
         entries: Name -> facts, see `build_facts`.
-        aliases: Who held which alias before.
+        aliases: Alias -> entry, before.
     """
     held: dict[str, str] = {}
     for name in sorted(entries):
@@ -230,10 +231,10 @@ def build_facts(entry: VerifiedEntry) -> dict[str, Any]:
 
 
 def index_bytes(index: dict[str, Any]) -> bytes:
-    """The index as it stands in the file, the same bytes for the same index.
+    """The bytes of `index.json`; the same bytes for the same index.
 
     Raises:
-        EntryError: No reader would take so large an index.
+        EntryError: The index is larger than readers accept.
     """
     content = (json.dumps(index, indent=1, sort_keys=True) + "\n").encode()
     if len(content) > INDEX_LIMIT:

@@ -1,7 +1,7 @@
-"""What people read of a zoo's index: a table of its entries, tables of figures, and a plot for each data set.
+"""The pages of a zoo: a table of its entries, tables of metrics, and a plot for each data set.
 
-Everything is made in memory from the index alone, and of any index that parses: one odd entry may not keep the pages
-from all others. Text of entries is escaped; a figure or a cost that no plot has room for stays out of the plot.
+They are made in memory from the index, and from any index that parses: one unusual entry must not block the pages of
+all others. Text of entries is escaped; a metric or a cost outside the range of a plot is left out of the plot.
 """
 
 from __future__ import annotations
@@ -15,29 +15,29 @@ from embedkit.hub.publish.markdown import escape
 from embedkit.hub.publish.plot import drawable, plot_bytes
 
 TABLE = "README.md"
-#: How each table begins: a file that begins otherwise was written by hand.
+#: The beginning of each page: a file that begins otherwise was not written by embedkit.
 HEAD = "# The zoo\n\nWritten by `embedkit publish` from the entries; do not edit.\n"
 _LONGEST_NAME = 80
 
 
 def pages(index: dict[str, Any]) -> dict[str, bytes]:
-    """The pages by file name: the table, and a plot for each data set with several encoders."""
+    """File name -> content: the page of tables, and a plot for each data set with several encoders."""
     plots: dict[str, bytes] = {}
     sections: list[str] = []
     for table, protocol in with_protocols(compare(index["entries"])):
         sections += [f"## {escape(table.data)}", "", table.markdown(links=True), ""]
-        figure = "probe_top1" if any("probe_top1" in row.figures for row in table.rows) else "map_at_r"
-        if sum(drawable(row, figure) for row in table.rows) > 1:
+        metric = "probe_top1" if any("probe_top1" in row.metrics for row in table.rows) else "map_at_r"
+        if sum(drawable(row, metric) for row in table.rows) > 1:
             name = _plot_name(table, plots)
-            plots[name] = plot_bytes(table, figure)
-            sections += [f"![{figure} over training FLOPs]({name})", ""]
+            plots[name] = plot_bytes(table, metric)
+            sections += [f"![{metric} over training FLOPs]({name})", ""]
         if protocol:
             sections += [escape(protocol), ""]
     return {TABLE: table_bytes(index) + "\n".join(["", *sections]).encode(), **plots}
 
 
 def _plot_name(table: Comparison, taken: dict[str, bytes]) -> str:
-    """A file name for a data set: short enough for every file system, and no other data set's."""
+    """A file name for a data set's plot: short enough for every file system, and unique."""
     words = re.sub("[^a-z0-9]+", "-", table.data.lower())
     name = f"quality-{words}.svg"
     if len(words) > _LONGEST_NAME or not words.strip("-") or name in taken:
@@ -47,7 +47,7 @@ def _plot_name(table: Comparison, taken: dict[str, bytes]) -> str:
 
 
 def table_bytes(index: dict[str, Any]) -> bytes:
-    """The table of entries, as it begins the page."""
+    """The beginning of the page: the table of entries."""
     lines = [
         HEAD,
         "| entry | method | network | data | dim | size | license |",

@@ -1,4 +1,4 @@
-"""Encoders on one data set as an image, an SVG: how good each is over what it cost to train."""
+"""An SVG plot of the encoders on one data set: quality over training cost."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import html
 import math
 from collections.abc import Iterable, Sequence
 
-from embedkit._io.messages import one_line
-from embedkit.hub.leaderboard import FIGURES, Comparison, Row
+from embedkit._io.text import plain_line
+from embedkit.hub.leaderboard import METRICS, Comparison, Row
 
 __all__ = ["drawable", "plot_bytes"]
 
 _WIDTH, _HEIGHT = 840, 440
-#: Far above any training, and far below where a scale has no ticks left.
+#: Far above any training, and far below the largest float.
 _MOST_FLOPS = 1e40
 _LEFT, _RIGHT, _TOP, _BOTTOM = 62, 240, 34, 40
-#: Where a label may stand from its dot, the best first: x, y of its base line, anchor.
+#: Positions of a label around its dot, the best first: x, y of its base line, anchor.
 _AROUND = [(8, 4, "start"), (-8, 4, "end"), (0, -9, "middle"), (0, 18, "middle")] + [
     (dx, 4 + sign * step, anchor)
     for step in range(14, 113, 14)
@@ -24,31 +24,31 @@ _AROUND = [(8, 4, "start"), (-8, 4, "end"), (0, -9, "middle"), (0, 18, "middle")
 ]
 
 
-def plot_bytes(comparison: Comparison, figure: str) -> bytes:
+def plot_bytes(comparison: Comparison, metric: str) -> bytes:
     """Quality over training FLOPs as an SVG, the same bytes for the same rows; baselines are dashed lines.
 
     Args:
         comparison: Rows that are not `drawable` are left out.
-        figure: Key of `FIGURES`.
+        metric: Key of `METRICS`.
 
     Raises:
         ValueError: No row to draw.
     """
     dots = [
-        (row.flops or 0.0, row.figures[figure], row.name) for row in comparison.rows if drawable(row, figure)
+        (row.flops or 0.0, row.metrics[metric], row.name) for row in comparison.rows if drawable(row, metric)
     ]
     lines = [
-        (row.figures[figure], row.name)
+        (row.metrics[metric], row.name)
         for row in comparison.rows
-        if not row.method and _is_share(row, figure)
+        if not row.method and _is_share(row, metric)
     ]
     if not dots:
-        raise ValueError(f"no encoder has {figure} and a known cost")
+        raise ValueError(f"no encoder has {metric} and a known cost")
     ticks = _ticks(min(x for x, _, _ in dots), max(x for x, _, _ in dots))
     low, high = math.log10(ticks[0]), math.log10(ticks[-1])
     least, most = _span([y for _, y, _ in dots] + [y for y, _ in lines], step=0.05)
 
-    def place(x: float, y: float) -> tuple[float, float]:
+    def at_pixel(x: float, y: float) -> tuple[float, float]:
         inner_w, inner_h = _WIDTH - _LEFT - _RIGHT, _HEIGHT - _TOP - _BOTTOM
         return _LEFT + (x - low) / (high - low) * inner_w, _TOP + (most - y) / (most - least) * inner_h
 
@@ -56,29 +56,29 @@ def plot_bytes(comparison: Comparison, figure: str) -> bytes:
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" width="{_WIDTH}" height="{_HEIGHT}" '
         'font-family="sans-serif" font-size="12">',
         f'<rect width="{_WIDTH}" height="{_HEIGHT}" fill="#fff"/>',
-        f'<text x="{_LEFT}" y="20" font-size="14">{_text(FIGURES[figure])} on {_text(comparison.data)}, '
+        f'<text x="{_LEFT}" y="20" font-size="14">{_text(METRICS[metric])} on {_text(comparison.data)}, '
         "over training FLOPs</text>",
     ]
     for tick in ticks:
-        x, _ = place(math.log10(tick), least)
+        x, _ = at_pixel(math.log10(tick), least)
         parts.append(f'<path d="M{x:.1f} {_TOP}V{_HEIGHT - _BOTTOM}" stroke="#e4e4e4"/>')
         text = f"{tick:.0e}".replace("e+", "e")
         parts.append(f'<text x="{x:.1f}" y="{_HEIGHT - _BOTTOM + 18}" text-anchor="middle">{text}</text>')
     for index in range(round((most - least) / 0.05) + 1):
-        y = place(low, least + index * 0.05)[1]
+        y = at_pixel(low, least + index * 0.05)[1]
         parts.append(f'<path d="M{_LEFT} {y:.1f}H{_WIDTH - _RIGHT}" stroke="#e4e4e4"/>')
         parts.append(
             f'<text x="{_LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{least + index * 0.05:.2f}</text>'
         )
-    heights = [place(low, value)[1] for value, _ in lines]
+    heights = [at_pixel(low, value)[1] for value, _ in lines]
     inputs = {name.rpartition(", ")[2] for _, name in lines}
     for (_, name), y, at in zip(lines, heights, _apart(heights, _HEIGHT - _BOTTOM), strict=True):
         title = name.rpartition(", ")[0] if len(inputs) == 1 else name
         parts.append(f'<path d="M{_LEFT} {y:.1f}H{_WIDTH - _RIGHT}" stroke="#777" stroke-dasharray="5 4"/>')
         parts.append(f'<text x="{_WIDTH - _RIGHT + 6}" y="{at + 4:.1f}" fill="#555">{_text(title)}</text>')
-    places = [place(math.log10(x), y) for x, y, _ in dots]
+    points = [at_pixel(math.log10(x), y) for x, y, _ in dots]
     names = [name.partition(".")[0] for _, _, name in dots]
-    for (x, y), name, (dx, dy, anchor) in zip(places, names, _beside(places, names), strict=True):
+    for (x, y), name, (dx, dy, anchor) in zip(points, names, _beside(points, names), strict=True):
         if abs(dy - 4) > 14:
             parts.append(f'<path d="M{x:.1f} {y:.1f}l{dx} {dy - 4}" stroke="#9ab4dd"/>')
         parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4.5" fill="#1f5fbf"/>')
@@ -90,17 +90,17 @@ def plot_bytes(comparison: Comparison, figure: str) -> bytes:
 
 
 def _text(text: str) -> str:
-    """Text for XML, which has no place for control characters; one line of a length that the frame has room for."""
-    return html.escape(one_line(text)[:120])
+    """Text escaped for XML: one line without control characters, cut to what fits the frame."""
+    return html.escape(plain_line(text)[:120])
 
 
-def drawable(row: Row, figure: str) -> bool:
-    """Whether a row has a place in the plot: its FLOPs are known and above 0, its figure is a share."""
-    return row.flops is not None and 1 <= row.flops <= _MOST_FLOPS and _is_share(row, figure)
+def drawable(row: Row, metric: str) -> bool:
+    """Whether a row can be drawn: its FLOPs are known and above 0, its metric is between -1 and 1."""
+    return row.flops is not None and 1 <= row.flops <= _MOST_FLOPS and _is_share(row, metric)
 
 
-def _is_share(row: Row, figure: str) -> bool:
-    return -1 <= row.figures.get(figure, math.inf) <= 1
+def _is_share(row: Row, metric: str) -> bool:
+    return -1 <= row.metrics.get(metric, math.inf) <= 1
 
 
 def _ticks(low: float, high: float) -> list[float]:
@@ -122,9 +122,9 @@ def _span(values: Iterable[float], *, step: float) -> tuple[float, float]:
     return low, high if high > low else low + step
 
 
-def _apart(places: Sequence[float], bottom: float, gap: float = 14.0) -> list[float]:
-    """Heights of labels near `places` and `gap` apart, moved down, and up again where one would be below `bottom`."""
-    found = list(places)
+def _apart(wanted: Sequence[float], bottom: float, gap: float = 14.0) -> list[float]:
+    """Heights of labels near `wanted` and `gap` apart: moved down, then up where one would be below `bottom`."""
+    found = list(wanted)
     order = sorted(range(len(found)), key=lambda index: found[index])
     last = -math.inf
     for index in order:
@@ -136,7 +136,7 @@ def _apart(places: Sequence[float], bottom: float, gap: float = 14.0) -> list[fl
 
 
 def _beside(dots: Sequence[tuple[float, float]], names: Sequence[str]) -> list[tuple[int, int, str]]:
-    """Of `_AROUND` for each dot, the first place within the frame where its name covers nothing, or the last one."""
+    """For each dot, the first position of `_AROUND` where its name is in the frame and covers nothing, or the last."""
     taken = [(x - 6, y - 6, x + 6, y + 6) for x, y in dots]
     found = []
     for (x, y), name in zip(dots, names, strict=True):

@@ -1,9 +1,8 @@
-"""From a verified entry to a place: only what changed goes up, and what readers begin with goes last.
+"""Publish a verified entry to a zoo: only changed files are written, and the index last.
 
-A reader begins with the index, then the manifest. So files go first, then the manifest, then the index; where a folder
-cannot be replaced in one step (a bucket), each revision has a folder of its own, and the old one stays readable
-for whoever still holds the old index, or pins it. A publisher that is killed leaves the old version; the next one ends
-what it began.
+A reader starts from the index, then reads the manifest. So files are written first, then the manifest, then the index.
+Where a folder cannot be replaced in one step (a bucket), each revision has its own, and the old one stays readable for
+readers that have the old index or a pin. A killed publisher leaves the old version; the next one completes the new.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from embedkit._io.messages import quoted
+from embedkit._io.text import quoted
 from embedkit.errors import ConfigError, EntryError
 from embedkit.hub.access import check_online
 from embedkit.hub.catalog import Index
@@ -29,18 +28,18 @@ from embedkit.model.layout import CARD, ENTRY_NAME
 
 @dataclass(frozen=True, kw_only=True)
 class Published:
-    """What a publication did.
+    """The result of a publication.
 
     Attributes:
         name: The entry.
-        place: Where it went.
+        zoo: The zoo that it was published to.
         manifest_sha256: Its revision.
-        files: What was written, the index included; nothing when all was there.
-        version: What the place calls this version: a commit on the Hub, else empty.
+        files: The files that were written, the index included; empty when all were there.
+        version: The zoo's own name for this version: a commit on the Hub, else empty.
     """
 
     name: str
-    place: str
+    zoo: str
     manifest_sha256: str
     files: tuple[str, ...]
     version: str = ""
@@ -52,20 +51,20 @@ def publish(
     """Publish an entry to a folder, a bucket or the Hub.
 
     Args:
-        entry: The entry; every byte is verified on its way.
+        entry: The entry; every byte is verified.
         to: A folder, `file://`, `s3://bucket/zoo` or another URL of fsspec, or `hf://organization`.
-        private: Make the Hub's repository a private one, when it is made.
-        tag: A further tag on the Hub, beside that of the revision.
+        private: Make the repository on the Hub private, if it is created.
+        tag: An additional tag on the Hub, besides that of the revision.
         token: Credential for the Hub.
 
     Raises:
-        ConfigError: The place cannot be published to, or the tag is another version's.
+        ConfigError: The zoo cannot be published to, or the tag is on another version.
         EntryError: The entry is not fit to be published, or (IntegrityError) was changed.
-        ZooError: The place refuses, or (UnreachableError) is down.
+        ZooError: The zoo refuses, or (UnreachableError) is down.
         OutputError: The folder cannot be written.
     """
     if not to:
-        raise ConfigError("expected a place to publish to: a folder, s3://bucket/zoo or hf://organization")
+        raise ConfigError("expected a zoo to publish to: a folder, s3://bucket/zoo or hf://organization")
     _check(entry)
     if is_url(to) and not to.startswith("file://"):
         check_online(to)
@@ -76,7 +75,7 @@ def publish(
         from embedkit.hub.publish.hf import publish_to_hub
 
         return publish_to_hub(
-            entry, parse_zoo(to).place.removeprefix("hf://"), private=private, tag=tag, token=token
+            entry, parse_zoo(to).zoo.removeprefix("hf://"), private=private, tag=tag, token=token
         )
     if not is_url(to) or to.startswith("file://"):
         from embedkit.hub.publish.folder import publish_to_folder
@@ -88,7 +87,7 @@ def publish(
 
 
 def refresh(zoo: str) -> dict[str, Any]:
-    """Verify every byte of a zoo folder, and write its index and table again.
+    """Verify every byte of a zoo folder, and rewrite its index and pages.
 
     Returns:
         The index.
@@ -98,7 +97,7 @@ def refresh(zoo: str) -> dict[str, Any]:
         EntryError: Not an entry, or (IntegrityError) one that was changed.
     """
     if is_url(zoo) and not zoo.startswith("file://"):
-        raise ConfigError(f"{zoo} is no folder: name the ENTRY that is to be published there")
+        raise ConfigError(f"{zoo} is not a folder: name the ENTRY to publish there")
     folder = Path(file_path(zoo))
     if not folder.is_dir():
         raise ConfigError(f"{zoo!r} is not a folder; name the one that holds the entries")
@@ -110,13 +109,13 @@ def refresh(zoo: str) -> dict[str, Any]:
 
 
 def withdraw(name: str, zoo: str, *, token: str | None = None) -> None:
-    """Take an entry out of a zoo: it leaves under its name in one step, so that no reader finds half of it.
+    """Remove an entry from a zoo. It disappears in one step, so that no reader finds half of it.
 
     Only files that embedkit wrote are deleted: a folder that holds anything else is refused. On the Hub the
-    repository stays: it may hold what is not ours, and is removed there.
+    repository stays, since it may hold other files; delete it there.
 
     Raises:
-        ConfigError: The place cannot be written, has no such entry, or holds other files in its folder.
+        ConfigError: The zoo cannot be written, has no such entry, or holds other files in its folder.
         OutputError: The folder cannot be written.
     """
     if is_url(zoo) and not zoo.startswith("file://"):
@@ -124,7 +123,7 @@ def withdraw(name: str, zoo: str, *, token: str | None = None) -> None:
     if zoo.startswith("hf://"):
         from embedkit.hub.publish.hf import unlist_on_hub
 
-        unlist_on_hub(name, parse_zoo(zoo).place.removeprefix("hf://"), token=token)
+        unlist_on_hub(name, parse_zoo(zoo).zoo.removeprefix("hf://"), token=token)
     elif not is_url(zoo) or zoo.startswith("file://"):
         from embedkit.hub.publish.folder import remove_from_folder
 
@@ -138,10 +137,10 @@ def withdraw(name: str, zoo: str, *, token: str | None = None) -> None:
 def merged_index(
     text: bytes | None, where: str, change: Callable[[dict[str, Any]], Mapping[str, Any]]
 ) -> bytes:
-    """A zoo's index after a change of its entries; rows that are not touched keep all that they hold.
+    """A zoo's index after a change of its entries; rows that do not change are copied as they are.
 
     Raises:
-        EntryError: The index is not one.
+        EntryError: The index is damaged.
     """
     old: dict[str, Any] = {}
     aliases: Mapping[str, str] = {}
@@ -152,9 +151,9 @@ def merged_index(
 
 
 def _check(entry: VerifiedEntry) -> None:
-    """Refuse what a reader would refuse, before anything is written."""
+    """Refuse an entry that a reader would refuse, before anything is written."""
     if not ENTRY_NAME.fullmatch(entry.name):
-        raise ConfigError(f"{entry.name!r}: expected an entry named <method>-<arch>.<data> in small letters")
+        raise ConfigError(f"{entry.name!r}: expected an entry named <method>-<arch>.<data> in lower case")
     if entry.name.partition("-")[0] != entry.config.method:
         method = quoted(entry.config.method, longest=80)
         raise ConfigError(
@@ -163,7 +162,7 @@ def _check(entry: VerifiedEntry) -> None:
     check_file_list(entry.manifest, entry.location)
     facts = build_facts(entry)
     check_facts(facts, entry.location)
-    pages({"entries": {entry.name: facts}})  # what cannot be shown ends here
+    pages({"entries": {entry.name: facts}})  # refuse an entry that the pages cannot show
     for name in entry.manifest.files:
         entry.read(name)
     front, end, _ = entry.card.removeprefix("---\n").partition("\n---\n")

@@ -95,7 +95,7 @@ class FaceFinder:
             threads: Cores to keep busy, or `auto`.
 
         Raises:
-            EntryNotFoundError: No place has one of them.
+            EntryNotFoundError: No zoo has one of them.
             EntryError: An entry is of another kind, or not what its files promise.
             DeviceError: What was asked for cannot run.
         """

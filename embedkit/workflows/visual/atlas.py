@@ -33,6 +33,7 @@ import numpy as np
 from PIL import Image
 
 from embedkit._io.atomic import replacing
+from embedkit._io.optional import requires
 from embedkit._io.outputs import check_outputs
 from embedkit.analysis.clustering.reduction import fit_reduction
 from embedkit.analysis.similarity import SMALL, top_k, without_own
@@ -258,15 +259,13 @@ def _spread(points: np.ndarray) -> np.ndarray:
 
 def _umap(method: str) -> Any:
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), requires("map='umap'", package="umap-learn"):
             warnings.simplefilter("ignore")
             import umap
-    except ImportError as error:
+    except MissingDependencyError:
         if method == "auto":
             return None
-        raise MissingDependencyError(
-            f"umap-learn cannot be imported ({error}): pip install umap-learn"
-        ) from None
+        raise
     return umap
 
 

@@ -385,7 +385,7 @@ def test_a_missing_package_is_named_with_its_pip_line(monkeypatch, module, act):
     import sys
 
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(MissingDependencyError, match=r"pip install 'embedkit\[analysis\]'"):
+    with pytest.raises(MissingDependencyError, match=r"pip install '\.\[analysis\]'"):
         act()
 
 

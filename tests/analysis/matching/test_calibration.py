@@ -185,7 +185,7 @@ def test_independent_pairs_have_the_binomial_variance():
 
 def test_prediction_interval_by_sums():
     """Of whole counts, the limits are where binomial tails by their sums pass 2.5 %."""
-    pytest.importorskip("scipy", reason="pip install 'embedkit[analysis]'")
+    pytest.importorskip("scipy", reason="pip install '.[analysis]'")
 
     def at_least(y, n, chance):
         return sum(math.comb(n, i) * chance**i * (1 - chance) ** (n - i) for i in range(y, n + 1))
@@ -203,7 +203,7 @@ def test_prediction_interval_by_sums():
 
 
 def test_prediction_covers_poisson_counts():
-    pytest.importorskip("scipy", reason="pip install 'embedkit[analysis]'")
+    pytest.importorskip("scipy", reason="pip install '.[analysis]'")
     rng = np.random.default_rng(4)
     for mean, factor in ((2.0, 1), (30.0, 1), (30.0, 4)):
         inside = 0
@@ -216,7 +216,7 @@ def test_prediction_covers_poisson_counts():
 
 def test_prediction_holds_where_pairs_share_identities():
     """What is promised: in 100 seeded splits of people, the other half's false-match rate is in the interval."""
-    pytest.importorskip("scipy", reason="pip install 'embedkit[analysis]'")
+    pytest.importorskip("scipy", reason="pip install '.[analysis]'")
     vectors, identities = people(5, 200)
     cosines = similarity(vectors)
     inside = as_if_independent = 0
@@ -629,7 +629,7 @@ def test_other_files(calibration, tmp_path):
 
 
 def test_predict(calibration, monkeypatch):
-    pytest.importorskip("scipy", reason="pip install 'embedkit[analysis]'")
+    pytest.importorskip("scipy", reason="pip install '.[analysis]'")
     low, high = calibration.predict()
     assert low < calibration.fmr < high
     assert (
@@ -640,12 +640,12 @@ def test_predict(calibration, monkeypatch):
     with pytest.raises(ConfigError, match="2 identities or more"):
         calibration.predict(identities=1)
     monkeypatch.setitem(__import__("sys").modules, "scipy", None)
-    with pytest.raises(MissingDependencyError, match=r"pip install 'embedkit\[analysis\]'"):
+    with pytest.raises(MissingDependencyError, match=r"pip install '\.\[analysis\]'"):
         calibration.predict()
 
 
 def test_clopper_pearson():
-    pytest.importorskip("scipy", reason="pip install 'embedkit[analysis]'")
+    pytest.importorskip("scipy", reason="pip install '.[analysis]'")
     assert clopper_pearson_lower(299, 299, 0.05) == pytest.approx(0.05 ** (1 / 299))
     assert clopper_pearson_lower(0, 10, 0.05) == 0
     low = clopper_pearson_lower(8, 10, 0.05)

@@ -10,19 +10,20 @@ import threading
 import pytest
 
 from embedkit.errors import ConfigError, ZooError
+from embedkit.hub.listing import list_encoders
 from embedkit.hub.lockfile import LockFile
 from embedkit.hub.publish.bucket import change_index
 from embedkit.hub.publish.publish import publish, withdraw
-from embedkit.hub.resolve import find_entry, list_encoders
+from embedkit.hub.resolve import find_entry
 from embedkit.model.layout import INDEX
 from embedkit.storage.fsspec import BucketStorage
 
 #: Waits for a line, so that all begin at once, and stops between reading an index and writing it.
 PUBLISHER = """
 import sys, time
-from embedkit.hub.buckets import BucketStorage
-from embedkit.hub.publish import publish
-from embedkit.load import find_entry
+from embedkit.storage.fsspec import BucketStorage
+from embedkit.hub.publish.publish import publish
+from embedkit.hub.resolve import find_entry
 read = BucketStorage.read
 def slow(self, path, limit):
     try:
@@ -42,7 +43,7 @@ from embedkit.hub.lockfile import LockFile
 locks = LockFile(Path(sys.argv[1]))
 print("ready", flush=True)
 sys.stdin.readline()
-for n in range(3): locks.write(f"{sys.argv[2]}-{n}", place="p", revision="", manifest_sha256="0" * 64)
+for n in range(3): locks.write(f"{sys.argv[2]}-{n}", zoo="p", revision="", manifest_sha256="0" * 64)
 """
 
 
@@ -66,8 +67,8 @@ def all_at_once(code: str, *arguments: list[str]) -> None:
 
 @pytest.mark.parametrize("kind", ["s3", "hub"])
 def test_two_publishers_lose_no_line_of_an_index(kind, request, by_hand, tmp_path):
-    place = request.getfixturevalue(kind)
-    to, token = (place, "") if kind == "s3" else ("hf://team", "hf_writer")
+    zoo = request.getfixturevalue(kind)
+    to, token = (zoo, "") if kind == "s3" else ("hf://team", "hf_writer")
     names = [f"linear-tiny.n{number}" for number in range(6)]
     folders = [str(by_hand.TinyEntry(seed=n).write(tmp_path / "from" / name)) for n, name in enumerate(names)]
     all_at_once(PUBLISHER, *([to, token, *folders[start::2]] for start in (0, 1)))

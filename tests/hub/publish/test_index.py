@@ -13,12 +13,13 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from embedkit.errors import EntryError
+from embedkit.hub.listing import list_encoders
 from embedkit.hub.publish.fitness import check_facts
 from embedkit.hub.publish.index import build_index, index_bytes, make_index, pages, update_index
 from embedkit.hub.publish.markdown import escape
 from embedkit.hub.publish.pages import TABLE
 from embedkit.hub.publish.publish import publish, refresh
-from embedkit.hub.resolve import find_entry, list_encoders
+from embedkit.hub.resolve import find_entry
 from embedkit.model.layout import CONFIG, INDEX
 
 NAME = "linear-tiny.noise"
@@ -65,15 +66,15 @@ NONSENSE = {
 
 
 @pytest.mark.parametrize("change", NONSENSE.values(), ids=NONSENSE)
-@pytest.mark.parametrize("place", ["folder", "s3", "hub"])
+@pytest.mark.parametrize("kind", ["folder", "s3", "hub"])
 def test_an_entry_that_no_page_can_show_is_refused_before_anything_is_placed(
-    change, place, request, zoo, by_hand, tmp_path
+    change, kind, request, zoo, by_hand, tmp_path
 ):
     """They were placed first, and then no index of that zoo could be written again."""
-    to = str(tmp_path / "to") if place == "folder" else "hf://team"
-    if place == "s3":
+    to = str(tmp_path / "to") if kind == "folder" else "hf://team"
+    if kind == "s3":
         to = request.getfixturevalue("s3")
-    hub = request.getfixturevalue("hub") if place == "hub" else None
+    hub = request.getfixturevalue("hub") if kind == "hub" else None
     token = "hf_writer" if hub else None
     publish(find_entry(zoo / NAME), to, token=token)
     repos = dict(hub.repos) if hub else {}
@@ -81,7 +82,7 @@ def test_an_entry_that_no_page_can_show_is_refused_before_anything_is_placed(
     with pytest.raises(EntryError):
         publish(find_entry(bad), to, token=token)
     assert [row.name for row in list_encoders(zoo=to)] == [NAME]
-    if place == "folder":
+    if kind == "folder":
         assert sorted(path.name for path in (tmp_path / "to").iterdir()) == [TABLE, INDEX, NAME]
         refresh(to)
     if hub:
@@ -94,7 +95,7 @@ def test_an_entry_that_is_damaged_in_a_zoo_keeps_its_row_and_others_are_publishe
     (tmp_path / "to" / NAME / CONFIG).write_bytes(b"{")
     (tmp_path / "to" / "linear-empty.noise").mkdir()
     other = by_hand.TinyEntry(seed=3).write(tmp_path / "linear-other.noise")
-    with pytest.warns(UserWarning, match="the other entries are not concerned"):
+    with pytest.warns(UserWarning, match="the other entries are not affected"):
         publish(find_entry(other), str(tmp_path / "to"))
     entries = json.loads((tmp_path / "to" / INDEX).read_bytes())["entries"]
     assert set(entries) == {NAME, "linear-other.noise"} and entries[NAME] == row

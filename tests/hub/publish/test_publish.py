@@ -20,10 +20,11 @@ from embedkit.encoder import load_encoder
 from embedkit.errors import AccessError, ConfigError, EntryError, IntegrityError
 from embedkit.hub.cache import Cache
 from embedkit.hub.catalog import Index
+from embedkit.hub.listing import list_encoders
 from embedkit.hub.mirror import mirror
 from embedkit.hub.publish.index import TABLE, build_index, index_bytes, table_bytes, update_index
 from embedkit.hub.publish.publish import publish, refresh, withdraw
-from embedkit.hub.resolve import find_entry, list_encoders
+from embedkit.hub.resolve import find_entry
 from embedkit.hub.urls import is_url
 from embedkit.model.layout import INDEX, MANIFEST
 from embedkit.model.manifest import Manifest
@@ -46,7 +47,7 @@ def newer(by_hand, tmp_path):
 
 @pytest.fixture(params=["folder", "s3", "hub"])
 def to(request, tmp_path):
-    """A place that can be published to, and its token."""
+    """A zoo that can be published to, and its token."""
     if request.param == "hub":
         request.getfixturevalue("hub")
         return "hf://team", "hf_writer"
@@ -58,54 +59,54 @@ def to(request, tmp_path):
 
 
 def test_publishing_twice_writes_once(entry, to, newer):
-    place, token = to
-    assert set(publish(entry, place, token=token).files) == ALL
-    assert publish(entry, place, token=token).files == ()
-    changed = set(publish(newer, place, token=token).files)
+    zoo, token = to
+    assert set(publish(entry, zoo, token=token).files) == ALL
+    assert publish(entry, zoo, token=token).files == ()
+    changed = set(publish(newer, zoo, token=token).files)
     assert {"model.safetensors", MANIFEST, INDEX} <= changed
     assert not changed & {"README.md", "config.json"}, "what did not change was written again"
-    assert find_entry(NAME, zoo=place).revision == newer.revision
-    assert publish(newer, place, token=token).files == ()
+    assert find_entry(NAME, zoo=zoo).revision == newer.revision
+    assert publish(newer, zoo, token=token).files == ()
 
 
 def test_an_index_keeps_the_others(entry, to, by_hand, tmp_path):
-    place, token = to
+    zoo, token = to
     other = find_entry(by_hand.TinyEntry(seed=2).write(tmp_path / "o" / "linear-tiny.hum"))
     for one in (entry, other):
-        publish(one, place, token=token)
-    rows = {row.name: row for row in list_encoders(zoo=place)}
+        publish(one, zoo, token=token)
+    rows = {row.name: row for row in list_encoders(zoo=zoo)}
     assert set(rows) == {NAME, "linear-tiny.hum"}
     assert (rows[NAME].alias, rows["linear-tiny.hum"].alias) == ("linear-tiny", ""), (
         "the first keeps the alias"
     )
-    withdraw(NAME, place, token=token)
-    assert [(row.name, row.alias) for row in list_encoders(zoo=place)] == [("linear-tiny.hum", "linear-tiny")]
+    withdraw(NAME, zoo, token=token)
+    assert [(row.name, row.alias) for row in list_encoders(zoo=zoo)] == [("linear-tiny.hum", "linear-tiny")]
     with pytest.raises(ConfigError, match="no entry"):
-        withdraw(NAME, place, token=token)
+        withdraw(NAME, zoo, token=token)
 
 
 def test_what_is_not_fit_is_not_published(zoo, entry, by_hand, tmp_path, to):
-    place, token = to
+    target, token = to
     tiny = by_hand.TinyEntry()
     bare = tiny.write(tmp_path / "bare" / NAME, {**tiny.files(), "README.md": b"no front matter"})
     with pytest.raises(EntryError, match="expected a card that begins with YAML"):
-        publish(find_entry(bare), place, token=token)
+        publish(find_entry(bare), target, token=token)
     script = tiny.write(tmp_path / "script" / NAME, {**tiny.files(), "run.py": b"print()"})
-    with pytest.raises(EntryError, match="run.py is not pulled"):
-        publish(find_entry(script), place, token=token)
+    with pytest.raises(EntryError, match="run.py is not a file of an entry"):
+        publish(find_entry(script), target, token=token)
     odd = tiny.write(tmp_path / "odd" / "Odd Name")
     with pytest.raises(ConfigError, match="expected an entry named"):
-        publish(find_entry(odd), place, token=token)
+        publish(find_entry(odd), target, token=token)
     (zoo / NAME / "golden.npz").write_bytes(b"changed")
     with pytest.raises(IntegrityError):
-        publish(entry, place, token=token)
-    assert not Path(place).exists() if not is_url(place) else not list_encoders(zoo=place)
+        publish(entry, target, token=token)
+    assert not Path(target).exists() if not is_url(target) else not list_encoders(zoo=target)
 
 
-def test_places_that_cannot_be_written(entry, site, hub):
+def test_zoos_that_cannot_be_written(entry, site, hub):
     with pytest.raises(ConfigError, match="a web site cannot be written"):
         publish(entry, site.url)
-    with pytest.raises(ConfigError, match="needs a token that may write"):
+    with pytest.raises(ConfigError, match="needs a token with write access"):
         publish(entry, "hf://team")
     with pytest.raises(AccessError, match="access is refused"):
         publish(entry, "hf://team", token="hf_reader")
@@ -158,10 +159,10 @@ def test_what_is_not_a_zoos_stays(entry, tmp_path):
     assert (project / "README.md").read_text() == "ten years of work"
     (project / "README.md").unlink()
     (project / NAME / "notes.txt").write_text("precious")
-    with pytest.raises(ConfigError, match=r"is no entry, and holds 'notes\.txt'"):
+    with pytest.raises(ConfigError, match=r"is not an entry, and holds 'notes\.txt'"):
         publish(entry, str(project))
     assert (project / NAME / "notes.txt").read_text() == "precious"
-    with pytest.raises(ConfigError, match="expected a place"):
+    with pytest.raises(ConfigError, match="expected a zoo"):
         publish(entry, "")
     with pytest.raises(ConfigError, match="is not a folder"):
         update_index(tmp_path / "gone")
@@ -170,7 +171,7 @@ def test_what_is_not_a_zoos_stays(entry, tmp_path):
 
 def test_an_entry_is_no_zoo(entry, newer, tmp_path):
     publish(entry, str(tmp_path / "zoo"))
-    with pytest.raises(ConfigError, match="is an entry; name the folder that holds it"):
+    with pytest.raises(ConfigError, match="is an entry; name the folder that contains it"):
         publish(newer, str(tmp_path / "zoo" / NAME))
     assert verify_entry(tmp_path / "zoo" / NAME).ok
 
@@ -269,18 +270,18 @@ def test_files_that_are_gone_are_removed(entry, by_hand, tmp_path, hub):
 
 def test_two_publishers_of_one_index(entry, hub, by_hand, tmp_path, monkeypatch):
     """Somebody commits to the index between our reading and our writing: neither entry is lost."""
-    from embedkit.hub.publish import hf as hubcommits
+    from embedkit.hub.publish import hf as hub_publishing
 
     other = find_entry(by_hand.TinyEntry(seed=2).write(tmp_path / "o" / "linear-other.noise"))
-    plain, done = hubcommits._commit, []
+    plain, done = hub_publishing._commit, []
 
-    def late(place, name, content, message, parent):
+    def late(zoo, name, content, message, parent):
         if name == "embedkit-index" and not done:
             done.append(1)
             publish(other, "hf://team", token="hf_writer")
-        return plain(place, name, content, message, parent)
+        return plain(zoo, name, content, message, parent)
 
-    monkeypatch.setattr(hubcommits, "_commit", late)
+    monkeypatch.setattr(hub_publishing, "_commit", late)
     publish(entry, "hf://team", token="hf_writer")
     assert {row.name for row in list_encoders(zoo="hf://team")} == {NAME, "linear-other.noise"}
 
@@ -321,12 +322,10 @@ def test_a_mirror_between_all_kinds(entry, zoo, hub, s3, site, by_hand, tmp_path
     by_hand.TinyEntry(seed=2).write(zoo / "linear-tiny.hum")
     refresh(str(zoo))
     chain = [site.url, "hf://team", s3, str(tmp_path / "folder")]
-    for source, place in zip(chain, chain[1:], strict=False):
-        token = "hf_writer" if place.startswith("hf") else None
-        assert {one.name for one in mirror(source, place, token=token)} == {NAME, "linear-tiny.hum"}
-        assert all(not one.files for one in mirror(source, place, token=token)), (
-            "a second time writes nothing"
-        )
+    for source, to in zip(chain, chain[1:], strict=False):
+        token = "hf_writer" if to.startswith("hf") else None
+        assert {one.name for one in mirror(source, to, token=token)} == {NAME, "linear-tiny.hum"}
+        assert all(not one.files for one in mirror(source, to, token=token)), "a second time writes nothing"
     for path in zoo.rglob("*"):
         if path.is_file():
             assert (tmp_path / "folder" / path.relative_to(zoo)).read_bytes() == path.read_bytes(), path
@@ -351,60 +350,60 @@ def test_a_copy_of_a_bucket_is_a_zoo(entry, newer, s3, tmp_path):
 PUBLISH = """
 import sys, time
 from embedkit.hub.mirror import mirror
-from embedkit.hub.publish import publish
-from embedkit.load import find_entry
-source, place, token = sys.argv[1:]
-if place.startswith('s3:'):  # the drivers come in first, so that a kill falls into the work
+from embedkit.hub.publish.publish import publish
+from embedkit.hub.resolve import find_entry
+source, zoo, token = sys.argv[1:]
+if zoo.startswith('s3:'):  # the drivers come in first, so that a kill falls into the work
     import fsspec
-    fsspec.core.url_to_fs(place)[0].exists(place)
-if place.startswith('hf:'):
-    from embedkit.hub.huggingface import HubZoo
+    fsspec.core.url_to_fs(zoo)[0].exists(zoo)
+if zoo.startswith('hf:'):
+    from embedkit.hub.hf import HubZoo
     HubZoo('team', token).commit('nothing', 'main')
 print('on', flush=True)
 started = time.perf_counter()
 if source.startswith('mirror:'):
-    list(mirror(source.removeprefix('mirror:'), place, token=token or None))
+    list(mirror(source.removeprefix('mirror:'), zoo, token=token or None))
 else:
-    publish(find_entry(source), place, token=token or None)
+    publish(find_entry(source), zoo, token=token or None)
 print('done', time.perf_counter() - started, flush=True)
 """
 
 
-def readable(place: str, cache: Path) -> str | None:
+def readable(zoo: str, cache: Path) -> str | None:
     """The revision that a fresh reader gets, every byte of it checked; None when there is none yet."""
     shutil.rmtree(cache, ignore_errors=True)
-    if not list_encoders(zoo=place):
+    if not list_encoders(zoo=zoo):
         return None
-    entry = find_entry(NAME, zoo=place)
+    entry = find_entry(NAME, zoo=zoo)
     for name in Manifest.from_json(entry.manifest_bytes).files:
         entry.read(name)
     return entry.revision
 
 
 def kill_publishers(
-    python, sources: list[str], place: str, token: str | None, cache: Path, times: int, seed: int
+    python, sources: list[str], zoo: str, token: str | None, cache: Path, times: int, seed: int
 ):
     """Publish versions in turn and kill at random moments: a reader always finds a whole version."""
     rng = random.Random(seed)
     ends = {"killed": 0, "done": 0}
-    seconds = float(python(PUBLISH, sources[-1], place, token or "").split()[-1])  # that a publication takes
+    seconds = float(python(PUBLISH, sources[-1], zoo, token or "").split()[-1])  # that a publication takes
     for turn in range(times):
-        process = python(PUBLISH, sources[turn % len(sources)], place, token or "", wait=False)
+        process = python(PUBLISH, sources[turn % len(sources)], zoo, token or "", wait=False)
         process.stdout.readline()
         time.sleep(rng.uniform(0, seconds))
         process.send_signal(signal.SIGKILL)
         out, _ = process.communicate()
         ends["done" if "done" in out else "killed"] += 1
-        assert readable(place, cache) is not None, "the old version is gone"
-    python(PUBLISH, sources[0], place, token or "")
+        assert readable(zoo, cache) is not None, "the old version is gone"
+    python(PUBLISH, sources[0], zoo, token or "")
     folder = sources[0].removeprefix("mirror:")
     folder = Path(folder) if (Path(folder) / MANIFEST).exists() else Path(folder) / NAME
-    assert readable(place, cache) == find_entry(folder).revision
+    assert readable(zoo, cache) == find_entry(folder).revision
     return ends
 
 
 def test_what_a_killed_publisher_left_is_taken_away_though_nothing_is_to_write(entry, tmp_path):
-    """Killed after the new version took its place: the old one still lies beside it."""
+    """Killed after the new version replaced it: the old one still lies beside it."""
     to = tmp_path / "published"
     publish(entry, str(to))
     dead = to / f".{NAME}.{'0' * 16}.partial"

@@ -11,9 +11,10 @@ import fsspec
 import pytest
 
 from embedkit.errors import ConfigError, OutputError
+from embedkit.hub.listing import list_encoders
 from embedkit.hub.publish.index import TABLE, update_index
 from embedkit.hub.publish.publish import publish, refresh, withdraw
-from embedkit.hub.resolve import find_entry, list_encoders
+from embedkit.hub.resolve import find_entry
 from embedkit.model.layout import INDEX, MANIFEST
 
 NAME = "linear-tiny.noise"
@@ -36,7 +37,7 @@ def test_an_entry_with_other_files_in_its_folder_is_not_removed(to, other):
     (to / NAME / other).parent.mkdir(exist_ok=True)
     (to / NAME / other).write_text("precious")
     before = sorted(to.rglob("*"))
-    with pytest.raises(ConfigError, match="which is not of the entry: move it away"):
+    with pytest.raises(ConfigError, match="which is not part of the entry: move it away"):
         withdraw(NAME, str(to))
     assert sorted(to.rglob("*")) == before and (to / NAME / other).read_text() == "precious"
     assert [row.name for row in list_encoders(zoo=str(to))] == [NAME]
@@ -115,7 +116,7 @@ def test_of_a_bucket_only_what_was_published_is_removed(entry, by_hand, tmp_path
     for other in ("notes.txt", f"{entry.revision[:12]}/notes.doc", "mine/model.onnx"):
         store.pipe_file(f"{root}/{NAME}/{other}", b"precious")
         before = store.find(root)
-        with pytest.raises(ConfigError, match="which is not of the entry: move it away"):
+        with pytest.raises(ConfigError, match="which is not part of the entry: move it away"):
             withdraw(NAME, s3)
         assert store.find(root) == before and len(list_encoders(zoo=s3)) == 1
         store.rm_file(f"{root}/{NAME}/{other}")
@@ -128,6 +129,6 @@ def test_a_repository_of_another_model_is_not_replaced(entry, hub):
 
     mine = {"README.md": b"my model", "config.json": b"{}"}
     hub.repos[f"team/{NAME}"] = servers.Repo(commits=[("1" * 40, mine)])
-    with pytest.raises(ConfigError, match="holds config.json and is no entry of embedkit"):
+    with pytest.raises(ConfigError, match="holds config.json and is not an entry of embedkit"):
         publish(entry, "hf://team", token="hf_writer")
     assert hub.repos[f"team/{NAME}"].commits == [("1" * 40, mine)]

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from embedkit._io.optional import install_hint
 from embedkit.encoder import load_encoder
 from embedkit.errors import ConfigError, DeviceError, EntryError
 from embedkit.model.engines import onnx as engine_module
@@ -117,7 +118,7 @@ def test_cuda_on_a_cpu_wheel_gives_the_pip_line():
         chosen(CPU_WHEEL, device="cuda:1")
     message = str(caught.value)
     assert "device='cuda:1' needs the GPU build" in message
-    assert message.endswith("pip uninstall -y onnxruntime && pip install 'embedkit[gpu]'")
+    assert message.endswith(f"pip uninstall -y onnxruntime && {install_hint('gpu')}")
 
 
 def test_a_provider_that_the_wheel_lacks():
@@ -409,7 +410,7 @@ def test_no_wheel_gives_the_pip_line(tiny_entry):
     done = python(code)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("ONNX Runtime cannot be imported (")
-    assert "pip install 'embedkit[cpu]', or 'embedkit[gpu]'" in done.stdout and done.stdout.count("\n") == 1
+    assert f"{install_hint('cpu')}, or the extra `gpu`" in done.stdout and done.stdout.count("\n") == 1
 
 
 def test_cores():

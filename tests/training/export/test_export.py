@@ -586,7 +586,9 @@ def test_what_is_not_an_entry_s_is_not_replaced(tmp_path, quick, entry_first):
     (folder / "thesis.txt").write_text("years of work")
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     message = (
-        "holds 'thesis.txt', which is not of the entry: move" if entry_first else "is no entry, and holds"
+        "holds 'thesis.txt', which is not part of the entry: move"
+        if entry_first
+        else "is not an entry, and holds"
     )
     with pytest.raises(ConfigError, match=message):
         write_tiny(tmp_path, network=tiny(seed=1))
@@ -688,7 +690,7 @@ def test_command(tiny_entry, tmp_path, capsys):
 def test_command_names_the_extra(tiny_entry, tmp_path, monkeypatch):
     monkeypatch.delitem(sys.modules, "embedkit.authoring.onnx_export")
     monkeypatch.setitem(sys.modules, "onnx", None)
-    with pytest.raises(MissingDependencyError, match=r"pip install 'embedkit\[train,cpu\]'"):
+    with pytest.raises(MissingDependencyError, match=r"pip install '\.\[train,cpu\]'"):
         export(str(tiny_entry), standalone=tmp_path / "x.onnx")
 
 

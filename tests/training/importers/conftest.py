@@ -1,7 +1,7 @@
 """The networks that the importers' tests import, what they would have written, and a hub to take them from."""
 
 import pytest
-from places import cache, hub  # noqa: F401
+from zoos import cache, hub  # noqa: F401
 
 
 @pytest.fixture(scope="session")

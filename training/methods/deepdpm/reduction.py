@@ -11,7 +11,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from embedkit.errors import ConfigError, MissingDependencyError
+from embedkit._io.optional import requires
+from embedkit.errors import ConfigError
 from embedkit.training.models.heads import l2_normalize
 
 __all__ = ["Reduction"]
@@ -95,10 +96,8 @@ class Reduction(nn.Module):
 
 def _umap(codes: Tensor, dim: int, seed: int) -> Tensor:
     """UMAP with 20 neighbors and no minimal distance, as in the authors' code; one thread, so that it repeats."""
-    try:
+    with requires("reduce=umap", "train,cpu", package="umap-learn"):
         from umap import UMAP
-    except ImportError:
-        raise MissingDependencyError("reduce=umap needs `pip install 'embedkit[train,cpu]'`") from None
     threads = torch.get_num_threads()
     found = UMAP(n_neighbors=20, min_dist=0.0, n_components=dim, random_state=seed, n_jobs=1)
     embedded = found.fit_transform(codes.cpu().numpy())

@@ -1,4 +1,4 @@
-"""Fixtures over the servers: places to read from, a cache of its own for each test, and fresh interpreters."""
+"""Fixtures over the servers: zoos to read from, a cache of its own for each test, and fresh interpreters."""
 
 from __future__ import annotations
 

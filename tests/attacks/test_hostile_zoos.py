@@ -1,4 +1,4 @@
-"""Places that lie: manifests, lists, archives and hubs that would lead a reader out of its cache or its senses.
+"""Zoos that lie: manifests, lists, archives and hubs that would lead a reader out of its cache or its senses.
 
 Each attack has to end in a typed error of one line, with no file outside the cache, no entry that a reader can see,
 and no token in an error, in a log or in a request to another origin.
@@ -341,7 +341,7 @@ def good_members(zoo: Path) -> list[tuple[tarfile.TarInfo, bytes]]:
 def test_members_of_an_archive_that_are_no_plain_files(zoo, tmp_path, attacked, monkeypatch, evil):
     path = tar(tmp_path / "zoo.tar", [*good_members(zoo), (evil, b"")])
     monkeypatch.setenv("EMBEDKIT_ZOO", path)
-    assert "plain file" in (message := attacked("linear-tiny", EntryError)) or "stands twice" in message
+    assert "plain file" in (message := attacked("linear-tiny", EntryError)) or "occurs twice" in message
 
 
 def test_members_that_would_leave_the_folder_are_never_written(zoo, tmp_path, monkeypatch, cache):
