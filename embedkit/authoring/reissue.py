@@ -1,4 +1,4 @@
-"""Issuing entries again: card and manifest from `config.json`, then the index and pages of the zoo."""
+"""Issuing entries again: card and manifest from `config.json`, then the index and pages of the zoo.
 
 Weights, graph and golden vectors stay as they are, byte for byte.
 """
