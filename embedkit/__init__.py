@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from embedkit.hub.listing import EncoderInfo, list_encoders
     from embedkit.model.mixture import Mixture
     from embedkit.pipeline.embed import embed
-    from embedkit.pipeline.job import Report
+    from embedkit.pipeline.report import EmbedReport
     from embedkit.workflows.faces.faces import FaceEncoder, FaceFinder
     from embedkit.workflows.verify import verify
 
@@ -55,6 +55,7 @@ __all__ = [
     "ConfigError",
     "DeviceError",
     "Duplicates",
+    "EmbedReport",
     "Embeddings",
     "EmbedkitError",
     "Encoder",
@@ -72,7 +73,6 @@ __all__ = [
     "ParityError",
     "Metadata",
     "ZooError",
-    "Report",
     "SignatureError",
     "SourceError",
     "SpaceMismatchError",
@@ -96,6 +96,7 @@ _HOMES = {
     "Calibration": "analysis.matching.calibration",
     "Clustering": "analysis.clustering.cluster",
     "Duplicates": "analysis.duplicates",
+    "EmbedReport": "pipeline.report",
     "Embeddings": "embeddings.table",
     "Encoder": "encoder",
     "EncoderInfo": "hub.listing",
@@ -104,7 +105,6 @@ _HOMES = {
     "Index": "analysis.neighbors",
     "Mixture": "model.mixture",
     "Metadata": "embeddings.metadata",
-    "Report": "pipeline.job",
     "calibrate": "analysis.matching.calibrate",
     "cluster": "analysis.clustering.cluster",
     "embed": "pipeline.embed",

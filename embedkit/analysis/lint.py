@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from embedkit.analysis.vectors import as_numbers, magnitudes
-from embedkit.embeddings.formats import open_stored
+from embedkit.embeddings.formats import open_rows
 from embedkit.embeddings.table import Embeddings
 from embedkit.errors import ConfigError
 
@@ -330,7 +330,7 @@ def _open(
     """How messages name the rows, N, D, what gives all rows in blocks, and what names one row."""
     where = "the embeddings"
     if isinstance(source, (str, os.PathLike)):
-        stored = open_stored(source)
+        stored = open_rows(source)
         where, rows, dim = stored.where, len(stored), stored.metadata.dim
 
         def read(start: int, stop: int) -> np.ndarray:

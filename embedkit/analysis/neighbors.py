@@ -29,8 +29,8 @@ from embedkit._io.atomic import replacing
 from embedkit._io.json import Fields, JsonFormat, canonical_json
 from embedkit._io.reading import open_regular
 from embedkit.analysis.similarity import faiss_module, top_k, without_own
-from embedkit.analysis.vectors import BLOCK, Rows, Source, as_count, check_same_space
-from embedkit.embeddings.metadata import Metadata
+from embedkit.analysis.vectors import BLOCK, Rows, Source, as_count
+from embedkit.embeddings.metadata import Metadata, check_same_space
 from embedkit.errors import ConfigError, EmbedkitError, OutputError
 
 __all__ = ["Hits", "Index"]

@@ -14,10 +14,11 @@ from typing import TypeAlias
 
 import numpy as np
 
-from embedkit.embeddings.formats import Stored, open_stored
-from embedkit.embeddings.metadata import Metadata
+from embedkit.embeddings.base import StoredRows
+from embedkit.embeddings.formats import open_rows
+from embedkit.embeddings.metadata import Metadata, check_same_space
 from embedkit.embeddings.table import Embeddings
-from embedkit.errors import ConfigError, EmbedkitError, SpaceMismatchError
+from embedkit.errors import ConfigError, EmbedkitError
 
 __all__ = [
     "Rows",
@@ -26,7 +27,6 @@ __all__ = [
     "as_numbers",
     "check_comparable",
     "check_rows",
-    "check_same_space",
     "magnitudes",
     "row_names",
 ]
@@ -54,12 +54,12 @@ class Rows:
     """
 
     def __init__(
-        self, source: Embeddings | np.ndarray | str | os.PathLike[str] | Stored, where: str = "embeddings"
+        self, source: Embeddings | np.ndarray | str | os.PathLike[str] | StoredRows, where: str = "embeddings"
     ):
         """Open rows; those that fit into `HELD` bytes are read and checked at once.
 
         Args:
-            source: Embeddings, a float array (N, D), or what `open_stored` opens or has opened.
+            source: Embeddings, a float array (N, D), or what `open_rows` opens or has opened.
             where: How messages name what has no file name.
 
         Raises:
@@ -67,15 +67,15 @@ class Rows:
             OutputError: A file that is none of ours.
         """
         if isinstance(source, (str, os.PathLike)):
-            source = open_stored(source)
-        self.where = source.where if isinstance(source, Stored) else where
+            source = open_rows(source)
+        self.where = source.where if isinstance(source, StoredRows) else where
         self.dim: int = 0
         self.metadata: Metadata | None = None
         self._count = 0
         self._read: Callable[[int, int], np.ndarray]
         self._keys: Callable[[], tuple[list[str], np.ndarray]]
         self._held: np.ndarray | None = None
-        self._stored = source if isinstance(source, Stored) else None
+        self._stored = source if isinstance(source, StoredRows) else None
         array = self._open(source)
         if not self._count or not self.dim:
             raise ConfigError(
@@ -146,9 +146,9 @@ class Rows:
         for at in range(start, self._count, size):
             yield at, self.unit(at, min(at + size, self._count))
 
-    def _open(self, source: Embeddings | np.ndarray | Stored) -> np.ndarray | None:
+    def _open(self, source: Embeddings | np.ndarray | StoredRows) -> np.ndarray | None:
         """Set where rows and names come from; what lies in memory, or is mapped, is returned."""
-        if isinstance(source, Stored):
+        if isinstance(source, StoredRows):
             self._count, self.dim, self.metadata = len(source), source.metadata.dim, source.metadata
             self._read, self._keys = source.vectors, source.keys
             if source.mapped is None:
@@ -189,7 +189,7 @@ class Rows:
         return lengths
 
 
-Source: TypeAlias = Embeddings | np.ndarray | str | os.PathLike[str] | Stored | Rows
+Source: TypeAlias = Embeddings | np.ndarray | str | os.PathLike[str] | StoredRows | Rows
 
 
 def _scaled(block: np.ndarray, lengths: np.ndarray) -> np.ndarray:
@@ -300,24 +300,6 @@ def row_names(ids: Sequence[str], parts: np.ndarray, where: str) -> list[str]:
         twice = next(name for name in names if name in seen or seen.add(name))  # type: ignore[func-returns-value]
         raise ConfigError(f"{where}: the id {twice!r} stands there twice; ids must be unique")
     return names
-
-
-def check_same_space(a: Metadata | None, b: Metadata | None, where_a: str, where_b: str) -> None:
-    """Refuse to compare embeddings of two spaces; plain arrays carry no metadata and are not checked.
-
-    Raises:
-        SpaceMismatchError: Naming both.
-    """
-    if a is not None and b is not None and a.fingerprint != b.fingerprint:
-        first, second = (
-            f"{where} ({metadata.entry}, space {metadata.fingerprint[:12]}, "
-            f"{'normalized' if metadata.normalized else 'not normalized'})"
-            for where, metadata in ((where_a, a), (where_b, b))
-        )
-        raise SpaceMismatchError(
-            f"{first} and {second} are different spaces and cannot be compared; "
-            "embed one of them again with the other's encoder"
-        )
 
 
 def check_comparable(a: Rows, b: Rows) -> None:

@@ -67,7 +67,7 @@ def calibrate(
     """
     from embedkit._io.outputs import check_outputs
     from embedkit.cli.inputs import check_known, files_of
-    from embedkit.embeddings.formats import open_stored
+    from embedkit.embeddings.formats import open_rows
     from embedkit.images.ids import check_no_image
     from embedkit.workflows.calibrate import calibrate_images, holds_images, identities_of
 
@@ -96,7 +96,7 @@ def calibrate(
             )
         found, left_out = done.calibration, done.left_out
     else:
-        stored = open_stored(source)
+        stored = open_rows(source)
         if (pairs is not None) + (identity is not None) + identity_from_folder != 1:
             raise typer.BadParameter(
                 "with embeddings give one of --pairs, --identity and --identity-from-folder"

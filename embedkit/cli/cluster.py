@@ -104,7 +104,7 @@ def cluster(
         originals = Originals(root)
     rows = Embeddings.read(embeddings)
     check_no_image(outputs, rows.ids, root)
-    classes = rows.label(labels, embeddings) if labels is not None else None
+    classes = rows.label(labels) if labels is not None else None
     found = clustering.cluster(
         rows,
         method,

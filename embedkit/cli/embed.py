@@ -12,6 +12,7 @@ import typer
 from embedkit._io.text import safe_for_terminal
 from embedkit.cli.options import Device, Offline, Threads
 from embedkit.cli.terminal import tell
+from embedkit.pipeline.options import EmbedOptions
 
 
 def embed(
@@ -30,60 +31,65 @@ def embed(
     encoder: Annotated[str | None, typer.Option(help="A zoo name or an entry's folder.")] = None,
     revision: Annotated[
         str | None, typer.Option(help="12 or more hex digits of the manifest's sha256.")
-    ] = None,
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Images in one batch.")] = None,
-    device: Device = "auto",
+    ] = EmbedOptions.revision,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Images in one batch.")
+    ] = EmbedOptions.batch_size,
+    device: Device = EmbedOptions.device,
     providers: Annotated[
         str | None, typer.Option(help="ONNX Runtime providers, separated by commas; overrides --device.")
     ] = None,
-    precision: Annotated[str, typer.Option(help="fp32, tf32 (CUDA) or fp16 (TensorRT).")] = "fp32",
+    precision: Annotated[
+        str, typer.Option(help="fp32, tf32 (CUDA) or fp16 (TensorRT).")
+    ] = EmbedOptions.precision,
     threads: Threads = "auto",
     decode: Annotated[
         str | None,
         typer.Option(help="auto: large JPEGs at a reduced scale; exact: never.", show_default="auto"),
-    ] = None,
+    ] = EmbedOptions.decode,
     max_pixels: Annotated[
         int | None, typer.Option(min=1, help="Refuse images of more pixels.", show_default="179 million")
-    ] = None,
+    ] = EmbedOptions.max_pixels,
     image_column: Annotated[
         str | None, typer.Option(help="The column of Parquet files that holds the images.")
-    ] = None,
+    ] = EmbedOptions.image_column,
     root: Annotated[str | None, typer.Option(help="Ids are paths relative to this folder.")] = None,
     null: Annotated[
         bool, typer.Option("--null", help="The list on stdin is separated by NUL bytes.")
     ] = False,
-    normalize: Annotated[bool, typer.Option(help="Rows of Euclidean length 1.")] = True,
-    recursive: Annotated[bool, typer.Option(help="Walk folders to the bottom.")] = True,
+    normalize: Annotated[bool, typer.Option(help="Rows of Euclidean length 1.")] = EmbedOptions.normalize,
+    recursive: Annotated[bool, typer.Option(help="Enter folders inside folders.")] = EmbedOptions.recursive,
     on_error: Annotated[
         str, typer.Option(help="skip lists bad images beside the output; stop ends.")
-    ] = "skip",
+    ] = EmbedOptions.on_error,
     prune: Annotated[
         bool,
         typer.Option(
             "--prune", help="Drop rows of the sources that are not listed any more, and rows without a file."
         ),
-    ] = False,
+    ] = EmbedOptions.prune,
     verify_content: Annotated[
-        bool, typer.Option("--verify-content", help="Tell changed images by their sha256.")
-    ] = False,
+        bool, typer.Option("--verify-content", help="Find changed images by their sha256.")
+    ] = EmbedOptions.verify_content,
     worker: Annotated[
         str | None, typer.Option(metavar="I/N", help="Embed part I of N (from 1) into a folder.")
     ] = None,
-    local_files_only: Offline = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Start again.")] = False,
+    local_files_only: Offline = EmbedOptions.local_files_only,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Start again.")] = EmbedOptions.overwrite,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON on stdout.")] = False,
 ) -> None:
     """Embed images into a Parquet file, a .npy file or a folder of shards.
 
-    The same command goes on where a killed one stopped, and embeds only what is new or changed in a finished
-    output.
+    The same command continues a job that was killed, and embeds only what is new or changed in a finished output.
     """
+    from embedkit.cli.inputs import sources_of
     from embedkit.cli.progress import Bar
-    from embedkit.pipeline import embed as pipeline
+    from embedkit.pipeline.embed import embed as run
 
+    worker_of = _worker(worker)
     with Bar("embedding") as bar:
-        report = pipeline.embed(
-            source,
+        report = run(
+            sources_of(source, null=null),
             output,
             encoder=encoder,
             revision=revision,
@@ -101,11 +107,9 @@ def embed(
             on_error=on_error,
             prune=prune,
             verify_content=verify_content,
-            worker=_worker(worker),
+            worker=worker_of,
             overwrite=overwrite,
             local_files_only=local_files_only,
-            null=null,
-            stdin=sys.stdin.buffer,
             progress=bar,
         )
     for note in report.notes:

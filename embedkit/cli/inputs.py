@@ -1,12 +1,26 @@
-"""The files that a command reads, as what its outputs may not be."""
+"""The inputs of commands: lists on standard input, and the files that an output may not be."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from pathlib import Path
+import sys
+from collections.abc import Mapping, Sequence
 
 from embedkit.images.ids import check_no_image
+from embedkit.images.sources import PathList
+
+
+def sources_of(given: Sequence[str], *, null: bool) -> list[str | PathList]:
+    """The sources of images that the user named; `-` becomes the list of paths on standard input.
+
+    Args:
+        given: Paths, patterns or `-`.
+        null: Whether the list is separated by NUL bytes instead of lines.
+
+    Raises:
+        SourceError: Standard input is not such a list.
+    """
+    return [PathList.parse(sys.stdin.buffer.read(), null=null) if name == "-" else name for name in given]
 
 
 def files_of(embeddings: str | os.PathLike[str], name: str = "EMB") -> dict[str, str]:
@@ -19,19 +33,10 @@ def files_of(embeddings: str | os.PathLike[str], name: str = "EMB") -> dict[str,
     Returns:
         Name of an input -> path, as `check_outputs` takes them.
     """
-    from embedkit.embeddings.npy import ids_path, metadata_path
-    from embedkit.embeddings.paths import errors_path
+    from embedkit.embeddings.formats import files_of as stored_in
 
-    text = os.fspath(embeddings)
-    path = Path(text)
-    if "://" in text:
-        return {}
-    if path.is_dir():
-        return {name: text, **{f"{name} ({file.name})": str(file) for file in sorted(path.glob("*.parquet"))}}
-    beside = [errors_path(path)]
-    if path.suffix == ".npy":
-        beside += [ids_path(path), metadata_path(path)]
-    return {name: text, **{f"{name} ({file.name})": str(file) for file in beside}}
+    first, *others = stored_in(embeddings)
+    return {name: str(first), **{f"{name} ({file.name})": str(file) for file in others}}
 
 
 def check_known(outputs: Mapping[str, str | os.PathLike[str] | None], source: str) -> None:

@@ -16,7 +16,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from embedkit.pipeline import job
+from embedkit.pipeline import report
 
 
 class Drawn:
@@ -38,7 +38,7 @@ class Drawn:
         self._progress.stop()
 
 
-class Bar(Drawn, job.Progress):
+class Bar(Drawn, report.Progress):
     """Draws images/s and the time left."""
 
     def __init__(self, what: str):

@@ -1,1 +1,7 @@
-"""Files of embeddings: their table, metadata, schema and formats."""
+"""Files of embeddings: their metadata and columns, their formats, and embeddings in memory.
+
+`metadata` says which encoder made embeddings and holds the one space check. `schema` has the columns. `base` is the
+protocol of a format, which `parquet`, `shards`, `npy` and `lance` implement and `formats` lists: names are told apart
+there and nowhere else. `table` is embeddings in memory. `parquet_file` bounds what a Parquet file may take in memory,
+and `side_files` names the files beside an output.
+"""

@@ -1,75 +1,167 @@
-"""A LanceDB table as a place for embeddings: `lance://FOLDER/TABLE` is the table `TABLE` of the database `FOLDER`.
+"""The format of a LanceDB table: `lance://FOLDER/TABLE` is the table `TABLE` of the database `FOLDER`.
 
-Rows have the columns of the Embeddings file, and the metadata stands in the schema metadata as it does there, so the
-table is an ordinary one for LanceDB's own clients too. A write is one version of the table: it is there as a whole
-or not at all, and the versions before it stay until LanceDB's `optimize` or `cleanup_old_versions` removes them.
+Rows have the columns of a Parquet file of embeddings, and the metadata is in the schema as it is there, so the table
+is an ordinary one for LanceDB's own clients too. A write is one version of the table: all or nothing. Earlier versions
+stay until LanceDB's `optimize` or `cleanup_old_versions` removes them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from embedkit._io.optional import requires
-from embedkit.embeddings.metadata import METADATA_KEY, Metadata
-from embedkit.embeddings.schema import ROW_GROUP
+from embedkit._io.outputs import check_ours
+from embedkit._io.text import one_line
+from embedkit.embeddings.base import (
+    EarlierRows,
+    SearchableRows,
+    TableRows,
+    Tables,
+    check_extendable,
+    check_folder,
+    record_columns,
+    records_of,
+)
+from embedkit.embeddings.schema import ROW_GROUP, check_schema, guarded, metadata_of, vectors_of
+from embedkit.embeddings.side_files import beside
 from embedkit.errors import ConfigError, OutputError
 
-__all__ = [
-    "PREFIX",
-    "exists",
-    "is_table",
-    "open_table",
-    "metadata_of",
-    "read",
-    "read_range",
-    "table_path",
-    "write",
-]
+__all__ = ["LanceFormat", "LanceRows"]
 
-PREFIX = "lance://"
-#: What the library throws at a table that is missing, damaged or not to be written.
+_PREFIX = "lance://"
+#: What the library raises for a table that is missing, damaged or not to be written.
 _FAULTS = (OSError, ValueError, RuntimeError, pa.ArrowException)
 
 
-def is_table(text: str) -> bool:
-    """Whether `text` names a table."""
-    return text.startswith(PREFIX)
+class LanceFormat:
+    """`lance://FOLDER/TABLE`."""
+
+    example = "lance://FOLDER/TABLE"
+    sharded = False
+
+    def recognizes(self, name: str) -> bool:
+        """By the prefix."""
+        return name.startswith(_PREFIX)
+
+    def locate(self, name: str) -> Path:
+        """`FOLDER/TABLE.lance`, where LanceDB puts the table."""
+        path = Path(name.removeprefix(_PREFIX))
+        table = path.name.removesuffix(".lance")
+        if not self.recognizes(name) or name.endswith("/") or not table or table in (".", ".."):
+            raise ConfigError(f"expected {self.example}, for example {_PREFIX}db/photos, found {name!r}")
+        return path.with_name(f"{table}.lance")
+
+    def open(self, name: str) -> LanceRows:
+        """Open the newest version of a table for reading."""
+        return LanceRows(self.locate(name), name)
+
+    def files(self, path: Path) -> list[Path]:
+        """The table's folder, and the table of failures beside it."""
+        return [path, self.errors_path(path)]
+
+    def side_files(self, path: Path) -> dict[str, Path]:
+        """None: the metadata is in the table."""
+        return {}
+
+    def errors_path(self, path: Path) -> Path:
+        """`TABLE.lance.errors.parquet` beside the table."""
+        return beside(path, f"{path.suffix}.errors.parquet")
+
+    def check_writable(self, path: Path) -> None:
+        """Make the folder of a new database; refuse one that cannot be written."""
+        if path.parent.parent.is_dir():
+            with contextlib.suppress(OSError):
+                path.parent.mkdir(exist_ok=True)
+        check_folder(path)
+
+    def prepare(self, path: Path) -> None:
+        """Nothing: a version of a table is there as a whole or not at all."""
+
+    def check_replaceable(self, path: Path) -> None:
+        """Refuse to add a version to a table without our metadata."""
+        if _exists(path):
+            schema = _open(path).schema
+            check_ours(path, lambda table: bool(metadata_of(schema, str(table), "a table")), "embeddings")
+
+    def earlier(self, path: Path) -> EarlierRows | None:
+        """The table of an earlier job."""
+        if not _exists(path):
+            return None
+        table = _open(path)
+        metadata = metadata_of(table.schema, str(path), "a table")
+        check_extendable(table.schema, metadata, path)
+        blocks = _blocks(table, record_columns(table.schema))
+        records = guarded(str(path), records_of, blocks)
+        return EarlierRows(path, metadata, table.schema, records, lambda: _blocks(_open(path)))
+
+    def write(self, tables: Tables, path: Path, schema: pa.Schema) -> None:
+        """Stream rows into a new version of a table."""
+        lance = _lance()
+        try:
+            reader = pa.RecordBatchReader.from_batches(schema, _batches(tables(), schema))
+            lance.write_dataset(reader, str(path), mode="overwrite" if _exists(path) else "create")
+        except _FAULTS as error:
+            raise OutputError(f"{path} cannot be written ({_reason(error)})") from None
 
 
-def table_path(uri: str) -> Path:
-    """Where a table lies: `FOLDER/TABLE.lance`, as LanceDB has it.
+class LanceRows(TableRows, SearchableRows):
+    """The rows of a table, as its newest version was when it was opened. The engine searches them from the disk."""
 
-    Raises:
-        ConfigError: No name of a table on this machine.
-    """
-    path = Path(uri.removeprefix(PREFIX))
-    name = path.name.removesuffix(".lance")
-    if not is_table(uri) or uri.endswith("/") or not name or name in (".", ".."):
-        raise ConfigError(f"expected {PREFIX}FOLDER/TABLE, for example {PREFIX}db/photos, found {uri!r}")
-    return path.with_name(f"{name}.lance")
+    engine = "lance"
+
+    def __init__(self, path: Path, where: str):
+        """Open a table.
+
+        Raises:
+            MissingDependencyError: pylance is not installed.
+            OutputError: There is no such table, or embedkit did not write it.
+        """
+        self._lance = _open(path)
+        metadata = metadata_of(self._lance.schema, str(path), "a table")
+        check_schema(self._lance.schema, metadata.dim, where)
+        super().__init__(where, metadata, self._lance.count_rows(), self._lance.schema.names, [path])
+
+    def take(self, rows: Sequence[int]) -> npt.NDArray[np.float32]:
+        """The vectors of these rows."""
+        return vectors_of(self._lance.take(list(rows), columns=["embedding"]), self.metadata.dim, self.where)
+
+    def nearest(
+        self, vector: npt.NDArray[Any], k: int
+    ) -> tuple[list[str], npt.NDArray[np.int32], list[float]]:
+        """The neighbors of a vector by cosine; no index of the table is used, since it would be approximate."""
+        asked = {"column": "embedding", "q": vector, "k": k, "metric": "cosine", "use_index": False}
+        found = self._lance.to_table(columns=["id", "part", "_distance"], nearest=asked).to_pydict()
+        cosines = [1 - distance for distance in found["_distance"]]
+        return found["id"], np.array(found["part"], np.int32), cosines
+
+    def _table(self, name: str, start: int, stop: int) -> pa.Table:
+        try:
+            return self._lance.to_table(columns=[name], offset=start, limit=stop - start)
+        except _FAULTS as error:
+            raise OutputError(
+                f"{self.where} cannot be read ({_reason(error)}); embed the images again"
+            ) from None
 
 
-def exists(path: Path) -> bool:
+def _exists(path: Path) -> bool:
     """Whether a first version of the table was finished."""
     return any(path.glob("_versions/*.manifest"))
 
 
-def open_table(path: Path) -> Any:
-    """The newest version of a table, as the lance library's data set.
-
-    Raises:
-        MissingDependencyError: pylance is not installed.
-        OutputError: There is no such table, or it cannot be read.
-    """
+def _open(path: Path) -> Any:
+    """The newest version of a table, as the library's data set."""
     lance = _lance()
-    if not exists(path):
+    if not _exists(path):
         raise OutputError(
-            f"{path} is no table; write one with `embedkit embed ... -o {PREFIX}{path.with_suffix('')}`"
+            f"{path} is no table; write one with `embedkit embed ... -o {_PREFIX}{path.with_suffix('')}`"
         )
     try:
         return lance.dataset(str(path))
@@ -77,59 +169,23 @@ def open_table(path: Path) -> Any:
         raise OutputError(f"{path} cannot be read ({_reason(error)})") from None
 
 
-def metadata_of(table: Any, path: Path) -> Metadata:
-    """What the rows of a table are.
-
-    Raises:
-        OutputError: embedkit did not write it.
-    """
-    text = (table.schema.metadata or {}).get(METADATA_KEY)
-    if text is None:
-        raise OutputError(f"{path} is a table without metadata: embedkit did not write it")
-    return Metadata.from_json(text, str(path))
-
-
-def read(table: Any, columns: list[str] | None = None) -> Iterator[pa.Table]:
-    """A table's rows in bounded pieces, without their metadata."""
+def _blocks(table: Any, columns: list[str] | None = None) -> Iterator[pa.Table]:
+    """A table's rows in bounded tables, without metadata."""
     for batch in table.to_batches(columns=columns, batch_size=ROW_GROUP):
         yield pa.Table.from_batches([batch]).replace_schema_metadata(None)
 
 
-def read_range(table: Any, column: str, start: int, stop: int, where: str) -> pa.Table:
-    """One column of rows `start` to `stop`.
-
-    Raises:
-        OutputError: They cannot be read; `where` names the table.
-    """
-    try:
-        return table.to_table(columns=[column], offset=start, limit=stop - start)
-    except _FAULTS as error:
-        raise OutputError(f"{where} cannot be read ({_reason(error)}); embed the images again") from None
-
-
-def write(tables: Iterable[pa.Table], path: Path, schema: pa.Schema) -> None:
-    """Stream rows into a new version of a table.
-
-    Raises:
-        MissingDependencyError: pylance is not installed.
-        OutputError: The table cannot be written.
-    """
-    lance = _lance()
-    batches = (batch for table in tables for batch in table.cast(schema).to_batches(max_chunksize=ROW_GROUP))
-    try:
-        reader = pa.RecordBatchReader.from_batches(schema, batches)
-        lance.write_dataset(reader, str(path), mode="overwrite" if exists(path) else "create")
-    except _FAULTS as error:
-        raise OutputError(f"{path} cannot be written ({_reason(error)})") from None
+def _batches(tables: Iterable[pa.Table], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+    for table in tables:
+        yield from table.cast(schema).to_batches(max_chunksize=ROW_GROUP)
 
 
 def _lance() -> ModuleType:
-    with requires(f"a {PREFIX} table", "lance", package="pylance"):
+    with requires(f"a {_PREFIX} table", "lance", package="pylance"):
         import lance
     return lance
 
 
 def _reason(error: BaseException) -> str:
-    """The first sentence of a message, without the place in the library's sources."""
-    lines = str(error).splitlines() or [type(error).__name__]
-    return lines[0].partition(", /")[0][:200]
+    """The first sentence of a message, without the position in the library's sources."""
+    return one_line(error).partition(", /")[0]

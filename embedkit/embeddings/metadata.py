@@ -1,4 +1,4 @@
-"""The metadata of embeddings: which encoder made them, in which space, in which runs."""
+"""The metadata of embeddings: which encoder made them, in which space, in which runs; and the one space check."""
 
 from __future__ import annotations
 
@@ -10,15 +10,13 @@ from typing import Any
 
 from embedkit.errors import OutputError, SpaceMismatchError
 
+__all__ = ["MAX_DIM", "METADATA_KEY", "METADATA_VERSION", "Metadata", "Run", "check_same_space"]
+
+#: The key of the metadata in an Arrow schema.
 METADATA_KEY = b"embedkit"
-
-
 METADATA_VERSION = 1
-
-
 #: The widest embedding; entries have the same limit.
-MOST_DIM = 1 << 20
-
+MAX_DIM = 1 << 20
 
 _SHA256 = re.compile("[0-9a-f]{64}")
 
@@ -28,10 +26,10 @@ class Run:
     """How rows were computed. Runs of one file may differ: they change the last digits, not the space.
 
     Attributes:
-        provider: ONNX Runtime's name of what ran.
+        provider: The provider that ran, by ONNX Runtime's name.
         precision: `fp32`, `tf32` or `fp16`.
         decode: `auto` or `exact`.
-        threads: Cores that were kept busy.
+        threads: Number of cores in use.
         batch_size: Images in one batch.
         versions: Package name -> version.
     """
@@ -43,7 +41,7 @@ class Run:
     batch_size: int
     versions: Mapping[str, str]
 
-    def _is_sound(self) -> bool:
+    def _is_valid(self) -> bool:
         return (
             all(isinstance(text, str) for text in (self.provider, self.precision, self.decode))
             and all(type(number) is int for number in (self.threads, self.batch_size))
@@ -54,7 +52,7 @@ class Run:
 
 @dataclass(frozen=True, kw_only=True)
 class Metadata:
-    """What a file of embeddings says of itself.
+    """Which encoder made a set of embeddings, and in which space they are.
 
     Attributes:
         entry: The zoo entry's name.
@@ -72,43 +70,40 @@ class Metadata:
     normalized: bool
     runs: tuple[Run, ...] = ()
 
+    @property
+    def space(self) -> str:
+        """The space for a message: entry, start of the fingerprint, normalized or not."""
+        return (
+            f"{self.entry}, space {self.fingerprint[:12]}, "
+            f"{'normalized' if self.normalized else 'not normalized'}"
+        )
+
     def with_run(self, run: Run) -> Metadata:
-        """The metadata after rows of `run` were added; a run like one that it has changes nothing."""
+        """The metadata after rows of `run` were added; a run that is listed already changes nothing."""
         return self if run in self.runs else replace(self, runs=(*self.runs, run))
 
-    def check_same_space(self, other: Metadata, where: str) -> None:
-        """Refuse to mix two spaces.
-
-        Raises:
-            SpaceMismatchError: Naming both.
-        """
-        if self.fingerprint != other.fingerprint:
-            raise SpaceMismatchError(
-                f"{where} holds embeddings of {self.entry} (space {self.fingerprint[:12]}, "
-                f"{'normalized' if self.normalized else 'not normalized'}), which cannot be mixed with those of "
-                f"{other.entry} (space {other.fingerprint[:12]}, "
-                f"{'normalized' if other.normalized else 'not normalized'}); "
-                "write to another file, or start this one again with --overwrite"
-            )
-
     def to_json(self) -> str:
-        """The metadata as it stands in the schema metadata."""
+        """The metadata as JSON, as the Arrow schema of a file holds it."""
         return json.dumps({"version": METADATA_VERSION, **asdict(self)}, sort_keys=True)
 
     @classmethod
-    def from_json(cls, text: str | bytes, where: str) -> Metadata:
+    def from_json(cls, text: str | bytes, where: str = "the metadata") -> Metadata:
         """Parse metadata.
 
+        Args:
+            text: What `to_json` gave.
+            where: How messages name the file.
+
         Raises:
-            OutputError: It is not one, or of a later version.
+            OutputError: The text is not metadata, or is of a later version.
         """
         try:
-            data = json.loads(text)
+            data: dict[str, Any] = json.loads(text)
             version = data.pop("version")
             if type(version) is int and version != METADATA_VERSION:
                 raise OutputError(f"{where}: metadata of version {version}; upgrade embedkit")
             found = cls(**data | {"runs": tuple(Run(**run) for run in data["runs"])})
-            if type(version) is not int or not found._is_sound():
+            if type(version) is not int or not found._is_valid():
                 raise ValueError
             return found
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
@@ -116,26 +111,42 @@ class Metadata:
                 f"{where}: its metadata is damaged; was it written by another program?"
             ) from None
 
-    def _is_sound(self) -> bool:
-        """Whether every value is of its type and in its range: a file may say anything."""
+    def _is_valid(self) -> bool:
+        """Whether every value has the right type and range: a file may hold anything."""
         return (
             isinstance(self.entry, str)
             and all(
-                isinstance(name, str) and _SHA256.fullmatch(name)
+                isinstance(name, str) and _SHA256.fullmatch(name) is not None
                 for name in (self.manifest_sha256, self.fingerprint)
             )
             and type(self.dim) is int
-            and 1 <= self.dim <= MOST_DIM
+            and 1 <= self.dim <= MAX_DIM
             and isinstance(self.normalized, bool)
-            and all(run._is_sound() for run in self.runs)
+            and all(run._is_valid() for run in self.runs)
         )
 
 
-def first_line(error: BaseException) -> str:
-    """The begin of a library's message, for a sentence of ours."""
-    return str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+def check_same_space(
+    a: Metadata | None,
+    b: Metadata | None,
+    where_a: str,
+    where_b: str,
+    step: str = "embed one of them again with the other's encoder",
+) -> None:
+    """Refuse to compare or to mix embeddings of two spaces.
 
+    Args:
+        a: Metadata; None for a plain array, which has none and is not checked.
+        b: As `a`.
+        where_a: How messages name the first embeddings.
+        where_b: How messages name the second ones.
+        step: What the message tells the user to do.
 
-def json_bytes(value: Any) -> bytes:
-    """`value` as indented JSON text, for the small files that stand beside embeddings."""
-    return (json.dumps(value, indent=1, sort_keys=True) + "\n").encode()
+    Raises:
+        SpaceMismatchError: Naming both.
+    """
+    if a is not None and b is not None and a.fingerprint != b.fingerprint:
+        raise SpaceMismatchError(
+            f"{where_a} ({a.space}) and {where_b} ({b.space}) are different spaces and cannot be compared or "
+            f"mixed; {step}"
+        )

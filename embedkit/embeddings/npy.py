@@ -1,12 +1,12 @@
-"""A `.npy` array of embeddings, with its ids and its metadata in files beside it.
+"""The format of a `.npy` array with its ids and its metadata in files beside it.
 
 Three files cannot be renamed in one step. They are written into the job's own folder `X.npy.partial/`, then a mark
-is set there, then they are renamed, and the mark goes. A writer that is killed after the mark has all it needs on
-the disk, and the next writer finishes for it; one that is killed before has changed nothing. A reader refuses files
-while the mark stands.
+is set there, then they are renamed, and the mark is removed. When a writer is killed after the mark, everything is on
+the disk, and the next writer finishes the commit; a kill before the mark changes nothing. A reader refuses files
+while the mark exists.
 
-So that files which were copied apart do not pass for one another either, the metadata holds the digest of the ids
-and one of rows spread over the array.
+The metadata holds the digest of the ids and a digest of rows spread over the array, so that files of two versions,
+copied separately, are not taken for one.
 """
 
 from __future__ import annotations
@@ -18,29 +18,44 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from embedkit._io import atomic
+from embedkit._io.outputs import check_ours
 from embedkit._io.reading import open_regular, read_regular
-from embedkit.embeddings.metadata import Metadata, first_line
-from embedkit.embeddings.paths import aside_folder, beside
-from embedkit.embeddings.schema import RESERVED, vectors_of
+from embedkit._io.text import one_line
+from embedkit.embeddings.base import (
+    RECORD_TYPES,
+    EarlierRows,
+    Record,
+    StoredRows,
+    Tables,
+    check_exists,
+    check_folder,
+)
+from embedkit.embeddings.metadata import Metadata
+from embedkit.embeddings.schema import RESERVED, ROW_GROUP, guarded, metadata_of, vectors_of, with_vectors
+from embedkit.embeddings.side_files import beside, scratch_folder
 from embedkit.errors import OutputError
 
+__all__ = ["MismatchError", "NpyFormat", "NpyRows", "ids_path", "metadata_path", "write_npy"]
+
+_MAGIC = b"\x93NUMPY"
 _MARK = "_commit"
 #: Name in the job's folder -> what ends the target's name.
 _STAGED = {"_new.npy": "", "_new.ids.jsonl": ".ids.jsonl", "_new.metadata.json": ".metadata.json"}
-#: Rows of the array that its digest is over: enough to tell two versions apart, and soon read.
+#: Rows that the digest of the array covers: enough to tell two versions apart, and quick to read.
 _SAMPLES = 64
 _MAX_METADATA, _MAX_LINE = 16 << 20, 16 << 20
 _INT64 = 1 << 63
-#: A reader waits so long in seconds, so many times, for a writer that is between two renames.
+#: How long in seconds, and how often, a reader waits for a writer that is between two renames.
 _PAUSE, _TRIES = 0.05, 10
 
 
@@ -50,19 +65,111 @@ class MismatchError(OutputError):
 
 @dataclass(frozen=True)
 class Beside:
-    """What stands beside a `.npy` file.
+    """What the files beside a `.npy` file hold.
 
     Attributes:
-        lines: The columns other than the vectors, row by row.
+        lines: The other columns, row by row.
         metadata: What the rows are.
         labels: Label column -> the Arrow type name that it had before it became JSON; may be empty.
-        rows_sha256: Digest of the array that belongs here; None where none was recorded.
+        rows_sha256: Digest of the array that they belong to; None where none was recorded.
     """
 
     lines: list[dict[str, Any]]
     metadata: Metadata
     labels: dict[str, str]
     rows_sha256: str | None
+
+
+class NpyFormat:
+    """`X.npy` with `X.ids.jsonl` and `X.metadata.json`."""
+
+    example = "X.npy"
+    sharded = False
+
+    def recognizes(self, name: str) -> bool:
+        """By the suffix."""
+        return Path(name).suffix == ".npy"
+
+    def locate(self, name: str) -> Path:
+        """The array."""
+        return Path(name)
+
+    def open(self, name: str) -> StoredRows:
+        """Map the array, and read the files beside it."""
+        check_exists(name)
+        return NpyRows(Path(name))
+
+    def files(self, path: Path) -> list[Path]:
+        """The array, its side files, and the table of failures."""
+        return [path, self.errors_path(path), *self.side_files(path).values()]
+
+    def side_files(self, path: Path) -> dict[str, Path]:
+        """The ids and the metadata."""
+        return {"ids": ids_path(path), "metadata": metadata_path(path)}
+
+    def errors_path(self, path: Path) -> Path:
+        """`X.npy.errors.parquet` beside `X.npy`."""
+        return beside(path, f"{path.suffix}.errors.parquet")
+
+    def check_writable(self, path: Path) -> None:
+        """Refuse a folder that cannot be written."""
+        check_folder(path)
+
+    def prepare(self, path: Path) -> None:
+        """Finish a commit that was killed, and refuse side files that embedkit did not write."""
+        finish_commit(path)
+        check_ours(ids_path(path), _is_ids, "ids")
+        check_ours(metadata_path(path), _is_metadata, "metadata")
+
+    def check_replaceable(self, path: Path) -> None:
+        """Refuse to replace an array that our metadata is not beside."""
+        check_ours(path, _has_metadata, "embeddings")
+
+    def earlier(self, path: Path) -> EarlierRows | None:
+        """The array of an earlier job; its rows are uncertain where the three files do not belong together."""
+        if not path.exists():
+            return None
+        uncertain = False
+        try:
+            _, found = read_npy(path)
+        except MismatchError:
+            found, uncertain = read_beside(path), True
+        records = {
+            line["id"]: Record(line.get("size"), line.get("mtime_ns"), line.get("sha256"))
+            for line in found.lines
+        }
+        schema = guarded(str(path), _schema_of, found)
+        return EarlierRows(path, found.metadata, schema, records, lambda: _blocks(path), uncertain=uncertain)
+
+    def write(self, tables: Tables, path: Path, schema: pa.Schema) -> None:
+        """Write the three files. The rows are counted first, for the array's header."""
+        rows = sum(table.num_rows for table in tables())
+        write_npy(tables(), path, metadata_of(schema, str(path), "an array"), rows)
+
+
+class NpyRows(StoredRows):
+    """The rows of an array, mapped into memory."""
+
+    def __init__(self, path: Path):
+        """Map the array, and read the files beside it.
+
+        Raises:
+            MismatchError: The three files do not belong together.
+            OutputError: One of them is missing, damaged, or of another length.
+        """
+        self._array, found = read_npy(path)
+        self._lines = found.lines
+        columns = dict.fromkeys(name for line in self._lines for name in line)
+        super().__init__(str(path), found.metadata, len(self._lines), columns, [path])
+        self.mapped = self._array
+
+    def column(self, name: str, start: int = 0, stop: int | None = None) -> list[Any]:
+        """The values of a column, from memory."""
+        return [line.get(name) for line in self._lines[start:stop]]
+
+    def vectors(self, start: int = 0, stop: int | None = None) -> npt.NDArray[Any]:
+        """The mapped rows."""
+        return self._array[start:stop]
 
 
 def ids_path(npy: Path) -> Path:
@@ -90,7 +197,7 @@ def write_npy(tables: Iterable[pa.Table], path: Path, metadata: Metadata, rows: 
     Raises:
         OutputError: A file cannot be written.
     """
-    folder = aside_folder(path)
+    folder = scratch_folder(path)
     staged = [folder / name for name in _STAGED]
     try:
         folder.mkdir(exist_ok=True)
@@ -120,28 +227,28 @@ def write_npy(tables: Iterable[pa.Table], path: Path, metadata: Metadata, rows: 
             _flush(file)
         (folder / _MARK).touch()
     except BaseException as error:
-        discard(path)
+        _discard(path)
         if isinstance(error, OSError):
             raise atomic.refusal(path, error) from None
         raise
     finish_commit(path)
     with contextlib.suppress(OSError):
-        folder.rmdir()  # a job's folder holds its shards still
+        folder.rmdir()  # fails in a job, whose shards are still there
     return count
 
 
 def finish_commit(path: Path) -> bool:
-    """Rename what a killed writer had ready for `path`. Whoever calls holds the lock of the job.
+    """Rename what a killed writer had ready for `path`. The caller holds the lock of the job.
 
     Returns:
-        Whether there was anything to finish.
+        Whether there was a commit to finish.
 
     Raises:
         OutputError: A file cannot be written.
     """
-    folder = aside_folder(path)
+    folder = scratch_folder(path)
     if not (folder / _MARK).exists():
-        discard(path)
+        _discard(path)
         return False
     for name, suffix in _STAGED.items():
         if (folder / name).exists():
@@ -150,14 +257,14 @@ def finish_commit(path: Path) -> bool:
     return True
 
 
-def discard(path: Path) -> None:
+def _discard(path: Path) -> None:
     """Delete what was written for a commit that was not marked."""
     for name in _STAGED:
         with contextlib.suppress(OSError):
-            (aside_folder(path) / name).unlink()
+            (scratch_folder(path) / name).unlink()
 
 
-def read_npy(path: Path) -> tuple[np.ndarray, Beside]:
+def read_npy(path: Path) -> tuple[npt.NDArray[Any], Beside]:
     """A `.npy` file of embeddings, memory-mapped, and what stands beside it.
 
     Raises:
@@ -198,23 +305,29 @@ def read_beside(path: Path) -> Beside:
     except RecursionError:
         raise OutputError(f"{ids} is damaged (it is nested too deep); embed the images again") from None
     except (OSError, ValueError) as error:
-        raise OutputError(f"{path} and its ids and metadata cannot be read ({first_line(error)})") from None
+        raise OutputError(f"{path} and its ids and metadata cannot be read ({one_line(error)})") from None
     metadata, files, labels = _parse_metadata(card, metadata_path(path))
     if files.get("ids_sha256", digest.hexdigest()) != digest.hexdigest():
         files["rows_sha256"] = ""  # matches no array
     return Beside(lines, metadata, labels, files.get("rows_sha256"))
 
 
-def is_ids(path: Path) -> bool:
-    """Whether a file is the ids of an array of ours, judged by its first line."""
+def _is_ids(path: Path) -> bool:
+    """Whether the first line of a file is one of our ids."""
     with open_regular(path) as file:
         line = file.readline(_MAX_LINE)
     return not line or _is_line(json.loads(line))
 
 
-def is_metadata(path: Path) -> bool:
-    """Whether a file is the metadata of an array of ours."""
+def _is_metadata(path: Path) -> bool:
+    """Whether a file is metadata that embedkit wrote."""
     return bool(_parse_metadata(json.loads(read_regular(path, _MAX_METADATA)), path)[0])
+
+
+def _has_metadata(npy: Path) -> bool:
+    """Whether a file is an array with our metadata beside it."""
+    with open_regular(npy) as file:
+        return file.read(len(_MAGIC)) == _MAGIC and _is_metadata(metadata_path(npy))
 
 
 def _parse_metadata(card: object, path: Path) -> tuple[Metadata, dict[str, str], dict[str, str]]:
@@ -228,12 +341,12 @@ def _parse_metadata(card: object, path: Path) -> tuple[Metadata, dict[str, str],
     return metadata, files, labels
 
 
-def _read(path: Path) -> tuple[np.ndarray, Beside]:
-    unfinished = (aside_folder(path) / _MARK).exists()
+def _read(path: Path) -> tuple[npt.NDArray[Any], Beside]:
+    unfinished = (scratch_folder(path) / _MARK).exists()
     try:
         vectors = _mapped(path)
     except (OSError, ValueError) as error:
-        raise OutputError(f"{path} and its ids and metadata cannot be read ({first_line(error)})") from None
+        raise OutputError(f"{path} and its ids and metadata cannot be read ({one_line(error)})") from None
     found = read_beside(path)
     if unfinished or found.rows_sha256 not in (None, _digest_of(vectors)):
         raise MismatchError(
@@ -246,7 +359,34 @@ def _read(path: Path) -> tuple[np.ndarray, Beside]:
     return vectors, found
 
 
-def _mapped(path: Path) -> np.ndarray:
+def _blocks(path: Path) -> Iterator[pa.Table]:
+    """All rows in bounded tables."""
+    vectors, found = read_npy(path)
+    schema = guarded(str(path), _schema_of, found)
+    for start in range(0, len(vectors), ROW_GROUP):
+        table = pa.Table.from_pylist(found.lines[start : start + ROW_GROUP], schema)
+        yield with_vectors(table, vectors[start : start + ROW_GROUP])
+
+
+def _schema_of(found: Beside) -> pa.Schema:
+    """The Arrow columns of the ids; labels have the types that they had before they became JSON."""
+    fixed = {**RECORD_TYPES, "part": pa.int32()}
+    fields = []
+    for name in dict.fromkeys(name for line in found.lines for name in line):
+        if name in fixed:
+            kind = fixed[name]
+        elif name in found.labels:
+            kind = pa.type_for_alias(found.labels[name])
+        else:
+            kind = pa.array([line.get(name) for line in found.lines]).type
+        fields.append(pa.field(name, kind))
+    schema = pa.schema(fields)
+    for start in range(0, len(found.lines), ROW_GROUP):  # refuses a value of another type
+        pa.Table.from_pylist(found.lines[start : start + ROW_GROUP], schema)
+    return schema
+
+
+def _mapped(path: Path) -> npt.NDArray[Any]:
     """The array of a `.npy` file, mapped into memory: floating-point numbers."""
     open_regular(path).close()  # a FIFO would be waited for
     try:
@@ -254,13 +394,13 @@ def _mapped(path: Path) -> np.ndarray:
     except OSError:
         raise
     except Exception as error:  # a header is Python's syntax, and a bad one fails in whatever evaluates it
-        raise ValueError(f"{path.name} is no array: {first_line(error)}") from None
+        raise ValueError(f"{path.name} is no array: {one_line(error)}") from None
     if vectors.dtype.kind != "f":
         raise ValueError(f"{path.name} holds {vectors.dtype}, not floating-point numbers")
     return vectors
 
 
-def _digest_of(vectors: np.ndarray) -> str:
+def _digest_of(vectors: npt.NDArray[Any]) -> str:
     """A digest of the shape and of rows spread over an array, the first and the last among them."""
     digest = hashlib.sha256(f"{vectors.dtype.str} {vectors.shape}".encode())
     last = len(vectors) - 1 if vectors.ndim == 2 else 0
@@ -270,7 +410,7 @@ def _digest_of(vectors: np.ndarray) -> str:
 
 
 def _place(staged: Path, target: Path) -> None:
-    """Rename a staged file to where it belongs: through a link, and with the permissions of what was there."""
+    """Rename a staged file to its target, through a link, and with the permissions of the file that it replaces."""
     real = os.path.realpath(target)
     try:
         with contextlib.suppress(FileNotFoundError):
@@ -293,7 +433,7 @@ def _flush(file: IO[bytes]) -> None:
 
 
 def _is_line(line: object) -> bool:
-    """Whether a row's columns are of our types: a file may say anything."""
+    """Whether a row's columns are of our types: a file may hold anything."""
     return (
         isinstance(line, dict)
         and isinstance(line.get("id"), str)

@@ -1,135 +1,280 @@
-"""Parquet files as embedkit opens them: by descriptor, and with a bound on what they unfold to.
-
-pyarrow takes a path with a colon for a URL, and waits for a FIFO. A file of some kilobytes may hold gigabytes: a
-dictionary's value counts once in the file and once a row in memory. So every file is opened here, and the size of
-its columns is checked before they are read.
-"""
+"""The format of one Parquet file: the columns of `embedkit.embeddings.schema`, the metadata in its schema."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from embedkit._io.reading import open_regular
+from embedkit._io import atomic
+from embedkit._io.outputs import check_ours
+from embedkit._io.text import one_line
+from embedkit.embeddings.base import (
+    EarlierRows,
+    Record,
+    StoredRows,
+    TableRows,
+    Tables,
+    check_exists,
+    check_extendable,
+    check_folder,
+    record_columns,
+    records_of,
+)
+from embedkit.embeddings.metadata import Metadata, check_same_space
+from embedkit.embeddings.parquet_file import check_sizes, opened
+from embedkit.embeddings.schema import (
+    RESERVED,
+    ROW_GROUP,
+    check_schema,
+    guarded,
+    metadata_of,
+    regroup,
+)
+from embedkit.embeddings.side_files import beside
 from embedkit.errors import OutputError
 
-#: What texts and labels may take in memory: bytes a row on average, beyond a first allowance.
-_BYTES_PER_ROW, _ALLOWANCE = 4096, 64 << 20
+__all__ = [
+    "ParquetFormat",
+    "ParquetRows",
+    "parquet_writer",
+    "read_metadata",
+    "read_records",
+    "write_rows",
+    "write_table",
+]
+
+#: Rows of the small columns that are read at once.
+_RECORDS = 1 << 16
 
 
-#: Vectors hardly compress; a file whose vectors are this many times its size was not made from images.
-_UNFOLD = 64
+class ParquetFormat:
+    """`X.parquet`, and any other file when it is read."""
+
+    example = "X.parquet"
+    sharded = False
+
+    def recognizes(self, name: str) -> bool:
+        """By the suffix."""
+        return Path(name).suffix == ".parquet"
+
+    def locate(self, name: str) -> Path:
+        """The file."""
+        return Path(name)
+
+    def open(self, name: str) -> StoredRows:
+        """Open a file for reading."""
+        check_exists(name)
+        return ParquetRows([Path(name)], name)
+
+    def files(self, path: Path) -> list[Path]:
+        """The file, and the table of failures beside it."""
+        return [path, self.errors_path(path)]
+
+    def side_files(self, path: Path) -> dict[str, Path]:
+        """None: the metadata is in the file."""
+        return {}
+
+    def errors_path(self, path: Path) -> Path:
+        """`X.errors.parquet` beside `X.parquet`."""
+        return beside(path, ".errors.parquet")
+
+    def check_writable(self, path: Path) -> None:
+        """Refuse a folder that cannot be written."""
+        check_folder(path)
+
+    def prepare(self, path: Path) -> None:
+        """Nothing: one rename commits the file."""
+
+    def check_replaceable(self, path: Path) -> None:
+        """Refuse to replace a file without our metadata."""
+        check_ours(path, lambda file: bool(read_metadata(file)), "embeddings")
+
+    def earlier(self, path: Path) -> EarlierRows | None:
+        """The file of an earlier job."""
+        if not path.exists():
+            return None
+        metadata = read_metadata(path)
+        records, schema = read_records(path, metadata)
+        return EarlierRows(path, metadata, schema, records, lambda: _blocks(path))
+
+    def write(self, tables: Tables, path: Path, schema: pa.Schema) -> None:
+        """Write one file."""
+        write_rows(tables(), path, schema)
+
+
+class ParquetRows(TableRows):
+    """The rows of one file, or of several files one after another."""
+
+    def __init__(self, files: Sequence[Path], where: str):
+        """Read the footers.
+
+        Args:
+            files: Parquet files of one space.
+            where: How messages name them.
+
+        Raises:
+            OutputError: No file, or one that is damaged or not ours.
+            SpaceMismatchError: Files of two spaces.
+        """
+        if not files:
+            raise OutputError(f"{where} holds no rows yet")
+        metadata = read_metadata(files[0])
+        for file in files[1:]:
+            found = read_metadata(file)
+            check_same_space(metadata, found, where, str(file), "embed the images again into another folder")
+            for run in found.runs:
+                metadata = metadata.with_run(run)
+        self._checked: set[tuple[int, str]] = set()
+        self._footers: list[pq.FileMetaData] = []
+        self._schemas: list[pa.Schema] = []
+        for file in files:
+            footer, schema = guarded(str(file), _read_footer, file)
+            self._footers.append(footer)
+            self._schemas.append(schema)
+        columns = dict.fromkeys(guarded(where, lambda: [n for one in self._schemas for n in one.names]))
+        for file, schema in zip(files, self._schemas, strict=True):
+            check_schema(schema, metadata.dim, str(file))
+        self._groups = [
+            (index, group)
+            for index, footer in enumerate(self._footers)
+            for group in range(footer.num_row_groups)
+        ]
+        sizes = [self._footers[index].row_group(group).num_rows for index, group in self._groups]
+        self._starts = np.cumsum([0, *sizes])
+        super().__init__(where, metadata, int(self._starts[-1]), columns, files)
+
+    def _table(self, name: str, start: int, stop: int) -> pa.Table:
+        starts, groups = self._starts, self._groups
+        pieces = []
+        at = int(np.searchsorted(starts, start, side="right")) - 1
+        while at < len(groups) and starts[at] < stop:
+            file, offset, wanted = groups[at][0], int(starts[at]), []
+            while at < len(groups) and starts[at] < stop and groups[at][0] == file:
+                wanted.append(groups[at][1])
+                at += 1
+            piece = self._read(file, wanted, name)
+            pieces.append(piece.slice(max(0, start - offset), stop - max(start, offset)))
+        if not pieces:
+            field = next(schema.field(name) for schema in self._schemas if name in schema.names)
+            return pa.schema([field]).empty_table()
+        try:
+            return pa.concat_tables(pieces, promote_options="default")
+        except pa.ArrowException:
+            kinds = {str(piece.schema.field(name).type): None for piece in pieces}
+            raise OutputError(
+                f"{self.where}: the column {name!r} is {' in one shard and '.join(kinds)} in another; "
+                "embed the images again"
+            ) from None
+
+    def _read(self, file: int, groups: list[int], name: str) -> pa.Table:
+        """Whole row groups of one column; nulls where this file lacks it."""
+        if name not in self._schemas[file].names:
+            rows = sum(self._footers[file].row_group(group).num_rows for group in groups)
+            return pa.table({name: pa.nulls(rows)})
+        path = self.files[file]
+
+        def read() -> pa.Table:
+            # With the footer that was read already: a large file's takes long to parse.
+            with opened(path, metadata=self._footers[file]) as reader:
+                if (file, name) not in self._checked:
+                    check_sizes(reader, path, [name])
+                    self._checked.add((file, name))
+                return reader.read_row_groups(groups, columns=[name]).replace_schema_metadata(None)
+
+        return guarded(str(path), read)
+
+
+def read_metadata(path: str | os.PathLike[str]) -> Metadata:
+    """The metadata of a Parquet file of embeddings.
+
+    Raises:
+        OutputError: Not such a file.
+    """
+    try:
+        with opened(path) as file:
+            schema = file.schema_arrow
+    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
+        raise OutputError(f"{os.fspath(path)} cannot be read as Parquet ({one_line(error)})") from None
+    return metadata_of(schema, os.fspath(path), "a Parquet file")
+
+
+def read_records(path: Path, metadata: Metadata) -> tuple[dict[str, Record], pa.Schema]:
+    """What a Parquet file of embeddings records of every image, by id, and the file's schema.
+
+    Raises:
+        OutputError: The file is damaged, is not what its metadata promises, or takes too much memory.
+    """
+
+    def read() -> tuple[dict[str, Record], pa.Schema]:
+        with opened(path) as file:
+            schema = file.schema_arrow
+            check_extendable(schema, metadata, path)
+            check_sizes(file, path, schema.names)
+            return records_of(file.iter_batches(_RECORDS, columns=record_columns(schema))), schema
+
+    return guarded(str(path), read)
+
+
+def write_rows(tables: Iterable[pa.Table], path: Path, schema: pa.Schema) -> int:
+    """Stream tables into one Parquet file of fixed row groups, so that equal rows give equal bytes.
+
+    Returns:
+        The number of rows.
+    """
+    count = 0
+    with _replacing(path) as aside, parquet_writer(aside, schema) as writer:
+        for table in regroup(tables, ROW_GROUP):
+            writer.write_table(table, row_group_size=ROW_GROUP)
+            count += table.num_rows
+    return count
+
+
+def write_table(table: pa.Table, path: Path) -> None:
+    """Write one Parquet file aside, flush it to the disk, and rename it to `path`."""
+    with _replacing(path) as aside, parquet_writer(aside, table.schema) as writer:
+        writer.write_table(table, row_group_size=ROW_GROUP)
 
 
 @contextlib.contextmanager
-def opened(
-    path: str | os.PathLike[str],
-    *,
-    metadata: pq.FileMetaData | None = None,
-    read_dictionary: list[str] | None = None,
-) -> Iterator[pq.ParquetFile]:
-    """A Parquet file, closed at the end of the block.
-
-    Args:
-        path: A regular file.
-        metadata: Its footer, where it is known already: a large file's takes long to parse.
-        read_dictionary: Columns that are read as dictionaries.
-
-    Raises:
-        OSError: No regular file, or it cannot be opened.
-        ArrowException: Not Parquet.
-    """
-    open_regular(path).close()
+def parquet_writer(path: Path, schema: pa.Schema) -> Iterator[pq.ParquetWriter]:
+    """A writer with our settings: floats do not compress, ids and labels do."""
+    compression: dict[str, str] = {name: "zstd" for name in schema.names if name != "embedding"}
+    dictionary = [name for name in schema.names if name not in RESERVED]
     with (
-        pa.OSFile(os.fspath(path)) as file,  # reads without Python's lock
-        pq.ParquetFile(file, metadata=metadata, read_dictionary=read_dictionary) as reader,
+        pa.OSFile(os.fspath(path), "wb") as file,  # pyarrow takes a path with a colon for a URL
+        pq.ParquetWriter(
+            file,
+            schema,
+            compression=compression or "none",
+            use_dictionary=dictionary,
+            write_statistics=["id"],
+        ) as writer,
     ):
-        yield reader
+        yield writer
 
 
-def check_sizes(reader: pq.ParquetFile, path: str | os.PathLike[str], columns: Iterable[str]) -> None:
-    """Refuse a file that unfolds to more than embeddings take. Only dictionaries are read.
-
-    Args:
-        reader: The file.
-        path: It, for the message and its size.
-        columns: Those that will be read; names that the file lacks count for nothing.
-
-    Raises:
-        OutputError: A column is too large in memory.
-    """
-    facts = reader.metadata
-    wanted = [name for name in columns if name in reader.schema_arrow.names]
-    leaves = {name: _leaves(facts, name) for name in wanted}
-    allowed = _ALLOWANCE + _BYTES_PER_ROW * facts.num_rows
-    for name in wanted:
-        kind = reader.schema_arrow.field(name).type
-        if pa.types.is_fixed_size_list(kind):
-            size, most = 4 * kind.list_size * facts.num_rows, _ALLOWANCE + _UNFOLD * os.path.getsize(path)
-        else:
-            size, most = _unfolded(facts, leaves[name]), allowed
-            if size <= most and _may_repeat(facts, leaves[name]) and _is_text(kind):
-                size = _with_repeats(path, facts, name)
-        if size > most:
-            raise OutputError(
-                f"{os.fspath(path)}: the column {name!r} takes {size / 1e6:.0f} MB in memory, where at most "
-                f"{most / 1e6:.0f} MB are expected of {facts.num_rows} rows in a file of this size; "
-                "embed the images again"
-            )
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """As `_io.atomic.replacing`, but yields a path: the writer opens the file itself."""
+    with atomic.replacing(path) as file:
+        yield Path(file.name)
+        os.fsync(file.fileno())
 
 
-def _leaves(facts: pq.FileMetaData, name: str) -> list[int]:
-    paths = [facts.schema.column(index).path for index in range(facts.num_columns)]
-    return [index for index, path in enumerate(paths) if path == name or path.startswith(f"{name}.")]
+def _read_footer(path: Path) -> tuple[pq.FileMetaData, pa.Schema]:
+    with opened(path) as file:
+        return file.metadata, file.schema_arrow
 
 
-def _unfolded(facts: pq.FileMetaData, leaves: list[int]) -> int:
-    return sum(
-        facts.row_group(group).column(leaf).total_uncompressed_size
-        for group in range(facts.num_row_groups)
-        for leaf in leaves
-    )
-
-
-def _may_repeat(facts: pq.FileMetaData, leaves: list[int]) -> bool:
-    """Whether values stand in a dictionary; without one a column takes what its pages do."""
-    return any(
-        "DICTIONARY" in encoding
-        for group in range(facts.num_row_groups)
-        for leaf in leaves
-        for encoding in facts.row_group(group).column(leaf).encodings
-    )
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
-    return any(
-        test(kind)
-        for test in (
-            pa.types.is_string,
-            pa.types.is_large_string,
-            pa.types.is_binary,
-            pa.types.is_large_binary,
-        )
-    )
-
-
-def _with_repeats(path: str | os.PathLike[str], facts: pq.FileMetaData, name: str) -> int:
-    """The bytes of a column's texts, each as often as it stands in a row."""
-    total = 0
-    with opened(path, read_dictionary=[name]) as reader:
-        for batch in reader.iter_batches(1 << 16, columns=[name]):
-            column = batch.column(0)
-            lengths = pc.binary_length(column.dictionary)
-            longest = pc.max(lengths).as_py() or 0
-            if longest * len(column) > _BYTES_PER_ROW * len(column):
-                total += pc.sum(lengths.take(column.indices)).as_py() or 0
-            else:
-                total += longest * len(column)
-    return total
+def _blocks(path: Path) -> Iterator[pa.Table]:
+    """All rows of a file in bounded tables, without metadata."""
+    with opened(path) as file:
+        batches = file.iter_batches(ROW_GROUP)
+        while (batch := guarded(str(path), next, batches, None)) is not None:
+            yield pa.Table.from_batches([batch]).replace_schema_metadata(None)

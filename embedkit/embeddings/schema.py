@@ -1,29 +1,31 @@
-"""The columns of embeddings: reserved names, Arrow schema, row groups."""
+"""The columns of embeddings: reserved names, Arrow schema, checks of what a file holds, row groups."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
+from embedkit._io.text import one_line
 from embedkit.embeddings.metadata import METADATA_KEY, Metadata
 from embedkit.errors import ConfigError, OutputError
 
 #: Columns that are ours; a label column of the same name is stored as `source_<name>`.
 RESERVED = ("id", "part", "embedding", "size", "mtime_ns", "sha256")
-
-
-#: Rows of a row group: 2.6 MB at D = 1280; several are in memory while a file is put together.
+#: Rows of a row group: 2.6 MB at D = 1280; several are in memory while a file is assembled.
 ROW_GROUP = 512
 
-
 _RESERVED_LABEL = re.compile(f"(source_)*({'|'.join(RESERVED)})")
+_T = TypeVar("_T")
 
 
 def schema_of(metadata: Metadata, labels: Mapping[str, str], *, sha256: bool) -> pa.Schema:
-    """The Parquet schema of a file with this metadata and these label columns (name -> Arrow type name)."""
+    """The Arrow schema of embeddings with this metadata and these label columns (name -> Arrow type name)."""
     fields = [
         pa.field("id", pa.string(), nullable=False),
         pa.field("part", pa.int32(), nullable=False),
@@ -37,22 +39,75 @@ def schema_of(metadata: Metadata, labels: Mapping[str, str], *, sha256: bool) ->
     return pa.schema(fields, metadata={METADATA_KEY: metadata.to_json().encode()})
 
 
+def metadata_of(schema: pa.Schema, where: str, what: str) -> Metadata:
+    """The metadata that an Arrow schema holds.
+
+    Args:
+        schema: The schema.
+        where: How messages name the file.
+        what: What the file is, for the message: "a Parquet file".
+
+    Raises:
+        OutputError: There is none, or it is damaged.
+    """
+    text = (schema.metadata or {}).get(METADATA_KEY)
+    if text is None:
+        raise OutputError(f"{where} is {what} without metadata: embedkit did not write it")
+    return Metadata.from_json(text, where)
+
+
 def label_column(label: str) -> str:
-    """The column of a source's label: its own name, unless that is one of ours.
+    """The column of a source's label: the label's own name, unless that is reserved.
 
     `id` becomes `source_id`, and `source_id` becomes `source_source_id`, so that no two labels share a column.
     """
     return f"source_{label}" if _RESERVED_LABEL.fullmatch(label) else label
 
 
-def no_column(where: str, name: str, known: Iterable[str]) -> ConfigError:
-    """The error for a label column that is not there."""
+def no_column(where: str, name: str, labels: Iterable[str]) -> ConfigError:
+    """The error for a label column that does not exist."""
     return ConfigError(
-        f"{where} has no column {name!r}; it has {', '.join(sorted(known)) or 'no label column'}"
+        f"{where} has no column {name!r}; it has {', '.join(sorted(labels)) or 'no label column'}"
     )
 
 
-def vectors_of(table: pa.Table, dim: int, where: str) -> np.ndarray:
+def column_type(schema: pa.Schema, name: str) -> pa.DataType | str:
+    """The type of a column; `nothing` where the column is missing."""
+    return schema.field(name).type if name in schema.names else "nothing"
+
+
+def check_schema(schema: pa.Schema, dim: int, where: str) -> None:
+    """Refuse a file whose columns are not those that its metadata promises.
+
+    Raises:
+        OutputError: Naming the first column of another type.
+    """
+    twice = [name for name, count in Counter(schema.names).items() if count > 1]
+    if twice:
+        raise OutputError(f"{where}: there are two columns {twice[0]!r}; embed the images again")
+    expected = {"id": pa.string(), "part": pa.int32(), "embedding": pa.list_(pa.float32(), dim)}
+    for name, kind in expected.items():
+        found = column_type(schema, name)
+        if found != kind:
+            raise OutputError(
+                f"{where}: the column {name!r} should be {kind}, and is {found}: another program changed the file; "
+                "embed the images again"
+            )
+
+
+def guarded(where: str, read: Callable[..., _T], *arguments: Any) -> _T:
+    """What `read` gives; whatever damage it meets becomes one sentence.
+
+    Raises:
+        OutputError: `where` is damaged.
+    """
+    try:
+        return read(*arguments)
+    except (OSError, ValueError, TypeError, OverflowError, pa.ArrowException) as error:
+        raise OutputError(f"{where} is damaged ({one_line(error)}); embed the images again") from None
+
+
+def vectors_of(table: pa.Table, dim: int, where: str) -> npt.NDArray[np.float32]:
     """The `embedding` column as float32 (N, D).
 
     Raises:
@@ -71,6 +126,17 @@ def vectors_of(table: pa.Table, dim: int, where: str) -> np.ndarray:
             "embed the images again"
         )
     return vectors.reshape(-1, dim)
+
+
+def with_vectors(table: pa.Table, vectors: npt.NDArray[np.floating[Any]]) -> pa.Table:
+    """A table with an `embedding` column appended.
+
+    Args:
+        table: N rows.
+        vectors: float (N, D).
+    """
+    flat = pa.array(np.asarray(vectors, np.float32).reshape(-1), pa.float32())
+    return table.append_column("embedding", pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1]))
 
 
 def regroup(tables: Iterable[pa.Table], rows: int) -> Iterator[pa.Table]:

@@ -12,11 +12,9 @@ import difflib
 import os
 import re
 import stat
-import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import BinaryIO
 
 from embedkit.errors import SourceError
 from embedkit.images.archives import Archives
@@ -85,46 +83,61 @@ class Listing:
         )
 
 
+class PathList(tuple[str, ...]):
+    """Paths from a list. None is a pattern, and one that cannot be read is an error row, not the end."""
+
+    @classmethod
+    def parse(cls, text: bytes, *, null: bool = False) -> PathList:
+        """The paths of a list in UTF-8 (or the system's encoding) or, with its byte order mark, UTF-16.
+
+        Args:
+            text: One path a line; empty lines are ignored.
+            null: Whether the paths are separated by NUL bytes instead of lines.
+
+        Raises:
+            SourceError: The list is separated by NUL bytes and `null` is not set, or it is not the UTF-16 it claims.
+        """
+        text = _without_mark(text)
+        if b"\0" in text and not null:
+            raise SourceError("the list on standard input is separated by NUL bytes, not lines; add --null")
+        lines = text.split(b"\0" if null else b"\n")
+        return cls(path for line in lines if (path := os.fsdecode(line if null else line.rstrip(b"\r"))))
+
+    def __str__(self) -> str:
+        return f"a list of {len(self)} path{'s' * (len(self) != 1)}"
+
+
 def list_sources(
-    sources: Sequence[str | os.PathLike[str]] | str | os.PathLike[str],
+    sources: Sequence[str | os.PathLike[str] | PathList] | str | os.PathLike[str],
     *,
     root: str | os.PathLike[str] | None = None,
     recursive: bool = True,
-    null: bool = False,
     image_column: str | None = None,
-    stdin: BinaryIO | None = None,
 ) -> Listing:
     """List the images of `sources`, each once, at its first position.
 
     A file is taken whatever its suffix, but a `.tar` or `.parquet` is opened. A folder gives its files that
     have an image's suffix and are not hidden, then its folders, both sorted by the bytes of their names;
     containers in it stay closed. A pattern (`*`, `?`, `[a-z]`, `**`) stands for its matches, as if the shell
-    had written them out. `-` is a list of paths on standard input, in UTF-8 (or the system's encoding) or, with its
-    mark, UTF-16. What a pattern or a list names and cannot be read is an error row, not the end.
+    had written them out. What a pattern or a list names and cannot be read is an error row, not the end.
 
     Args:
-        sources: Paths, patterns or `-`.
+        sources: Paths, patterns or lists of paths.
         root: The folder that ids are relative to; without it they are the paths as given.
         recursive: Whether folders inside folders are entered.
-        null: Whether the list on standard input is separated by NUL bytes instead of lines.
         image_column: The column of Parquet files that holds the images; found by type and name when None.
-        stdin: Stands in for standard input.
 
     Raises:
         SourceError: A source does not exist, cannot be opened, is of no known kind, or lies outside `root`.
     """
     lister = _Lister(None if root is None else os.fspath(root), recursive, image_column)
-    for source in [sources] if isinstance(sources, str | bytes | os.PathLike) else sources:
-        given = os.fsdecode(source)
-        if given != "-":
-            lister.add(given)
-            continue
-        text = _without_mark((stdin or sys.stdin.buffer).read())
-        if b"\0" in text and not null:
-            raise SourceError("the list on standard input is separated by NUL bytes, not lines; add --null")
-        for line in text.split(b"\0" if null else b"\n"):
-            if path := os.fsdecode(line if null else line.rstrip(b"\r")):
+    given = [sources] if isinstance(sources, PathList | str | bytes | os.PathLike) else sources
+    for source in given:
+        if isinstance(source, PathList):
+            for path in source:
                 lister.add(path, listed=True)
+        else:
+            lister.add(os.fsdecode(source))
     return Listing(
         items=list(lister.items.values()),
         label_schema={name: type_name for name, (type_name, _) in lister.labels.items()},

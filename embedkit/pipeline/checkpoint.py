@@ -1,8 +1,8 @@
-"""The shards of one embed job: written aside and renamed, so that a kill at any moment loses at most one shard.
+"""The shards of one job, its checkpoint: written aside and renamed, so that a kill loses at most one shard.
 
-A job with one output file keeps its shards in `OUT.partial/` until the file is assembled; a job that writes a
-folder keeps them there for good. A shard carries the images that failed beside its rows, so that one rename
-commits both. The folder may hold files of other workers and of the user: only this part's own files are deleted.
+A job with one output file holds its shards in `OUT.partial/` until the file is assembled; for a job that writes a
+folder they are the output. A shard carries the images that failed beside its rows, so that one rename commits both.
+The folder may hold files of other workers and of the user: only this part's own files are deleted.
 """
 
 from __future__ import annotations
@@ -17,18 +17,23 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from embedkit._io import atomic
+from embedkit._io.json import indented_json
 from embedkit._io.locks import LockedError, locked
 from embedkit._io.outputs import check_ours
 from embedkit._io.reading import read_regular
-from embedkit.embeddings.metadata import Metadata, json_bytes
-from embedkit.embeddings.parquet import opened
-from embedkit.embeddings.parquet_write import read_metadata, write_table
-from embedkit.embeddings.shards import done_name, shard_name
+from embedkit.embeddings.base import Record
+from embedkit.embeddings.metadata import Metadata, check_same_space
+from embedkit.embeddings.parquet import read_metadata, read_records, write_table
+from embedkit.embeddings.parquet_file import opened
+from embedkit.embeddings.shards import done_name, errors_name, shard_name, write_done
 from embedkit.errors import ConfigError, OutputError
-from embedkit.pipeline.finished import Known, read_known
+
+__all__ = ["START_AGAIN", "Failure", "ShardStore", "is_table_of_failures", "write_failures"]
 
 _ERRORS_KEY = b"embedkit.errors"
 _MAX_JOB = 16 << 20  # bytes
+#: What to do where an output holds another space.
+START_AGAIN = "write to another file, or start this one again with --overwrite"
 
 #: id, error class, reason: a row of the error table.
 Failure = tuple[str, str, str]
@@ -44,7 +49,7 @@ class ShardStore:
             folder: Where the shards lie.
             part: Which part, counted from 1.
             parts: Of how many.
-            scratch: Whether the folder is the job's own, and goes when it is empty.
+            scratch: Whether the folder is the job's own, which is removed when it is empty.
 
         Raises:
             OutputError: The folder cannot be written, or another process works on the same part.
@@ -52,7 +57,7 @@ class ShardStore:
         self.folder, self.part, self.parts = folder, part, parts
         self._job = folder / f"_job-{part:05d}-of-{parts:05d}.json"
         self.done = folder / done_name(part, parts)
-        self.errors = folder / f"_errors-{part:05d}-of-{parts:05d}.parquet"
+        self.errors = folder / errors_name(part, parts)
         self._lock_file = folder / f"_lock-{part:05d}-of-{parts:05d}"
         self._temporary = scratch
         self._holding = contextlib.ExitStack()
@@ -84,7 +89,7 @@ class ShardStore:
                 return self._holding.enter_context(locked(self._lock_file, wait=False, remove=True))
 
     def close(self) -> None:
-        """Release the lock; a folder that this store made, and that holds nothing, goes away."""
+        """Release the lock; a folder that this store made is removed if it is empty."""
         if not self.shards() and not self.done.exists():
             with contextlib.suppress(OSError):
                 self._job.unlink(missing_ok=True)
@@ -94,7 +99,7 @@ class ShardStore:
         self._holding.close()
         with contextlib.suppress(OSError):
             if not self.has_lock:
-                self._lock_file.unlink(missing_ok=True)  # it keeps no other process out
+                self._lock_file.unlink(missing_ok=True)  # it locks no other process out
             if self._temporary:
                 self.folder.rmdir()  # fails where it holds anything, of another worker or of the user
 
@@ -130,7 +135,7 @@ class ShardStore:
 
     def write_job(self, job: dict[str, Any]) -> None:
         """Record what this run chose."""
-        atomic.write_file(self._job, json_bytes(job))
+        atomic.write_file(self._job, indented_json(job))
 
     def append(self, table: pa.Table, failures: list[Failure]) -> None:
         """Commit rows and failures as one shard."""
@@ -141,19 +146,19 @@ class ShardStore:
         )
         self._next += 1
 
-    def known(self, metadata: Metadata) -> tuple[dict[str, Known], list[Failure]]:
-        """What the shards hold: rows by id, and failures.
+    def records(self, metadata: Metadata) -> tuple[dict[str, Record], list[Failure]]:
+        """What the shards hold: the records of rows by id, and failures.
 
         Raises:
             SpaceMismatchError: They are of another space than `metadata`.
             OutputError: A shard is damaged, or embedkit did not write it.
         """
-        rows: dict[str, Known] = {}
+        rows: dict[str, Record] = {}
         failures: list[Failure] = []
         for path in self.shards():
-            read_metadata(path).check_same_space(metadata, str(self.folder))
-            known, schema = read_known(path, metadata)
-            rows.update(known)
+            check_same_space(read_metadata(path), metadata, str(self.folder), "this job", START_AGAIN)
+            records, schema = read_records(path, metadata)
+            rows.update(records)
             try:
                 failures += [
                     (str(name), str(error), str(reason))
@@ -166,7 +171,7 @@ class ShardStore:
         return rows, failures
 
     def drop(self, ids: Collection[str]) -> None:
-        """Take rows out of the shards that hold them, each shard replaced by one rename."""
+        """Remove rows from the shards that hold them; one rename replaces a shard."""
         gone = pa.array(sorted(ids), pa.string())
         for path in self.shards():
             table = self._read(path)
@@ -186,14 +191,12 @@ class ShardStore:
     def finish(self, metadata: Metadata, rows: int, failures: list[Failure]) -> None:
         """Mark this part of a folder of shards as complete."""
         write_failures(failures, self.errors)
-        atomic.write_file(
-            self.done, json_bytes({"rows": rows, "failed": len(failures), "entry": metadata.entry})
-        )
+        write_done(self.done, metadata, rows, failed=len(failures))
         self._job.unlink(missing_ok=True)
 
 
 def write_failures(failures: list[Failure], path: Path) -> None:
-    """The error table: `id`, `error`, `reason`; no failures, no file.
+    """Write the table of failures: `id`, `error`, `reason`. Without failures there is no file.
 
     Raises:
         OutputError: A file of this name that embedkit did not write.
@@ -207,7 +210,7 @@ def write_failures(failures: list[Failure], path: Path) -> None:
 
 
 def is_table_of_failures(path: Path) -> bool:
-    """Whether a file is an error table of ours."""
+    """Whether a file is a table of failures that embedkit wrote."""
     with opened(path) as file:
         names: list[str] = file.schema_arrow.names
         return names == ["id", "error", "reason"]

@@ -1,58 +1,63 @@
-"""The folder job: settle the sources, the output and the encoder, and run the job."""
+"""`embedkit.embed`: settle the options, the sources, the output and the encoder, and run the job."""
 
 from __future__ import annotations
 
 import os
 import time
 from collections.abc import Sequence
-from typing import Any, BinaryIO
+from dataclasses import replace
+from typing import Any, TypeVar
 
 from embedkit.embeddings.metadata import Metadata
 from embedkit.encoder import Encoder, load_encoder
 from embedkit.errors import ConfigError, SourceError
-from embedkit.images.sources import list_sources
-from embedkit.pipeline.job import Job, Progress, Report
+from embedkit.images.sources import Listing, PathList, list_sources
+from embedkit.pipeline.checkpoint import ShardStore
+from embedkit.pipeline.job import Job
+from embedkit.pipeline.options import EmbedOptions
+from embedkit.pipeline.report import EmbedReport, Progress
 from embedkit.pipeline.scope import Scope
 from embedkit.pipeline.target import Target
 
-ON_ERROR = ("skip", "stop")
+__all__ = ["embed"]
+
+_T = TypeVar("_T")
 
 
 def embed(
-    source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    source: str | os.PathLike[str] | PathList | Sequence[str | os.PathLike[str] | PathList],
     output: str | os.PathLike[str] = "images.parquet",
     *,
-    encoder: str | os.PathLike[str] | Encoder | None = None,
-    revision: str | None = None,
-    batch_size: int | None = None,
-    device: str = "auto",
-    providers: Sequence[str] | None = None,
-    precision: str = "fp32",
-    threads: int | str = "auto",
-    decode: str | None = None,
-    max_pixels: int | None = None,
-    image_column: str | None = None,
-    normalize: bool = True,
-    root: str | os.PathLike[str] | None = None,
-    recursive: bool = True,
-    on_error: str = "skip",
-    prune: bool = False,
-    verify_content: bool = False,
-    worker: tuple[int, int] | None = None,
-    overwrite: bool = False,
-    local_files_only: bool = False,
-    null: bool = False,
-    stdin: BinaryIO | None = None,
+    encoder: str | os.PathLike[str] | Encoder | None = EmbedOptions.encoder,
+    revision: str | None = EmbedOptions.revision,
+    batch_size: int | None = EmbedOptions.batch_size,
+    device: str = EmbedOptions.device,
+    providers: Sequence[str] | None = EmbedOptions.providers,
+    precision: str = EmbedOptions.precision,
+    threads: int | str = EmbedOptions.threads,
+    decode: str | None = EmbedOptions.decode,
+    max_pixels: int | None = EmbedOptions.max_pixels,
+    image_column: str | None = EmbedOptions.image_column,
+    normalize: bool = EmbedOptions.normalize,
+    root: str | os.PathLike[str] | None = EmbedOptions.root,
+    recursive: bool = EmbedOptions.recursive,
+    on_error: str = EmbedOptions.on_error,
+    prune: bool = EmbedOptions.prune,
+    verify_content: bool = EmbedOptions.verify_content,
+    worker: tuple[int, int] | None = EmbedOptions.worker,
+    overwrite: bool = EmbedOptions.overwrite,
+    local_files_only: bool = EmbedOptions.local_files_only,
     progress: Progress | None = None,
-) -> Report:
+) -> EmbedReport:
     """Embed folders, lists, tars and Parquet files of images into one file or folder.
 
-    The same call goes on where a killed one stopped. Into a finished output it embeds only what is new or
-    changed (size and modification time).
+    The same call continues a job that was killed. Into a finished output it embeds only what is new or changed
+    (size and modification time). The options and their defaults are those of
+    `embedkit.pipeline.options.EmbedOptions`.
 
     Args:
-        source: One source or several: a file, a folder, a glob, `-` for a list on `stdin`, a `.tar`, a Parquet
-            file with an image column.
+        source: One source or several: a file, a folder, a glob, a `.tar`, a Parquet file with an image column, or a
+            `PathList`.
         output: `X.parquet`, `X.npy` (with `X.ids.jsonl` and `X.metadata.json`), or a folder (ending in `/`, or
             existing) for a Parquet data set of shards, or `lance://FOLDER/TABLE` for a table of a LanceDB database.
         encoder: A name, an entry's folder or a loaded `Encoder`; the default encoder when None.
@@ -67,95 +72,134 @@ def embed(
         image_column: The column of Parquet files that holds the images; found by type and name when None.
         normalize: Whether rows have Euclidean length 1.
         root: Ids are paths relative to this folder.
-        recursive: Whether folders are walked to the bottom.
+        recursive: Whether folders inside folders are entered.
         on_error: `skip` lists images that cannot be read in `X.errors.parquet` (of `X.parquet`; elsewhere
             `X.npy.errors.parquet`); `stop` raises at the first.
         prune: Whether rows are dropped whose files are gone, or that lie in the sources and are not among their
             images any more. Rows of other sources stay.
-        verify_content: Tell changed images by sha256 instead of size and modification time.
+        verify_content: Find changed images by sha256 instead of size and modification time.
         worker: (I, N), counted from 1: embed the I-th of N parts into a folder.
-        overwrite: Start again, replacing what is there.
+        overwrite: Start again, replacing the output.
         local_files_only: Never open a connection.
-        null: The list on `stdin` is separated by NUL bytes.
-        stdin: Where `-` reads its list from.
         progress: Told how the job goes.
 
     Returns:
         What was done.
 
     Raises:
+        ConfigError: An option out of its range, or other than in the unfinished job.
         SourceError: A source does not exist, holds no image, or not one of its images could be read.
         SpaceMismatchError: The output holds embeddings of another space.
         OutputError: The output cannot be written.
         ImageError: `on_error="stop"` and an image that cannot be read.
     """
-    if max_pixels is not None and max_pixels < 1:
-        raise ConfigError(f"max_pixels: expected at least 1, found {max_pixels}")
-    if on_error not in ON_ERROR:
-        raise ConfigError(f"on_error: expected skip or stop, found {on_error!r}")
+    options = EmbedOptions(
+        encoder=encoder,
+        revision=revision,
+        batch_size=batch_size,
+        device=device,
+        providers=providers,
+        precision=precision,
+        threads=threads,
+        decode=decode,
+        max_pixels=max_pixels,
+        image_column=image_column,
+        normalize=normalize,
+        root=root,
+        recursive=recursive,
+        on_error=on_error,
+        prune=prune,
+        verify_content=verify_content,
+        worker=worker,
+        overwrite=overwrite,
+        local_files_only=local_files_only,
+    )
+    given = [source] if isinstance(source, (str, os.PathLike, PathList)) else source
+    sources = [one if isinstance(one, PathList) else os.fspath(one) for one in given]
     target = Target.of(output, worker)
-    sources = [os.fspath(one) for one in ([source] if isinstance(source, (str, os.PathLike)) else source)]
     target.check_sources(sources)
     store = target.open_store()
     try:
         if overwrite:
             target.check_replaceable()
             store.clear()
-        job = store.read_job() or {}
-        batch_size = _settle("batch_size", batch_size, job.get("batch_size"))
-        decode = _settle("decode", decode, job.get("decode")) or "auto"
-        if not isinstance(encoder, Encoder):
-            encoder = load_encoder(
-                encoder,
-                revision=revision,
-                local_files_only=local_files_only,
-                device=device,
-                providers=providers,
-                precision=precision,
-                threads=job.get("threads", threads) if threads == "auto" else threads,
-            )
+        unfinished = store.read_job() or {}
+        options = _settled(options, unfinished)
+        loaded = options.encoder if isinstance(options.encoder, Encoder) else _load(options)
         started = time.perf_counter()
-        listing = list_sources(
-            sources,
-            root=os.fspath(root) if root is not None else None,
-            recursive=recursive,
-            null=null,
-            image_column=image_column,
-            stdin=stdin,
-        )
-        if not len(listing.items) and not listing.errors:
-            raise listing.empty(", ".join(sources))
-        if listing.errors and on_error == "stop":
-            raise SourceError("{0}: {2}; --on-error skip goes on past it".format(*listing.errors[0]))
-        work = Job(
+        listing = _list(sources, options)
+        job = Job(
+            options,
             target=target,
             store=store,
-            encoder=encoder,
+            encoder=loaded,
             listing=listing,
-            scope=Scope(
-                sources,
-                os.fspath(root) if root is not None else None,
-                recursive,
-                [item.id for item in listing.items],
-            ),
-            batch_size=batch_size or encoder.default_batch_size,
-            decode=decode,
-            max_pixels=max_pixels,
-            normalize=normalize,
-            prune=prune,
-            verify_content=verify_content or bool(job.get("verify_content")),
-            old=None if overwrite else target.finished(),
-            metadata=Metadata.from_json(job["metadata"], str(store.folder)) if job else None,
+            scope=_scope(sources, options, listing),
+            earlier=None if overwrite else target.earlier(),
+            unfinished=_metadata_of(unfinished, store),
         )
-        return work.run(on_error, progress or Progress(), started)
+        return job.run(progress or Progress(), started)
     finally:
         store.close()
 
 
-def _settle(name: str, asked: Any, stored: Any) -> Any:
-    """An unfinished job goes on with what it began with: its rows must not depend on the interruption."""
+def _settled(options: EmbedOptions, unfinished: dict[str, Any]) -> EmbedOptions:
+    """The options with those that an unfinished job recorded: rows must not depend on the interruption.
+
+    Raises:
+        ConfigError: An option was given that the unfinished job has another value for.
+    """
+    threads = options.threads
+    return replace(
+        options,
+        batch_size=_same("batch_size", options.batch_size, unfinished.get("batch_size")),
+        decode=_same("decode", options.decode, unfinished.get("decode")),
+        threads=unfinished.get("threads", threads) if threads == "auto" else threads,
+        verify_content=options.verify_content or bool(unfinished.get("verify_content")),
+    )
+
+
+def _same(name: str, asked: _T | None, stored: _T | None) -> _T | None:
     if asked is not None and stored is not None and asked != stored:
         raise ConfigError(
             f"{name}: the unfinished job here runs with {stored!r}; leave it out, or start again with --overwrite"
         )
     return stored if asked is None else asked
+
+
+def _load(options: EmbedOptions) -> Encoder:
+    assert not isinstance(options.encoder, Encoder)
+    return load_encoder(
+        options.encoder,
+        revision=options.revision,
+        local_files_only=options.local_files_only,
+        device=options.device,
+        providers=options.providers,
+        precision=options.precision,
+        threads=options.threads,
+    )
+
+
+def _list(sources: Sequence[str | PathList], options: EmbedOptions) -> Listing:
+    """The images of the sources.
+
+    Raises:
+        SourceError: There is none, or one that cannot be listed and the job stops at the first.
+    """
+    listing = list_sources(
+        sources, root=options.root, recursive=options.recursive, image_column=options.image_column
+    )
+    if not listing.items and not listing.errors:
+        raise listing.empty(", ".join(map(str, sources)))
+    if listing.errors and options.on_error == "stop":
+        raise SourceError("{0}: {2}; --on-error skip continues past it".format(*listing.errors[0]))
+    return listing
+
+
+def _scope(sources: Sequence[str | PathList], options: EmbedOptions, listing: Listing) -> Scope:
+    root = os.fspath(options.root) if options.root is not None else None
+    return Scope(sources, root, options.recursive, [item.id for item in listing.items])
+
+
+def _metadata_of(unfinished: dict[str, Any], store: ShardStore) -> Metadata | None:
+    return Metadata.from_json(unfinished["metadata"], str(store.folder)) if unfinished else None

@@ -1,4 +1,4 @@
-"""One embed job: what remains to be done, the batches, the shards, and the output at the end.
+"""One embed job: which images remain, their rows as shards, and the output at the end.
 
 Images are embedded in source order in batches of one fixed size, the last one padded, and an image that fails
 keeps its place in its batch. So what a run computes depends only on the list of images that remain, and a run
@@ -9,177 +9,126 @@ from __future__ import annotations
 
 import errno
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from itertools import islice
+from collections.abc import Iterator
 
 import numpy as np
 import PIL
 import pyarrow as pa
 
 import embedkit
-from embedkit.embeddings import lance as lancetable
-from embedkit.embeddings.metadata import Metadata, Run
-from embedkit.embeddings.npy import write_npy
-from embedkit.embeddings.parquet_write import write_rows
+from embedkit.embeddings.base import EarlierRows, Record
+from embedkit.embeddings.metadata import Metadata, Run, check_same_space
 from embedkit.embeddings.schema import conform, label_column, schema_of
-from embedkit.encoder import Encoder, reason_of
-from embedkit.errors import EmbedkitError, ImageError, OutputError, SourceError
+from embedkit.encoder import Encoder
+from embedkit.errors import EmbedkitError, OutputError, SourceError
 from embedkit.images.sources import Item, Listing
 from embedkit.model.layout import sha256_hex
 from embedkit.model.providers import onnxruntime
-from embedkit.pipeline.checkpoint import Failure, ShardStore, write_failures
-from embedkit.pipeline.finished import Finished, Known
+from embedkit.pipeline.batches import BatchRun
+from embedkit.pipeline.checkpoint import START_AGAIN, Failure, ShardStore, write_failures
+from embedkit.pipeline.options import EmbedOptions
+from embedkit.pipeline.report import EmbedReport, Progress
 from embedkit.pipeline.scope import Scope
 from embedkit.pipeline.target import Target
 
-#: A shard is committed after this many rows or seconds, whichever comes first.
-SHARD_ROWS = 512
-SHARD_SECONDS = 20.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Report:
-    """What a job did.
-
-    Attributes:
-        output: The file or folder that holds the rows.
-        images: Images embedded by this run.
-        kept: Rows that were there already and still hold.
-        removed: Rows of changed or vanished images that went away.
-        gone: Kept rows whose image has no file any more.
-        failed: Images that could not be read; they stand in `errors`.
-        seconds: Wall time of the job without loading the encoder.
-        provider: What ran, by ONNX Runtime's name.
-        dim: Width D.
-        errors: The table of failures (`id`, `error`, `reason`), None when there is none.
-        notes: What the user should know, one sentence each.
-    """
-
-    output: str
-    images: int
-    kept: int
-    removed: int
-    failed: int
-    seconds: float
-    provider: str
-    dim: int
-    errors: str | None
-    gone: int = 0
-    notes: tuple[str, ...] = ()
-
-    @property
-    def images_per_second(self) -> float:
-        """Images embedded by this run a second."""
-        return self.images / self.seconds if self.seconds > 0 else 0.0
-
-
-class Progress:
-    """What a job tells while it runs; this one stays silent."""
-
-    def start(self, total: int) -> None:
-        """`total` images are about to be embedded."""
-
-    def advance(self, images: int, failed: int) -> None:
-        """So many more images were embedded, and so many failed."""
+__all__ = ["Job"]
 
 
 class Job:
-    """One job: what remains, the batches, the shards, and the file at the end."""
+    """One job: which images remain, their rows as shards, and the output at the end."""
 
     def __init__(
         self,
+        options: EmbedOptions,
         *,
         target: Target,
         store: ShardStore,
         encoder: Encoder,
         listing: Listing,
         scope: Scope,
-        batch_size: int,
-        decode: str,
-        max_pixels: int | None,
-        normalize: bool,
-        prune: bool,
-        verify_content: bool,
-        old: Finished | None,
-        metadata: Metadata | None,
+        earlier: EarlierRows | None,
+        unfinished: Metadata | None,
     ):
         """Settle the space and the schema.
 
         Args:
+            options: What to do; batch size, decode mode and `verify_content` are those of the unfinished job.
             target: Where rows go.
             store: This job's shards.
             encoder: What embeds.
             listing: All images of the sources.
             scope: What the sources cover.
-            batch_size: Images in one batch.
-            decode: `auto` or `exact`.
-            max_pixels: Greatest number of pixels of an image file.
-            normalize: Whether rows have Euclidean length 1.
-            prune: Whether rows are dropped whose images are gone, or lie in the sources and are not listed.
-            verify_content: Whether an image is known by its sha256.
-            old: The finished output that this job extends.
-            metadata: That of the unfinished job that this one goes on with.
+            earlier: The output of an earlier job, which this one extends.
+            unfinished: The metadata of the unfinished job that this one continues.
+
+        Raises:
+            SpaceMismatchError: One of the two is of another space.
+            OutputError: A label column has another type than in the earlier output.
         """
+        self.options = options
         self.target, self.store, self.encoder, self.listing = target, store, encoder, listing
-        self.batch_size, self.decode, self.normalize = batch_size, decode, normalize
-        self.max_pixels = max_pixels
-        self.prune, self.verify_content, self.old = prune, verify_content, old
-        self.scope = scope
-        self.resumed = metadata is not None
-        self.items: list[Item] = [
-            item
+        self.scope, self.earlier = scope, earlier
+        self.resumed = unfinished is not None
+        self.current: dict[str, Item] = {
+            item.id: item
             for item in listing.items
             if target.parts == 1 or part_of(item.id, target.parts) == target.part
-        ]
-        self.current: dict[str, Item] = {item.id: item for item in self.items}
+        }
         mine = Metadata(
             entry=encoder.name,
             manifest_sha256=encoder.revision,
-            fingerprint=encoder.space(normalized=normalize),
+            fingerprint=encoder.space(normalized=options.normalize),
             dim=encoder.dim,
-            normalized=normalize,
+            normalized=options.normalize,
         )
-        if metadata is not None:
-            metadata.check_same_space(mine, f"the unfinished job {store.folder}")
-        if old is not None:
-            old.metadata.check_same_space(mine, str(target.path))
-        self.metadata: Metadata = metadata or (old.metadata if old is not None else mine)
+        check_same_space(unfinished, mine, f"the unfinished job {store.folder}", "this job", START_AGAIN)
+        if earlier is not None:
+            check_same_space(earlier.metadata, mine, str(target.path), "this job", START_AGAIN)
+        self.metadata: Metadata = unfinished or (earlier.metadata if earlier is not None else mine)
         self.labels = {label_column(name): kind for name, kind in listing.label_schema.items()}
-        for name, kind in old.labels.items() if old is not None else ():
+        for name, kind in earlier.labels.items() if earlier is not None else ():
             if self.labels.setdefault(name, kind) != kind:
                 raise OutputError(
                     f"{target.path}: its column {name!r} is {kind}, the source's is {self.labels[name]}; "
                     "write to another file"
                 )
-        self._set_schema()
 
-    def _set_schema(self) -> None:
-        sha256 = self.verify_content or (self.old is not None and self.old.has_sha256)
-        self.schema = schema_of(self.metadata, self.labels, sha256=sha256)
+    @property
+    def schema(self) -> pa.Schema:
+        """The columns of the output, with the metadata as it is now."""
+        sha256 = self.options.verify_content or (self.earlier is not None and self.earlier.has_sha256)
+        return schema_of(self.metadata, self.labels, sha256=sha256)
 
-    def run(self, on_error: str, progress: Progress, started: float) -> Report:
-        """Embed what remains, then put the output together."""
-        folder = self.target.kind == "folder"
-        if self.prune and not self.current:
+    def run(self, progress: Progress, started: float) -> EmbedReport:
+        """Embed the images that remain, then complete the output.
+
+        Args:
+            progress: Told how the job goes.
+            started: `time.perf_counter()` when the job began.
+        """
+        sharded = self.target.format.sharded
+        if self.options.prune and not self.current:
             raise SourceError("no image was found, so --prune would drop every row; check the source")
-        shard_rows, earlier = self.store.known(self.metadata)
+        shard_rows, failed_before = self.store.records(self.metadata)
         self._check_uncertain()
-        old_rows = self.old.known if self.old is not None else {}
-        keep_old = {name for name, known in old_rows.items() if self._holds(name, known)}
+        old_rows = self.earlier.records if self.earlier is not None else {}
+        keep_old = {name for name, record in old_rows.items() if self._is_valid(name, record)}
         keep_new = {
-            name for name, known in shard_rows.items() if name not in keep_old and self._holds(name, known)
+            name
+            for name, record in shard_rows.items()
+            if name not in keep_old and self._is_valid(name, record)
         }
         # An image that failed keeps its place until the job is done, so that the batches stay the same; a
         # later job tries it again.
-        failures = {f[0]: f for f in earlier if f[0] in self.current} if self.resumed else {}
+        failures = {f[0]: f for f in failed_before if f[0] in self.current} if self.resumed else {}
         todo = [
-            item for item in self.items
-            if item.id not in keep_old and item.id not in keep_new and item.id not in failures
+            item for name, item in self.current.items()
+            if name not in keep_old and name not in keep_new and name not in failures
         ]  # fmt: skip
         outdated = shard_rows.keys() - keep_new
-        stale = outdated if folder else old_rows.keys() - keep_old
-        changed = bool(todo or stale)
+        removed = outdated if sharded else old_rows.keys() - keep_old
+        changed = bool(todo or removed)
+        kept = keep_old | keep_new
         images = 0
         try:
             if changed:
@@ -189,72 +138,85 @@ class Job:
             if todo:
                 self._begin()
                 progress.start(len(todo))
-                images, fresh = self._embed(todo, on_error, progress)
-                failures.update((failure[0], failure) for failure in fresh)
+                batches = BatchRun(self.encoder, self.store, self.schema, self.options)
+                images = batches.run(todo, progress)
+                failures.update((failure[0], failure) for failure in batches.failures)
             order = {name: index for index, name in enumerate(self.current)}
             errors = sorted(failures.values(), key=lambda failure: order[failure[0]])
             if self.target.part == 1:
                 errors += self.listing.errors
-            kept = len(keep_old) + len(keep_new)
-            if not folder:
+            if not sharded:
                 write_failures(errors, self.target.errors(self.store))
             if errors and not kept and not images:
-                self._none_read(errors)
-            if folder:
+                self._refuse_no_rows(errors)
+            if sharded:
                 if changed or not self.store.done.exists():
-                    self.store.finish(self.metadata, kept + images, errors)
+                    self.store.finish(self.metadata, len(kept) + images, errors)
             else:
-                if changed or keep_new or self.old is None:
+                if changed or keep_new or self.earlier is None:
                     self._assemble(keep_old)
                 self.store.clear()
         except (OSError, OutputError) as error:
             raise self._stopped(error) from None
-        notes = [*self.listing.notes]
-        if self.encoder.note:
-            notes.append(self.encoder.note)
-        if self.encoder.config.takes_aligned_faces:
-            notes.append(
-                f"{self.encoder.name} takes aligned faces, and of whole photographs it says nothing; "
-                "`embedkit verify`, `identify` and `calibrate` find the faces of photographs with --faces"
-            )
-        if self.resumed:
-            notes.append(f"went on with an unfinished job: {len(keep_new)} images were done")
-        if self.old is not None and self.old.uncertain:
-            notes.append(
-                f"{self.target.path} and the files beside it did not belong together; all images were embedded again"
-            )
-        if not self.store.has_lock:
-            notes.append(
-                f"the file system of {self.store.folder} has no locks; do not start another run on this output "
-                "at the same time"
-            )
-        elsewhere, gone = self._outside(keep_old | keep_new)
-        if elsewhere:
-            notes.append(
-                f"{self.target.path} also holds {elsewhere} rows of images outside these sources, from earlier runs"
-            )
-        if gone:
-            notes.append(f"{gone} of the kept rows have no file any more; --prune drops them")
-        return Report(
-            output=str(self.target.path) + ("/" if folder else ""),
+        elsewhere, gone = self._outside(kept)
+        return EmbedReport(
+            output=str(self.target),
             images=images,
-            kept=kept,
-            removed=len(stale),
+            kept=len(kept),
+            removed=len(removed),
             gone=gone,
             failed=len(errors),
             seconds=time.perf_counter() - started,
             provider=self.encoder.provider,
             dim=self.encoder.dim,
             errors=str(self.target.errors(self.store)) if errors else None,
-            notes=tuple(notes),
+            notes=tuple(self._notes(resumed=len(keep_new), elsewhere=elsewhere, gone=gone)),
         )
 
+    def _notes(self, *, resumed: int, elsewhere: int, gone: int) -> Iterator[str]:
+        """What the user should know, one sentence each."""
+        yield from self.listing.notes
+        if self.encoder.note:
+            yield self.encoder.note
+        if self.encoder.config.takes_aligned_faces:
+            yield (
+                f"{self.encoder.name} takes aligned faces; its embeddings of whole photographs are meaningless. "
+                "`embedkit verify`, `identify` and `calibrate` find the faces of photographs with --faces"
+            )
+        if self.resumed:
+            yield f"continued an unfinished job: {resumed} images were done"
+        if self.earlier is not None and self.earlier.uncertain:
+            yield (
+                f"{self.target.path} and the files beside it did not belong together; all images were embedded again"
+            )
+        if not self.store.has_lock:
+            yield (
+                f"the file system of {self.store.folder} has no locks; do not start another run on this output "
+                "at the same time"
+            )
+        if elsewhere:
+            yield f"{self.target.path} also holds {elsewhere} rows of images outside these sources, from earlier runs"
+        if gone:
+            yield f"{gone} of the kept rows have no file any more; --prune drops them"
+
+    def _is_valid(self, name: str, record: Record) -> bool:
+        """Whether the row of an image is still the image's."""
+        item = self.current.get(name)
+        if item is None:
+            return not self.options.prune or (self.scope.has_file(name) and not self.scope.covers(name))
+        if not self.options.verify_content:
+            return (record.size, record.mtime_ns) == (item.size, item.mtime_ns)
+        try:
+            return record.sha256 is not None and record.sha256 == sha256_hex(item.read())
+        except (OSError, EmbedkitError):
+            return False
+
     def _check_uncertain(self) -> None:
-        """Rows whose vectors cannot be told are embedded again; those of other sources could only be dropped."""
-        if self.old is None or not self.old.uncertain:
+        """Refuse to lose uncertain rows of other sources: they would have to be embedded again, too."""
+        if self.earlier is None or not self.earlier.uncertain:
             return
-        lost = [name for name in self.old.uncertain if name not in self.current]
-        if lost and not self.prune:
+        lost = [name for name in self.earlier.uncertain if name not in self.current]
+        if lost and not self.options.prune:
             raise OutputError(
                 f"{self.target.path}: the files beside it do not belong to it, so its rows have to be embedded again, "
                 f"and {len(lost)} of them, {lost[0]!r} among them, are not in these sources; name their sources too, "
@@ -268,7 +230,7 @@ class Job:
         return sum(not self.scope.covers(name) for name in unlisted), gone
 
     def _stopped(self, error: OSError | OutputError) -> OutputError:
-        """What is said when the output cannot be written, and whether anything is kept."""
+        """The error for an output that cannot be written: it says whether finished work is kept."""
         cause = error.__context__ if isinstance(error, OutputError) else error
         if not isinstance(cause, OSError) or isinstance(cause, EmbedkitError):
             assert isinstance(error, OutputError)
@@ -280,158 +242,56 @@ class Job:
             f"{self.target.path} cannot be written ({reason}); solve that and run the same command again{kept}"
         )
 
-    def _none_read(self, errors: list[Failure]) -> None:
-        """Refuse to leave an output without rows; the reasons stay."""
+    def _refuse_no_rows(self, errors: list[Failure]) -> None:
+        """Refuse an output without rows; the table of failures stays.
+
+        Raises:
+            SourceError: Always.
+        """
         where = self.target.errors(self.store)
-        if self.target.kind == "folder":
-            self.store.clear()
-            write_failures(errors, where)
-        else:
-            self.store.clear()
+        self.store.clear()
+        write_failures(errors, where)
         name, _, reason = errors[0]
         raise SourceError(
-            f"none of the {len(errors)} images could be read; {where} says why, the first: {name}: {reason}"
+            f"none of the {len(errors)} images could be read; {where} lists the reasons, the first: {name}: {reason}"
         )
 
     def _begin(self) -> None:
         """Record what this job chose, so that the same call after a kill chooses the same."""
+        batch_size = self.options.batch_size or self.encoder.default_batch_size
+        decode = self.options.decode or "auto"
         self.metadata = self.metadata.with_run(
             Run(
                 provider=self.encoder.provider,
                 precision=self.encoder.precision,
-                decode=self.decode,
+                decode=decode,
                 threads=self.encoder.threads,
-                batch_size=self.batch_size,
+                batch_size=batch_size,
                 versions=versions(),
             )
         )
-        self._set_schema()
         self.store.write_job(
             {
                 "metadata": self.metadata.to_json(),
-                "batch_size": self.batch_size,
-                "decode": self.decode,
+                "batch_size": batch_size,
+                "decode": decode,
                 "threads": self.encoder.threads,
-                "verify_content": self.verify_content,
+                "verify_content": self.options.verify_content,
             }
         )
 
-    def _embed(self, todo: list[Item], on_error: str, progress: Progress) -> tuple[int, list[Failure]]:
-        """Run the batches and commit shards; on a stop or an interrupt, commit what is whole first."""
-        digests: dict[str, str] = {}
-        images, position = 0, 0
-        done: list[Item] = []
-        blocks: list[np.ndarray] = []
-        pending: list[Failure] = []
-        failures: list[Failure] = []
-        last = time.monotonic()
-
-        def commit() -> None:
-            nonlocal last
-            if blocks or pending:
-                self.store.append(self._table(done, blocks, digests), pending)
-            failures.extend(pending)
-            for committed in (done, blocks, pending):
-                committed.clear()
-            last = time.monotonic()
-
-        batches = self._batches(todo, digests)
-        flow = self.encoder.flow(
-            batches,
-            normalize=self.normalize,
-            decode=self.decode,
-            max_pixels=self.max_pixels,
-            pad_to=self.batch_size,
-        )
-        try:
-            for block, faults in flow:
-                batch = todo[position : position + self.batch_size]
-                if faults and on_error == "stop":
-                    first = min(faults)
-                    raise ImageError(
-                        f"{batch[first].id}: {reason_of(faults[first])}; the {position} images before its batch "
-                        "are kept, and --on-error skip goes on past it"
-                    )
-                position += len(batch)
-                good = [index for index in range(len(batch)) if index not in faults]
-                images += len(good)
-                done += [batch[index] for index in good]
-                blocks.append(block if len(good) == len(batch) else block[good])
-                pending += [
-                    (batch[index].id, type(fault).__name__, reason_of(fault))
-                    for index, fault in sorted(faults.items())
-                ]
-                progress.advance(len(good), len(faults))
-                if len(done) >= SHARD_ROWS or time.monotonic() - last > SHARD_SECONDS:
-                    commit()
-        except (KeyboardInterrupt, ImageError):
-            commit()
-            raise
-        finally:
-            flow.close()
-        commit()
-        return images, failures
-
-    def _batches(self, todo: list[Item], digests: dict[str, str]) -> Iterator[list[Callable[[], bytes]]]:
-        def hashing(item: Item) -> Callable[[], bytes]:
-            def read() -> bytes:
-                data = item.read()
-                digests[item.id] = sha256_hex(data)
-                return data
-
-            return read
-
-        items = iter(todo)
-        while chunk := list(islice(items, self.batch_size)):
-            yield [hashing(item) if self.verify_content else item.read for item in chunk]
-
-    def _table(self, items: list[Item], blocks: list[np.ndarray], digests: dict[str, str]) -> pa.Table:
-        flat = np.concatenate(blocks or [np.empty((0, self.encoder.dim), np.float32)]).reshape(-1)
-        columns: dict[str, list] = {
-            "id": [item.id for item in items],
-            "part": [0] * len(items),
-            "size": [item.size for item in items],
-            "mtime_ns": [item.mtime_ns for item in items],
-            "sha256": [digests.pop(item.id, None) for item in items],
-        }
-        for name in self.listing.label_schema:
-            columns[label_column(name)] = [item.labels.get(name) for item in items]
-        vectors = pa.FixedSizeListArray.from_arrays(pa.array(flat, pa.float32()), self.encoder.dim)
-        absent = [None] * len(items)
-        arrays = [
-            vectors if field.name == "embedding" else pa.array(columns.get(field.name, absent), field.type)
-            for field in self.schema
-        ]
-        return pa.Table.from_arrays(arrays, schema=self.schema)
-
-    def _holds(self, name: str, known: Known) -> bool:
-        """Whether the row of an image is still the image's."""
-        item = self.current.get(name)
-        if item is None:
-            return not self.prune or (self.scope.has_file(name) and not self.scope.covers(name))
-        if not self.verify_content:
-            return (known.size, known.mtime_ns) == (item.size, item.mtime_ns)
-        try:
-            return known.sha256 is not None and known.sha256 == sha256_hex(item.read())
-        except (OSError, EmbedkitError):
-            return False
-
     def _assemble(self, keep_old: set[str]) -> None:
-        """Old rows that hold, in their order, then this job's rows, in source order."""
+        """Write the earlier rows that are valid, in their order, then this job's rows, in source order."""
+        schema = self.schema
 
         def tables() -> Iterator[pa.Table]:
-            for table in self.old.tables() if self.old is not None else ():
+            for table in self.earlier.tables() if self.earlier is not None else ():
                 keep = pa.array([name in keep_old for name in table["id"].to_pylist()], pa.bool_())
-                yield conform(table.filter(keep), self.schema)
+                yield conform(table.filter(keep), schema)
             for table in self.store.tables():
-                yield conform(table, self.schema)
+                yield conform(table, schema)
 
-        if self.target.kind == "parquet":
-            write_rows(tables(), self.target.path, self.schema)
-        elif self.target.kind == "lance":
-            lancetable.write(tables(), self.target.path, self.schema)
-        else:
-            write_npy(tables(), self.target.path, self.metadata, sum(table.num_rows for table in tables()))
+        self.target.format.write(tables, self.target.path, schema)
 
 
 def part_of(name: str, parts: int) -> int:
@@ -440,7 +300,7 @@ def part_of(name: str, parts: int) -> int:
 
 
 def versions() -> dict[str, str]:
-    """The versions of what computes rows."""
+    """The versions of the packages that compute rows."""
     return {
         "embedkit": embedkit.__version__,
         "numpy": np.__version__,

@@ -1,4 +1,4 @@
-"""What a job's sources cover: which rows of an older output its listing can speak for, and which files are gone."""
+"""What a job's sources cover: which rows of an earlier output come from them, and whose files are gone."""
 
 from __future__ import annotations
 
@@ -8,15 +8,21 @@ from collections.abc import Collection, Sequence
 from functools import cached_property
 from urllib.parse import unquote_to_bytes
 
+from embedkit.images.sources import PathList
+
+__all__ = ["Scope"]
+
 
 class Scope:
-    """The sources of one job, as the ids of rows see them."""
+    """Tells for the id of a row whether its image lies in the sources of a job."""
 
-    def __init__(self, sources: Sequence[str], root: str | None, recursive: bool, listed: Collection[str]):
+    def __init__(
+        self, sources: Sequence[str | PathList], root: str | None, recursive: bool, listed: Collection[str]
+    ):
         """Take the sources as given.
 
         Args:
-            sources: Paths, patterns or `-`.
+            sources: Paths, patterns or lists of paths.
             root: The folder that ids are relative to; the working directory when None.
             recursive: Whether folders inside folders were entered.
             listed: The ids of the listing.
@@ -25,7 +31,7 @@ class Scope:
         self._listed = listed
 
     def covers(self, name: str) -> bool:
-        """Whether a row's image lies in the sources: were it there still, it would have been listed."""
+        """Whether a row's image lies in the sources: if it still existed, it would have been listed."""
         path = os.path.abspath(self._path(name))
         container = path.partition("::")[0]
         if path in self._files or (container != path and container in self._files):
@@ -39,7 +45,7 @@ class Scope:
         return False
 
     def has_file(self, name: str) -> bool:
-        """Whether the file of a row is there; of a member of an archive, the archive."""
+        """Whether the file of a row exists; of a member of an archive, the archive."""
         path = self._path(name)
         while not os.path.exists(path):
             path, inside, _ = path.rpartition("::")
@@ -51,7 +57,7 @@ class Scope:
     def _paths(self) -> list[str]:
         found: list[str] = []
         for source in self._sources:
-            if source == "-":  # its lines are read already; archives among them show in the listing
+            if isinstance(source, PathList):  # it names images one by one; the archives are in the listing
                 containers = {name.partition("::")[0] for name in self._listed if "::" in name}
                 found += [self._path(container) for container in containers]
             elif os.path.exists(source):

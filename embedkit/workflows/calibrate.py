@@ -21,11 +21,12 @@ from embedkit.analysis.matching.pairs import (
     sample_pairs,
 )
 from embedkit.analysis.vectors import Rows
-from embedkit.embeddings.formats import Stored, is_stored
+from embedkit.embeddings.base import StoredRows
+from embedkit.embeddings.formats import is_embeddings
 from embedkit.errors import ConfigError
 from embedkit.images.originals import Originals
 from embedkit.images.sources import list_sources
-from embedkit.pipeline.job import Progress
+from embedkit.pipeline.report import Progress
 from embedkit.workflows.embedding import Image, embed_readable, encoder_of_images
 
 __all__ = [
@@ -41,7 +42,7 @@ __all__ = [
 
 def holds_images(source: str | os.PathLike[str]) -> bool:
     """Whether a calibration by `source` embeds images: a CSV of pairs, or a folder that holds no embeddings."""
-    return _is_list(source) or not is_stored(source)
+    return _is_list(source) or not is_embeddings(source)
 
 
 def _is_list(source: str | os.PathLike[str]) -> bool:
@@ -215,7 +216,7 @@ def calibrate_images(
     return Calibrated(found, left_out)
 
 
-def identities_of(stored: Stored, column: str | None, from_folder: bool) -> list:
+def identities_of(stored: StoredRows, column: str | None, from_folder: bool) -> list:
     """The identities of stored rows, by a label column or by their images' folders.
 
     Raises:

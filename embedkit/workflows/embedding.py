@@ -32,7 +32,7 @@ from embedkit.errors import (
 from embedkit.hub.catalog import NAME
 from embedkit.hub.resolve import find_entry
 from embedkit.images.originals import Originals
-from embedkit.pipeline.job import Progress
+from embedkit.pipeline.report import Progress
 from embedkit.workflows.faces.faces import ENCODER, FaceEncoder, choose, metadata_of
 
 __all__ = [

@@ -15,11 +15,11 @@ from typing import Any
 from embedkit.analysis.matching.calibration import Calibration, check_threshold
 from embedkit.analysis.matching.identification import Identification, identify
 from embedkit.analysis.vectors import Rows
-from embedkit.embeddings.formats import is_stored, open_stored
+from embedkit.embeddings.formats import is_embeddings, open_rows
 from embedkit.encoder import Encoder
 from embedkit.errors import ConfigError, SourceError
 from embedkit.images.originals import Originals
-from embedkit.pipeline.job import Progress
+from embedkit.pipeline.report import Progress
 from embedkit.workflows.calibrate import Known, identities_of, known_images
 from embedkit.workflows.embedding import (
     embed_images,
@@ -105,8 +105,8 @@ def identify_images(
     known: Known | None = None
     people: Encoder | FaceEncoder
     # Whatever can be refused is refused before the gallery is embedded, which may take long.
-    if is_stored(gallery):
-        stored = open_stored(gallery)
+    if is_embeddings(gallery):
+        stored = open_rows(gallery)
         identities, metadata = identities_of(stored, identity, identity_from_folder), stored.metadata
         embeds = encoder_of_space(metadata, encoder, where, device=device, threads=threads)
         people = FaceEncoder(embeds, device=device, threads=threads) if faces else embeds

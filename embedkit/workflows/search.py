@@ -12,10 +12,11 @@ import numpy as np
 from embedkit.analysis.neighbors import MAGIC, Index
 from embedkit.analysis.neighbors_on_disk import OnDisk
 from embedkit.analysis.vectors import Rows
-from embedkit.embeddings.lance import is_table
-from embedkit.embeddings.shards import shards_of
+from embedkit.embeddings.base import SearchableRows
+from embedkit.embeddings.formats import open_rows
+from embedkit.embeddings.metadata import check_same_space
 from embedkit.encoder import Encoder
-from embedkit.errors import ConfigError, SpaceMismatchError
+from embedkit.errors import ConfigError
 from embedkit.images.originals import Originals
 from embedkit.workflows.embedding import Image, embed_images, encoder_of_space, find_image
 
@@ -55,9 +56,10 @@ def open_index(source: str | os.PathLike[str]) -> Index | OnDisk:
         OutputError: None of these.
         ConfigError: No row in it.
     """
-    if is_table(os.fspath(source)):
-        return OnDisk.open(source)
-    return Index.load(source) if _is_index(source) else Index.build(Rows(source), "flat")
+    if _is_index(source):
+        return Index.load(source)
+    stored = open_rows(source)
+    return OnDisk(stored) if isinstance(stored, SearchableRows) else Index.build(Rows(stored), "flat")
 
 
 def keep_index(source: str | os.PathLike[str], path: str | os.PathLike[str]) -> tuple[Index, bool]:
@@ -79,20 +81,17 @@ def keep_index(source: str | os.PathLike[str], path: str | os.PathLike[str]) -> 
         SpaceMismatchError: `path` is an index of another space.
     """
     path = Path(path)
-    if is_table(os.fspath(source)):
-        raise ConfigError(f"{os.fspath(source)} is a database, which searches by itself; leave --index out")
     if _is_index(source):
         raise ConfigError(f"{os.fspath(source)} is an index already; search it without --index")
-    rows = Rows(source)
+    stored = open_rows(source)
+    if isinstance(stored, SearchableRows):
+        raise ConfigError(f"{os.fspath(source)} is a database, which searches by itself; leave --index out")
+    rows = Rows(stored)
     if path.exists():
         index = Index.load(path)
-        mine, theirs = index.metadata, rows.metadata
-        if mine is not None and theirs is not None and mine.fingerprint != theirs.fingerprint:
-            raise SpaceMismatchError(
-                f"{path} is an index of {mine.entry} (space {mine.fingerprint[:12]}), and {rows.where} holds "
-                f"{theirs.entry} (space {theirs.fingerprint[:12]}); name another file with --index"
-            )
-        if _is_current(index, rows, Path(source), path):
+        step = "name another file with --index"
+        check_same_space(index.metadata, rows.metadata, f"the index {path}", rows.where, step)
+        if _is_current(index, rows, stored.files, path):
             return index, True
     index = Index.build(rows)
     if index.kind != "flat":
@@ -186,8 +185,7 @@ def _is_index(source: str | os.PathLike[str]) -> bool:
         return False
 
 
-def _is_current(index: Index, rows: Rows, source: Path, path: Path) -> bool:
+def _is_current(index: Index, rows: Rows, files: Sequence[Path], path: Path) -> bool:
     """Whether an index of the same space is of these very rows, by their names and the files' times."""
-    files = shards_of(source) if source.is_dir() else [source]
     newest = max(file.stat().st_mtime_ns for file in files)
     return path.stat().st_mtime_ns >= newest and index.names == rows.names()

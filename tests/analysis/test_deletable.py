@@ -14,7 +14,7 @@ import pytest
 
 from embedkit.analysis.duplicates import find_duplicates
 from embedkit.embeddings.metadata import Metadata
-from embedkit.embeddings.parquet_write import write_rows
+from embedkit.embeddings.parquet import write_rows
 from embedkit.embeddings.schema import schema_of
 from embedkit.errors import OutputError
 from embedkit.images.sources import list_sources

@@ -19,7 +19,7 @@ from embedkit.cli.calibrate import calibrate
 from embedkit.cli.duplicates import duplicates
 from embedkit.cli.duplicates import leaks as leaks_command
 from embedkit.embeddings.metadata import Metadata
-from embedkit.embeddings.parquet_write import write_rows
+from embedkit.embeddings.parquet import write_rows
 from embedkit.embeddings.schema import schema_of
 from embedkit.embeddings.table import Embeddings
 from embedkit.errors import ConfigError, OutputError, SpaceMismatchError

@@ -20,7 +20,7 @@ from embedkit.analysis.clustering.cluster import Clustering
 from embedkit.analysis.matching.calibration import Calibration
 from embedkit.embeddings.metadata import Metadata
 from embedkit.embeddings.npy import write_npy
-from embedkit.embeddings.parquet_write import write_rows
+from embedkit.embeddings.parquet import write_rows
 from embedkit.embeddings.schema import schema_of
 from embedkit.errors import OutputError
 from embedkit.images.originals import Originals

@@ -14,12 +14,12 @@ from typer.testing import CliRunner
 
 from embedkit.analysis.vectors import Rows
 from embedkit.cli import atlas, calibrate, cluster, duplicates, leaks, lint
-from embedkit.embeddings import formats as stored
-from embedkit.embeddings import lance as lancetable
-from embedkit.embeddings.formats import is_stored, open_stored
+from embedkit.embeddings import base
+from embedkit.embeddings.formats import is_embeddings, open_rows
+from embedkit.embeddings.lance import LanceFormat
 from embedkit.embeddings.metadata import Metadata, Run
 from embedkit.embeddings.npy import write_npy
-from embedkit.embeddings.parquet_write import write_rows
+from embedkit.embeddings.parquet import write_rows
 from embedkit.embeddings.schema import schema_of
 from embedkit.embeddings.table import Embeddings
 from embedkit.errors import ConfigError, OutputError, SpaceMismatchError
@@ -67,7 +67,7 @@ def stores(tmp_path_factory):
         return found
     (folder / "db").mkdir()
     found["lance"] = f"lance://{folder}/db/e"
-    lancetable.write([whole], lancetable.table_path(found["lance"]), whole.schema)
+    LanceFormat().write(lambda: [whole], LanceFormat().locate(found["lance"]), whole.schema)
     return found
 
 
@@ -82,10 +82,10 @@ def test_every_kind_gives_the_same_rows(stores, kind, monkeypatch):
     source = of_kind(stores, kind)
     whole = table().to_pydict()
     expected = np.array(whole["embedding"], np.float32)
-    monkeypatch.setattr(stored, "BLOCK", 256)  # not a multiple of a row group's 512
-    found = open_stored(source)
+    monkeypatch.setattr(base, "BLOCK", 256)  # not a multiple of a row group's 512
+    found = open_rows(source)
     assert (len(found), found.where, found.metadata) == (1200, source, METADATA)
-    assert sorted(found.labels) == ["age", "who"] and is_stored(source)
+    assert sorted(found.labels) == ["age", "who"] and is_embeddings(source)
     for start, stop in ((0, 1200), (0, 0), (3, 4), (500, 1030), (699, 702), (1199, 1200), (5, 5)):
         assert np.array_equal(found.vectors(start, stop), expected[start:stop])
         for name in ("id", "who", "age"):
@@ -99,7 +99,7 @@ def test_every_kind_gives_the_same_rows(stores, kind, monkeypatch):
     assert rows.labels == {name: whole[name] for name in ("who", "age")}
     assert np.array_equal(Rows(source).unit(0, 1200), Rows(expected).unit(0, 1200))
     assert Rows(source).names() == Rows("".join(source)).names() == Rows(found).names()
-    for act in (lambda: found.label("sex"), lambda: rows.label("sex", source)):
+    for act in (lambda: found.label("sex"), lambda: rows.label("sex")):
         with pytest.raises(ConfigError, match="has no column 'sex'; it has age, who"):
             act()
 
@@ -165,31 +165,31 @@ def test_shards_of_several_runs_and_columns(tmp_path):
         if number:
             piece = piece.drop_columns(["who"])
         write_rows([piece], tmp_path / f"part-00001-of-00001-{number:06d}.parquet", piece.schema)
-    assert is_stored(tmp_path)
+    assert is_embeddings(tmp_path)
     with pytest.raises(OutputError, match="part 1 of 1 is missing or not finished"):
-        open_stored(tmp_path)
+        open_rows(tmp_path)
     (tmp_path / "_done-00001-of-00001.json").write_text("{}")
-    found = open_stored(tmp_path)
+    found = open_rows(tmp_path)
     assert found.metadata.runs == tuple(runs)
     assert found.column("who", 8, 12) == ["n2", "n3", None, None]
     other = table(20, 30, Metadata(**{**vars(METADATA), "fingerprint": "c" * 64}))
     write_rows([other], tmp_path / "part-00001-of-00001-000002.parquet", other.schema)
     with pytest.raises(SpaceMismatchError, match="space bbbbbbbbbbbb.*cccccccccccc"):
-        open_stored(tmp_path)
+        open_rows(tmp_path)
 
 
 def test_a_folder_of_images_is_no_store(tmp_path):
     (tmp_path / "a.jpg").write_bytes(b"")
-    assert not is_stored(tmp_path) and is_stored(tmp_path / "a.jpg") and is_stored("lance://x/y")
+    assert not is_embeddings(tmp_path) and is_embeddings(tmp_path / "a.jpg") and is_embeddings("lance://x/y")
     with pytest.raises(OutputError, match="holds no embeddings"):
-        open_stored(tmp_path)
+        open_rows(tmp_path)
     with pytest.raises(OutputError, match="does not exist"):
-        open_stored(tmp_path / "none.parquet")
+        open_rows(tmp_path / "none.parquet")
 
 
 def test_no_rows(tmp_path):
     write_rows([], tmp_path / "e.parquet", table().schema)
-    found = open_stored(tmp_path / "e.parquet")
+    found = open_rows(tmp_path / "e.parquet")
     assert len(found) == 0 and found.vectors().shape == (0, 8) and found.keys()[0] == []
     assert len(Embeddings.read(tmp_path / "e.parquet")) == 0
 
@@ -199,7 +199,7 @@ def test_damaged_files_are_one_sentence(stores, tmp_path):
     data[200:20_000] = bytes(19_800)  # the footer is whole
     (tmp_path / "d.parquet").write_bytes(data)
     with pytest.raises(OutputError, match=r"d\.parquet is damaged \(.*embed the images again") as caught:
-        open_stored(tmp_path / "d.parquet").keys()
+        open_rows(tmp_path / "d.parquet").keys()
     assert "\n" not in str(caught.value)
     for changed, column in (
         (table().drop_columns(["part"]), "part"),
@@ -211,7 +211,7 @@ def test_damaged_files_are_one_sentence(stores, tmp_path):
     ):
         pq.write_table(changed, tmp_path / "x.parquet")
         with pytest.raises(OutputError, match=f"the column '{column}' should be"):
-            open_stored(tmp_path / "x.parquet")
+            open_rows(tmp_path / "x.parquet")
 
 
 def with_vectors(embedding: pa.Array) -> pa.Table:
@@ -221,7 +221,7 @@ def with_vectors(embedding: pa.Array) -> pa.Table:
 def write_as(kind: str, changed: pa.Table, folder: Path) -> str:
     if kind == "lance":
         pytest.importorskip("lance", reason="pip install '.[lance]'")
-        lancetable.write([changed], folder / "x.lance", changed.schema)
+        LanceFormat().write(lambda: [changed], folder / "x.lance", changed.schema)
         return f"lance://{folder}/x"
     pq.write_table(changed, folder / "x.parquet")
     return str(folder / "x.parquet")
@@ -234,9 +234,9 @@ def test_a_missing_vector_is_damage(tmp_path, kind):
     rows = [[1.0] * 8, None]
     source = write_as(kind, with_vectors(pa.array(rows, pa.list_(pa.float32(), 8))), tmp_path / "rows")
     with pytest.raises(OutputError, match=r"is damaged \(an embedding, or a number of one, is missing"):
-        open_stored(source).vectors()
+        open_rows(source).vectors()
     # Of a slice whose own rows are whole, the null elsewhere is no matter.
-    assert open_stored(source).vectors(0, 1).tolist() == [[1.0] * 8]
+    assert open_rows(source).vectors(0, 1).tolist() == [[1.0] * 8]
     rows[1] = [1.0] * 7 + [None]
     (tmp_path / "numbers").mkdir()
     source = write_as(kind, with_vectors(pa.array(rows, pa.list_(pa.float32(), 8))), tmp_path / "numbers")
@@ -251,7 +251,7 @@ def test_a_row_without_a_key_is_damage(tmp_path, column):
     values = pa.array([rows[column][0].as_py(), None], rows.schema.field(column).type)
     pq.write_table(rows.set_column(at, column, values), tmp_path / "x.parquet")
     with pytest.raises(OutputError, match=f"a row has no {column}"):
-        open_stored(tmp_path / "x.parquet").keys()
+        open_rows(tmp_path / "x.parquet").keys()
 
 
 def test_text_that_is_no_unicode_is_damage(tmp_path):
@@ -259,7 +259,7 @@ def test_text_that_is_no_unicode_is_damage(tmp_path):
     data = (tmp_path / "x.parquet").read_bytes()
     (tmp_path / "x.parquet").write_bytes(data.replace(b"n0/0.jpg", b"n0\xff0.jpg"))
     with pytest.raises(OutputError, match=r"is damaged \(.*utf-8") as caught:
-        open_stored(tmp_path / "x.parquet").keys()
+        open_rows(tmp_path / "x.parquet").keys()
     assert "\n" not in str(caught.value)
 
 
@@ -270,7 +270,7 @@ def test_a_column_of_two_types_over_shards(tmp_path):
         pq.write_table(rows, tmp_path / f"part-00001-of-00001-{number:06d}.parquet")
     (tmp_path / "_done-00001-of-00001.json").write_text("{}")
     (tmp_path / "_done-x-of-y.json").write_text("{}")  # of somebody else
-    found = open_stored(tmp_path)
+    found = open_rows(tmp_path)
     assert found.column("who") == ["n0"] * 6
     with pytest.raises(OutputError, match="the column 'age' is int32 in one shard and string in another"):
         found.column("age")
@@ -279,13 +279,13 @@ def test_a_column_of_two_types_over_shards(tmp_path):
 def test_a_mark_of_no_number_is_none(tmp_path):
     (tmp_path / "_done-x-of-y.json").write_text("{}")
     with pytest.raises(OutputError, match="holds no embeddings"):
-        open_stored(tmp_path)
+        open_rows(tmp_path)
 
 
 def test_ids_with_the_separators_of_unicode(tmp_path):
     names = ["a\u2028b", "c\u2029", "\x85\x0b\x0c\x1c\x1e", "\r\n"]
     write_npy([table(0, 4).set_column(0, "id", pa.array(names))], tmp_path / "e.npy", METADATA, 4)
-    assert open_stored(tmp_path / "e.npy").keys()[0] == names
+    assert open_rows(tmp_path / "e.npy").keys()[0] == names
     assert Embeddings.read(tmp_path / "e.npy").ids == names
 
 
@@ -310,7 +310,7 @@ def test_damaged_arrays_are_one_sentence(tmp_path, content):
     write_npy([table(0, 1)], tmp_path / "e.npy", METADATA, 1)
     (tmp_path / "e.npy").write_bytes(content)
     with pytest.raises(OutputError, match=r"e\.npy and its ids and metadata cannot be read") as caught:
-        open_stored(tmp_path / "e.npy")
+        open_rows(tmp_path / "e.npy")
     assert "\n" not in str(caught.value)
 
 
@@ -374,4 +374,4 @@ def test_damaged_ids_of_an_array(tmp_path, line):
     write_npy([table(0, 1)], tmp_path / "e.npy", METADATA, 1)
     (tmp_path / "e.ids.jsonl").write_text(line + "\n")
     with pytest.raises(OutputError, match="cannot be read|nested too deep"):
-        open_stored(tmp_path / "e.npy")
+        open_rows(tmp_path / "e.npy")

@@ -14,8 +14,8 @@ pytest.importorskip("onnxruntime")
 
 from embedkit import embed, load_encoder
 from embedkit.cli.search import search as command
-from embedkit.embeddings.lance import table_path
-from embedkit.embeddings.parquet_write import read_metadata
+from embedkit.embeddings.lance import LanceFormat
+from embedkit.embeddings.parquet import read_metadata
 from embedkit.errors import (
     ConfigError,
     EmbedkitError,
@@ -46,6 +46,7 @@ def folder(tmp_path):
 
 
 def test_names_of_tables(tmp_path):
+    table_path = LanceFormat().locate
     assert (
         str(table_path("lance://db/photos"))
         == str(table_path("lance://db/photos.lance"))
@@ -107,7 +108,7 @@ def test_what_is_refused(folder, tiny, by_hand):
     other = load_encoder(
         by_hand.TinyEntry(seed=1).write(folder / "linear-far.noise"), device="cpu", threads=1
     )
-    with pytest.raises(SpaceMismatchError, match=r"linear-tiny\.noise .*linear-far\.noise"):
+    with pytest.raises(SpaceMismatchError, match=r"\(linear-tiny\.noise, .*\(linear-far\.noise, "):
         embed(folder / "in", uri, encoder=other, root=folder / "in")
     with pytest.raises(ConfigError, match="k: expected 1 to 29"):
         search(open_index(uri), ["it's 03.png"], 30)

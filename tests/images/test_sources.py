@@ -21,7 +21,7 @@ import pytest
 from embedkit.errors import ImageError, SourceError
 from embedkit.images import archives, tables
 from embedkit.images.originals import Originals
-from embedkit.images.sources import Listing, list_sources
+from embedkit.images.sources import Listing, PathList, list_sources
 
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
@@ -327,7 +327,7 @@ def test_a_path_that_exists_is_no_pattern():
 def test_a_list_on_standard_input():
     make("a.jpg", "b c.jpg ", "p/d.jpg", "star*.jpg")
     text = b"star*.jpg\nb c.jpg \n\nmissing.jpg\r\n\r\na.jpg\r\np\na.jpg\n*.jpg"
-    listing = list_sources(["-"], stdin=io.BytesIO(text))
+    listing = list_sources([PathList.parse(text)])
     assert ids(listing) == ["star*.jpg", "b c.jpg ", "a.jpg", "p/d.jpg"]
     assert listing.errors == [
         ("missing.jpg", "FileNotFoundError", "No such file or directory"),
@@ -339,11 +339,11 @@ def test_a_name_with_a_newline_survives_a_nul_list():
     names = ["two\nlines.jpg", "cr\r", "\udcff.png"]
     make(*names)
     text = b"\0".join(map(os.fsencode, names)) + b"\0\0"
-    listing = list_sources(["-"], null=True, stdin=io.BytesIO(text))
+    listing = list_sources([PathList.parse(text, null=True)])
     assert [item.path for item in listing.items] == names and not listing.errors
     assert ids(listing) == ["two\nlines.jpg", "cr\r", "file:%FF.png"]
     with pytest.raises(SourceError, match="--null"):
-        list_sources(["-"], stdin=io.BytesIO(text))
+        list_sources([PathList.parse(text)])
 
 
 def test_nothing_is_an_empty_listing():
@@ -362,7 +362,7 @@ def test_what_a_list_or_a_pattern_names_and_cannot_be_read_is_an_error_row(kind,
         listing = list_sources(["p/*"])
     else:
         text = "".join(f"p/{name}\n" for name in sorted(os.listdir("p"))) + "https://example.org/x.jpg\n"
-        listing = list_sources(["-"], stdin=io.BytesIO(text.encode()))
+        listing = list_sources([PathList.parse(text.encode())])
         assert listing.errors.pop()[:2] == ("https://example.org/x.jpg", "SourceError")
     assert ids(listing) == ["p/a.jpg"]
     assert [row[:2] for row in listing.errors] == [
@@ -377,7 +377,7 @@ def test_what_a_list_or_a_pattern_names_and_cannot_be_read_is_an_error_row(kind,
 
 def test_a_list_may_leave_the_root_in_one_row():
     make("r/a.jpg", "b.jpg")
-    listing = list_sources(["-"], root="r", stdin=io.BytesIO(b"r/a.jpg\nb.jpg\n"))
+    listing = list_sources([PathList.parse(b"r/a.jpg\nb.jpg\n")], root="r")
     assert ids(listing) == ["a.jpg"]
     assert [row[:2] for row in listing.errors] == [("b.jpg", "SourceError")]
 
@@ -387,7 +387,7 @@ def test_the_byte_order_mark_of_a_list_is_not_part_of_its_first_name(encoding):
     make("é.jpg", "b.jpg")
     mark = "\ufeff" if encoding.endswith(("-le", "-be")) else ""
     text = f"{mark}é.jpg\r\nb.jpg\r\n".encode(encoding)
-    listing = list_sources(["-"], stdin=io.BytesIO(text))
+    listing = list_sources([PathList.parse(text)])
     assert ids(listing) == ["é.jpg", "b.jpg"] and not listing.errors
 
 
@@ -427,7 +427,7 @@ def test_the_other_unicode_form_of_a_name_is_found(have, ask):
     folder = os.path.dirname(asked)
     for given in (asked, folder, f"{folder}/M*r.jpg", f"Fotos*/{os.path.basename(asked)[:-4]}*"):
         assert ids(list_sources([given])) == [stored]
-    assert ids(list_sources(["-"], stdin=io.BytesIO(asked.encode()))) == [stored]
+    assert ids(list_sources([PathList.parse(asked.encode())])) == [stored]
 
 
 def test_tar_inside_a_name_is_no_packed_archive():

@@ -20,10 +20,11 @@ import pyarrow.parquet as pq
 import pytest
 
 import embedkit
-from embedkit.embeddings.parquet_write import read_metadata
+from embedkit.embeddings.parquet import read_metadata
 from embedkit.embeddings.table import Embeddings
+from embedkit.pipeline import batches
 from embedkit.pipeline import job as job_module
-from embedkit.pipeline.job import Progress
+from embedkit.pipeline.report import Progress
 
 COUNT = 40
 
@@ -42,7 +43,7 @@ def images(tmp_path_factory, jpeg_maker) -> Path:
 @pytest.fixture
 def small_shards(monkeypatch):
     """Commit after every batch, so that a small job has many shards."""
-    monkeypatch.setattr(job_module, "SHARD_ROWS", 1)
+    monkeypatch.setattr(batches, "SHARD_ROWS", 1)
 
 
 @pytest.fixture(scope="session")
@@ -57,7 +58,7 @@ def whole(images, tmp_path_factory, encoder) -> Path:
 def command(*arguments: object, shard_rows: int = 512, before: str = "") -> list[str]:
     """The command line in a process of its own, committing after `shard_rows` rows."""
     main = "from embedkit.cli import main; main()"
-    code = f"import embedkit.pipeline.job as j; j.SHARD_ROWS = {shard_rows}; {before}\n{main}"
+    code = f"import embedkit.pipeline.batches as b; b.SHARD_ROWS = {shard_rows}; {before}\n{main}"
     return [sys.executable, "-c", code, *map(str, arguments)]
 
 
@@ -166,7 +167,7 @@ def test_failures_keep_their_place_so_that_a_resumed_run_is_equal(images, tmp_pa
     cut = run(*arguments, "-o", tmp_path / "cut.parquet", shard_rows=4, before=breaking)
     assert cut.returncode == 1 and "the disk is full" in cut.stderr and "Traceback" not in cut.stderr
     done = run(*arguments, "-o", tmp_path / "cut.parquet", shard_rows=4)
-    assert done.returncode == 0 and "went on" in done.stderr
+    assert done.returncode == 0 and "continued" in done.stderr
     assert (tmp_path / "cut.parquet").read_bytes() == (tmp_path / "whole.parquet").read_bytes()
     first, second = (pq.read_table(tmp_path / f"{n}.errors.parquet").to_pylist() for n in ("whole", "cut"))
     assert first == second and [row["error"] for row in first] == ["ImageError"] * 4

@@ -21,12 +21,12 @@ from PIL import Image
 
 import embedkit
 from embedkit.embeddings.table import Embeddings
-from embedkit.pipeline import job as job_module
+from embedkit.pipeline import batches
 
 ROUNDS = int(os.environ.get("EMBEDKIT_TEST_KILLS", "3"))
 COUNT = 48
 #: Commits after every batch of four.
-MAIN = "import embedkit.pipeline.job as j; j.SHARD_ROWS = 1; from embedkit.cli import main; main()"
+MAIN = "import embedkit.pipeline.batches as b; b.SHARD_ROWS = 1; from embedkit.cli import main; main()"
 
 
 @pytest.fixture(scope="module")
@@ -168,7 +168,7 @@ def test_processes_at_one_output(images, tmp_path, tiny, tiny_entry, name):
 
 @pytest.mark.parametrize("name", ["out.parquet", "out.npy"])
 def test_threads_at_one_output(images, tmp_path, tiny, monkeypatch, name):
-    monkeypatch.setattr(job_module, "SHARD_ROWS", 1)
+    monkeypatch.setattr(batches, "SHARD_ROWS", 1)
     results: list[tuple[int, str]] = []
 
     def embed() -> None:

@@ -19,10 +19,10 @@ import pytest
 from PIL import Image
 
 import embedkit
-from embedkit.embeddings import lance as lancetable
-from embedkit.embeddings.paths import errors_path
+from embedkit.embeddings.formats import output_format
 from embedkit.embeddings.table import Embeddings
-from embedkit.pipeline.job import Progress
+from embedkit.images.sources import PathList
+from embedkit.pipeline.report import Progress
 from embedkit.pipeline.scope import Scope
 
 
@@ -84,8 +84,8 @@ def test_prune_drops_rows_of_the_sources_or_without_a_file(cats, dogs, tmp_path,
         (["cats/b.png"], None, True, "cats/a.png", False),
         (["a.tar"], None, True, "a.tar::x/a.png", True),
         (["b.tar"], None, True, "a.tar::x/a.png", False),
-        (["-"], None, True, "a.tar::x/a.png", True),
-        (["-"], None, True, "cats/a.png", False),
+        ([PathList(["cats/a.png"])], None, True, "a.tar::x/a.png", True),
+        ([PathList(["cats/a.png"])], None, True, "cats/a.png", False),
         (["cats"], "cats", True, "a.png", True),
         (["cats"], None, True, "file:cats/%FF.png", True),
     ],
@@ -238,9 +238,13 @@ def test_an_output_that_is_a_link_is_written_through(cats, dogs, tmp_path, tiny,
 
 
 def test_every_output_has_errors_of_its_own(tmp_path):
-    outputs = ("x.parquet", "x.npy", "x.lance", "x.y.npy", "x.y.parquet")
-    assert len({errors_path(Path(name)) for name in outputs}) == len(outputs)
-    assert errors_path(Path("d/x.parquet")) == Path("d/x.errors.parquet")
+    def errors_path(name: str) -> Path:
+        form = output_format(name)
+        return form.errors_path(form.locate(name))
+
+    outputs = ("x.parquet", "x.npy", "lance://x", "x.y.npy", "x.y.parquet")
+    assert len(set(map(errors_path, outputs))) == len(outputs)
+    assert errors_path("d/x.parquet") == Path("d/x.errors.parquet")
 
 
 # --- files that belong together -----------------------------------------------------------------------------
@@ -283,7 +287,7 @@ def test_labels_of_an_array_keep_their_types(tmp_path, tiny, jpeg_maker):
 
 # --- disks and file systems ---------------------------------------------------------------------------------
 
-LIMITED = "import embedkit.pipeline.job as j; j.SHARD_ROWS = 1; from embedkit.cli import main; main()"
+LIMITED = "import embedkit.pipeline.batches as b; b.SHARD_ROWS = 1; from embedkit.cli import main; main()"
 
 
 @pytest.mark.parametrize(("limit", "kept"), [(1000, False), (9000, True)])
@@ -337,7 +341,7 @@ mount -o remount,size=10m {tmp_path}/disk
     if done.returncode == 77:
         pytest.skip("no tmpfs can be mounted")
     first = ["1", "x.npy.partial"]
-    assert done.stdout.split() == [*first, "0", "x.ids.jsonl", "x.npy", "x.metadata.json"], done
+    assert done.stdout.split() == [*first, "0", "x.ids.jsonl", "x.metadata.json", "x.npy"], done
     assert "the disk is full" in done.stderr and "what is embedded so far is kept" in done.stderr
     assert "24 kept" in done.stderr
 
@@ -461,7 +465,7 @@ def test_ids_of_an_array_of_the_wrong_kind(cats, tmp_path, tiny):
 def test_a_table_of_others_is_not_written_over(cats, tmp_path, tiny):
     lance = pytest.importorskip("lance")
     (tmp_path / "db").mkdir()
-    lance.write_dataset(pa.table({"x": [1]}), str(lancetable.table_path(f"lance://{tmp_path}/db/t")))
+    lance.write_dataset(pa.table({"x": [1]}), str(tmp_path / "db" / "t.lance"))
     for overwrite in (False, True):
         with pytest.raises(embedkit.OutputError, match="embedkit did not write it|not written by embedkit"):
             embedkit.embed(cats, f"lance://{tmp_path}/db/t", encoder=tiny, overwrite=overwrite)

@@ -22,7 +22,7 @@ pytest.importorskip("onnxruntime")
 from embedkit import embed, load_encoder
 from embedkit.cli.identify import identify as command
 from embedkit.cli.verify import verify
-from embedkit.embeddings.parquet_write import write_rows
+from embedkit.embeddings.parquet import write_rows
 from embedkit.embeddings.schema import schema_of
 from embedkit.embeddings.table import Embeddings
 from embedkit.errors import (

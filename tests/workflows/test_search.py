@@ -19,7 +19,7 @@ from embedkit.analysis import neighbors as indexes
 from embedkit.analysis.neighbors import Index
 from embedkit.cli.search import search as command
 from embedkit.embeddings.metadata import Metadata
-from embedkit.embeddings.parquet_write import write_rows
+from embedkit.embeddings.parquet import write_rows
 from embedkit.embeddings.schema import schema_of
 from embedkit.embeddings.table import Embeddings
 from embedkit.errors import (

@@ -22,14 +22,15 @@ from embedkit._io.columns import read_columns
 from embedkit._io.json import Fields, JsonFormat, canonical_json
 from embedkit._io.optional import requires
 from embedkit._io.reading import open_regular
+from embedkit._io.text import one_line
 from embedkit.analysis.clustering import dpmm as dpmm_
 from embedkit.analysis.clustering import kmeans
 from embedkit.analysis.clustering.dpmm import DPMMConfig
 from embedkit.analysis.clustering.reduction import Reduction, fit_reduction, parse_reduction
 from embedkit.analysis.clustering.scores import Scores, agreement
 from embedkit.analysis.vectors import LARGEST_SQUARED, SMALLEST_SQUARED, as_count, as_numbers, check_rows
-from embedkit.embeddings.metadata import Metadata, first_line
-from embedkit.embeddings.parquet_write import parquet_writer
+from embedkit.embeddings.metadata import Metadata
+from embedkit.embeddings.parquet import parquet_writer
 from embedkit.embeddings.schema import ROW_GROUP
 from embedkit.embeddings.table import Embeddings
 from embedkit.errors import ConfigError, OutputError
@@ -150,7 +151,7 @@ class Clustering:
         except KeyError:
             reason = "it is another Parquet file"
         except (OSError, pa.ArrowException, ValueError) as error:
-            reason = first_line(error)
+            reason = one_line(error)
         else:
             return cls(ids=ids, **_parsed(_CARD.fields(_CARD.parse(card, where), where), table, where))
         raise OutputError(

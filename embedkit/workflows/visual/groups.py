@@ -6,8 +6,9 @@ import os
 from dataclasses import dataclass
 
 from embedkit.analysis.clustering.cluster import Clustering
-from embedkit.analysis.vectors import Rows, Source, check_same_space, row_names
-from embedkit.embeddings.formats import open_stored
+from embedkit.analysis.vectors import Rows, Source, row_names
+from embedkit.embeddings.formats import open_rows
+from embedkit.embeddings.metadata import check_same_space
 from embedkit.errors import ConfigError
 
 __all__ = ["Groups", "groups_of_clusters", "groups_of_labels"]
@@ -62,7 +63,7 @@ def groups_of_labels(source: str | os.PathLike[str], column: str) -> Groups:
         ConfigError: There is no such column, or it has too many values to be told apart.
         OutputError: Not embeddings of ours.
     """
-    stored = open_stored(source)
+    stored = open_rows(source)
     values = stored.label(column)
     names = row_names(*stored.keys(), stored.where)
     of = {

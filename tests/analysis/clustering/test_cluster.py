@@ -28,7 +28,7 @@ from embedkit.analysis.clustering.reduction import fit_reduction
 from embedkit.analysis.clustering.scores import agreement
 from embedkit.cli.cluster import cluster as command
 from embedkit.embeddings.metadata import Metadata
-from embedkit.embeddings.parquet_write import read_metadata, write_rows
+from embedkit.embeddings.parquet import read_metadata, write_rows
 from embedkit.embeddings.schema import schema_of
 from embedkit.embeddings.table import Embeddings
 from embedkit.errors import (

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from embedkit.analysis.clustering.cluster import Clustering
 from embedkit.analysis.duplicates import find_duplicates
 from embedkit.embeddings.metadata import Metadata
-from embedkit.embeddings.parquet_write import write_rows
+from embedkit.embeddings.parquet import write_rows
 from embedkit.embeddings.schema import schema_of
 from embedkit.errors import ConfigError, OutputError, SourceError
 from embedkit.images.originals import Originals

@@ -1,0 +1,355 @@
+"""The protocol of a format of embeddings, and the rows that a format opens.
+
+`Format` is what every format implements and all that the rest of embedkit knows of one; `embedkit.embeddings.formats`
+lists the formats. `StoredRows` are rows to read, `EarlierRows` the output of an earlier job that a job extends.
+"""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from embedkit.embeddings.metadata import Metadata
+from embedkit.embeddings.schema import RESERVED, check_schema, column_type, guarded, no_column, vectors_of
+from embedkit.errors import OutputError
+
+#: Rows that are read at once: a multiple of a row group's.
+BLOCK = 1 << 14
+#: Gives the rows to write in bounded tables; it may be called twice, for formats that need the count first.
+Tables: TypeAlias = Callable[[], Iterable[pa.Table]]
+
+#: The columns that tell whether an image has changed.
+RECORD_TYPES = {"id": pa.string(), "size": pa.int64(), "mtime_ns": pa.int64(), "sha256": pa.string()}
+
+
+class StoredRows(ABC):
+    """Embeddings in a file, a folder or a table. Ranges are read on demand: the store may exceed memory.
+
+    Attributes:
+        where: The name by which it was opened.
+        metadata: What the rows are; the runs of all shards are in it.
+        labels: The names of the label columns.
+        files: The files whose times tell whether the rows changed.
+        mapped: float (N, D), the rows where they are mapped into memory instead of read; None elsewhere.
+    """
+
+    def __init__(
+        self, where: str, metadata: Metadata, rows: int, columns: Iterable[str], files: Sequence[Path]
+    ):
+        """Take what is known without reading a row."""
+        self.where, self.metadata, self.files = where, metadata, files
+        self.labels = [name for name in columns if name not in RESERVED]
+        self.mapped: npt.NDArray[Any] | None = None
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return self._rows
+
+    @abstractmethod
+    def column(self, name: str, start: int = 0, stop: int | None = None) -> list[Any]:
+        """The values of `id`, `part` or a label column, of rows `start` to `stop`.
+
+        Raises:
+            OutputError: They cannot be read.
+        """
+
+    @abstractmethod
+    def vectors(self, start: int = 0, stop: int | None = None) -> npt.NDArray[Any]:
+        """Rows `start` to `stop` as they are stored, float32 (n, D).
+
+        Raises:
+            OutputError: They cannot be read.
+        """
+
+    def keys(self, start: int = 0, stop: int | None = None) -> tuple[list[str], npt.NDArray[np.int32]]:
+        """Ids, and int32 (n,): which part of its image a row is."""
+        return self.column("id", start, stop), np.array(self.column("part", start, stop), np.int32)
+
+    def label(self, name: str) -> list[Any]:
+        """A label column.
+
+        Raises:
+            ConfigError: There is no such column; the message lists the label columns.
+        """
+        if name not in self.labels:
+            raise no_column(self.where, name, self.labels)
+        return self.column(name)
+
+
+class TableRows(StoredRows):
+    """Stored rows of a format that gives ranges of one column as Arrow tables."""
+
+    @abstractmethod
+    def _table(self, name: str, start: int, stop: int) -> pa.Table:
+        """Rows `start` to `stop` of one column."""
+
+    def column(self, name: str, start: int = 0, stop: int | None = None) -> list[Any]:
+        """The values of a column; a row without an id or a part is damage."""
+        stop = len(self) if stop is None else stop
+        values = self._range(name, start, stop)[name]
+        if name in ("id", "part") and values.null_count:
+            raise OutputError(f"{self.where} is damaged (a row has no {name}); embed the images again")
+        return guarded(self.where, values.to_pylist)
+
+    def vectors(self, start: int = 0, stop: int | None = None) -> npt.NDArray[np.float32]:
+        """The rows, read `BLOCK` at a time."""
+        stop = len(self) if stop is None else stop
+        block = np.empty((stop - start, self.metadata.dim), np.float32)
+        for at in range(start, stop, BLOCK):
+            end = min(at + BLOCK, stop)
+            block[at - start : end - start] = vectors_of(
+                self._range("embedding", at, end), self.metadata.dim, self.where
+            )
+        return block
+
+    def _range(self, name: str, start: int, stop: int) -> pa.Table:
+        """Exactly the rows that were asked for: fewer would be taken for rows of other images."""
+        table = self._table(name, start, stop)
+        if table.num_rows != max(0, min(stop, len(self)) - start):
+            raise OutputError(
+                f"{self.where} is damaged (it has fewer rows than it says); embed the images again"
+            )
+        return table
+
+
+class SearchableRows(StoredRows):
+    """Stored rows of a format whose engine finds neighbors itself, without reading all vectors into memory.
+
+    Attributes:
+        engine: The engine's name.
+    """
+
+    engine: str
+
+    @abstractmethod
+    def take(self, rows: Sequence[int]) -> npt.NDArray[np.float32]:
+        """The vectors of these rows, in this order, float32 (n, D)."""
+
+    @abstractmethod
+    def nearest(
+        self, vector: npt.NDArray[Any], k: int
+    ) -> tuple[list[str], npt.NDArray[np.int32], list[float]]:
+        """The k rows most similar to a vector, exactly: their ids, parts and cosines, in no fixed order."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """What an output records of an image beside its row: enough to tell whether the file has changed since."""
+
+    size: int | None
+    mtime_ns: int | None
+    sha256: str | None
+
+
+class EarlierRows:
+    """The finished output of an earlier job, which a job extends: all but its vectors in memory.
+
+    Attributes:
+        metadata: What the rows are.
+        records: What is recorded of the images, by id.
+        labels: The label columns, name -> Arrow type name.
+        has_sha256: Whether digests of the images' bytes were recorded.
+        uncertain: Ids of rows whose vectors cannot be trusted: their files do not belong together.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        metadata: Metadata,
+        schema: pa.Schema,
+        records: dict[str, Record],
+        tables: Callable[[], Iterator[pa.Table]],
+        *,
+        uncertain: bool = False,
+    ):
+        """Take what was read.
+
+        Args:
+            path: The output.
+            metadata: What the rows are.
+            schema: The columns.
+            records: What is recorded of the images, by id.
+            tables: Gives the rows in bounded tables.
+            uncertain: Whether the rows cannot be trusted; then they are not given.
+
+        Raises:
+            OutputError: A label column of a type that embedkit does not write.
+        """
+        self.metadata = metadata
+        self.records = {} if uncertain else records
+        self.uncertain = frozenset(records if uncertain else ())
+        self.labels = {field.name: str(field.type) for field in schema if field.name not in RESERVED}
+        self.has_sha256 = "sha256" in schema.names
+        self._tables = tables
+        for name, kind in self.labels.items():
+            try:
+                pa.type_for_alias(kind)
+            except ValueError:
+                raise OutputError(
+                    f"{path}: its column {name!r} is {kind}, which embedkit cannot extend; write to another file"
+                ) from None
+
+    def tables(self) -> Iterator[pa.Table]:
+        """The rows in bounded tables, without metadata.
+
+        Raises:
+            OutputError: They cannot be read.
+        """
+        return iter(()) if self.uncertain else self._tables()
+
+
+class Format(Protocol):
+    """One format of embeddings. A path is what `locate` gives for the name that the user wrote.
+
+    Attributes:
+        example: An output of this format, for messages: `X.parquet`.
+        sharded: Whether a job's shards stay and are the output, so that several workers may share it; else a job
+            works aside and writes its rows with `write` at the end.
+    """
+
+    example: str
+    sharded: bool
+
+    def recognizes(self, name: str) -> bool:
+        """Whether `name` is the name of embeddings of this format."""
+
+    def locate(self, name: str) -> Path:
+        """The path of embeddings.
+
+        Raises:
+            ConfigError: `name` is not a name of this format.
+        """
+
+    def open(self, name: str) -> StoredRows:
+        """Open embeddings for reading.
+
+        Raises:
+            OutputError: No embeddings of ours, damaged ones, or a folder with a missing part.
+            SpaceMismatchError: A folder of two spaces.
+            MissingDependencyError: The format needs a package that is not installed.
+        """
+
+    def files(self, path: Path) -> list[Path]:
+        """The files of embeddings, side files and table of failures included: no output of a command may be one."""
+
+    def side_files(self, path: Path) -> dict[str, Path]:
+        """The files beside the embeddings that belong to them: what it is -> its path."""
+
+    def errors_path(self, path: Path) -> Path:
+        """Where the images that failed are listed."""
+
+    def check_writable(self, path: Path) -> None:
+        """Refuse early what would only fail after all the work; the folder of a new database is made.
+
+        Raises:
+            OutputError: The folder of the output does not exist or cannot be written.
+        """
+
+    def prepare(self, path: Path) -> None:
+        """Prepare to write: finish a commit that was killed, and refuse side files that embedkit did not write.
+
+        Raises:
+            OutputError: Such a file, or one that cannot be written.
+        """
+
+    def check_replaceable(self, path: Path) -> None:
+        """Refuse to replace embeddings that embedkit did not write.
+
+        Raises:
+            OutputError: Naming them.
+        """
+
+    def earlier(self, path: Path) -> EarlierRows | None:
+        """The output of an earlier job; None where there is none.
+
+        Raises:
+            OutputError: A file that embedkit did not write, or a damaged one.
+        """
+
+    def write(self, tables: Tables, path: Path, schema: pa.Schema) -> None:
+        """Write embeddings, all or nothing.
+
+        Args:
+            tables: Gives the rows.
+            path: Where. No other writer may be at it: a job holds its lock.
+            schema: The columns, with the metadata.
+
+        Raises:
+            OutputError: They cannot be written.
+        """
+
+
+def check_exists(name: str) -> None:
+    """Refuse a name that nothing has.
+
+    Raises:
+        OutputError: Saying how to write embeddings.
+    """
+    if not os.path.exists(name):
+        raise OutputError(
+            f"{name} does not exist; check the path, or write embeddings with `embedkit embed ... -o {name}`"
+        )
+
+
+def check_folder(output: Path) -> None:
+    """Refuse an output whose folder does not exist or cannot be written.
+
+    Raises:
+        OutputError: Naming the folder.
+    """
+    folder = Path(os.path.realpath(output)).parent
+    if not folder.is_dir():
+        raise OutputError(f"the folder {folder} of the output does not exist; create it first")
+    if not os.access(folder, os.W_OK):
+        raise OutputError(f"the folder {folder.resolve()} cannot be written; choose another output with -o")
+
+
+def check_extendable(schema: pa.Schema, metadata: Metadata, path: Path) -> None:
+    """Refuse embeddings without the columns that tell which images have changed.
+
+    Raises:
+        OutputError: Naming the first column of another type.
+    """
+    check_schema(schema, metadata.dim, str(path))
+    for name, kind in RECORD_TYPES.items():
+        found = column_type(schema, name)
+        if found != kind and not (name == "sha256" and found == "nothing"):
+            raise OutputError(
+                f"{path}: the column {name!r} should be {kind}, and is {found}, so that it cannot be told which images "
+                "have changed; write to another file"
+            )
+
+
+def record_columns(schema: pa.Schema) -> list[str]:
+    """The columns that records are made of, as far as `schema` has them."""
+    return [name for name in RECORD_TYPES if name in schema.names]
+
+
+def records_of(blocks: Iterable[pa.RecordBatch | pa.Table]) -> dict[str, Record]:
+    """What is recorded of each image, by id.
+
+    Args:
+        blocks: The `record_columns` of all rows.
+
+    Raises:
+        ValueError: A row has no id.
+    """
+    records: dict[str, Record] = {}
+    for block in blocks:
+        data = block.to_pydict()
+        digests = data.get("sha256") or [None] * block.num_rows
+        for name, size, mtime, digest in zip(
+            data["id"], data["size"], data["mtime_ns"], digests, strict=True
+        ):
+            if name is None:
+                raise ValueError("a row has no id")
+            records[name] = Record(size, mtime, digest)
+    return records

@@ -1,0 +1,22 @@
+"""The names of the files that lie beside embeddings."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+__all__ = ["beside", "scratch_folder"]
+
+
+def beside(output: Path, suffix: str) -> Path:
+    """The file of another suffix beside an output, or beside the file that the output is a link to."""
+    there = output.with_suffix(suffix)
+    if output.is_symlink() and not os.path.lexists(there):
+        return Path(os.path.realpath(output)).with_suffix(suffix)
+    return there
+
+
+def scratch_folder(output: Path) -> Path:
+    """`OUT.partial`, where a job with one output file works: beside the file itself, not beside a link to it."""
+    real = Path(os.path.realpath(output))
+    return real.with_name(real.name + ".partial")

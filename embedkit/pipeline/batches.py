@@ -1,0 +1,143 @@
+"""Embed the images that remain, in batches of one fixed size, and commit their rows as shards."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from embedkit.embeddings.schema import label_column
+from embedkit.encoder import Encoder, reason_of
+from embedkit.errors import ImageError
+from embedkit.images.sources import Item
+from embedkit.model.layout import sha256_hex
+from embedkit.pipeline.checkpoint import Failure, ShardStore
+from embedkit.pipeline.options import EmbedOptions
+from embedkit.pipeline.report import Progress
+
+__all__ = ["BatchRun"]
+
+#: A shard is committed after this many rows or seconds, whichever comes first.
+SHARD_ROWS = 512
+SHARD_SECONDS = 20.0
+
+
+class BatchRun:
+    """One run over images. A failed image keeps its place in its batch, so that the batches never shift."""
+
+    def __init__(self, encoder: Encoder, store: ShardStore, schema: pa.Schema, options: EmbedOptions):
+        """Prepare a run.
+
+        Args:
+            encoder: What embeds.
+            store: Where shards are committed.
+            schema: The columns of the rows.
+            options: The job's options; batch size and decode mode are settled.
+        """
+        self._encoder, self._store, self._schema, self._options = encoder, store, schema, options
+        self._size = options.batch_size or encoder.default_batch_size
+        self._digests: dict[str, str] = {}
+        self._done: list[Item] = []
+        self._blocks: list[npt.NDArray[np.float32]] = []
+        self._pending: list[Failure] = []
+        self._last = 0.0
+        self.failures: list[Failure] = []
+
+    def run(self, todo: list[Item], progress: Progress) -> int:
+        """Embed images and commit shards; on a stop or an interrupt, commit the finished batches first.
+
+        Args:
+            todo: The images, in source order.
+            progress: Told of every batch.
+
+        Returns:
+            The number of images embedded; those that failed are in `failures`.
+
+        Raises:
+            ImageError: An image cannot be read, and the job stops at the first.
+        """
+        self._last = time.monotonic()
+        images, position = 0, 0
+        options = self._options
+        flow = self._encoder.flow(
+            self._batches(todo),
+            normalize=options.normalize,
+            decode=options.decode or "auto",
+            max_pixels=options.max_pixels,
+            pad_to=self._size,
+        )
+        with closing(flow):
+            try:
+                for block, faults in flow:
+                    batch = todo[position : position + self._size]
+                    if faults and options.on_error == "stop":
+                        first = min(faults)
+                        raise ImageError(
+                            f"{batch[first].id}: {reason_of(faults[first])}; the {position} images before its batch "
+                            "are kept, and --on-error skip continues past it"
+                        )
+                    position += len(batch)
+                    good = [index for index in range(len(batch)) if index not in faults]
+                    images += len(good)
+                    self._done += [batch[index] for index in good]
+                    self._blocks.append(block if len(good) == len(batch) else block[good])
+                    self._pending += [
+                        (batch[index].id, type(fault).__name__, reason_of(fault))
+                        for index, fault in sorted(faults.items())
+                    ]
+                    progress.advance(len(good), len(faults))
+                    if len(self._done) >= SHARD_ROWS or time.monotonic() - self._last > SHARD_SECONDS:
+                        self._commit()
+            except (KeyboardInterrupt, ImageError):
+                self._commit()
+                raise
+        self._commit()
+        return images
+
+    def _commit(self) -> None:
+        """Write what is done as one shard."""
+        if self._blocks or self._pending:
+            self._store.append(self._table(), self._pending)
+        self.failures += self._pending
+        self._done, self._blocks, self._pending = [], [], []
+        self._last = time.monotonic()
+
+    def _batches(self, todo: list[Item]) -> Iterator[list[Callable[[], bytes]]]:
+        def hashing(item: Item) -> Callable[[], bytes]:
+            def read() -> bytes:
+                data = item.read()
+                self._digests[item.id] = sha256_hex(data)
+                return data
+
+            return read
+
+        items = iter(todo)
+        while chunk := list(islice(items, self._size)):
+            yield [hashing(item) if self._options.verify_content else item.read for item in chunk]
+
+    def _table(self) -> pa.Table:
+        """The rows that are done."""
+        items, dim = self._done, self._encoder.dim
+        flat = np.concatenate(self._blocks or [np.empty((0, dim), np.float32)]).reshape(-1)
+        columns: dict[str, list[Any]] = {
+            "id": [item.id for item in items],
+            "part": [0] * len(items),
+            "size": [item.size for item in items],
+            "mtime_ns": [item.mtime_ns for item in items],
+            "sha256": [self._digests.pop(item.id, None) for item in items],
+        }
+        for name in dict.fromkeys(name for item in items for name in item.labels):
+            columns[label_column(name)] = [item.labels.get(name) for item in items]
+        vectors = pa.FixedSizeListArray.from_arrays(pa.array(flat, pa.float32()), dim)
+        absent = [None] * len(items)
+        arrays = [
+            vectors if field.name == "embedding" else pa.array(columns.get(field.name, absent), field.type)
+            for field in self._schema
+        ]
+        return pa.Table.from_arrays(arrays, schema=self._schema)

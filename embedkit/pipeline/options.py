@@ -1,0 +1,81 @@
+"""The options of the folder job: the one definition that `embedkit.embed`, the job and the command share."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from embedkit.errors import ConfigError
+
+if TYPE_CHECKING:
+    from embedkit.encoder import Encoder
+
+__all__ = ["ON_ERROR", "EmbedOptions"]
+
+ON_ERROR = ("skip", "stop")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbedOptions:
+    """What a job may be told, with its defaults.
+
+    None for `batch_size` and `decode` means: as the unfinished job that this one continues, else the default.
+
+    Attributes:
+        encoder: A name, an entry's folder or a loaded `Encoder`; the default encoder when None.
+        revision: As for `load_encoder`.
+        batch_size: Images in one batch; chosen for the device when None.
+        device: As for `load_encoder`.
+        providers: As for `load_encoder`.
+        precision: As for `load_encoder`.
+        threads: As for `load_encoder`.
+        decode: `auto` (the default) or `exact`.
+        max_pixels: Greatest number of pixels of an image file; 179 million when None.
+        image_column: The column of Parquet files that holds the images; found by type and name when None.
+        normalize: Whether rows have Euclidean length 1.
+        root: Ids are paths relative to this folder.
+        recursive: Whether folders inside folders are entered.
+        on_error: `skip` or `stop`.
+        prune: Whether rows are dropped whose files are gone, or that lie in the sources and are not listed.
+        verify_content: Whether a changed image is found by its sha256 instead of size and modification time.
+        worker: (I, N), counted from 1: embed the I-th of N parts.
+        overwrite: Whether to start again, replacing the output.
+        local_files_only: Never open a connection.
+    """
+
+    encoder: str | os.PathLike[str] | Encoder | None = None
+    revision: str | None = None
+    batch_size: int | None = None
+    device: str = "auto"
+    providers: Sequence[str] | None = None
+    precision: str = "fp32"
+    threads: int | str = "auto"
+    decode: str | None = None
+    max_pixels: int | None = None
+    image_column: str | None = None
+    normalize: bool = True
+    root: str | os.PathLike[str] | None = None
+    recursive: bool = True
+    on_error: str = "skip"
+    prune: bool = False
+    verify_content: bool = False
+    worker: tuple[int, int] | None = None
+    overwrite: bool = False
+    local_files_only: bool = False
+
+    def __post_init__(self) -> None:
+        """Check what can be checked without opening anything.
+
+        Raises:
+            ConfigError: A value out of its range.
+        """
+        if self.max_pixels is not None and self.max_pixels < 1:
+            raise ConfigError(f"max_pixels: expected at least 1, found {self.max_pixels}")
+        if self.on_error not in ON_ERROR:
+            raise ConfigError(f"on_error: expected skip or stop, found {self.on_error!r}")
+        if self.worker is not None:
+            part, parts = self.worker
+            if not 1 <= part <= parts:
+                raise ConfigError(f"worker: expected I/N with I from 1 to N, found {part}/{parts}")
