@@ -1,15 +1,14 @@
 """The protocol of a format of embeddings, and the rows that a format opens.
 
 `Format` is what every format implements and all that the rest of embedkit knows of one; `embedkit.embeddings.formats`
-lists the formats. `StoredRows` are rows to read, `EarlierRows` the output of an earlier job that a job extends.
+lists the formats. `StoredRows` are the rows that it opens for reading.
 """
 
 from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
@@ -17,17 +16,15 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from embedkit.embeddings.earlier import EarlierRows
 from embedkit.embeddings.metadata import Metadata
-from embedkit.embeddings.schema import RESERVED, check_schema, column_type, guarded, no_column, vectors_of
+from embedkit.embeddings.schema import RESERVED, guarded, no_column, vectors_of
 from embedkit.errors import OutputError
 
 #: Rows that are read at once: a multiple of a row group's.
 BLOCK = 1 << 14
 #: Gives the rows to write in bounded tables; it may be called twice, for formats that need the count first.
 Tables: TypeAlias = Callable[[], Iterable[pa.Table]]
-
-#: The columns that tell whether an image has changed.
-RECORD_TYPES = {"id": pa.string(), "size": pa.int64(), "mtime_ns": pa.int64(), "sha256": pa.string()}
 
 
 class StoredRows(ABC):
@@ -140,72 +137,6 @@ class SearchableRows(StoredRows):
         """The k rows most similar to a vector, exactly: their ids, parts and cosines, in no fixed order."""
 
 
-@dataclass(frozen=True)
-class Record:
-    """What an output records of an image beside its row: enough to tell whether the file has changed since."""
-
-    size: int | None
-    mtime_ns: int | None
-    sha256: str | None
-
-
-class EarlierRows:
-    """The finished output of an earlier job, which a job extends: all but its vectors in memory.
-
-    Attributes:
-        metadata: What the rows are.
-        records: What is recorded of the images, by id.
-        labels: The label columns, name -> Arrow type name.
-        has_sha256: Whether digests of the images' bytes were recorded.
-        uncertain: Ids of rows whose vectors cannot be trusted: their files do not belong together.
-    """
-
-    def __init__(
-        self,
-        path: Path,
-        metadata: Metadata,
-        schema: pa.Schema,
-        records: dict[str, Record],
-        tables: Callable[[], Iterator[pa.Table]],
-        *,
-        uncertain: bool = False,
-    ):
-        """Take what was read.
-
-        Args:
-            path: The output.
-            metadata: What the rows are.
-            schema: The columns.
-            records: What is recorded of the images, by id.
-            tables: Gives the rows in bounded tables.
-            uncertain: Whether the rows cannot be trusted; then they are not given.
-
-        Raises:
-            OutputError: A label column of a type that embedkit does not write.
-        """
-        self.metadata = metadata
-        self.records = {} if uncertain else records
-        self.uncertain = frozenset(records if uncertain else ())
-        self.labels = {field.name: str(field.type) for field in schema if field.name not in RESERVED}
-        self.has_sha256 = "sha256" in schema.names
-        self._tables = tables
-        for name, kind in self.labels.items():
-            try:
-                pa.type_for_alias(kind)
-            except ValueError:
-                raise OutputError(
-                    f"{path}: its column {name!r} is {kind}, which embedkit cannot extend; write to another file"
-                ) from None
-
-    def tables(self) -> Iterator[pa.Table]:
-        """The rows in bounded tables, without metadata.
-
-        Raises:
-            OutputError: They cannot be read.
-        """
-        return iter(()) if self.uncertain else self._tables()
-
-
 class Format(Protocol):
     """One format of embeddings. A path is what `locate` gives for the name that the user wrote.
 
@@ -310,46 +241,3 @@ def check_folder(output: Path) -> None:
         raise OutputError(f"the folder {folder} of the output does not exist; create it first")
     if not os.access(folder, os.W_OK):
         raise OutputError(f"the folder {folder.resolve()} cannot be written; choose another output with -o")
-
-
-def check_extendable(schema: pa.Schema, metadata: Metadata, path: Path) -> None:
-    """Refuse embeddings without the columns that tell which images have changed.
-
-    Raises:
-        OutputError: Naming the first column of another type.
-    """
-    check_schema(schema, metadata.dim, str(path))
-    for name, kind in RECORD_TYPES.items():
-        found = column_type(schema, name)
-        if found != kind and not (name == "sha256" and found == "nothing"):
-            raise OutputError(
-                f"{path}: the column {name!r} should be {kind}, and is {found}, so that it cannot be told which images "
-                "have changed; write to another file"
-            )
-
-
-def record_columns(schema: pa.Schema) -> list[str]:
-    """The columns that records are made of, as far as `schema` has them."""
-    return [name for name in RECORD_TYPES if name in schema.names]
-
-
-def records_of(blocks: Iterable[pa.RecordBatch | pa.Table]) -> dict[str, Record]:
-    """What is recorded of each image, by id.
-
-    Args:
-        blocks: The `record_columns` of all rows.
-
-    Raises:
-        ValueError: A row has no id.
-    """
-    records: dict[str, Record] = {}
-    for block in blocks:
-        data = block.to_pydict()
-        digests = data.get("sha256") or [None] * block.num_rows
-        for name, size, mtime, digest in zip(
-            data["id"], data["size"], data["mtime_ns"], digests, strict=True
-        ):
-            if name is None:
-                raise ValueError("a row has no id")
-            records[name] = Record(size, mtime, digest)
-    return records

@@ -20,16 +20,8 @@ import pyarrow as pa
 from embedkit._io.optional import requires
 from embedkit._io.outputs import check_ours
 from embedkit._io.text import one_line
-from embedkit.embeddings.base import (
-    EarlierRows,
-    SearchableRows,
-    TableRows,
-    Tables,
-    check_extendable,
-    check_folder,
-    record_columns,
-    records_of,
-)
+from embedkit.embeddings.base import SearchableRows, TableRows, Tables, check_folder
+from embedkit.embeddings.earlier import EarlierRows, check_extendable, record_columns, records_of
 from embedkit.embeddings.schema import ROW_GROUP, check_schema, guarded, metadata_of, vectors_of
 from embedkit.embeddings.side_files import beside
 from embedkit.errors import ConfigError, OutputError

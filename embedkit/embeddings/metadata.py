@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any
 
+from embedkit._io.json import Fields, JsonFormat
 from embedkit.errors import OutputError, SpaceMismatchError
 
 __all__ = ["MAX_DIM", "METADATA_KEY", "METADATA_VERSION", "Metadata", "Run", "check_same_space"]
@@ -18,7 +17,8 @@ METADATA_VERSION = 1
 #: The widest embedding; entries have the same limit.
 MAX_DIM = 1 << 20
 
-_SHA256 = re.compile("[0-9a-f]{64}")
+_SHA256 = "[0-9a-f]{64}"
+_FORMAT = JsonFormat(error=OutputError, step="was it written by another program?")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,12 +41,17 @@ class Run:
     batch_size: int
     versions: Mapping[str, str]
 
-    def _is_valid(self) -> bool:
-        return (
-            all(isinstance(text, str) for text in (self.provider, self.precision, self.decode))
-            and all(type(number) is int for number in (self.threads, self.batch_size))
-            and isinstance(self.versions, dict)
-            and all(isinstance(version, str) for version in self.versions.values())
+    @classmethod
+    def _from_fields(cls, fields: Fields) -> Run:
+        fields.only("provider", "precision", "decode", "threads", "batch_size", "versions")
+        versions = fields.fields("versions")
+        return cls(
+            provider=fields.text("provider", empty=True),
+            precision=fields.text("precision", empty=True),
+            decode=fields.text("decode", empty=True),
+            threads=fields.whole("threads"),
+            batch_size=fields.whole("batch_size"),
+            versions={name: versions.text(name, empty=True) for name in versions.keys()},
         )
 
 
@@ -97,32 +102,16 @@ class Metadata:
         Raises:
             OutputError: The text is not metadata, or is of a later version.
         """
-        try:
-            data: dict[str, Any] = json.loads(text)
-            version = data.pop("version")
-            if type(version) is int and version != METADATA_VERSION:
-                raise OutputError(f"{where}: metadata of version {version}; upgrade embedkit")
-            found = cls(**data | {"runs": tuple(Run(**run) for run in data["runs"])})
-            if type(version) is not int or not found._is_valid():
-                raise ValueError
-            return found
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-            raise OutputError(
-                f"{where}: its metadata is damaged; was it written by another program?"
-            ) from None
-
-    def _is_valid(self) -> bool:
-        """Whether every value has the right type and range: a file may hold anything."""
-        return (
-            isinstance(self.entry, str)
-            and all(
-                isinstance(name, str) and _SHA256.fullmatch(name) is not None
-                for name in (self.manifest_sha256, self.fingerprint)
-            )
-            and type(self.dim) is int
-            and 1 <= self.dim <= MAX_DIM
-            and isinstance(self.normalized, bool)
-            and all(run._is_valid() for run in self.runs)
+        fields = _FORMAT.fields(_FORMAT.parse(text, where), where)
+        fields.version("version", METADATA_VERSION)
+        fields.only("version", "entry", "manifest_sha256", "fingerprint", "dim", "normalized", "runs")
+        return cls(
+            entry=fields.text("entry"),
+            manifest_sha256=fields.text("manifest_sha256", pattern=_SHA256),
+            fingerprint=fields.text("fingerprint", pattern=_SHA256),
+            dim=fields.whole("dim", 1, MAX_DIM),
+            normalized=fields.flag("normalized"),
+            runs=tuple(Run._from_fields(run) for run in fields.each("runs")),
         )
 
 

@@ -1,58 +1,44 @@
 """The format of a `.npy` array with its ids and its metadata in files beside it.
 
-Three files cannot be renamed in one step. They are written into the job's own folder `X.npy.partial/`, then a mark
-is set there, then they are renamed, and the mark is removed. When a writer is killed after the mark, everything is on
-the disk, and the next writer finishes the commit; a kill before the mark changes nothing. A reader refuses files
-while the mark exists.
-
 The metadata holds the digest of the ids and a digest of rows spread over the array, so that files of two versions,
-copied separately, are not taken for one.
+copied separately, are not taken for one. `embedkit.embeddings.npy_write` writes the three files.
 """
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import hashlib
 import json
-import os
-import shutil
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from embedkit._io import atomic
 from embedkit._io.outputs import check_ours
 from embedkit._io.reading import open_regular, read_regular
 from embedkit._io.text import one_line
-from embedkit.embeddings.base import (
-    RECORD_TYPES,
-    EarlierRows,
-    Record,
-    StoredRows,
-    Tables,
-    check_exists,
-    check_folder,
-)
+from embedkit.embeddings.base import StoredRows, Tables, check_exists, check_folder
+from embedkit.embeddings.earlier import RECORD_TYPES, EarlierRows, Record
 from embedkit.embeddings.metadata import Metadata
-from embedkit.embeddings.schema import RESERVED, ROW_GROUP, guarded, metadata_of, vectors_of, with_vectors
-from embedkit.embeddings.side_files import beside, scratch_folder
+from embedkit.embeddings.npy_write import (
+    finish_commit,
+    ids_path,
+    is_uncommitted,
+    map_array,
+    metadata_path,
+    rows_digest,
+    write_npy,
+)
+from embedkit.embeddings.schema import ROW_GROUP, guarded, metadata_of, with_vectors
+from embedkit.embeddings.side_files import beside
 from embedkit.errors import OutputError
 
-__all__ = ["MismatchError", "NpyFormat", "NpyRows", "ids_path", "metadata_path", "write_npy"]
+__all__ = ["MismatchError", "NpyFormat", "NpyRows"]
 
 _MAGIC = b"\x93NUMPY"
-_MARK = "_commit"
-#: Name in the job's folder -> what ends the target's name.
-_STAGED = {"_new.npy": "", "_new.ids.jsonl": ".ids.jsonl", "_new.metadata.json": ".metadata.json"}
-#: Rows that the digest of the array covers: enough to tell two versions apart, and quick to read.
-_SAMPLES = 64
 _MAX_METADATA, _MAX_LINE = 16 << 20, 16 << 20
 _INT64 = 1 << 63
 #: How long in seconds, and how often, a reader waits for a writer that is between two renames.
@@ -172,98 +158,6 @@ class NpyRows(StoredRows):
         return self._array[start:stop]
 
 
-def ids_path(npy: Path) -> Path:
-    """`X.ids.jsonl` beside `X.npy`: one JSON object a row."""
-    return beside(npy, ".ids.jsonl")
-
-
-def metadata_path(npy: Path) -> Path:
-    """`X.metadata.json` beside `X.npy`."""
-    return beside(npy, ".metadata.json")
-
-
-def write_npy(tables: Iterable[pa.Table], path: Path, metadata: Metadata, rows: int) -> int:
-    """Stream tables into a `.npy` file with its ids and metadata, and commit the three together.
-
-    Args:
-        tables: The rows.
-        path: The `.npy` file. No other writer may be at it: a job holds its lock.
-        metadata: Written beside it.
-        rows: How many rows will come.
-
-    Returns:
-        The number of rows.
-
-    Raises:
-        OutputError: A file cannot be written.
-    """
-    folder = scratch_folder(path)
-    staged = [folder / name for name in _STAGED]
-    try:
-        folder.mkdir(exist_ok=True)
-        count, columns = 0, {}
-        header = {"descr": "<f4", "fortran_order": False, "shape": (rows, metadata.dim)}
-        with open(staged[0], "wb") as array, open(staged[1], "wb") as ids:
-            np.lib.format.write_array_header_1_0(array, header)
-            digest = hashlib.sha256()
-            for table in tables:
-                # Written, not mapped: on a full disk a mapped page ends the process.
-                array.write(
-                    np.ascontiguousarray(vectors_of(table, metadata.dim, os.fspath(path)), "<f4").data
-                )
-                count += table.num_rows
-                columns = {f.name: str(f.type) for f in table.schema if f.name not in RESERVED}
-                for line in table.drop_columns(["embedding"]).to_pylist():
-                    text = (json.dumps(line, ensure_ascii=False) + "\n").encode()
-                    digest.update(text)
-                    ids.write(text)
-            _flush(array)
-            _flush(ids)
-        card: dict[str, Any] = json.loads(metadata.to_json())
-        card["files"] = {"ids_sha256": digest.hexdigest(), "rows_sha256": _digest_of(_mapped(staged[0]))}
-        card["labels"] = columns
-        with open(staged[2], "wb") as file:
-            file.write((json.dumps(card, sort_keys=True) + "\n").encode())
-            _flush(file)
-        (folder / _MARK).touch()
-    except BaseException as error:
-        _discard(path)
-        if isinstance(error, OSError):
-            raise atomic.refusal(path, error) from None
-        raise
-    finish_commit(path)
-    with contextlib.suppress(OSError):
-        folder.rmdir()  # fails in a job, whose shards are still there
-    return count
-
-
-def finish_commit(path: Path) -> bool:
-    """Rename what a killed writer had ready for `path`. The caller holds the lock of the job.
-
-    Returns:
-        Whether there was a commit to finish.
-
-    Raises:
-        OutputError: A file cannot be written.
-    """
-    folder = scratch_folder(path)
-    if not (folder / _MARK).exists():
-        _discard(path)
-        return False
-    for name, suffix in _STAGED.items():
-        if (folder / name).exists():
-            _place(folder / name, beside(path, suffix) if suffix else path)
-    (folder / _MARK).unlink()
-    return True
-
-
-def _discard(path: Path) -> None:
-    """Delete what was written for a commit that was not marked."""
-    for name in _STAGED:
-        with contextlib.suppress(OSError):
-            (scratch_folder(path) / name).unlink()
-
-
 def read_npy(path: Path) -> tuple[npt.NDArray[Any], Beside]:
     """A `.npy` file of embeddings, memory-mapped, and what stands beside it.
 
@@ -342,13 +236,13 @@ def _parse_metadata(card: object, path: Path) -> tuple[Metadata, dict[str, str],
 
 
 def _read(path: Path) -> tuple[npt.NDArray[Any], Beside]:
-    unfinished = (scratch_folder(path) / _MARK).exists()
+    unfinished = is_uncommitted(path)
     try:
-        vectors = _mapped(path)
+        vectors = map_array(path)
     except (OSError, ValueError) as error:
         raise OutputError(f"{path} and its ids and metadata cannot be read ({one_line(error)})") from None
     found = read_beside(path)
-    if unfinished or found.rows_sha256 not in (None, _digest_of(vectors)):
+    if unfinished or found.rows_sha256 not in (None, rows_digest(vectors)):
         raise MismatchError(
             f"{path}, {ids_path(path).name} and {metadata_path(path).name} do not belong together (one was changed or "
             "copied alone, or a run was stopped while it wrote them); run the same `embedkit embed` command again"
@@ -384,52 +278,6 @@ def _schema_of(found: Beside) -> pa.Schema:
     for start in range(0, len(found.lines), ROW_GROUP):  # refuses a value of another type
         pa.Table.from_pylist(found.lines[start : start + ROW_GROUP], schema)
     return schema
-
-
-def _mapped(path: Path) -> npt.NDArray[Any]:
-    """The array of a `.npy` file, mapped into memory: floating-point numbers."""
-    open_regular(path).close()  # a FIFO would be waited for
-    try:
-        vectors = np.lib.format.open_memmap(path, "r")
-    except OSError:
-        raise
-    except Exception as error:  # a header is Python's syntax, and a bad one fails in whatever evaluates it
-        raise ValueError(f"{path.name} is no array: {one_line(error)}") from None
-    if vectors.dtype.kind != "f":
-        raise ValueError(f"{path.name} holds {vectors.dtype}, not floating-point numbers")
-    return vectors
-
-
-def _digest_of(vectors: npt.NDArray[Any]) -> str:
-    """A digest of the shape and of rows spread over an array, the first and the last among them."""
-    digest = hashlib.sha256(f"{vectors.dtype.str} {vectors.shape}".encode())
-    last = len(vectors) - 1 if vectors.ndim == 2 else 0
-    for row in dict.fromkeys(np.linspace(0, max(last, 0), _SAMPLES).astype(int).tolist()):
-        digest.update(np.ascontiguousarray(np.atleast_1d(vectors)[row : row + 1]).tobytes())
-    return digest.hexdigest()
-
-
-def _place(staged: Path, target: Path) -> None:
-    """Rename a staged file to its target, through a link, and with the permissions of the file that it replaces."""
-    real = os.path.realpath(target)
-    try:
-        with contextlib.suppress(FileNotFoundError):
-            os.chmod(staged, os.stat(real).st_mode & 0o7777)
-        try:
-            os.replace(staged, real)
-        except OSError as error:
-            if error.errno != errno.EXDEV:
-                raise
-            with open(staged, "rb") as source, atomic.replacing(real) as copy:
-                shutil.copyfileobj(source, copy)
-            staged.unlink()
-    except OSError as error:
-        raise atomic.refusal(target, error) from None
-
-
-def _flush(file: IO[bytes]) -> None:
-    file.flush()
-    os.fsync(file.fileno())
 
 
 def _is_line(line: object) -> bool:

@@ -14,18 +14,8 @@ import pyarrow.parquet as pq
 from embedkit._io import atomic
 from embedkit._io.outputs import check_ours
 from embedkit._io.text import one_line
-from embedkit.embeddings.base import (
-    EarlierRows,
-    Record,
-    StoredRows,
-    TableRows,
-    Tables,
-    check_exists,
-    check_extendable,
-    check_folder,
-    record_columns,
-    records_of,
-)
+from embedkit.embeddings.base import StoredRows, TableRows, Tables, check_exists, check_folder
+from embedkit.embeddings.earlier import EarlierRows, Record, check_extendable, record_columns, records_of
 from embedkit.embeddings.metadata import Metadata, check_same_space
 from embedkit.embeddings.parquet_file import check_sizes, opened
 from embedkit.embeddings.schema import (

@@ -14,7 +14,8 @@ import pyarrow as pa
 
 from embedkit._io import atomic
 from embedkit._io.json import indented_json
-from embedkit.embeddings.base import EarlierRows, StoredRows, Tables, check_exists
+from embedkit.embeddings.base import StoredRows, Tables, check_exists
+from embedkit.embeddings.earlier import EarlierRows
 from embedkit.embeddings.metadata import Metadata
 from embedkit.embeddings.parquet import ParquetRows, write_rows
 from embedkit.embeddings.schema import metadata_of

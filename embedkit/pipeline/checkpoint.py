@@ -21,7 +21,7 @@ from embedkit._io.json import indented_json
 from embedkit._io.locks import LockedError, locked
 from embedkit._io.outputs import check_ours
 from embedkit._io.reading import read_regular
-from embedkit.embeddings.base import Record
+from embedkit.embeddings.earlier import Record
 from embedkit.embeddings.metadata import Metadata, check_same_space
 from embedkit.embeddings.parquet import read_metadata, read_records, write_table
 from embedkit.embeddings.parquet_file import opened

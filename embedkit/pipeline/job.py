@@ -16,7 +16,7 @@ import PIL
 import pyarrow as pa
 
 import embedkit
-from embedkit.embeddings.base import EarlierRows, Record
+from embedkit.embeddings.earlier import EarlierRows, Record
 from embedkit.embeddings.metadata import Metadata, Run, check_same_space
 from embedkit.embeddings.schema import conform, label_column, schema_of
 from embedkit.encoder import Encoder

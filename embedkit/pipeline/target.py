@@ -10,7 +10,8 @@ from pathlib import Path
 
 from embedkit._io.atomic import clear_leftovers
 from embedkit._io.outputs import check_ours, check_outputs
-from embedkit.embeddings.base import EarlierRows, Format
+from embedkit.embeddings.base import Format
+from embedkit.embeddings.earlier import EarlierRows
 from embedkit.embeddings.formats import output_format
 from embedkit.embeddings.side_files import scratch_folder
 from embedkit.errors import ConfigError

@@ -15,7 +15,7 @@ from embedkit.analysis import lint as module
 from embedkit.analysis.lint import lint
 from embedkit.cli.lint import lint as command
 from embedkit.embeddings.metadata import Metadata
-from embedkit.embeddings.npy import write_npy
+from embedkit.embeddings.npy_write import write_npy
 from embedkit.embeddings.parquet import write_rows
 from embedkit.embeddings.schema import schema_of
 from embedkit.embeddings.table import Embeddings

@@ -21,7 +21,7 @@ from embedkit.analysis.similarity import (
 )
 from embedkit.analysis.vectors import Rows, row_names
 from embedkit.embeddings.metadata import Metadata
-from embedkit.embeddings.npy import write_npy
+from embedkit.embeddings.npy_write import write_npy
 from embedkit.embeddings.parquet import write_rows
 from embedkit.embeddings.schema import schema_of
 from embedkit.embeddings.table import Embeddings

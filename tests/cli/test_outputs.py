@@ -19,7 +19,7 @@ from embedkit import cli as commands
 from embedkit.analysis.clustering.cluster import Clustering
 from embedkit.analysis.matching.calibration import Calibration
 from embedkit.embeddings.metadata import Metadata
-from embedkit.embeddings.npy import write_npy
+from embedkit.embeddings.npy_write import write_npy
 from embedkit.embeddings.parquet import write_rows
 from embedkit.embeddings.schema import schema_of
 from embedkit.errors import OutputError

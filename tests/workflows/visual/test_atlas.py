@@ -24,7 +24,7 @@ from embedkit.analysis.clustering.cluster import Clustering
 from embedkit.analysis.vectors import Rows
 from embedkit.cli.atlas import atlas as command
 from embedkit.embeddings.metadata import Metadata
-from embedkit.embeddings.npy import write_npy
+from embedkit.embeddings.npy_write import write_npy
 from embedkit.embeddings.parquet import write_rows
 from embedkit.embeddings.schema import schema_of
 from embedkit.embeddings.table import Embeddings
