@@ -10,17 +10,16 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Collection, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from embedkit._io import atomic
-from embedkit._io.json import indented_json
+from embedkit._io.json import Fields, JsonFormat, indented_json
 from embedkit._io.locks import LockedError, locked
 from embedkit._io.outputs import check_ours
-from embedkit._io.reading import read_regular
 from embedkit.embeddings.earlier import Record
 from embedkit.embeddings.metadata import Metadata, check_same_space
 from embedkit.embeddings.parquet import read_metadata, read_records, write_table
@@ -28,15 +27,49 @@ from embedkit.embeddings.parquet_file import opened
 from embedkit.embeddings.shards import done_name, errors_name, shard_name, write_done
 from embedkit.errors import ConfigError, OutputError
 
-__all__ = ["START_AGAIN", "Failure", "ShardStore", "is_table_of_failures", "write_failures"]
+__all__ = ["START_AGAIN", "Failure", "JobRecord", "ShardStore", "is_table_of_failures", "write_failures"]
 
 _ERRORS_KEY = b"embedkit.errors"
-_MAX_JOB = 16 << 20  # bytes
+_FORMAT = JsonFormat(error=ConfigError, step="start again with --overwrite")
 #: What to do where an output holds another space.
 START_AGAIN = "write to another file, or start this one again with --overwrite"
 
 #: id, error class, reason: a row of the error table.
 Failure = tuple[str, str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobRecord:
+    """What an unfinished job chose, and what the run that continues it must choose again.
+
+    Attributes:
+        metadata: The metadata of its rows.
+        batch_size: Images in one batch.
+        decode: `auto` or `exact`.
+        threads: Number of cores in use.
+        verify_content: Whether changed images are found by their sha256.
+    """
+
+    metadata: Metadata
+    batch_size: int
+    decode: str
+    threads: int
+    verify_content: bool
+
+    @classmethod
+    def of(cls, fields: Fields, where: str) -> JobRecord:
+        """The record that a file holds; `where` names the job for messages about its metadata."""
+        return cls(
+            metadata=Metadata.from_json(fields.text("metadata"), where),
+            batch_size=fields.whole("batch_size", 1),
+            decode=fields.text("decode"),
+            threads=fields.whole("threads"),
+            verify_content=fields.flag("verify_content"),
+        )
+
+    def to_json(self) -> bytes:
+        """The record as a file holds it."""
+        return indented_json({**vars(self), "metadata": self.metadata.to_json()})
 
 
 class ShardStore:
@@ -121,21 +154,19 @@ class ShardStore:
         pattern = shard_name(self.part, self.parts, 0).replace("000000.parquet", "*.parquet")
         return sorted(path for path in self.folder.glob(pattern) if path.stem.rsplit("-", 1)[1].isdecimal())
 
-    def read_job(self) -> dict[str, Any] | None:
-        """What an earlier run of this job chose, None when there was none."""
-        try:
-            job = json.loads(read_regular(self._job, _MAX_JOB))
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError, RecursionError):
-            job = None
-        if not isinstance(job, dict) or not isinstance(job.get("metadata"), str):
-            raise ConfigError(f"{self._job} is damaged; start again with --overwrite")
-        return job
+    def read_job(self) -> JobRecord | None:
+        """What an earlier run of this job chose, None when there was none.
 
-    def write_job(self, job: dict[str, Any]) -> None:
+        Raises:
+            ConfigError: The record is damaged.
+        """
+        if not self._job.exists():
+            return None
+        return JobRecord.of(_FORMAT.read(self._job), str(self.folder))
+
+    def write_job(self, record: JobRecord) -> None:
         """Record what this run chose."""
-        atomic.write_file(self._job, indented_json(job))
+        atomic.write_file(self._job, record.to_json())
 
     def append(self, table: pa.Table, failures: list[Failure]) -> None:
         """Commit rows and failures as one shard."""

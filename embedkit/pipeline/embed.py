@@ -6,13 +6,12 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from embedkit.embeddings.metadata import Metadata
 from embedkit.encoder import Encoder, load_encoder
 from embedkit.errors import ConfigError, SourceError
 from embedkit.images.sources import Listing, PathList, list_sources
-from embedkit.pipeline.checkpoint import ShardStore
+from embedkit.pipeline.checkpoint import JobRecord
 from embedkit.pipeline.job import Job
 from embedkit.pipeline.options import EmbedOptions
 from embedkit.pipeline.report import EmbedReport, Progress
@@ -123,8 +122,9 @@ def embed(
         if overwrite:
             target.check_replaceable()
             store.clear()
-        unfinished = store.read_job() or {}
-        options = _settled(options, unfinished)
+        unfinished = store.read_job()
+        if unfinished is not None:
+            options = _settled(options, unfinished)
         loaded = options.encoder if isinstance(options.encoder, Encoder) else _load(options)
         started = time.perf_counter()
         listing = _list(sources, options)
@@ -136,35 +136,34 @@ def embed(
             listing=listing,
             scope=_scope(sources, options, listing),
             earlier=None if overwrite else target.earlier(),
-            unfinished=_metadata_of(unfinished, store),
+            unfinished=unfinished.metadata if unfinished is not None else None,
         )
         return job.run(progress or Progress(), started)
     finally:
         store.close()
 
 
-def _settled(options: EmbedOptions, unfinished: dict[str, Any]) -> EmbedOptions:
-    """The options with those that an unfinished job recorded: rows must not depend on the interruption.
+def _settled(options: EmbedOptions, unfinished: JobRecord) -> EmbedOptions:
+    """The options as the unfinished job chose them: rows must not depend on the interruption.
 
     Raises:
         ConfigError: An option was given that the unfinished job has another value for.
     """
-    threads = options.threads
     return replace(
         options,
-        batch_size=_same("batch_size", options.batch_size, unfinished.get("batch_size")),
-        decode=_same("decode", options.decode, unfinished.get("decode")),
-        threads=unfinished.get("threads", threads) if threads == "auto" else threads,
-        verify_content=options.verify_content or bool(unfinished.get("verify_content")),
+        batch_size=_same("batch_size", options.batch_size, unfinished.batch_size),
+        decode=_same("decode", options.decode, unfinished.decode),
+        threads=unfinished.threads if options.threads == "auto" else options.threads,
+        verify_content=options.verify_content or unfinished.verify_content,
     )
 
 
-def _same(name: str, asked: _T | None, stored: _T | None) -> _T | None:
-    if asked is not None and stored is not None and asked != stored:
+def _same(name: str, asked: _T | None, stored: _T) -> _T:
+    if asked is not None and asked != stored:
         raise ConfigError(
             f"{name}: the unfinished job here runs with {stored!r}; leave it out, or start again with --overwrite"
         )
-    return stored if asked is None else asked
+    return stored
 
 
 def _load(options: EmbedOptions) -> Encoder:
@@ -199,7 +198,3 @@ def _list(sources: Sequence[str | PathList], options: EmbedOptions) -> Listing:
 def _scope(sources: Sequence[str | PathList], options: EmbedOptions, listing: Listing) -> Scope:
     root = os.fspath(options.root) if options.root is not None else None
     return Scope(sources, root, options.recursive, [item.id for item in listing.items])
-
-
-def _metadata_of(unfinished: dict[str, Any], store: ShardStore) -> Metadata | None:
-    return Metadata.from_json(unfinished["metadata"], str(store.folder)) if unfinished else None

@@ -25,7 +25,7 @@ from embedkit.images.sources import Item, Listing
 from embedkit.model.layout import sha256_hex
 from embedkit.model.providers import onnxruntime
 from embedkit.pipeline.batches import BatchRun
-from embedkit.pipeline.checkpoint import START_AGAIN, Failure, ShardStore, write_failures
+from embedkit.pipeline.checkpoint import START_AGAIN, Failure, JobRecord, ShardStore, write_failures
 from embedkit.pipeline.options import EmbedOptions
 from embedkit.pipeline.report import EmbedReport, Progress
 from embedkit.pipeline.scope import Scope
@@ -271,13 +271,13 @@ class Job:
             )
         )
         self.store.write_job(
-            {
-                "metadata": self.metadata.to_json(),
-                "batch_size": batch_size,
-                "decode": decode,
-                "threads": self.encoder.threads,
-                "verify_content": self.options.verify_content,
-            }
+            JobRecord(
+                metadata=self.metadata,
+                batch_size=batch_size,
+                decode=decode,
+                threads=self.encoder.threads,
+                verify_content=self.options.verify_content,
+            )
         )
 
     def _assemble(self, keep_old: set[str]) -> None:

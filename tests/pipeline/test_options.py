@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -85,3 +86,27 @@ def test_the_library_takes_paths_and_no_standard_input(folder, tiny, monkeypatch
         embedkit.embed("-", "p.parquet", encoder=tiny)
     with pytest.raises(embedkit.SourceError, match="no images in a list of 0 paths"):
         embedkit.embed(PathList(), "p.parquet", encoder=tiny)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"batch_size": 0}, "batch_size: expected a whole number"),
+        ({"threads": "two"}, "threads: expected a whole number"),
+        ({"metadata": 3}, "metadata: expected text"),
+        ({"decode": None}, "decode: expected text"),
+        ("{", "is not JSON"),
+    ],
+)
+def test_a_damaged_record_of_an_unfinished_job_is_refused(folder, tiny, change, message):
+    (folder / "zzz.png").write_bytes(b"no image")
+    options = {"encoder": tiny, "batch_size": 1}
+    with pytest.raises(embedkit.ImageError):
+        embedkit.embed(folder, folder / "o.parquet", **options, on_error="stop")
+    [record] = folder.glob("o.parquet.partial/_job-*.json")
+    found = json.loads(record.read_text())
+    assert found["batch_size"] == 1
+    record.write_text(change if isinstance(change, str) else json.dumps({**found, **change}))
+    with pytest.raises(embedkit.ConfigError, match=f"{message}.*start again with --overwrite"):
+        embedkit.embed(folder, folder / "o.parquet", **options)
+    assert embedkit.embed(folder, folder / "o.parquet", **options, overwrite=True).images == 3
