@@ -34,7 +34,7 @@ class StoredRows(ABC):
         where: The name by which it was opened.
         metadata: What the rows are; the runs of all shards are in it.
         labels: The names of the label columns.
-        files: The files whose times tell whether the rows changed.
+        files: The files that hold the rows; they are newer than an index of the rows that is out of date.
         mapped: float (N, D), the rows where they are mapped into memory instead of read; None elsewhere.
     """
 

@@ -1,6 +1,6 @@
 """The formats of embeddings, and which of them a name belongs to.
 
-This is the only place that tells formats apart: the rest of embedkit opens embeddings with `open_rows`, or takes a
+Only this module finds the format of a name: the rest of embedkit opens embeddings with `open_rows`, or takes a
 `Format` and asks it. A new format is one more class in `FORMATS`.
 """
 

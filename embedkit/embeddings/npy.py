@@ -159,7 +159,7 @@ class NpyRows(StoredRows):
 
 
 def read_npy(path: Path) -> tuple[npt.NDArray[Any], Beside]:
-    """A `.npy` file of embeddings, memory-mapped, and what stands beside it.
+    """A `.npy` file of embeddings, memory-mapped, and what the files beside it hold.
 
     Raises:
         MismatchError: The three files do not belong together.

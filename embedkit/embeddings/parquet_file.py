@@ -37,7 +37,7 @@ def opened(
 
     Args:
         path: A regular file.
-        metadata: Its footer, where it is known already: a large file's takes long to parse.
+        metadata: Its footer, if it was read before: that of a large file takes long to parse.
         read_dictionary: Columns that are read as dictionaries.
 
     Raises:
@@ -97,7 +97,7 @@ def _unfolded(facts: pq.FileMetaData, leaves: list[int]) -> int:
 
 
 def _may_repeat(facts: pq.FileMetaData, leaves: list[int]) -> bool:
-    """Whether values stand in a dictionary; without one a column takes what its pages do."""
+    """Whether a column has a dictionary; without one it takes as much memory as its pages."""
     return any(
         "DICTIONARY" in encoding
         for group in range(facts.num_row_groups)
@@ -121,7 +121,7 @@ def _is_text(kind: pa.DataType) -> bool:
 
 
 def _with_repeats(path: str | os.PathLike[str], facts: pq.FileMetaData, name: str) -> int:
-    """The bytes of a column's texts, each as often as it stands in a row."""
+    """The bytes of a column's texts in memory, where every row holds a copy of its text."""
     total = 0
     with opened(path, read_dictionary=[name]) as reader:
         for batch in reader.iter_batches(1 << 16, columns=[name]):
