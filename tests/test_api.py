@@ -81,7 +81,7 @@ print([name for name in {HEAVY} if name in sys.modules])
 def test_the_help_page_imports_nothing_heavy():
     code = f"""
 import sys
-from embedkit.commands import main
+from embedkit.cli import main
 sys.argv = ['embedkit', '--help']
 try: main()
 except SystemExit as end: assert not end.code
