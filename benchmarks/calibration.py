@@ -54,7 +54,7 @@ def main() -> None:
     parser.add_argument("--target-fmr", type=float, default=1e-3)
     parser.add_argument("--json", type=Path, help="write every split here")
     args = parser.parse_args()
-    rows = Embeddings.read(args.embeddings)
+    rows = Embeddings.load(args.embeddings)
     codes = identity_codes(rows.label(args.identity, str(args.embeddings)))
     known = codes >= 0
     splits = [

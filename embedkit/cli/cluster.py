@@ -102,7 +102,7 @@ def cluster(
 
         sheets.check_sheet(sheet)
         originals = Originals(root)
-    rows = Embeddings.read(embeddings)
+    rows = Embeddings.load(embeddings)
     check_no_image(outputs, rows.ids, root)
     classes = rows.label(labels) if labels is not None else None
     found = clustering.cluster(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-__all__ = ["beside", "scratch_folder"]
+__all__ = ["beside", "has_job", "scratch_folder"]
 
 
 def beside(output: Path, suffix: str) -> Path:
@@ -20,3 +20,8 @@ def scratch_folder(output: Path) -> Path:
     """`OUT.partial`, where a job with one output file works: beside the file itself, not beside a link to it."""
     real = Path(os.path.realpath(output))
     return real.with_name(real.name + ".partial")
+
+
+def has_job(output: Path) -> bool:
+    """Whether a job works on an output, or was stopped: its lock, its record or a shard is in the scratch folder."""
+    return any(scratch_folder(output).glob("*-of-*"))

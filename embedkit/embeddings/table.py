@@ -1,4 +1,4 @@
-"""Embeddings in memory: read from any format, and written to any."""
+"""Embeddings in memory: loaded from any format, and saved to any."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from embedkit._io.text import one_line
 from embedkit.embeddings.formats import open_rows, output_format
 from embedkit.embeddings.metadata import Metadata
 from embedkit.embeddings.schema import RESERVED, conform, no_column, schema_of, with_vectors
-from embedkit.errors import ConfigError
+from embedkit.embeddings.side_files import has_job
+from embedkit.errors import ConfigError, OutputError
 
 __all__ = ["Embeddings"]
 
@@ -52,7 +53,7 @@ class Embeddings:
         return self.labels[name]
 
     @classmethod
-    def read(cls, source: str | os.PathLike[str]) -> Embeddings:
+    def load(cls, source: str | os.PathLike[str]) -> Embeddings:
         """Read a Parquet file, a folder of shards, a `.npy` file with its ids and metadata, or a LanceDB table.
 
         Raises:
@@ -65,7 +66,7 @@ class Embeddings:
         labels = {name: stored.column(name) for name in stored.labels}
         return cls(ids, parts, stored.vectors(), stored.metadata, labels, stored.where)
 
-    def write(self, output: str | os.PathLike[str]) -> None:
+    def save(self, output: str | os.PathLike[str]) -> None:
         """Write a Parquet file, a new folder of shards, a `.npy` file or a LanceDB table.
 
         The rows hold no sizes and times of images, so `embedkit.embed` embeds all images again where it extends
@@ -78,7 +79,7 @@ class Embeddings:
         Raises:
             ConfigError: A name of no format, ids, parts, vectors and labels of different lengths or widths, or a label
                 column that is reserved or does not hold values of one simple type.
-            OutputError: The output cannot be written, or was not written by embedkit.
+            OutputError: The output cannot be written, was not written by embedkit, or a job is not finished with it.
             MissingDependencyError: A table, and pylance is not installed.
         """
         rows = len(self.ids)
@@ -96,6 +97,10 @@ class Embeddings:
         form = output_format(os.fspath(output))
         path = form.locate(os.fspath(output))
         form.check_writable(path)
+        if has_job(path):
+            raise OutputError(
+                f"{path}: a job is writing it, or was stopped; finish it with `embedkit embed`, or choose another output"
+            )
         form.prepare(path)
         form.check_replaceable(path)
         form.write(lambda: [table], path, schema)

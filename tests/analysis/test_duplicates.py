@@ -127,7 +127,7 @@ def test_many_copies_take_no_quadratic_memory():
 
 def test_a_file_larger_than_memory(vectors, tmp_path, monkeypatch):
     path = write(tmp_path / "e.parquet", vectors)
-    expected = find_duplicates(Embeddings.read(path), 0.8)
+    expected = find_duplicates(Embeddings.load(path), 0.8)
     monkeypatch.setattr(blocks, "HELD", 64)
     monkeypatch.setattr(blocks, "BLOCK", 32)
     found = find_duplicates(path, 0.8)

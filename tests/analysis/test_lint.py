@@ -187,7 +187,7 @@ def test_a_file_is_streamed_to_the_same_figures(tmp_path):
         assert found.rows == 5000 and found.dim == 8
         assert "the first is p/4321.jpg" in check(found, "bad_rows").words
         same_figures(found, held, swaps=0.05)  # of 5,000 rows some have near-ties
-    same_figures(lint(Embeddings.read(tmp_path / "x.parquet")), held, swaps=0.05)
+    same_figures(lint(Embeddings.load(tmp_path / "x.parquet")), held, swaps=0.05)
 
 
 def test_of_many_rows_samples_are_drawn_by_the_seed_and_said(monkeypatch):

@@ -230,7 +230,7 @@ def test_every_kind_of_file(vectors, parquet, tmp_path):
     write_rows([table(vectors)], folder / "part-00001-of-00001-000000.parquet", table(vectors).schema)
     (folder / "_done-00001-of-00001.json").write_text(json.dumps({"rows": 57}))
     expected = Rows(vectors).unit(0, 57)
-    for source in (parquet, str(parquet), tmp_path / "e.npy", folder, Embeddings.read(parquet)):
+    for source in (parquet, str(parquet), tmp_path / "e.npy", folder, Embeddings.load(parquet)):
         rows = Rows(source)
         assert np.array_equal(rows.unit(0, 57), expected)
         assert rows.names()[3] == "p/3.jpg" and rows.metadata == METADATA and not rows.has_parts()

@@ -94,7 +94,7 @@ def test_every_kind_gives_the_same_rows(stores, kind, monkeypatch):
         assert ids == whole["id"][start:stop] and parts.tolist() == whole["part"][start:stop]
         assert parts.dtype == np.int32
     assert found.vectors().dtype == np.float32 and np.array_equal(found.vectors(), expected)
-    rows = Embeddings.read(source)
+    rows = Embeddings.load(source)
     assert rows.ids == whole["id"] and np.array_equal(rows.vectors, expected) and rows.metadata == METADATA
     assert rows.labels == {name: whole[name] for name in ("who", "age")}
     assert np.array_equal(Rows(source).unit(0, 1200), Rows(expected).unit(0, 1200))
@@ -191,7 +191,7 @@ def test_no_rows(tmp_path):
     write_rows([], tmp_path / "e.parquet", table().schema)
     found = open_rows(tmp_path / "e.parquet")
     assert len(found) == 0 and found.vectors().shape == (0, 8) and found.keys()[0] == []
-    assert len(Embeddings.read(tmp_path / "e.parquet")) == 0
+    assert len(Embeddings.load(tmp_path / "e.parquet")) == 0
 
 
 def test_damaged_files_are_one_sentence(stores, tmp_path):
@@ -241,7 +241,7 @@ def test_a_missing_vector_is_damage(tmp_path, kind):
     (tmp_path / "numbers").mkdir()
     source = write_as(kind, with_vectors(pa.array(rows, pa.list_(pa.float32(), 8))), tmp_path / "numbers")
     with pytest.raises(OutputError, match="is missing"):
-        Embeddings.read(source)
+        Embeddings.load(source)
 
 
 @pytest.mark.parametrize("column", ["id", "part"])
@@ -286,7 +286,7 @@ def test_ids_with_the_separators_of_unicode(tmp_path):
     names = ["a\u2028b", "c\u2029", "\x85\x0b\x0c\x1c\x1e", "\r\n"]
     write_npy([table(0, 4).set_column(0, "id", pa.array(names))], tmp_path / "e.npy", METADATA, 4)
     assert open_rows(tmp_path / "e.npy").keys()[0] == names
-    assert Embeddings.read(tmp_path / "e.npy").ids == names
+    assert Embeddings.load(tmp_path / "e.npy").ids == names
 
 
 def header(text: str) -> bytes:

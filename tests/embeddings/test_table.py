@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -38,18 +39,18 @@ def named(name: str, folder) -> str:
 @pytest.mark.parametrize("name", NAMES)
 def test_what_is_written_is_read(tmp_path, name):
     output, expected = named(name, tmp_path), rows()
-    expected.write(output)
-    found = Embeddings.read(output)
+    expected.save(output)
+    found = Embeddings.load(output)
     assert found.ids == expected.ids and found.parts.tolist() == expected.parts.tolist()
     assert found.vectors.dtype == np.float32 and np.array_equal(found.vectors, expected.vectors)
     assert found.metadata == METADATA and found.labels == expected.labels
     again = replace(found, ids=[f"x{name}" for name in found.ids])
     if output.endswith("/"):
         with pytest.raises(OutputError, match="holds embeddings already"):
-            again.write(output)
+            again.save(output)
     else:
-        again.write(output)
-        assert Embeddings.read(output).ids == again.ids
+        again.save(output)
+        assert Embeddings.load(output).ids == again.ids
 
 
 @pytest.mark.parametrize("name", NAMES[:2])
@@ -57,10 +58,24 @@ def test_files_of_others_are_not_replaced(tmp_path, name):
     output = tmp_path / name.removeprefix("{}/")
     output.write_bytes(b"of the user")
     with pytest.raises(OutputError, match="was not written by embedkit"):
-        rows().write(output)
+        rows().save(output)
     assert output.read_bytes() == b"of the user" and [path.name for path in tmp_path.iterdir()] == [
         output.name
     ]
+
+
+@pytest.mark.parametrize("name", NAMES[:2])
+def test_an_output_of_a_job_that_is_not_finished_is_not_replaced(tmp_path, name):
+    output = name.format(tmp_path)
+    rows(2).save(output)
+    job = Path(f"{output}.partial")
+    job.mkdir()
+    (job / "_new.npy").touch()
+    (job / "_lock-00001-of-00001").touch()
+    before = Path(output).read_bytes()
+    with pytest.raises(OutputError, match="a job is writing it, or was stopped"):
+        rows(3).save(output)
+    assert Path(output).read_bytes() == before and (job / "_new.npy").exists()
 
 
 @pytest.mark.parametrize(
@@ -77,14 +92,14 @@ def test_files_of_others_are_not_replaced(tmp_path, name):
 )
 def test_what_is_no_table_is_refused(tmp_path, change, message):
     with pytest.raises(ConfigError, match=message):
-        replace(rows(4), **change).write(tmp_path / "e.parquet")
+        replace(rows(4), **change).save(tmp_path / "e.parquet")
     assert not list(tmp_path.iterdir())
 
 
 def test_messages_name_the_file_that_was_read(tmp_path):
-    rows(2).write(tmp_path / "e.parquet")
+    rows(2).save(tmp_path / "e.parquet")
     with pytest.raises(ConfigError, match=r"e\.parquet has no column 'sex'; it has age, fit, who"):
-        Embeddings.read(tmp_path / "e.parquet").label("sex")
+        Embeddings.load(tmp_path / "e.parquet").label("sex")
 
 
 def test_a_name_belongs_to_one_format(tmp_path):
@@ -104,7 +119,7 @@ def test_a_name_belongs_to_one_format(tmp_path):
 @pytest.mark.parametrize("name", NAMES)
 def test_no_file_of_embeddings_may_be_an_output(tmp_path, name):
     output = named(name, tmp_path)
-    rows(2).write(output)
+    rows(2).save(output)
     written = {path for path in tmp_path.rglob("*") if path.is_file() and ".lance/" not in str(path)}
     assert {path for path in written if not path.name.startswith("_done")} <= set(files_of(output))
     assert all(path.exists() for path in open_rows(output).files)

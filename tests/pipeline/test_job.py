@@ -73,7 +73,7 @@ def run(*arguments: object, **options) -> subprocess.CompletedProcess:
 
 
 def test_rows_are_the_encoders_in_source_order(whole, images, encoder):
-    found = Embeddings.read(whole)
+    found = Embeddings.load(whole)
     expected_ids = [
         f"{images}/{p}" for p in sorted(str(p.relative_to(images)) for p in images.rglob("*.jpg"))
     ]
@@ -177,7 +177,7 @@ def test_only_new_and_changed_images_are_embedded(images, tmp_path, encoder, jpe
     folder, output = tmp_path / "images", tmp_path / "images.parquet"
     shutil.copytree(images, folder)
     embedkit.embed(folder, output, encoder=encoder)
-    before = Embeddings.read(output)
+    before = Embeddings.load(output)
     report = embedkit.embed(folder, output, encoder=encoder)
     assert (report.images, report.kept, report.removed) == (0, COUNT, 0)
 
@@ -186,7 +186,7 @@ def test_only_new_and_changed_images_are_embedded(images, tmp_path, encoder, jpe
     (folder / "a" / "002.jpg").unlink()
     report = embedkit.embed(folder, output, encoder=encoder)
     assert (report.images, report.kept, report.removed) == (2, COUNT - 1, 1)
-    after = Embeddings.read(output)
+    after = Embeddings.load(output)
     rows = dict(zip(after.ids, after.vectors, strict=True))
     assert len(rows) == len(after) == COUNT + 1
     assert str(folder / "a" / "002.jpg") in rows, "an image that is gone keeps its row without --prune"
@@ -197,7 +197,7 @@ def test_only_new_and_changed_images_are_embedded(images, tmp_path, encoder, jpe
 
     report = embedkit.embed(folder, output, encoder=encoder, prune=True)
     assert (report.images, report.removed) == (0, 1)
-    assert str(folder / "a" / "002.jpg") not in Embeddings.read(output).ids
+    assert str(folder / "a" / "002.jpg") not in Embeddings.load(output).ids
 
 
 def test_verify_content_sees_what_size_and_time_hide(images, tmp_path, encoder, jpeg_maker):
@@ -239,7 +239,7 @@ def test_another_space_is_refused_and_named(whole, images, tmp_path, encoder):
     assert output.read_bytes() == before
     report = embedkit.embed(images, output, encoder=encoder, normalize=False, overwrite=True)
     assert report.images == COUNT
-    lengths = np.linalg.norm(Embeddings.read(output).vectors, axis=1)
+    lengths = np.linalg.norm(Embeddings.load(output).vectors, axis=1)
     assert not np.allclose(lengths, 1, atol=0.01)
 
 
@@ -247,10 +247,10 @@ def test_two_workers_into_one_folder_equal_one_run(whole, images, tmp_path, enco
     folder = tmp_path / "parts"
     first = embedkit.embed(images, f"{folder}/", encoder=encoder, batch_size=4, worker=(1, 2))
     with pytest.raises(embedkit.OutputError, match="part 2 of 2 .* --worker 2/2"):
-        Embeddings.read(folder)
+        Embeddings.load(folder)
     second = embedkit.embed(images, f"{folder}/", encoder=encoder, batch_size=4, worker=(2, 2))
     assert first.images > 5 and second.images > 5 and first.images + second.images == COUNT
-    found, expected = Embeddings.read(folder), Embeddings.read(whole)
+    found, expected = Embeddings.load(folder), Embeddings.load(whole)
     assert sorted(found.ids) == sorted(expected.ids)
     rows = dict(zip(found.ids, found.vectors, strict=True))
     assert all(np.abs(rows[n] - v).max() < 1e-6 for n, v in zip(expected.ids, expected.vectors, strict=True))
@@ -269,7 +269,7 @@ def test_a_folder_of_shards_is_kept_up_to_date(images, tmp_path, encoder, jpeg_m
     (source / "bad.jpg").write_bytes(jpeg_maker(78))
     report = embedkit.embed(source, f"{folder}/", encoder=encoder)
     assert (report.images, report.kept, report.failed) == (2, COUNT - 1, 0)
-    found = Embeddings.read(folder)
+    found = Embeddings.load(folder)
     assert len(found) == len(set(found.ids)) == COUNT + 1
     assert np.abs(found.vectors - encoder.encode(found.ids)).max() < 1e-6
     import pyarrow.dataset
@@ -281,14 +281,14 @@ def test_npy_with_ids_and_metadata_is_extended_too(whole, images, tmp_path, enco
     source, output = tmp_path / "images", tmp_path / "images.npy"
     shutil.copytree(images, source)
     embedkit.embed(source, output, encoder=encoder, batch_size=4)
-    assert np.array_equal(np.load(output), Embeddings.read(whole).vectors)
+    assert np.array_equal(np.load(output), Embeddings.load(whole).vectors)
     lines = [json.loads(line) for line in (tmp_path / "images.ids.jsonl").read_text().splitlines()]
     assert lines[0].keys() == {"id", "part", "size", "mtime_ns"}
     assert json.loads((tmp_path / "images.metadata.json").read_text())["fingerprint"] == encoder.fingerprint
     (source / "z.jpg").write_bytes(jpeg_maker(5))
     report = embedkit.embed(source, output, encoder=encoder)
     assert (report.images, report.kept) == (1, COUNT)
-    found = Embeddings.read(output)
+    found = Embeddings.load(output)
     assert found.ids[-1] == str(source / "z.jpg") and len(found) == COUNT + 1
 
 
@@ -321,7 +321,7 @@ def test_stop_keeps_what_is_whole_and_goes_on_when_the_image_is_mended(whole, im
     os.utime(source / names[21], ns=(stat.st_atime_ns, stat.st_mtime_ns))
     report = embedkit.embed(source, tmp_path / "o.parquet", encoder=encoder, on_error="stop")
     assert (report.images, report.kept) == (COUNT - 20, 20)
-    found, expected = Embeddings.read(tmp_path / "o.parquet"), Embeddings.read(whole)
+    found, expected = Embeddings.load(tmp_path / "o.parquet"), Embeddings.load(whole)
     assert np.array_equal(found.vectors, expected.vectors)
 
 

@@ -51,7 +51,7 @@ def finish(process: subprocess.Popen) -> tuple[int, str]:
 
 def is_right(output: Path, encoder, count: int) -> None:
     """Every row is its image's, each image has one."""
-    found = Embeddings.read(output)
+    found = Embeddings.load(output)
     assert len(set(found.ids)) == len(found) == count
     assert np.abs(found.vectors - encoder.encode(found.ids)).max() < 1e-5
 
@@ -81,7 +81,7 @@ def test_a_kill_between_the_renames_of_an_array(images, tmp_path, tiny, monkeypa
         with pytest.raises(_Kill):
             embedkit.embed(source, output, encoder=tiny, prune=True)
         with pytest.raises(embedkit.OutputError, match="do not belong together.*same `embedkit embed`"):
-            Embeddings.read(output)
+            Embeddings.load(output)
     else:
         embedkit.embed(source, output, encoder=tiny, prune=True)
     monkeypatch.undo()
@@ -124,7 +124,7 @@ def test_random_kills_of_two_workers(images, tmp_path, tiny, tiny_entry):
     folder = tmp_path / "shards"
     whole = tmp_path / "whole.parquet"
     embedkit.embed(images, whole, encoder=tiny, batch_size=4)
-    rows = dict(zip(*[getattr(Embeddings.read(whole), name) for name in ("ids", "vectors")], strict=True))
+    rows = dict(zip(*[getattr(Embeddings.load(whole), name) for name in ("ids", "vectors")], strict=True))
     rng = random.Random(1)
     seconds = 1.0
     for _ in range(ROUNDS):
@@ -142,7 +142,7 @@ def test_random_kills_of_two_workers(images, tmp_path, tiny, tiny_entry):
         assert (folder / "_done-00002-of-00002.json").exists()
         status, text = finish(start(*words, "--worker", "1/2"))
         assert status == 0, text
-        found = Embeddings.read(folder)
+        found = Embeddings.load(folder)
         assert len(found) == COUNT and set(found.ids) == set(rows)
         for name, vector in zip(found.ids, found.vectors, strict=True):
             assert np.abs(vector - rows[name]).max() < 1e-6

@@ -75,7 +75,7 @@ def test_the_command_reads_a_list_from_standard_input(folder, by_hand, tmp_path_
         timeout=120,
     )
     assert done.returncode == 0 and b"2 embedded, 1 failed" in done.stderr, done.stderr
-    assert Embeddings.read(folder / "o.parquet").ids == names[:2]
+    assert Embeddings.load(folder / "o.parquet").ids == names[:2]
 
 
 def test_the_library_takes_paths_and_no_standard_input(folder, tiny, monkeypatch):

@@ -45,7 +45,7 @@ def dogs(tmp_path) -> Path:
 
 
 def names(source) -> list[str]:
-    return [Path(name).name for name in Embeddings.read(source).ids]
+    return [Path(name).name for name in Embeddings.load(source).ids]
 
 
 # --- rows of other sources ----------------------------------------------------------------------------------
@@ -260,12 +260,12 @@ def test_one_file_of_another_version_is_noticed_and_repaired(cats, dogs, tmp_pat
     embedkit.embed(cats, output, encoder=tiny, prune=True)
     (tmp_path / changed).write_bytes(old)
     with pytest.raises(embedkit.OutputError, match="do not belong together"):
-        Embeddings.read(output)
+        Embeddings.load(output)
     with pytest.raises(embedkit.OutputError, match="are not in these sources; name their sources too"):
         embedkit.embed(dogs, output, encoder=tiny)
     report = embedkit.embed(cats, output, encoder=tiny, prune=True)
     assert report.images == 3 and any("did not belong together" in note for note in report.notes)
-    found = Embeddings.read(output)
+    found = Embeddings.load(output)
     assert np.abs(found.vectors - tiny.encode(found.ids)).max() < 1e-5 and len(found) == 3
 
 
@@ -281,7 +281,7 @@ def test_labels_of_an_array_keep_their_types(tmp_path, tiny, jpeg_maker):
     for name in ("o.npy", "o.parquet"):
         embedkit.embed(source, tmp_path / name, encoder=tiny)
         assert embedkit.embed(source, tmp_path / name, encoder=tiny).kept == 2
-        labels = Embeddings.read(tmp_path / name).labels
+        labels = Embeddings.load(tmp_path / name).labels
         assert labels == {"n": [1, 2], "source_id": ["A", "B"], "source_source_id": ["C", "D"]}
 
 
@@ -313,7 +313,7 @@ def test_a_full_disk(tmp_path, by_hand, name, limit, kept):
     left = {path.name for path in tmp_path.iterdir()} - {"in", "linear-wide.noise"}
     assert left == ({f"{name}.partial"} if kept else set())
     done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0 and len(Embeddings.read(f"{tmp_path}/{name}")) == 8
+    assert done.returncode == 0 and len(Embeddings.load(f"{tmp_path}/{name}")) == 8
     assert ("8 kept" in done.stderr) == kept
 
 
@@ -364,7 +364,7 @@ def test_names_with_a_colon(cats, tmp_path, tiny, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("s3:x.parquet", "s3:x.npy"):
         embedkit.embed("cats", name, encoder=tiny)
-        assert embedkit.embed("cats", name, encoder=tiny).kept == 3 and len(Embeddings.read(name)) == 3
+        assert embedkit.embed("cats", name, encoder=tiny).kept == 3 and len(Embeddings.load(name)) == 3
 
 
 def test_a_user_without_a_home_folder(tmp_path, monkeypatch):
@@ -436,7 +436,7 @@ def test_a_column_that_unfolds(cats, tmp_path, tiny, column):
         for _ in range(10):
             file.write_table(table)
     assert path.stat().st_size < 100_000
-    for act in (Embeddings.read, lambda path: embedkit.embed(cats, path, encoder=tiny)):
+    for act in (Embeddings.load, lambda path: embedkit.embed(cats, path, encoder=tiny)):
         with pytest.raises(embedkit.OutputError, match=f"the column '{column}' takes 400 MB in memory"):
             act(path)
 
@@ -451,13 +451,13 @@ def test_ids_of_an_array_of_the_wrong_kind(cats, tmp_path, tiny):
             if key == "sha256" and isinstance(value, str):
                 continue
             ids.write_text("\n".join(json.dumps({**line, key: value}) for line in lines) + "\n")
-            for act in (Embeddings.read, lambda path: embedkit.embed(cats, path, encoder=tiny)):
+            for act in (Embeddings.load, lambda path: embedkit.embed(cats, path, encoder=tiny)):
                 with pytest.raises(embedkit.OutputError) as caught:
                     act(output)
                 assert "\n" not in str(caught.value)
     ids.unlink()
     os.mkfifo(ids)
-    for act in (Embeddings.read, lambda path: embedkit.embed(cats, path, encoder=tiny)):
+    for act in (Embeddings.load, lambda path: embedkit.embed(cats, path, encoder=tiny)):
         with pytest.raises(embedkit.OutputError):
             act(output)
 

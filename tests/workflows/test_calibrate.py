@@ -69,7 +69,7 @@ def run(monkeypatch):
 
 def by_embeddings(people, entry, tmp_path, target):
     embed(people, tmp_path / "e.parquet", encoder=entry, root=people, threads=1)
-    rows = Embeddings.read(tmp_path / "e.parquet")
+    rows = Embeddings.load(tmp_path / "e.parquet")
     pairs = sample_pairs([name[:3] for name in rows.ids])
     return rows, calibrate_pairs(rows, pairs, target, replicates=20)
 
@@ -156,7 +156,7 @@ def test_what_cannot_be_embedded_is_left_out_and_named(people, entry, tmp_path, 
     for image in ("p05/0.png", "p05/1.png", "p05/2.png"):
         (people / image).write_bytes(b"")
     embed(people, tmp_path / "rest.parquet", encoder=entry, root=people)
-    rows = Embeddings.read(tmp_path / "rest.parquet")
+    rows = Embeddings.load(tmp_path / "rest.parquet")
     assert len(rows) == 38
     expected = calibrate_pairs(rows, sample_pairs([name[:3] for name in rows.ids]), 0.06, replicates=20)
     assert expected.threshold != whole.threshold

@@ -90,7 +90,7 @@ def calibration(gallery, zoo):
 def stored(gallery, zoo, tmp_path):
     """The gallery's embeddings, with ids relative to it and who they show."""
     embed(gallery, tmp_path / "plain.parquet", encoder=zoo / "linear-tiny.noise", root=gallery)
-    rows = Embeddings.read(tmp_path / "plain.parquet")
+    rows = Embeddings.load(tmp_path / "plain.parquet")
     import pyarrow as pa
 
     schema = schema_of(rows.metadata, {"who": "string"}, sha256=False)

@@ -74,7 +74,7 @@ def run(*arguments):
 
 
 def test_images_and_ids_against_a_naive_loop(gallery, zoo, tmp_path):
-    rows = Embeddings.read(gallery / "emb.parquet")
+    rows = Embeddings.load(gallery / "emb.parquet")
     unit = rows.vectors.astype(float) / np.linalg.norm(rows.vectors.astype(float), axis=1, keepdims=True)
     query = new_image(tmp_path)
     asked = load_encoder(zoo / "linear-tiny.noise").encode(query)[0].astype(float)

@@ -315,7 +315,7 @@ class _Source:
         if where is None:
             where = os.fspath(source) if isinstance(source, (str, os.PathLike)) else "the embeddings"
         if isinstance(source, (str, os.PathLike)):
-            source = Embeddings.read(source)
+            source = Embeddings.load(source)
         metadata: Metadata | None = None
         if isinstance(source, Embeddings):
             ids, parts, vectors, metadata = source.ids, source.parts, source.vectors, source.metadata

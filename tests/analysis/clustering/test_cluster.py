@@ -643,7 +643,7 @@ def test_json_and_links_and_reductions(run, tmp_path):
 
 
 def test_a_mixture_file_and_an_entry_without_one(run, tmp_path, tiny_entry):
-    points = Embeddings.read(tmp_path / "e.parquet")
+    points = Embeddings.load(tmp_path / "e.parquet")
     mixture = cluster(points, "dpmm").mixture
     mixture.save(tmp_path / "m.safetensors")
     done = run("--method", "dpmm", "--mixture", "m.safetensors", "--json")

@@ -117,7 +117,7 @@ def test_what_is_in_the_file(source, tmp_path):
     assert (done.images, done.rows, done.map, done.missing) == (60, 60, "pca", [])
     assert done.size == (tmp_path / "a.html").stat().st_size
     page, data = read(tmp_path / "a.html")
-    rows = Embeddings.read(source)
+    rows = Embeddings.load(source)
     assert data["names"] == rows.ids and data["groups"] == [] and not data["group"].any()
     assert data["sizes"].reshape(-1, 2).tolist() == [[40, 30]] * 60
     # Neighbors by the naive loop.
@@ -206,7 +206,7 @@ def test_an_even_sample_of_many(source, tmp_path):
     assert (done.images, done.rows) == (10, 60)
     _, data = read(tmp_path / "a.html")
     chosen = np.sort(np.random.default_rng(3).choice(60, 10, replace=False))
-    ids = Embeddings.read(source).ids
+    ids = Embeddings.load(source).ids
     assert data["names"] == [ids[row] for row in chosen] and "10 of 60 images" in data["facts"]
     assert data["depth"] == 9 and data["neighbors"].max() < 10
 
@@ -221,7 +221,7 @@ def test_groups_by_label_and_by_cluster(source, tmp_path):
     ]  # fmt: skip
     assert data["group"].tolist()[:4] == [3, 1, 0, 2]
 
-    rows = Embeddings.read(source)
+    rows = Embeddings.load(source)
     labels = np.where(np.arange(60) < 40, 0, np.where(np.arange(60) < 59, 1, -1))
     found = Clustering(
         rows.ids,
@@ -250,7 +250,7 @@ def test_labels_of_an_npy_file(source, tmp_path):
 def test_groups_that_cannot_be(source, tmp_path):
     with pytest.raises(ConfigError, match="no column 'color'; it has shape"):
         groups_of_labels(source, "color")
-    rows = Embeddings.read(source)
+    rows = Embeddings.load(source)
     facts = (np.zeros(60, np.int64), np.ones(60), np.array([60]), [[0]], "kmeans")
     other = Metadata(**{**vars(METADATA), "fingerprint": "c" * 64})
     Clustering(rows.ids, rows.parts, *facts, metadata=other).save(tmp_path / "c.parquet")
