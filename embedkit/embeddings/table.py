@@ -99,7 +99,8 @@ class Embeddings:
         form.check_writable(path)
         if has_job(path):
             raise OutputError(
-                f"{path}: a job is writing it, or was stopped; finish it with `embedkit embed`, or choose another output"
+                f"{path}: a job is writing it, or was stopped; finish it with `embedkit embed`, or choose "
+                "another output"
             )
         form.prepare(path)
         form.check_replaceable(path)
