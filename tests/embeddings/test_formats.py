@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+import embedkit
 from embedkit.analysis.vectors import Rows
 from embedkit.cli import atlas, calibrate, cluster, duplicates, leaks, lint
 from embedkit.embeddings import base
@@ -139,8 +141,8 @@ def test_every_command_takes_every_kind(stores, kind, tmp_path):
         ),
     ):
         mine, expected = (
-            json.loads(run(*[place if word == "{}" else word for word in arguments]))
-            for place in (source, other)
+            json.loads(run(*[store if word == "{}" else word for word in arguments]))
+            for store in (source, other)
         )
         assert mine == expected, arguments
 
@@ -378,3 +380,22 @@ def test_damaged_ids_of_an_array(tmp_path, line):
     (tmp_path / "e.ids.jsonl").write_text(line + "\n")
     with pytest.raises(OutputError, match="cannot be read|nested too deep"):
         open_rows(tmp_path / "e.npy")
+
+
+def test_no_other_module_knows_one_format():
+    """A job's shards are Parquet files, and so are tables of clusters; all else goes through the registry."""
+    package = Path(embedkit.__file__).parent
+    found = {
+        f"{path.relative_to(package)}: {name}"
+        for path in package.rglob("*.py")
+        if path.parent.name != "embeddings"
+        for name in re.findall(r"embeddings\.(lance|npy\w*|shards|parquet\w*)\b", path.read_text())
+    }
+    assert {line for line in found if not line.endswith(": parquet")} == {
+        "pipeline/checkpoint.py: parquet_file",
+        "pipeline/checkpoint.py: shards",
+    }
+    assert {line for line in found if line.endswith(": parquet")} == {
+        "analysis/clustering/cluster.py: parquet",
+        "pipeline/checkpoint.py: parquet",
+    }
