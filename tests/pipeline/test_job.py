@@ -307,7 +307,7 @@ def test_labels_of_a_parquet_source_come_along(tmp_path, encoder, jpeg_maker):
     assert (report.images, report.kept) == (0, 6)
 
 
-def test_stop_keeps_what_is_whole_and_goes_on_when_the_image_is_mended(whole, images, tmp_path, encoder):
+def test_stop_keeps_what_is_whole_and_continues_when_the_image_is_fixed(whole, images, tmp_path, encoder):
     source = tmp_path / "images"
     shutil.copytree(images, source)
     names = sorted(str(p.relative_to(source)) for p in source.rglob("*.jpg"))
