@@ -126,11 +126,11 @@ def fastembed_images(job: Job) -> Iterator[Job]:
 
 def decode_only(job: Job) -> Iterator[Job]:
     """One core's share of the files, through embedkit's own decoding, resize and crop."""
-    from embedkit.images.transform import KeptMemory, read_pixels
+    from embedkit.images.transform import ReusedBlocks, read_pixels
     from embedkit.model.config import EntryConfig
 
     contract = EntryConfig.from_json(Path(job["entry"], "config.json").read_bytes()).preprocess
-    with KeptMemory(1):
+    with ReusedBlocks(1):
         read_pixels(job["files"][0], contract, decode=job["decode"])
         yield {}
         for path in job["files"]:

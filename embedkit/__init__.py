@@ -1,12 +1,13 @@
-"""embedkit: image embeddings from images, without PyTorch.
+"""embedkit: image embeddings without PyTorch.
 
-The public API is flat and lives here; other modules may move.
+The public API is flat and stands here; other modules may move.
 """
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from embedkit._io.lazy import export_lazily
 
 if TYPE_CHECKING:
     from embedkit.analysis.clustering.cluster import Clustering, cluster
@@ -15,11 +16,11 @@ if TYPE_CHECKING:
     from embedkit.analysis.matching.calibrate import calibrate
     from embedkit.analysis.matching.calibration import Calibration
     from embedkit.analysis.matching.identification import identify
-    from embedkit.analysis.neighbors import Index
+    from embedkit.analysis.neighbors import SearchIndex
     from embedkit.analysis.similarity import similarity
     from embedkit.embeddings.metadata import Metadata
     from embedkit.embeddings.table import Embeddings
-    from embedkit.encoder import Batch, Encoder, load_encoder
+    from embedkit.encoder import EncodedBatch, Encoder, load_encoder
     from embedkit.errors import (
         AccessError,
         ConfigError,
@@ -39,17 +40,17 @@ if TYPE_CHECKING:
         ZooError,
     )
     from embedkit.hub.listing import EncoderInfo, list_encoders
-    from embedkit.model.mixture import Mixture
+    from embedkit.model.mixture import GaussianMixture
     from embedkit.pipeline.embed import embed
     from embedkit.pipeline.report import EmbedReport
-    from embedkit.workflows.faces.faces import FaceEncoder, FaceFinder
+    from embedkit.workflows.faces.encoder import FaceEncoder
+    from embedkit.workflows.faces.finder import FaceFinder
     from embedkit.workflows.verify import verify
 
 __version__ = "0.1.0"
 
 __all__ = [
     "AccessError",
-    "Batch",
     "Calibration",
     "Clustering",
     "ConfigError",
@@ -58,20 +59,21 @@ __all__ = [
     "EmbedReport",
     "Embeddings",
     "EmbedkitError",
+    "EncodedBatch",
     "Encoder",
     "EncoderInfo",
     "EntryError",
     "EntryNotFoundError",
     "FaceEncoder",
     "FaceFinder",
+    "GaussianMixture",
     "ImageError",
-    "Index",
     "IntegrityError",
     "Metadata",
     "MissingDependencyError",
-    "Mixture",
     "OutputError",
     "ParityError",
+    "SearchIndex",
     "SignatureError",
     "SourceError",
     "SpaceMismatchError",
@@ -89,22 +91,37 @@ __all__ = [
     "verify",
 ]
 
-#: Public name -> its module. Names resolve at first use, since numpy, Pillow and pyarrow cost more than
-#: `embedkit --help` may take.
-_HOMES = {
-    "Batch": "encoder",
+#: Public name -> the module that defines it. Names resolve at first use, so that importing this package stays cheap.
+_MODULES = {
+    "AccessError": "errors",
     "Calibration": "analysis.matching.calibration",
     "Clustering": "analysis.clustering.cluster",
+    "ConfigError": "errors",
+    "DeviceError": "errors",
     "Duplicates": "analysis.duplicates",
     "EmbedReport": "pipeline.report",
     "Embeddings": "embeddings.table",
+    "EmbedkitError": "errors",
+    "EncodedBatch": "encoder",
     "Encoder": "encoder",
     "EncoderInfo": "hub.listing",
-    "FaceEncoder": "workflows.faces.faces",
-    "FaceFinder": "workflows.faces.faces",
-    "Index": "analysis.neighbors",
-    "Mixture": "model.mixture",
+    "EntryError": "errors",
+    "EntryNotFoundError": "errors",
+    "FaceEncoder": "workflows.faces.encoder",
+    "FaceFinder": "workflows.faces.finder",
+    "GaussianMixture": "model.mixture",
+    "ImageError": "errors",
+    "IntegrityError": "errors",
     "Metadata": "embeddings.metadata",
+    "MissingDependencyError": "errors",
+    "OutputError": "errors",
+    "ParityError": "errors",
+    "SearchIndex": "analysis.neighbors",
+    "SignatureError": "errors",
+    "SourceError": "errors",
+    "SpaceMismatchError": "errors",
+    "UnreachableError": "errors",
+    "ZooError": "errors",
     "calibrate": "analysis.matching.calibrate",
     "cluster": "analysis.clustering.cluster",
     "embed": "pipeline.embed",
@@ -116,15 +133,4 @@ _HOMES = {
     "similarity": "analysis.similarity",
     "verify": "workflows.verify",
 }
-
-
-def __getattr__(name: str) -> Any:
-    if name not in __all__:
-        raise AttributeError(f"module 'embedkit' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"embedkit.{_HOMES.get(name, 'errors')}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return [*__all__, "__version__"]
+export_lazily(__name__, _MODULES)

@@ -11,11 +11,12 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 from PIL import Image
 
+from embedkit.embeddings.metadata import Metadata
 from embedkit.errors import (
     ConfigError,
     EmbedkitError,
@@ -26,13 +27,13 @@ from embedkit.hub.access import Access, default_cache_dir
 from embedkit.hub.folder import FolderEntry
 from embedkit.hub.resolve import find_entry
 from embedkit.hub.verified import VerifiedEntry
-from embedkit.images.transform import ImageLike, KeptMemory, read_pixels
+from embedkit.images.transform import ImageLike, ReusedBlocks, read_pixels
 from embedkit.model.config import EntryConfig
 from embedkit.model.engines.base import Engine
 from embedkit.model.engines.onnx import OnnxEngine
 from embedkit.model.layout import GRAPH, WEIGHTS
 from embedkit.model.manifest import space_fingerprint
-from embedkit.model.mixture import Assignment, Mixture
+from embedkit.model.mixture import Assignment, GaussianMixture
 from embedkit.model.preprocess import Preprocess
 from embedkit.model.providers import EngineOptions, Provider, available_cpus
 
@@ -40,15 +41,16 @@ from embedkit.model.providers import EngineOptions, Provider, available_cpus
 CPU_BATCH_SIZE = 4
 GPU_BATCH_SIZE = 64
 
-#: Batches in flight a worker: enough that a shard's way to the disk holds nobody up.
+#: Batches in flight for each worker. Hides the latency of writing a shard.
 WINDOW = 8
 
 #: An image, or a function that gives its encoded bytes when a worker is ready for them.
 Readable: TypeAlias = "ImageLike | Callable[[], bytes]"
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
-class Batch:
+class EncodedBatch:
     """One batch of a stream, in source order.
 
     Attributes:
@@ -63,29 +65,29 @@ class Batch:
 
 
 class Encoder:
-    """Images -> embeddings. Thread-safe; pickling rebuilds the session where it is unpickled.
+    """Images -> embeddings. Thread-safe. A pickled encoder opens its session again where it is unpickled.
 
     Attributes:
         name: The entry's folder name, `<method>-<arch>.<data>`.
         dim: Width D of an embedding.
         config: The entry's configuration.
-        preprocess: The contract from an image to the graph's pixels.
+        preprocess: The contract that turns an image into the graph's pixels.
         revision: The manifest's sha256, 64 hex digits.
         card: The model card, Markdown.
-        note: One sentence when `device="auto"` could not take the GPU that it found, else empty.
+        note: One sentence when `device="auto"` could not use the GPU that it found, else empty.
     """
 
     def __init__(self, entry: VerifiedEntry, options: EngineOptions):
         """Open a verified entry.
 
         Args:
-            entry: The entry; its graph and weights are read, hashed and handed over in memory.
+            entry: The entry. Its graph and weights are read, hashed and passed on in memory.
             options: Device, providers, precision and threads.
 
         Raises:
             EntryError: The entry is not an encoder, or its graph does not do what its configuration says.
             IntegrityError: Bytes that do not match the manifest.
-            DeviceError: What was asked for cannot run.
+            DeviceError: The requested device, provider or precision cannot run.
         """
         config = entry.config
         if config.kind != "encoder":
@@ -100,7 +102,7 @@ class Encoder:
         engine = open_engine(entry, options)
         self._engine: Engine = engine
         self.note: str = engine.note
-        self._mixture: Mixture | None = None
+        self._mixture: GaussianMixture | None = None
 
     def __repr__(self) -> str:
         return f"<Encoder {self.name}@{self.revision[:12]} dim={self.dim} provider={self.provider}>"
@@ -120,12 +122,12 @@ class Encoder:
 
     @property
     def provider(self) -> str:
-        """The provider that really runs, by ONNX Runtime's name."""
+        """The provider that runs, by ONNX Runtime's name."""
         return self._engine.provider
 
     @property
     def threads(self) -> int:
-        """Cores that are kept busy."""
+        """Number of cores in use."""
         return self._options.threads
 
     @property
@@ -135,21 +137,21 @@ class Encoder:
 
     @property
     def card(self) -> str:
-        """The model card, Markdown with a YAML head."""
+        """The model card, Markdown with YAML front matter."""
         return self._entry.card
 
     @property
     def fingerprint(self) -> str:
         """The identity of the space of normalized embeddings, 64 hex digits."""
-        return self.space(normalized=True)
+        return self._space(normalized=True)
 
-    def space(self, *, normalized: bool) -> str:
+    def _space(self, *, normalized: bool) -> str:
         """The space fingerprint of normalized or raw embeddings, 64 hex digits."""
         return space_fingerprint(self._entry.manifest, self.config, normalized=normalized)
 
     @property
     def default_batch_size(self) -> int:
-        """Images in one batch when nothing else is said."""
+        """Images in one batch by default."""
         return CPU_BATCH_SIZE if self._engine.concurrency > 1 or "CPU" in self.provider else GPU_BATCH_SIZE
 
     def encode(
@@ -166,7 +168,7 @@ class Encoder:
 
         Args:
             images: A path, bytes, an open file, a Pillow image, a uint8 array (H, W, C) or (H, W), or any iterable of
-                these; a uint8 array (N, H, W, C) is N images, and an array (N,) of paths too.
+                these. A uint8 array (N, H, W, C) and an array (N,) of paths are N images.
             batch_size: Images in one batch; chosen for the device when None.
             normalize: Whether rows have Euclidean length 1.
             decode: `auto` or `exact`, see `embedkit.images.transform.read_pixels`.
@@ -178,22 +180,24 @@ class Encoder:
 
         Raises:
             ImageError: An image cannot be read; the message names it by path or position. Use `stream`, or
-                `embedkit.embed` for a folder, to go on past such images.
+                `embedkit.embed` for a folder, to skip such images.
         """
         if isinstance(images, np.ndarray) and images.dtype.kind in "UO" and images.ndim < 2:
-            images = images.tolist()  # of paths, as from a column of a table
+            images = images.tolist()  # paths, for example a column of a table
         many: Iterable[ImageLike] = [images] if _is_image(images) else images  # type: ignore[assignment, list-item]
         if not isinstance(many, Iterable):
             raise ConfigError(f"expected an image or an iterable of images, found {type(images).__name__}")
         if batch_size is None:
             batch_size = self.default_batch_size
             if isinstance(many, (Sequence, np.ndarray)):
-                # Few images are dealt out evenly, so that no core waits for another one's full batch.
+                # Few images are spread evenly, so that no core waits for the full batch of another core.
                 batch_size = max(1, min(batch_size, -(-len(many) // self._engine.concurrency)))
         blocks: list[np.ndarray] = []
         first = 0
-        flow = self.flow(_chunks(many, batch_size), normalize=normalize, decode=decode, max_pixels=max_pixels)
-        with closing(flow):  # else an error that somebody keeps would keep the workers
+        flow = self._flow(
+            _chunks(many, batch_size), normalize=normalize, decode=decode, max_pixels=max_pixels
+        )
+        with closing(flow):  # a stored traceback would otherwise keep the workers alive
             for block, faults in _progress(flow, many, batch_size) if show_progress else flow:
                 if faults:
                     index = min(faults)
@@ -206,7 +210,7 @@ class Encoder:
     def assign(
         self, images: ImageLike | Iterable[ImageLike], *, batch_size: int | None = None, decode: str = "auto"
     ) -> Assignment:
-        """Embed images, and give each the likeliest cluster of the entry's fitted mixture.
+        """Embed images, and assign each to the most likely cluster of the entry's fitted mixture.
 
         Args:
             images: As for `encode`.
@@ -214,14 +218,14 @@ class Encoder:
             decode: As for `encode`.
 
         Returns:
-            Cluster and probability of each image, in order.
+            Cluster and probability of each image, in order of the images.
 
         Raises:
             EntryError: The entry has no mixture, or a damaged one.
             ImageError: An image cannot be read.
         """
         if self._mixture is None:
-            self._mixture = Mixture.of_entry(self._entry)
+            self._mixture = GaussianMixture.of_entry(self._entry)
         return self._mixture.assign(
             self.encode(images, batch_size=batch_size, normalize=False, decode=decode)
         )
@@ -235,7 +239,7 @@ class Encoder:
         decode: str = "auto",
         max_pixels: int | None = None,
         recursive: bool = True,
-    ) -> Iterator[Batch]:
+    ) -> Iterator[EncodedBatch]:
         """Embed a source of any size lazily, in bounded memory.
 
         Args:
@@ -244,7 +248,7 @@ class Encoder:
             normalize: Whether rows have Euclidean length 1.
             decode: `auto` or `exact`.
             max_pixels: As for `encode`.
-            recursive: Whether folders are walked to the bottom.
+            recursive: Whether subfolders are included.
 
         Yields:
             Batches in source order; an image that cannot be read is in `errors` and has no row.
@@ -267,14 +271,16 @@ class Encoder:
                 pending.append([name for name, _ in chunk])
                 yield [image for _, image in chunk]
 
-        with closing(self.flow(batches(), normalize=normalize, decode=decode, max_pixels=max_pixels)) as flow:
+        with closing(
+            self._flow(batches(), normalize=normalize, decode=decode, max_pixels=max_pixels)
+        ) as flow:
             for block, faults in flow:
                 names = pending.popleft()
                 good = [index for index in range(len(names)) if index not in faults]
                 errors = [(names[index], fault) for index, fault in sorted(faults.items())]
-                yield Batch([names[index] for index in good], block[good], errors)
+                yield EncodedBatch([names[index] for index in good], block[good], errors)
 
-    def flow(
+    def _flow(
         self,
         batches: Iterable[Sequence[Readable]],
         *,
@@ -283,21 +289,21 @@ class Encoder:
         max_pixels: int | None = None,
         pad_to: int = 0,
     ) -> Generator[tuple[np.ndarray, dict[int, EmbedkitError | OSError]], None, None]:
-        """Embed batches in a pool of workers, and give them back in order.
+        """Embed batches in a pool of workers, and yield them in order.
 
         Each worker decodes a batch into a buffer of its own and then runs it, so that decoding and inference
-        overlap and neither waits: on the CPU every core goes from one to the other, on a device the workers
-        decode while one of them holds the device. Batches in flight are bounded; pixels lie in the workers' buffers.
+        overlap. On the CPU every core alternates between the two. On a device the workers decode while one of them
+        uses the device. The number of batches in flight is bounded, and pixels stay in the workers' buffers.
 
         Args:
-            batches: Batches of images, taken lazily.
+            batches: Batches of images, consumed lazily.
             normalize: Whether rows have Euclidean length 1.
             decode: `auto` or `exact`.
             max_pixels: As for `encode`.
-            pad_to: Run every batch at this size, so that the last one takes the same path as the others.
+            pad_to: Pad every batch to this size, so that the last one is computed exactly like the others.
 
         Yields:
-            float32 (n, D) with a row for every image, zero where it failed, and the errors by row.
+            float32 (n, D) with a row for every image, zeros where it failed, and the errors by row.
         """
         workers = max(self._options.threads, 1) + (0 if self._engine.concurrency > 1 else 1)
         buffers = threading.local()
@@ -335,8 +341,10 @@ class Encoder:
             yield from map(work, first)
             return
         pool = ThreadPoolExecutor(workers, thread_name_prefix="embedkit")
-        window: deque[Future] = deque(pool.submit(work, batch) for batch in first)
-        with KeptMemory(workers):
+        window: deque[Future[tuple[np.ndarray, dict[int, EmbedkitError | OSError]]]] = deque(
+            pool.submit(work, batch) for batch in first
+        )
+        with ReusedBlocks(workers):
             try:
                 for batch in source:
                     window.append(pool.submit(work, batch))
@@ -349,16 +357,16 @@ class Encoder:
 
 
 def open_engine(entry: VerifiedEntry, options: EngineOptions) -> OnnxEngine:
-    """The engine over a verified entry of any kind, held against the entry's configuration.
+    """Open the engine of a verified entry of any kind, and check its graph against the entry's configuration.
 
     Args:
-        entry: The entry; its graph and weights are read, hashed and handed over in memory.
+        entry: The entry. Its graph and weights are read, hashed and passed on in memory.
         options: Device, providers, precision and threads.
 
     Raises:
         EntryError: The graph does not do what the configuration says.
         IntegrityError: Bytes that do not match the manifest.
-        DeviceError: What was asked for cannot run.
+        DeviceError: The requested device, provider or precision cannot run.
     """
     config = entry.config
     engine = OnnxEngine(
@@ -381,13 +389,24 @@ def open_engine(entry: VerifiedEntry, options: EngineOptions) -> OnnxEngine:
     return engine
 
 
+def metadata_of(encoder: Encoder) -> Metadata:
+    """The metadata of an encoder's normalized rows, with no run recorded."""
+    return Metadata(
+        entry=encoder.name,
+        manifest_sha256=encoder.revision,
+        fingerprint=encoder.fingerprint,
+        dim=encoder.dim,
+        normalized=True,
+    )
+
+
 def comparable(name: str, rows: np.ndarray) -> np.ndarray:
-    """An output in the form in which two runs are compared: `embedding` L2-normalized, all others as they are."""
+    """An output as two runs are compared: `embedding` L2-normalized, any other output unchanged."""
     return l2_normalize(rows) if name == "embedding" else rows
 
 
 def l2_normalize(rows: np.ndarray) -> np.ndarray:
-    """Rows of Euclidean length 1, float32 (N, D); a row of zeros stays as it is."""
+    """Scale rows to Euclidean length 1, float32 (N, D); a row of zeros is unchanged."""
     norm = np.linalg.norm(rows, axis=1, keepdims=True)
     return rows / np.where(norm > 0, norm, 1).astype(np.float32)
 
@@ -403,7 +422,7 @@ def _no_memory() -> ImageError:
     return ImageError("not enough memory to read the image")
 
 
-def _chunks(items: Iterable, size: int) -> Iterator[list]:
+def _chunks(items: Iterable[_T], size: int) -> Iterator[list[_T]]:
     if size < 1:
         raise ConfigError(f"batch_size: expected at least 1, found {size}")
     iterator = iter(items)
@@ -411,7 +430,7 @@ def _chunks(items: Iterable, size: int) -> Iterator[list]:
         yield chunk
 
 
-def _name_of(images: Iterable, index: int) -> str:
+def _name_of(images: Iterable[ImageLike], index: int) -> str:
     image = images[index] if isinstance(images, Sequence) else None
     return os.fspath(image) if isinstance(image, (str, os.PathLike)) else f"image {index}"
 
@@ -423,12 +442,12 @@ def reason_of(fault: Exception) -> str:
     return str(fault)
 
 
-def _progress(flow: Iterator, images: Iterable, batch_size: int) -> Iterator:
+def _progress(flow: Iterable[_T], images: Iterable[ImageLike], batch_size: int) -> Iterable[_T]:
     from rich.console import Console
     from rich.progress import track
 
     total = -(-len(images) // batch_size) if isinstance(images, (Sequence, np.ndarray)) else None
-    return track(flow, "embedding", total=total, console=Console(stderr=True))  # type: ignore[return-value]
+    return track(flow, "embedding", total=total, console=Console(stderr=True))
 
 
 def load_encoder(
@@ -445,18 +464,18 @@ def load_encoder(
 ) -> Encoder:
     """Load an encoder by name, by the URL of an entry, or from an entry's folder.
 
-    A bare name (`simclr-r50`) is never a path. It is looked up in the zoos of the environment variable
-    `EMBEDKIT_ZOO` (separated by commas), then in those of `config.toml` in the user's configuration folder, then in
-    the package, then in the default zoo. Where the package's index knows the name, the entry must have the indexed
-    digest; write `name@latest` to take the zoo's current version. What is remote is pulled into the cache first, once.
+    A bare name (`simclr-r50`) is never a path. It is looked up in the zoos of the environment variable `EMBEDKIT_ZOO`
+    (separated by commas), then in those of `config.toml` in the user's configuration folder, then in the package, then
+    in the default zoo. If the package's index lists the name, the entry must have the indexed digest; write
+    `name@latest` to take what the zoo holds. A remote entry is pulled into the cache first, once.
 
     Args:
         name: A name, `name@revision`, a URL such as `hf://org/name@revision` or `https://host/zoo/name`, or the
             path of an entry's folder; the default encoder when None.
         revision: At least 12 hex digits of the manifest's sha256; on the Hub also a tag or a commit.
-        cache_dir: Where downloads and compiled engines are kept; the user's cache folder when None.
+        cache_dir: Folder of downloads and compiled engines; the user's cache folder when None.
         local_files_only: Never open a connection.
-        token: Credential for a remote zoo; it is sent to no other origin.
+        token: Credential of a remote zoo; it is sent to no other origin.
         device: `auto`, `cpu`, `cuda` or `cuda:<index>`.
         providers: ONNX Runtime providers, in order; overrides `device`.
         precision: `fp32`, `tf32` (CUDA) or `fp16` (TensorRT).
@@ -467,10 +486,10 @@ def load_encoder(
 
     Raises:
         EntryNotFoundError: No zoo has it; the message gives the nearest names.
-        IntegrityError: Bytes are not those that the manifest or the pin names.
-        ConfigError: The name cannot be one, or the license asks for `embedkit zoo pull --accept-license` first.
+        IntegrityError: The bytes do not match the manifest or the pin.
+        ConfigError: The name is not valid, or the license requires `embedkit zoo pull --accept-license` first.
         ZooError: A remote zoo refuses, or is down and the entry is not in the cache.
-        DeviceError: What was asked for cannot run.
+        DeviceError: The requested device, provider or precision cannot run.
     """
     if isinstance(providers, str):
         raise ConfigError(f"providers: expected a list of names, found {providers!r}; write [{providers!r}]")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
 import inspect
 import os
 import resource
@@ -25,18 +27,41 @@ def python(code: str, **environment: str) -> str:
     return done.stdout
 
 
-def test_all_is_sorted_and_is_the_public_names():
-    assert embedkit.__all__ == sorted(embedkit.__all__)
-    assert len(set(embedkit.__all__)) == len(embedkit.__all__)
-    for name in embedkit.__all__:
-        getattr(embedkit, name)
-    public = {
-        name
-        for name, value in vars(embedkit).items()
-        if not name.startswith("_") and not inspect.ismodule(value)
-    }
-    assert public - {"annotations", "TYPE_CHECKING", "Any"} == set(embedkit.__all__)
-    assert set(dir(embedkit)) == {*embedkit.__all__, "__version__"}
+PACKAGES = ("embedkit", "embedkit.analysis", "embedkit.workflows")
+
+
+def type_checking_block(path: str) -> dict[str, str]:
+    """Name -> module of the imports below `if TYPE_CHECKING` of a file."""
+    (block,) = [node for node in ast.parse(Path(path).read_text("utf-8")).body if isinstance(node, ast.If)]
+    return {alias.name: node.module for node in block.body for alias in node.names}
+
+
+@pytest.mark.parametrize("name", PACKAGES)
+def test_one_mapping_says_what_is_public(name):
+    package = importlib.import_module(name)
+    assert package.__all__ == sorted(set(package.__all__))
+    assert set(package.__all__) == set(package._MODULES)
+    absolute = {public: f"{name}.{module}" for public, module in package._MODULES.items()}
+    assert type_checking_block(package.__file__) == absolute
+    for public, module in absolute.items():
+        value = getattr(package, public)
+        assert value is getattr(importlib.import_module(module), public)
+        assert value.__module__ == module, f"{public} is defined in another module than the mapping says"
+    assert set(dir(package)) - {"__version__"} == set(package.__all__)
+
+
+def test_a_function_wins_over_the_module_of_its_name():
+    """Whichever is imported first: the module, the function, or a module that imports either."""
+    for first in ("import embedkit.analysis.lint", "embedkit.analysis.lint", "embedkit.lint"):
+        code = f"""
+import embedkit, embedkit.analysis
+{first}
+from embedkit.analysis import lint
+import embedkit.analysis.lint
+from embedkit.analysis.lint import LintReport
+assert lint is embedkit.lint is embedkit.analysis.lint and callable(lint)
+"""
+        python(code)
 
 
 def test_every_error_is_public_and_of_one_tree():
@@ -49,8 +74,9 @@ def test_every_error_is_public_and_of_one_tree():
 
 
 def test_names_that_do_not_exist():
-    with pytest.raises(AttributeError, match="module 'embedkit' has no attribute 'load_model'"):
-        embedkit.load_model  # noqa: B018
+    for name in PACKAGES:
+        with pytest.raises(AttributeError, match=f"module '{name}' has no attribute 'load_model'"):
+            importlib.import_module(name).load_model  # noqa: B018
 
 
 def test_what_is_public_has_a_docstring():
@@ -67,9 +93,10 @@ HEAVY = "('torch', 'torchvision', 'lightning', 'timm', 'onnx', 'embedkit.trainin
 
 def test_importing_and_encoding_never_import_torch(default_entry):
     code = f"""
-import sys, embedkit
+import sys, embedkit, embedkit.analysis, embedkit.workflows
 assert not {{'numpy', 'PIL', 'pyarrow', 'onnxruntime'}} & set(sys.modules), 'import embedkit is not light'
-for name in embedkit.__all__: getattr(embedkit, name)
+for package in (embedkit, embedkit.analysis, embedkit.workflows):
+    for name in package.__all__: getattr(package, name)
 import numpy
 rows = embedkit.load_encoder(threads=1).encode(numpy.zeros((9, 9, 3), numpy.uint8))
 assert rows.shape == (1, 1280)

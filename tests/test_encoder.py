@@ -56,7 +56,7 @@ def test_what_an_encoder_says_of_itself(encoder, default_entry):
     assert repr(encoder) == (
         f"<Encoder {encoder.name}@{encoder.revision[:12]} dim=1280 provider=CPUExecutionProvider>"
     )
-    assert encoder.fingerprint == encoder.space(normalized=True) != encoder.space(normalized=False)
+    assert encoder.fingerprint == encoder._space(normalized=True) != encoder._space(normalized=False)
     assert len(encoder.fingerprint) == 64
 
 
@@ -189,8 +189,8 @@ def test_eight_threads_share_one_encoder(tiny, noise):
 
 
 def test_padding_a_batch_does_not_change_its_rows(encoder, images):
-    [(alone, faults)] = encoder.flow([images[:3]])
-    [(padded, more)] = encoder.flow([images[:3]], pad_to=8)
+    [(alone, faults)] = encoder._flow([images[:3]])
+    [(padded, more)] = encoder._flow([images[:3]], pad_to=8)
     assert alone.shape == padded.shape == (3, 1280) and faults == more == {}
     assert np.abs(alone - padded).max() <= 1e-6
 
@@ -198,8 +198,8 @@ def test_padding_a_batch_does_not_change_its_rows(encoder, images):
 def test_batches_of_one_size_are_the_same_whatever_stands_beside(tiny, noise):
     """What a resumed job relies on: a batch padded to a size gives the same bits every time, at any threads."""
     chunks = [list(noise[at : at + 4]) for at in range(0, 38, 4)]
-    first = [block for block, _ in tiny.flow(chunks, pad_to=4)]
-    again = [next(iter(tiny.flow([chunk], pad_to=4)))[0] for chunk in chunks]
+    first = [block for block, _ in tiny._flow(chunks, pad_to=4)]
+    again = [next(iter(tiny._flow([chunk], pad_to=4)))[0] for chunk in chunks]
     for one, two in zip(first, again, strict=True):
         np.testing.assert_array_equal(one, two)
 

@@ -1,7 +1,7 @@
-"""Which files a list of duplicates may name, so that deleting all of them loses no image.
+"""Which files a list of duplicates may contain, so that deleting all of them loses no image.
 
-A row of embeddings is not a file: several rows may be one file (a link, a hard link, a folder that was embedded by
-two spellings), and a file may have been moved or changed since. So the file system is asked, at the moment of writing.
+Several rows of embeddings may be one file (a link, a hard link, a folder that was embedded under two names), and a file
+may have been moved or changed since. The file system is therefore checked when the list is written.
 """
 
 from __future__ import annotations
@@ -17,26 +17,26 @@ from embedkit.images.ids import path_of
 
 __all__ = ["DeleteList", "FileStates", "deletable"]
 
-_GONE = "no file of that name any more"
+_GONE = "the file no longer exists"
 _CHANGED = "changed since it was embedded: embed again"
 _LINK = "a link"
 _ODD = "neither a file nor a link"
 _INSIDE = "inside an archive"
 _SAME = "the same file as one that is kept"
-_TWICE = "listed already by another name"
+_TWICE = "already listed under another name"
 _BREAK = "a line break in its name: use --null"
 
-#: Device and inode: what tells files apart, however they are named.
+#: Device and inode: the identity of a file, whatever its name.
 _Key = tuple[int, int]
 
 
 @dataclass(frozen=True)
 class DeleteList:
-    """What may be deleted.
+    """The files that may be deleted.
 
     Attributes:
         files: Absolute paths, without links in them, each once.
-        left_out: Reason -> the names of the duplicates that are not listed for it.
+        left_out: Reason -> the names of the duplicates that are left out for it.
     """
 
     files: list[str]
@@ -46,7 +46,7 @@ class DeleteList:
         return len(self.files)
 
     def why(self) -> str:
-        """What was left out, in words; empty where nothing was."""
+        """A sentence about what was left out; empty if nothing was."""
         count = sum(map(len, self.left_out.values()))
         if not count:
             return ""
@@ -57,7 +57,7 @@ class DeleteList:
 
 @dataclass(frozen=True)
 class _State:
-    """What a row's file is now: `fault` is why it may not be deleted or kept, empty where it may."""
+    """The current state of a row's file: `fault` says why it may not be deleted or kept; empty if it may."""
 
     fault: str
     key: _Key | None = None
@@ -65,7 +65,7 @@ class _State:
 
 
 class FileStates:
-    """What the files of rows are now, each asked for once."""
+    """The current states of the files of rows, each looked up once."""
 
     def __init__(
         self,
@@ -73,25 +73,25 @@ class FileStates:
         recorded: tuple[np.ndarray, np.ndarray] | None,
         root: str | os.PathLike[str] | None,
     ):
-        """Ask nothing yet.
+        """Look up nothing yet.
 
         Args:
             names: The ids, one per row.
-            recorded: int64 (N,), (N,), sizes in bytes and modification times in ns as they were embedded; None
-                where they are not known.
+            recorded: int64 (N,), (N,), sizes in bytes and modification times in ns at embedding; None if
+                unknown.
             root: The folder that ids are relative to; the working folder when None.
         """
         self._names, self._recorded, self._root = names, recorded, root
-        self._known: dict[int, _State] = {}
+        self._states: dict[int, _State] = {}
 
     def of(self, row: int) -> _State:
         """The state of one row's file."""
-        if row not in self._known:
-            self._known[row] = self._look(row)
-        return self._known[row]
+        if row not in self._states:
+            self._states[row] = self._look(row)
+        return self._states[row]
 
     def rank(self, rows: Iterable[int]) -> np.ndarray:
-        """int64 (n,): which rows are the better ones to keep: 0 a real file, then links, members of archives."""
+        """Rank of each row as the one to keep, int64 (n,): 0 a real file, then links, then members of archives."""
         order = {"": 0, _LINK: 1, _INSIDE: 2}
         return np.array([order.get(self.of(row).fault, 3) for row in rows], np.int64)
 
@@ -128,11 +128,11 @@ def deletable(
 ) -> DeleteList:
     """Choose the files that may be deleted.
 
-    A file is listed when it is there, unchanged and no link, and the kept image that it is a duplicate of is so too and
-    is another file. No file is listed that is also a kept one by another name.
+    A file is listed if it exists, is unchanged and is not a link, and if the same holds for the kept image, which is
+    another file. A file that is kept under another name is never listed.
 
     Args:
-        states: What the files are now.
+        states: The current states of the files.
         names: One per row.
         kept: Rows that are kept, of all groups.
         redundant: Rows that could go, each with the kept row that it is a duplicate of.
@@ -162,7 +162,7 @@ def deletable(
 
 
 def _lies_inside(path: str) -> bool:
-    """Whether `path` names a member of a container that is there."""
+    """Whether `path` names a member of an existing container."""
     at = path.find("::")
     while at >= 0:
         if os.path.isfile(path[:at]):

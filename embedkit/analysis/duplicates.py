@@ -1,10 +1,10 @@
-"""What is in a set twice, and what of a test set is in the training set: exact joins in bounded memory.
+"""Duplicates in a set of embeddings: an exact join in bounded memory.
 
-Two rows are duplicates when their cosine reaches a threshold; groups are what is connected by duplicates. There
-is no default threshold: it depends on the encoder and on what counts as the same image. A target precision
-finds it from pairs that a person has judged, by testing thresholds from the strictest one on until the exact lower
-bound of the precision falls below the target (fixed sequence testing: Learn then Test, Angelopoulos et al.,
-Annals of Applied Statistics 2025, arXiv 2110.01052), so that the bound holds for the one that is chosen.
+Two rows are duplicates if their cosine reaches a threshold; groups are the connected components. There is no default
+threshold: it depends on the encoder and on what counts as the same image. A target precision chooses it from labeled
+pairs, by testing thresholds from the strictest one on until the exact lower bound of the precision falls below the
+target (fixed sequence testing: Learn then Test, Angelopoulos et al., Annals of Applied Statistics 2025, arXiv
+2110.01052), so the bound holds for the chosen threshold.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from embedkit._io.atomic import write_file
 from embedkit.analysis.deletable import DeleteList, FileStates, deletable
 from embedkit.analysis.matching.pairs import Pairs
 from embedkit.analysis.matching.rates import clopper_pearson_lower
-from embedkit.analysis.similarity import Groups, least_cosine, pair_similarity, pairs_above, top_k
+from embedkit.analysis.similarity import UnionFind, least_cosine, pair_similarity, pairs_above
 from embedkit.analysis.vectors import Rows, Source
 from embedkit.errors import ConfigError
 from embedkit.images.ids import check_no_image
@@ -29,18 +29,15 @@ from embedkit.images.ids import check_no_image
 __all__ = [
     "DuplicateGroup",
     "Duplicates",
-    "Leak",
-    "Leaks",
     "find_duplicates",
-    "leaks",
     "threshold_for_precision",
 ]
 
 #: Confidence of the lower bound of a precision.
 TAIL = 0.05
-#: Numbers that are held at once while groups are thinned out: 64 MB of float32.
+#: Numbers in memory at once while groups are reduced: 64 MB of float32.
 TILE = 1 << 24
-#: Pairs that are kept as a sample, evenly from all that were found.
+#: Size of the uniform sample of the pairs that were found.
 SAMPLE = 1000
 
 
@@ -49,9 +46,9 @@ class DuplicateGroup:
     """Rows that duplicates connect.
 
     Attributes:
-        kept: The rows to keep: the first one, and each one that is no duplicate of a kept one before it. In a
-            chain a-b-c the ends may differ more than the threshold allows, and then both stay. Images that are files
-            now come first, then links, then those whose files are gone.
+        kept: The rows to keep: the first one, and each one that is not a duplicate of a kept one before it. In a
+            chain a-b-c the ends may differ more than the threshold allows; then both are kept. Existing files come
+            first, then links, then images whose files no longer exist.
         redundant: The other rows; each is a duplicate of a kept one.
         of: The first kept row that each redundant one is a duplicate of.
         cosines: float32, of each redundant row with that kept one.
@@ -68,18 +65,18 @@ class DuplicateGroup:
 
 @dataclass(frozen=True)
 class Duplicates:
-    """What is there twice.
+    """The duplicates of a set.
 
     Attributes:
         names: One per row of the embeddings: its id, `id#part` for further parts.
-        threshold: Cosine from which on two rows are duplicates.
-        pairs: How many pairs of rows are.
+        threshold: The least cosine of duplicates.
+        pairs: Number of duplicate pairs.
         groups: The largest first.
-        sample: Rows i, j and cosines of at most 1,000 of the pairs, evenly drawn, to be judged by a person.
+        sample: Rows i, j and cosines of at most 1,000 of the pairs, uniformly drawn, for a person to label.
         has_parts: Whether some rows are parts of images, such as faces.
         root: The folder that ids are relative to; the working folder when None.
-        recorded: int64 (N,), (N,), sizes in bytes and modification times in ns of the images as they were embedded;
-            None where they are not known.
+        recorded: int64 (N,), (N,), sizes in bytes and modification times in ns of the images at embedding;
+            None if unknown.
     """
 
     names: list[str]
@@ -93,21 +90,21 @@ class Duplicates:
 
     @property
     def redundant(self) -> list[int]:
-        """All rows that can go, because a row that stays is a duplicate of each; rising."""
+        """All rows that can be deleted, since each is a duplicate of a kept row; in ascending order."""
         return sorted(row for group in self.groups for row in group.redundant)
 
     def write_delete_list(self, path: str | os.PathLike[str], *, null: bool = False) -> DeleteList:
         """Write the paths of files that can be deleted without losing an image; nothing is deleted.
 
-        The files are looked at now. One is listed only when it and the image that is kept for it are two regular files
-        that are there and unchanged; links, members of archives, and whatever else is not certain are left out.
+        The files are checked now. A file is listed only if it and its kept image are two regular files that exist and
+        are unchanged; links, members of archives, and all uncertain cases are left out.
 
         Args:
             path: The list: absolute paths, one a line.
             null: Each path ends in a NUL byte instead, for `xargs -0`: only then can a name hold a line break.
 
         Returns:
-            What is listed, and what is not and why.
+            What is listed, and what is left out and why.
 
         Raises:
             ConfigError: A row is a part of an image.
@@ -115,8 +112,8 @@ class Duplicates:
         """
         if self.has_parts:
             raise ConfigError(
-                "some rows are parts of images, and a part that is there twice is no image to delete; "
-                "take embeddings of whole images"
+                "some rows are parts of images, and a duplicate part is not an image to delete; "
+                "use embeddings of whole images"
             )
         check_no_image({"the delete list": path}, self.names, self.root)
         found = deletable(
@@ -136,7 +133,7 @@ def find_duplicates(
     threshold: float | None = None,
     *,
     precision: float | None = None,
-    judged: Pairs | None = None,
+    labeled: Pairs | None = None,
     seed: int = 0,
     root: str | os.PathLike[str] | None = None,
 ) -> Duplicates:
@@ -145,33 +142,35 @@ def find_duplicates(
     Args:
         embeddings: N rows, at least 2; a file larger than memory is read in blocks.
         threshold: Cosine in (-1, 1]; 1 finds equal rows.
-        precision: Instead of a threshold, the share of true duplicates among the pairs that are found.
-        judged: With `precision`, pairs that a person has judged; see `threshold_for_precision`.
+        precision: Instead of a threshold, the target share of true duplicates among the pairs that are found.
+        labeled: With `precision`, pairs that a person has labeled; see `threshold_for_precision`.
         seed: Of the sample of pairs.
-        root: The folder that ids are relative to; the working folder when None. Images that are files there are kept
-            before links, and these before what is gone.
+        root: The folder that ids are relative to; the working folder when None. Existing files are kept in
+            preference to links, and links in preference to files that no longer exist.
 
     Raises:
-        ConfigError: One row, ids that stand there twice, neither or both of threshold and precision, or judged
+        ConfigError: One row, duplicate ids, neither or both of threshold and precision, or labeled
             pairs that cannot support the precision.
     """
     rows = Rows.of(embeddings)
     if len(rows) < 2:
-        raise ConfigError(f"{rows.where}: expected at least 2 rows, found 1: nothing can be there twice")
+        raise ConfigError(f"{rows.where}: expected at least 2 rows, found 1")
     names = rows.names()
     if (threshold is None) == (precision is None):
-        raise ConfigError("find_duplicates: give a threshold, or a precision and judged pairs")
+        raise ConfigError("find_duplicates: give a threshold, or a precision and labeled pairs")
     if precision is not None:
-        if judged is None:
+        if labeled is None:
             raise ConfigError(
-                "a target precision needs judged pairs; find some with a threshold, and judge them"
+                "a target precision needs labeled pairs; find some with a threshold, and label them"
             )
-        threshold = threshold_for_precision(pair_similarity(rows, judged.a, judged.b), judged.same, precision)
+        threshold = threshold_for_precision(
+            pair_similarity(rows, labeled.a, labeled.b), labeled.same, precision
+        )
     assert threshold is not None
     if not -1 < threshold <= 1:
         raise ConfigError(f"threshold: expected a cosine in (-1, 1], found {threshold}")
 
-    linked = Groups(len(rows))
+    linked = UnionFind(len(rows))
     sample = _Sample(SAMPLE, np.random.default_rng(seed))
     for first, second, cosines in pairs_above(rows, threshold):
         linked.join(first, second)
@@ -179,18 +178,18 @@ def find_duplicates(
     roots = linked.find(np.arange(len(rows)))
     sizes = np.bincount(roots, minlength=len(rows))
     inside = np.flatnonzero(sizes[roots] > 1)
-    inside = inside[np.argsort(roots[inside], kind="stable")]  # by group, and in order within
+    inside = inside[np.argsort(roots[inside], kind="stable")]  # by group, in order within each
     edges = np.flatnonzero(np.diff(roots[inside])) + 1
     recorded = rows.recorded()
     if rows.metadata is not None:
         rank = FileStates(names, recorded, root).rank(inside.tolist())
-        inside = inside[np.lexsort((inside, rank, roots[inside]))]  # by group, and the best to keep first
+        inside = inside[np.lexsort((inside, rank, roots[inside]))]  # by group, the best to keep first
     groups = []
     for members in _batches(np.split(inside, edges) if len(inside) else [], TILE // rows.dim):
         vectors = rows.take(np.concatenate(members))
         ends = np.cumsum([len(group) for group in members])
         for group, end in zip(members, ends.tolist(), strict=True):
-            groups.append(_thin_out(group, vectors[end - len(group) : end], least_cosine(threshold)))
+            groups.append(_reduce(group, vectors[end - len(group) : end], least_cosine(threshold)))
     groups.sort(key=lambda found: (-len(found), min(found.kept)))
     return Duplicates(
         names,
@@ -205,7 +204,7 @@ def find_duplicates(
 
 
 def _batches(groups: list[np.ndarray], size: int) -> Iterator[list[np.ndarray]]:
-    """Groups side by side in lists of about `size` rows: rows in a file are not looked up group by group."""
+    """Batches of groups of about `size` rows, so that rows of a file are not read group by group."""
     batch: list[np.ndarray] = []
     for group in groups:
         batch.append(group)
@@ -216,8 +215,8 @@ def _batches(groups: list[np.ndarray], size: int) -> Iterator[list[np.ndarray]]:
         yield batch
 
 
-def _thin_out(members: np.ndarray, vectors: np.ndarray, limit: np.float32) -> DuplicateGroup:
-    """Go through a group in order and keep what is no duplicate of a kept row.
+def _reduce(members: np.ndarray, vectors: np.ndarray, limit: np.float32) -> DuplicateGroup:
+    """Go through a group in order, and keep each row that is not a duplicate of a kept one.
 
     Args:
         members: int64 (m,), rows, the best to keep first.
@@ -228,7 +227,7 @@ def _thin_out(members: np.ndarray, vectors: np.ndarray, limit: np.float32) -> Du
     gone: list[tuple[int, int, float]] = []
     left = np.arange(len(members))
     while len(left):
-        # Many heads at once, for one matrix product instead of many products with a vector.
+        # Many heads at once: one matrix product instead of many products with a vector.
         heads = min(len(left), max(1, TILE // len(left)), 256)
         cosines = vectors[left[:heads]] @ vectors[left].T
         alive = np.ones(len(left), bool)
@@ -256,7 +255,7 @@ def _thin_out(members: np.ndarray, vectors: np.ndarray, limit: np.float32) -> Du
 
 
 class _Sample:
-    """An even sample of a stream of pairs: the pairs with the smallest random keys."""
+    """A uniform sample of a stream of pairs: the pairs with the smallest random keys."""
 
     def __init__(self, size: int, rng: np.random.Generator):
         self.seen = 0
@@ -269,7 +268,7 @@ class _Sample:
         )
 
     def add(self, *pairs: np.ndarray) -> None:
-        """Rows i, rows j and cosines of the next pairs."""
+        """Add pairs: rows i, rows j and cosines."""
         self.seen += len(pairs[0])
         keys = np.concatenate([self._keys, self._rng.random(len(pairs[0]))])
         merged = [np.concatenate(both) for both in zip(self._found, pairs, strict=True)]
@@ -286,12 +285,12 @@ class _Sample:
 
 
 def threshold_for_precision(scores: np.ndarray, same: np.ndarray, precision: float) -> float:
-    """The mildest threshold above which judged pairs support a precision with 95 % confidence.
+    """The lowest threshold at which labeled pairs support a precision with 95 % confidence.
 
     Args:
-        scores: float (P,), of pairs drawn evenly from those that some low threshold finds.
-        same: bool (P,), whether a person takes them for the same image.
-        precision: The share of true duplicates that is asked for, in (0, 1).
+        scores: float (P,), of pairs drawn uniformly from those that a low threshold finds.
+        same: bool (P,), whether a person labeled them as the same image.
+        precision: The target share of true duplicates, in (0, 1).
 
     Raises:
         ConfigError: Too few pairs for this precision, even if all of them were right, or too many wrong ones.
@@ -302,8 +301,8 @@ def threshold_for_precision(scores: np.ndarray, same: np.ndarray, precision: flo
     least = math.ceil(math.log(TAIL) / math.log(precision))
     if len(scores) < least:
         raise ConfigError(
-            f"{len(scores)} judged pairs cannot support a precision of {precision:g}: at least {least} are needed, "
-            "all of them duplicates; judge more, or ask for less"
+            f"{len(scores)} labeled pairs cannot support a precision of {precision:g}: at least {least} are needed, "
+            "all of them duplicates; label more, or lower the precision"
         )
     order = np.argsort(-scores, kind="stable")
     ranked, hits = scores[order], np.cumsum(same[order])
@@ -316,65 +315,7 @@ def threshold_for_precision(scores: np.ndarray, same: np.ndarray, precision: flo
         chosen = float(ranked[last])
     if chosen is None:
         raise ConfigError(
-            f"no threshold reaches a precision of {precision:g}: of the {least} most similar judged pairs "
-            f"{int(hits[least - 1])} are duplicates; ask for less, or judge more pairs"
+            f"no threshold reaches a precision of {precision:g}: of the {least} most similar labeled pairs "
+            f"{int(hits[least - 1])} are duplicates; lower the precision, or label more pairs"
         )
     return chosen
-
-
-@dataclass(frozen=True)
-class Leak:
-    """A row of the test set that the training set has.
-
-    Attributes:
-        test: Its id.
-        train: The id of the nearest training row.
-        cosine: Of both.
-    """
-
-    test: str
-    train: str
-    cosine: float
-
-
-@dataclass(frozen=True)
-class Leaks:
-    """What of a test set is in a training set.
-
-    Attributes:
-        found: The most similar first.
-        tested: Rows of the test set.
-        threshold: Cosine from which on a row counts as there.
-    """
-
-    found: list[Leak]
-    tested: int
-    threshold: float
-
-    @property
-    def rate(self) -> float:
-        """Share of the test rows."""
-        return len(self.found) / self.tested
-
-
-def leaks(train: Source, test: Source, threshold: float) -> Leaks:
-    """Find the test rows whose nearest training row reaches a threshold, exactly.
-
-    Args:
-        train: N rows; a file larger than memory is read in blocks.
-        test: M rows.
-        threshold: Cosine in (-1, 1]; 1 finds equal rows.
-
-    Raises:
-        ConfigError: Rows that cannot be compared, or ids that stand there twice.
-        SpaceMismatchError: Embeddings of two spaces.
-    """
-    base, asked = Rows.of(train, "the training set"), Rows.of(test, "the test set")
-    if not -1 < threshold <= 1:
-        raise ConfigError(f"threshold: expected a cosine in (-1, 1], found {threshold}")
-    cosines, nearest = (found[:, 0] for found in top_k(asked, base, 1))
-    names, owners = asked.names(), base.names()
-    hits = np.flatnonzero(cosines >= least_cosine(threshold))
-    hits = hits[np.argsort(-cosines[hits], kind="stable")]
-    found = [Leak(names[row], owners[nearest[row]], float(cosines[row])) for row in hits.tolist()]
-    return Leaks(found, len(asked), threshold)

@@ -1,11 +1,11 @@
-"""Is this set of embeddings healthy? Figures that need no labels, each with a verdict in plain words.
+"""Lint: metrics of a set of embeddings that need no labels, each with a verdict in one sentence.
 
 Sources: effective rank: RankMe (Garrido et al., ICML 2023, arXiv 2210.02885, equation 1). Uniformity:
 Understanding Contrastive Representation Learning through Alignment and Uniformity on the Hypersphere (Wang and
 Isola, ICML 2020, arXiv 2005.10242, section 4.1), t = 2. Hubness: Hubs in Space (Radovanovic, Nanopoulos and
 Ivanovic, JMLR 11, 2010), skewness of the k-occurrences. Collapse of dimensions: Understanding Dimensional
 Collapse in Contrastive Self-supervised Learning (Jing et al., ICLR 2022, arXiv 2110.09348).
-The limits from which on a figure is a warning are ours.
+The limits above or below which a metric is a warning are embedkit's.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from embedkit.embeddings.formats import open_rows
 from embedkit.embeddings.table import Embeddings
 from embedkit.errors import ConfigError
 
-__all__ = ["Check", "Lint", "lint"]
+__all__ = ["LintCheck", "LintReport", "lint"]
 
-#: Rows whose effective rank is measured: the source's number.
+#: Rows whose effective rank is measured, as in the source.
 RANK_ROWS = 25_600
-#: Rows among which neighbors are looked for, and rows whose nearest one among all rows is looked for.
+#: Rows in the neighbor search, and rows whose nearest neighbor among all rows is searched.
 NEIGHBOR_ROWS = 10_000
 QUERIES = 2_000
 
-#: Limits: what is beyond is a warning.
+#: A metric beyond its limit is a warning.
 LEAST_RANK_SHARE = 0.05
 MOST_MEAN_COSINE = 0.9
 MOST_HUBNESS = 2.0
@@ -43,15 +43,15 @@ _CELLS = 1 << 23
 
 
 @dataclass(frozen=True)
-class Check:
-    """One figure.
+class LintCheck:
+    """One metric and its verdict.
 
     Attributes:
         name: `bad_rows`, `effective_rank`, `collapse`, `uniformity`, `hubness`, `dead_dimensions` or
             `near_duplicates`.
-        value: The figure, None where it cannot be had.
+        value: The metric; None if it cannot be computed.
         ok: False for a warning.
-        words: What it means, one sentence.
+        words: What it means, in one sentence.
     """
 
     name: str
@@ -61,30 +61,30 @@ class Check:
 
 
 @dataclass(frozen=True)
-class Lint:
+class LintReport:
     """The health of a set of embeddings.
 
     Attributes:
         rows: N.
         dim: D.
-        sample: Which rows the figures are of, in words.
-        seed: By which samples were drawn.
-        checks: The figures.
+        sample: The rows that the metrics are computed on, in words.
+        seed: The seed of the samples.
+        checks: The metrics.
     """
 
     rows: int
     dim: int
     sample: str
     seed: int
-    checks: tuple[Check, ...]
+    checks: tuple[LintCheck, ...]
 
     @property
-    def warnings(self) -> tuple[Check, ...]:
+    def warnings(self) -> tuple[LintCheck, ...]:
         """The checks that are not ok."""
         return tuple(check for check in self.checks if not check.ok)
 
     def to_json(self) -> dict[str, Any]:
-        """All of it, as the command line prints it."""
+        """The report as the command line prints it."""
         return {**asdict(self), "ok": not self.warnings}
 
 
@@ -94,22 +94,22 @@ def lint(
     k: int = 10,
     near_duplicate: float = 0.99,
     seed: int = 0,
-) -> Lint:
-    """Judge embeddings.
+) -> LintReport:
+    """Check a set of embeddings.
 
-    A file is streamed twice and never held, so that memory is bounded by the samples, whatever the number of rows:
-    the rank of at most `RANK_ROWS` rows, neighbors among `NEIGHBOR_ROWS`, and for `QUERIES` of them the nearest of
-    all rows. Where there are fewer rows, every figure is exact.
+    A file is streamed twice and never held, so the samples bound the memory, whatever the number of rows: the rank of
+    at most `RANK_ROWS` rows, neighbors among `NEIGHBOR_ROWS`, and for `QUERIES` of them the nearest of all rows. With
+    fewer rows, every metric is exact.
 
     Args:
         source: Embeddings, their file, or an array float (N, D), N of 2 or more.
         k: Neighbors whose occurrences are counted.
-        near_duplicate: Cosine from which on two rows are near-duplicates, in [-1, 1].
+        near_duplicate: The least cosine of near-duplicates, in [-1, 1].
         seed: Of the samples.
 
     Raises:
         ConfigError: Fewer than 2 rows with a direction, or settings that cannot be used.
-        OutputError: A file that is none of ours.
+        OutputError: Not a file of embeddings.
     """
     if k < 1 or not -1 <= near_duplicate <= 1:
         raise ConfigError(
@@ -156,11 +156,11 @@ def lint(
             f"samples of {rows} rows, drawn with seed {seed}: {len(sample)} for the rank, {len(near)} for "
             f"neighbors, {len(queries)} for near-duplicates; bad rows and dimensions are of all rows"
         )
-    return Lint(rows, dim, words, seed, checks)
+    return LintReport(rows, dim, words, seed, checks)
 
 
 class _Whole:
-    """What is known of all rows."""
+    """Statistics of all rows."""
 
     def __init__(self, dim: int):
         self.count = 0
@@ -170,10 +170,10 @@ class _Whole:
         self._sums, self._squares = np.zeros(dim), np.zeros(dim)
 
     def add(self, block: np.ndarray, start: int) -> np.ndarray:
-        """Take a block in; which of its rows are good, bool (B,)."""
+        """Add a block; returns which of its rows are usable, bool (B,)."""
         largest = magnitudes(block)
         finite = np.isfinite(largest)
-        good = finite & (largest > 0)
+        good: np.ndarray = finite & (largest > 0)
         self.not_finite += int((~finite).sum())
         self.zeros += int((finite & ~good).sum())
         if self.first_bad < 0 and not good.all():
@@ -182,7 +182,7 @@ class _Whole:
         if len(rows):
             if self._pivot is None:
                 self._pivot = rows[0]
-            rows -= self._pivot  # a dimension that never changes is exactly 0, however large it is
+            rows -= self._pivot  # a constant dimension becomes exactly 0, however large it is
             self.count += len(rows)
             self._sums += rows.sum(0)
             self._squares += np.square(rows).sum(0)
@@ -206,7 +206,8 @@ def _rankme(sample: np.ndarray, epsilon: float = 1e-7) -> float:
 def _neighborhood(rows: np.ndarray, k: int) -> tuple[float, float, np.ndarray]:
     """Mean cosine and uniformity of all pairs, and how often each row is among the k nearest of another."""
     n = len(rows)
-    # The cosines of all pairs sum to |sum of rows|^2 less those of each row with itself: exactly, and in no time.
+    # The cosines of all pairs sum to |sum of rows|^2 less those of each row with itself: exactly, and without a
+    # product of all pairs.
     wide = rows.astype(np.float64)
     cosine = float(np.square(wide.sum(0)).sum() - np.square(wide).sum())
     potential = 0.0
@@ -215,7 +216,7 @@ def _neighborhood(rows: np.ndarray, k: int) -> tuple[float, float, np.ndarray]:
     for start in range(0, n, step):
         block = rows[start : start + step] @ rows.T
         own = np.arange(len(block))
-        block[own, start + own] = -np.inf  # no row is its own pair, nor its own neighbor
+        block[own, start + own] = -np.inf  # a row is neither its own pair nor its own neighbor
         # |x - y|^2 = 2 - 2 cos, so that exp(-2 |x - y|^2) = exp(4 cos - 4)
         potential += float(np.exp(4 * block - 4).sum(dtype=np.float64))
         nearest = np.argpartition(-block, k - 1, axis=1)[:, :k]
@@ -237,9 +238,9 @@ def _nearest(
             good = np.isfinite(largest) & (largest > 0)
             cosines = queries @ _unit(np.where(good[:, None], part, 1)).T
             cosines[:, ~good] = -1
-            place = own - start - first  # of each query in this part
-            inside = np.flatnonzero((place >= 0) & (place < len(part)))
-            cosines[inside, place[inside]] = -1
+            at = own - start - first  # position of each query in this part
+            inside = np.flatnonzero((at >= 0) & (at < len(part)))
+            cosines[inside, at[inside]] = -1
             best = np.maximum(best, cosines.max(1))
     return best
 
@@ -249,46 +250,48 @@ def _unit(rows: np.ndarray) -> np.ndarray:
     return (rows / np.where(length > 0, length, 1)).astype(np.float32)
 
 
-def _bad_rows(whole: _Whole, rows: int, name: Callable[[int], str]) -> Check:
+def _bad_rows(whole: _Whole, rows: int, name: Callable[[int], str]) -> LintCheck:
     bad = whole.not_finite + whole.zeros
     if not bad:
-        return Check("bad_rows", 0, True, "Every row is finite and has a direction.")
+        return LintCheck("bad_rows", 0, True, "Every row is finite and has a direction.")
     words = (
         f"{whole.not_finite} of {rows} rows hold NaN or infinity and {whole.zeros} are all zeros (the first is "
-        f"{name(whole.first_bad)}): embed those images again; all other figures leave them out."
+        f"{name(whole.first_bad)}): embed those images again; all other metrics leave them out."
     )
-    return Check("bad_rows", bad, False, words)
+    return LintCheck("bad_rows", bad, False, words)
 
 
-def _rank(rank: float, rows: int, dim: int) -> Check:
+def _rank(rank: float, rows: int, dim: int) -> LintCheck:
     most = min(rows, dim)
     share = rank / most
     words = f"The rows use about {rank:.1f} of {most} possible dimensions ({share:.0%})"
     if most > 1 and share < LEAST_RANK_SHARE:
-        words += ": most of the width is idle; a reduction loses nothing, and a longer or better training might gain."
-        return Check("effective_rank", rank, False, words)
-    return Check("effective_rank", rank, True, words + ".")
+        words += ": most of the width is unused; a reduction loses nothing, and better training may help."
+        return LintCheck("effective_rank", rank, False, words)
+    return LintCheck("effective_rank", rank, True, words + ".")
 
 
-def _collapse(cosine: float) -> Check:
+def _collapse(cosine: float) -> LintCheck:
     if cosine > MOST_MEAN_COSINE:
         words = (
             f"Two rows have a cosine of {cosine:.3f} on average: the embeddings have collapsed into one direction and "
-            "tell images apart badly; look at the training, or subtract the mean (pca) before comparing."
+            "separate images badly; check the training, or subtract the mean (pca) before comparing."
         )
-        return Check("collapse", cosine, False, words)
-    return Check("collapse", cosine, True, f"Two rows have a cosine of {cosine:.3f} on average: no collapse.")
+        return LintCheck("collapse", cosine, False, words)
+    return LintCheck(
+        "collapse", cosine, True, f"Two rows have a cosine of {cosine:.3f} on average: no collapse."
+    )
 
 
-def _uniformity(value: float, dim: int) -> Check:
+def _uniformity(value: float, dim: int) -> LintCheck:
     best = -4 + 8 / dim  # cosines of even directions have variance 1 / D
     words = (
         f"{value:.2f}, where rows spread evenly over the sphere would have about {best:.2f} and equal rows 0."
     )
-    return Check("uniformity", value, True, words)
+    return LintCheck("uniformity", value, True, words)
 
 
-def _hubness(occurrences: np.ndarray, k: int, rows: np.ndarray, name: Callable[[int], str]) -> Check:
+def _hubness(occurrences: np.ndarray, k: int, rows: np.ndarray, name: Callable[[int], str]) -> LintCheck:
     spread = float(occurrences.std())
     skewness = float(((occurrences - occurrences.mean()) ** 3).mean() / spread**3) if spread > 0 else 0.0
     top = int(occurrences.argmax())
@@ -298,36 +301,34 @@ def _hubness(occurrences: np.ndarray, k: int, rows: np.ndarray, name: Callable[[
         f"{never:.0%} of rows never are, and {name(int(rows[top]))} is {most} times"
     )
     if skewness > MOST_HUBNESS:
-        return Check(
-            "hubness", skewness, False, words + ": hubs turn up in every search, whatever is asked for."
-        )
-    return Check("hubness", skewness, True, words + ".")
+        return LintCheck("hubness", skewness, False, words + ": such hubs are found by every search.")
+    return LintCheck("hubness", skewness, True, words + ".")
 
 
-def _dead(whole: _Whole, dim: int) -> Check:
+def _dead(whole: _Whole, dim: int) -> LintCheck:
     std = whole.std()
     dead = np.flatnonzero(std <= LEAST_STD * np.sqrt(np.square(std).mean()))
     if not len(dead):
-        return Check("dead_dimensions", 0, True, f"All {dim} dimensions vary.")
+        return LintCheck("dead_dimensions", 0, True, f"All {dim} dimensions vary.")
     some = ", ".join(map(str, dead[:5].tolist())) + (", ..." if len(dead) > 5 else "")
-    words = f"{len(dead)} of {dim} dimensions are the same in all rows ({some}) and say nothing."
-    return Check("dead_dimensions", len(dead), False, words)
+    words = f"{len(dead)} of {dim} dimensions are constant over all rows ({some})."
+    return LintCheck("dead_dimensions", len(dead), False, words)
 
 
-def _duplicates(nearest: np.ndarray, limit: float) -> Check:
-    # float32 leaves equal rows a little below 1
+def _duplicates(nearest: np.ndarray, limit: float) -> LintCheck:
+    # in float32 the cosine of equal rows may be a little below 1
     rate = float((nearest >= min(limit, 1 - 2e-6)).mean())
     words = f"{rate:.2%} of rows have another row at a cosine of {limit:g} or more"
     if rate > MOST_NEAR_DUPLICATES:
-        words += ": look at them with `embedkit duplicates` before you split, train or count."
-        return Check("near_duplicates", rate, False, words)
-    return Check("near_duplicates", rate, True, words + ".")
+        words += ": inspect them with `embedkit duplicates` before you split, train or count."
+        return LintCheck("near_duplicates", rate, False, words)
+    return LintCheck("near_duplicates", rate, True, words + ".")
 
 
 def _open(
     source: Embeddings | np.ndarray | str | os.PathLike[str],
 ) -> tuple[str, int, int, Callable[[], Iterator[tuple[int, np.ndarray]]], Callable[[int], str]]:
-    """How messages name the rows, N, D, what gives all rows in blocks, and what names one row."""
+    """Open rows: their name in messages, N, D, a reader of all rows in blocks, and a function that names one row."""
     where = "the embeddings"
     if isinstance(source, (str, os.PathLike)):
         stored = open_rows(source)
@@ -337,7 +338,7 @@ def _open(
             return stored.vectors(start, stop)
 
         def name(row: int) -> str:
-            return stored.column("id", row, row + 1)[0]
+            return str(stored.column("id", row, row + 1)[0])
 
     else:
         array = as_numbers(source.vectors if isinstance(source, Embeddings) else source, where)
@@ -353,7 +354,9 @@ def _open(
 
     def blocks() -> Iterator[tuple[int, np.ndarray]]:
         for start in range(0, rows, _BLOCK):
-            with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinity, and a bad row
+            with np.errstate(
+                over="ignore"
+            ):  # what float32 cannot hold becomes infinity, which makes a bad row
                 block = np.asarray(read(start, min(start + _BLOCK, rows)), np.float32)
             yield start, block
 

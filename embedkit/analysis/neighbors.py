@@ -1,59 +1,59 @@
-"""Search: the most similar rows of a set, exactly as long as that is fast, else approximately with its recall known.
+"""Search: the most similar rows of a set, exact while that is fast, else approximate with a measured recall.
 
 `flat` compares with every row. `ivf` looks into the cells nearest to the query (Billion-scale similarity search with
 GPUs, Johnson, Douze and Jegou, IEEE Transactions on Big Data 2019, arXiv 1702.08734), `hnsw` walks a graph of
 neighbors (Efficient and robust approximate nearest neighbor search using Hierarchical Navigable Small World
-graphs, Malkov and Yashunin, IEEE TPAMI 2018, arXiv 1603.09320); both by faiss. How hard they look is set when they
-are built, so that the recall measured against the exact answer reaches a target.
+graphs, Malkov and Yashunin, IEEE TPAMI 2018, arXiv 1603.09320); both by faiss. How many cells or candidates a search
+visits is set at building, so that the recall measured against the exact answer reaches a target.
 
-The file: 8 bytes of magic, vectors (or faiss' own form), ids, a JSON footer with the sizes and CRC-32 of both and
-the metadata, the footer's length, and the magic again. It appears in one step, so that a killed build leaves
-the index as it was. Like every format with faiss in it: load only
-files that you trust.
-The index and its file stand in one module, a little long, since neither is understood without the other.
+`embedkit.analysis.index_file` describes the file of an index.
 """
 
 from __future__ import annotations
 
 import os
-import struct
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, BinaryIO, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from embedkit._io.atomic import replacing
-from embedkit._io.json import Fields, JsonFormat, canonical_json
+from embedkit._io.json import canonical_json
 from embedkit._io.reading import open_regular
+from embedkit._io.text import did_you_mean
+from embedkit.analysis.index_file import (
+    MAGIC,
+    Section,
+    check_section,
+    parse_names,
+    read_engine,
+    read_footer,
+    sections_of,
+    write_footer,
+)
 from embedkit.analysis.similarity import faiss_module, top_k, without_own
 from embedkit.analysis.vectors import BLOCK, Rows, Source, as_count
 from embedkit.embeddings.metadata import Metadata, check_same_space
 from embedkit.errors import ConfigError, EmbedkitError, OutputError
 
-__all__ = ["Hits", "Index"]
+__all__ = ["Hits", "SearchIndex"]
 
 KINDS = ("auto", "flat", "ivf", "hnsw")
-VERSION = 1
-MAGIC = b"ek-index"
-#: Bytes after the footer: its length, its CRC-32, the magic.
-TAIL = 12 + len(MAGIC)
 #: Numbers (rows x width) up to which `auto` is exact: one query reads them all, about 0.1 s on 2 cores.
 EXACT = 1 << 28
 #: Neighbors at which recall is measured.
 RECALL_AT = 10
 #: Queries that it is measured with.
 PROBES = 500
-_FOOTER = JsonFormat(error=OutputError, step="build the index again", limit=1 << 20)
 #: Links of a node of the graph, and candidates while it is built.
 LINKS, CONSTRUCTION = 32, 128
 
 
 @dataclass(frozen=True)
 class Hits:
-    """What was found, one list a query, the most similar first.
+    """Search results, one list per query, the most similar first.
 
     Attributes:
         ids: The names of the rows: `id`, or `id#part`.
@@ -66,17 +66,17 @@ class Hits:
     cosines: np.ndarray
 
 
-class Index:
-    """Embeddings that can be searched.
+class SearchIndex:
+    """A searchable set of embeddings.
 
     Attributes:
         kind: `flat`, `ivf` or `hnsw`.
         names: One per row: its id, or `id#part`.
         dim: Width D.
-        metadata: What the embeddings are; None for a plain array.
-        recall: Share of the exact 10 nearest neighbors that are found, measured at building; 1 for `flat`. The
-            queries were rows of the index; queries unlike all rows may find fewer.
-        effort: Cells (`ivf`) or candidates (`hnsw`) that are looked at; 0 for `flat`.
+        metadata: Metadata of the embeddings; None for a plain array.
+        recall: Share of the exact 10 nearest neighbors that are found, measured at building; 1 for `flat`. It was
+            measured with rows of the index as queries; it may be lower for queries unlike all rows.
+        effort: Number of cells (`ivf`) or candidates (`hnsw`) that a search visits; 0 for `flat`.
     """
 
     def __init__(
@@ -102,10 +102,12 @@ class Index:
         return len(self.names)
 
     def __repr__(self) -> str:
-        return f"<Index {self.kind} of {len(self)} x {self.dim}, recall@{RECALL_AT} {self.recall:.3f}>"
+        return f"<SearchIndex {self.kind} of {len(self)} x {self.dim}, recall@{RECALL_AT} {self.recall:.3f}>"
 
     @classmethod
-    def build(cls, embeddings: Source, kind: str = "auto", *, recall: float = 0.95, seed: int = 0) -> Index:
+    def build(
+        cls, embeddings: Source, kind: str = "auto", *, recall: float = 0.95, seed: int = 0
+    ) -> SearchIndex:
         """Index embeddings.
 
         Args:
@@ -113,11 +115,11 @@ class Index:
             kind: `flat` is exact; `ivf` and `hnsw` are approximate, `hnsw` faster and slower to build; `auto` is
                 `flat` up to 268 million numbers (2 million rows of 128) and for what does not fit into
                 memory, else `ivf`.
-            recall: Share of the exact 10 nearest neighbors that an approximate index has to find.
-            seed: Of the cells, and of the queries that recall is measured with.
+            recall: Target share of the exact 10 nearest neighbors for an approximate index.
+            seed: Of the cells, and of the queries for the recall.
 
         Raises:
-            ConfigError: No row, ids that stand there twice, an unknown kind, or too few rows for it.
+            ConfigError: No row, duplicate ids, an unknown kind, or too few rows for it.
             MissingDependencyError: faiss is not installed and the kind needs it.
         """
         if kind not in KINDS:
@@ -132,18 +134,18 @@ class Index:
             return cls("flat", names, rows.metadata, rows, None, dim=rows.dim)
         if not rows.in_memory:
             raise ConfigError(
-                f"{rows.where} is larger than memory: take kind 'flat', which reads it in blocks"
+                f"{rows.where} is larger than memory: use kind 'flat', which reads it in blocks"
             )
         if len(rows) < 1000:
-            raise ConfigError(f"kind {kind!r} needs 1,000 rows or more, found {len(rows)}: take 'flat'")
+            raise ConfigError(f"kind {kind!r} needs 1,000 rows or more, found {len(rows)}: use 'flat'")
         engine = _ivf(rows, seed) if kind == "ivf" else _hnsw(rows)
         index = cls(kind, names, rows.metadata, rows, engine, dim=rows.dim)
         index._tune(recall, seed)
-        index._rows = None  # the engine has a copy of its own
+        index._rows = None  # the engine has its own copy
         return index
 
     def _tune(self, target: float, seed: int) -> None:
-        """Look at ever more cells or candidates until the measured recall reaches the target, or all are seen."""
+        """Visit more cells or candidates until the measured recall reaches the target, or until all are visited."""
         assert self._rows is not None
         rng = np.random.default_rng(seed)
         probes = np.sort(rng.choice(len(self), min(PROBES, len(self)), replace=False))
@@ -165,12 +167,12 @@ class Index:
         """Find the k most similar rows.
 
         Args:
-            queries: Vectors (Q, D) or (D,), embeddings, or names of rows of this index: then the row itself is
-                not among what is found. A single text is a name, never a file.
+            queries: Vectors (Q, D) or (D,), embeddings, or names of rows of this index, which
+                are excluded from their own results. A single text is a name, never a file.
             k: How many.
 
         Raises:
-            ConfigError: An unknown name, k larger than there are rows, or vectors that cannot be compared.
+            ConfigError: An unknown name, k larger than the number of rows, or vectors that cannot be compared.
             SpaceMismatchError: Embeddings of another space.
         """
         own: np.ndarray | None = None
@@ -206,11 +208,10 @@ class Index:
             self._row_of = {name: row for row, name in enumerate(self.names)}
         unknown = next((name for name in names if name not in self._row_of), None)
         if unknown is not None:
-            import difflib
-
-            near = difflib.get_close_matches(unknown, self.names[:100_000], 1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ConfigError(f"{unknown!r} is no id of the index{hint}")
+            raise ConfigError(
+                f"{unknown!r} is no id of the index; "
+                + did_you_mean(unknown, self.names, otherwise="check the spelling")
+            )
         return np.array([self._row_of[name] for name in names], np.int64)
 
     def _take(self, rows: np.ndarray) -> np.ndarray:
@@ -219,7 +220,7 @@ class Index:
         return np.stack([self._engine.reconstruct(int(row)) for row in rows])
 
     def _approximate(self, vectors: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """Ask the engine; a query that finds fewer than k rows is asked again, looking at more."""
+        """Query the engine; a query that finds fewer than k rows is repeated with more effort."""
         faiss = faiss_module()
         vectors = np.ascontiguousarray(vectors, np.float32)
         effort = self.effort if self.kind == "ivf" else max(self.effort, k)
@@ -243,9 +244,9 @@ class Index:
             if effort >= most:
                 break
             effort = min(most, effort * 4)
-        # A graph may have rows that no walk reaches.
+        # Some rows of a graph may be unreachable.
         raise ConfigError(
-            f"the {self.kind} index finds fewer than {k} rows for a query: take a smaller k, or 'flat'"
+            f"the {self.kind} index finds fewer than {k} rows for a query: use a smaller k, or 'flat'"
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -259,18 +260,17 @@ class Index:
             raise OutputError(f"the folder {path.parent} of the index does not exist; create it first")
         with replacing(path) as file:
             file.write(MAGIC)
-            vectors = _Section(file)
+            vectors = Section(file)
             if self._engine is not None:
                 faiss = faiss_module()
                 faiss.write_index(self._engine, faiss.PyCallbackIOWriter(vectors.write))
             for block in self._blocks():
                 vectors.write(block)
-            ids = _Section(file)
+            ids = Section(file)
             for start in range(0, len(self.names), BLOCK):
                 lines = (canonical_json(name) + b"\n" for name in self.names[start : start + BLOCK])
                 ids.write(b"".join(lines))
             footer = {
-                "version": VERSION,
                 "kind": self.kind,
                 "rows": len(self),
                 "dim": self.dim,
@@ -279,8 +279,7 @@ class Index:
                 "metadata": None if self.metadata is None else self.metadata.to_json(),
                 "sections": [[section.start, section.size, section.crc] for section in (vectors, ids)],
             }
-            text = canonical_json(footer)
-            file.write(text + struct.pack("<QI", len(text), zlib.crc32(text)) + MAGIC)
+            write_footer(file, footer)
 
     def _blocks(self) -> Iterator[bytes]:
         for start in range(0, len(self) if self._rows is not None else 0, BLOCK):
@@ -288,7 +287,7 @@ class Index:
             yield np.ascontiguousarray(block, "<f4").tobytes()
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Index:
+    def load(cls, path: str | os.PathLike[str]) -> SearchIndex:
         """Read what `save` wrote, and check every byte of it.
 
         Raises:
@@ -298,7 +297,7 @@ class Index:
         where = os.fspath(path)
         try:
             with open_regular(path) as file:
-                footer = _read_footer(file, where)
+                footer = read_footer(file, where)
                 kind = footer.text("kind", choices=KINDS[1:])
                 rows, dim = footer.whole("rows", 1, 1 << 40), footer.whole("dim", 1, 1 << 20)
                 recall = footer.number("recall", 0, 1)
@@ -306,18 +305,18 @@ class Index:
                 metadata = footer.optional(
                     "metadata", lambda key: Metadata.from_json(footer.text(key), where)
                 )
-                vectors, ids = _sections(footer, file)
+                vectors, ids = sections_of(footer, file)
                 if kind == "flat" and vectors.size != rows * dim * 4:
                     footer.fail("rows", f"{vectors.size // (4 * dim)}, for which there are vectors")
-                _check_section(file, ids, where)
-                names = _names(file.read(ids.size), rows, where)
-                _check_section(file, vectors, where)
+                check_section(file, ids, where)
+                names = parse_names(file.read(ids.size), rows, where)
+                check_section(file, vectors, where)
                 held, engine = None, None
                 if kind == "flat":
-                    # Mapped: the rows of an index larger than memory stay on the disk.
+                    # Memory-mapped: the rows of an index larger than memory stay on the disk.
                     held = Rows(np.memmap(file, np.dtype("<f4"), "r", vectors.start, (rows, dim)), where)
                 else:
-                    engine = _read_engine(file, kind, where)
+                    engine = read_engine(file, kind, where)
                     if engine.ntotal != rows or engine.d != dim:
                         footer.fail("rows", f"{engine.ntotal} of {engine.d} columns, which the vectors are")
         except EmbedkitError:
@@ -333,28 +332,28 @@ class Index:
 
 
 def check_k(k: int, rows: int, own: bool, what: str) -> None:
-    """Refuse to look for more rows than there are.
+    """Refuse a k larger than the number of rows.
 
     Args:
-        k: Rows that are asked for.
-        rows: Rows that there are.
-        own: Whether they are asked for with a row of theirs, which is not among what is found.
-        what: How messages name them.
+        k: Number of requested rows.
+        rows: Number of rows.
+        own: Whether the query is a row itself, which is excluded from the results.
+        what: Name of the index in messages.
 
     Raises:
         ConfigError: There are fewer.
     """
     k, most = as_count(k, "k"), rows - own
     if not most:
-        raise ConfigError(f"{what} has one row, which has no other beside it; embed more images into it")
+        raise ConfigError(f"{what} has only one row, so it has no neighbors; embed more images into it")
     if not 1 <= k <= most:
         raise ConfigError(f"k: expected 1 to {most}, for {what} has {rows} row{'s' * (rows > 1)}, found {k}")
 
 
 def _ivf(rows: Rows, seed: int) -> Any:
-    """Cells around k-means centres, 4 sqrt(N) of them, trained on a sample of up to 64 rows a cell."""
+    """Cells around k-means centers, 4 sqrt(N) of them, trained on a sample of up to 64 rows per cell."""
     faiss = faiss_module()
-    cells = max(1, min(round(4 * len(rows) ** 0.5), len(rows) // 39))  # faiss wants 39 rows a cell
+    cells = max(1, min(round(4 * len(rows) ** 0.5), len(rows) // 39))  # faiss requires 39 rows per cell
     engine = faiss.index_factory(rows.dim, f"IVF{cells},Flat", faiss.METRIC_INNER_PRODUCT)
     engine.cp.spherical = True
     engine.cp.seed = seed
@@ -374,93 +373,4 @@ def _hnsw(rows: Rows) -> Any:
     engine.hnsw.efConstruction = CONSTRUCTION
     for start in range(0, len(rows), BLOCK):
         engine.add(np.ascontiguousarray(rows.unit(start, min(start + BLOCK, len(rows)))))
-    return engine
-
-
-class _Section:
-    """A run of bytes of a file that is being written, with its size and CRC-32."""
-
-    def __init__(self, file: IO[bytes]):
-        self._file = file
-        self.start, self.size, self.crc = file.tell(), 0, 0
-
-    def write(self, data: bytes) -> int:
-        """Append."""
-        self.size += len(data)
-        self.crc = zlib.crc32(data, self.crc)
-        return self._file.write(data)
-
-
-class _Range(NamedTuple):
-    """A run of bytes of a file that is being read."""
-
-    start: int
-    size: int
-    crc: int
-
-
-def _sections(footer: Fields, file: BinaryIO) -> tuple[_Range, _Range]:
-    """Where the vectors and the ids lie, both inside of the file."""
-    end = file.seek(0, os.SEEK_END)
-    vectors, ids = (
-        _Range(*row) if len(row) == 3 and all(type(value) is int for value in row) else _Range(-1, -1, -1)  # type: ignore[arg-type]
-        for row in footer.rows("sections", count=2)
-    )
-    if not all(0 <= one.start <= end and 0 <= one.size <= end - one.start for one in (vectors, ids)):
-        footer.fail("sections", f"two ranges of a file of {end} bytes, each a start, a size and a CRC-32")
-    return vectors, ids
-
-
-def _check_section(file: BinaryIO, section: _Range, where: str) -> None:
-    """Compare a section with its CRC-32, and stand at its begin again."""
-    file.seek(section.start)
-    found, left = 0, section.size
-    while left > 0 and (data := file.read(min(left, 1 << 22))):
-        found, left = zlib.crc32(data, found), left - len(data)
-    if left or found != section.crc:
-        raise OutputError(f"{where} is a damaged index (bytes were changed); build it again")
-    file.seek(section.start)
-
-
-def _names(data: bytes, rows: int, where: str) -> list[str]:
-    """The ids, a JSON text a line, no two equal."""
-    lines = JsonFormat(error=OutputError, step="build the index again", limit=len(data) + 2, depth=2)
-    names = lines.parse(b"[" + data.strip().replace(b"\n", b",") + b"]", f"{where}: ids")
-    if len(set(map(str, names))) != rows or not all(isinstance(name, str) for name in names):
-        raise OutputError(f"{where}: ids: expected {rows} different texts; build the index again")
-    return names
-
-
-def _read_footer(file: BinaryIO, where: str) -> Fields:
-    end = file.seek(0, os.SEEK_END)
-    file.seek(0)
-    if file.read(len(MAGIC)) != MAGIC:
-        raise OutputError(f"{where} is not an index of embedkit")
-    file.seek(max(0, end - TAIL))
-    tail = file.read(TAIL)
-    if len(tail) < TAIL or tail[-len(MAGIC) :] != MAGIC:
-        raise OutputError(f"{where} is cut off; build the index again, or copy it again")
-    length, crc = struct.unpack("<QI", tail[: -len(MAGIC)])
-    text = b""
-    if length <= min(end - TAIL, _FOOTER.limit):
-        file.seek(end - TAIL - length)
-        text = file.read(length)
-    if zlib.crc32(text) != crc:
-        raise OutputError(f"{where} is a damaged index (bytes were changed); build it again")
-    footer = _FOOTER.fields(_FOOTER.parse(text, where), where)
-    footer.version("version", VERSION)
-    return footer
-
-
-def _read_engine(file: BinaryIO, kind: str, where: str) -> Any:
-    faiss = faiss_module()
-    try:
-        engine = faiss.read_index(faiss.PyCallbackIOReader(file.read))
-    except (RuntimeError, MemoryError) as error:
-        reason = (str(error).splitlines() or ["out of memory"])[0][:200]
-        raise OutputError(
-            f"{where} is an index that this faiss cannot read ({reason}); build it again"
-        ) from None
-    if type(engine) is not (faiss.IndexIVFFlat if kind == "ivf" else faiss.IndexHNSWFlat):
-        raise OutputError(f"{where}: kind: expected {kind}, found {type(engine).__name__}; build it again")
     return engine

@@ -1,6 +1,6 @@
 """Search in embeddings whose own engine finds neighbors: an index on the disk, for more rows than fit into memory.
 
-The engine scans the vectors from the disk, exactly; only the ids are held here. It has the interface of `Index`.
+The engine scans the vectors on the disk, exactly; only the ids are in memory. Its interface is that of `SearchIndex`.
 """
 
 from __future__ import annotations
@@ -9,21 +9,22 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from embedkit._io.text import did_you_mean
 from embedkit.analysis.neighbors import Hits, check_k
 from embedkit.analysis.vectors import row_names
 from embedkit.embeddings.base import SearchableRows
 from embedkit.embeddings.metadata import Metadata
 from embedkit.errors import ConfigError
 
-__all__ = ["OnDisk"]
+__all__ = ["OnDiskIndex"]
 
 
-class OnDisk:
+class OnDiskIndex:
     """Stored embeddings that their own engine searches.
 
     Attributes:
         kind: The engine's name.
-        recall: 1: every vector is compared.
+        recall: 1, since every vector is compared.
         metadata: Which encoder made the embeddings, in which space.
         names: One per row: its id, or `id#part`.
         dim: Width D.
@@ -54,11 +55,11 @@ class OnDisk:
         """Find the k most similar rows.
 
         Args:
-            queries: Vectors float (Q, D), or names of rows: then the row itself is not among what is found.
+            queries: Vectors float (Q, D), or names of rows, which are excluded from their own results.
             k: How many.
 
         Raises:
-            ConfigError: An unknown name, vectors of another width, or k larger than there are rows.
+            ConfigError: An unknown name, vectors of another width, or k larger than the number of rows.
         """
         own: list[str | None]
         if isinstance(queries, np.ndarray):
@@ -69,16 +70,17 @@ class OnDisk:
             own = list(queries)
             unknown = next((name for name in queries if name not in self._row_of), None)
             if unknown is not None:
-                raise ConfigError(f"{unknown!r} is no id of the table")
+                hint = did_you_mean(unknown, self.names, otherwise="check the spelling")
+                raise ConfigError(f"{unknown!r} is not an id of the table; {hint}")
             vectors = self._stored.take([self._row_of[name] for name in queries])
         check_k(k, len(self), any(name is not None for name in own), "the table")
         ids: list[list[str]] = []
         cosines = np.empty((len(vectors), k), np.float32)
         for number, (vector, name) in enumerate(zip(vectors, own, strict=True)):
             found = self._nearest(vector, k + (name is not None))
-            kept = [hit for hit in found if hit[0] != name][:k]
-            ids.append([hit for hit, _ in kept])
-            cosines[number] = [cosine for _, cosine in kept]
+            others = [hit for hit in found if hit[0] != name][:k]
+            ids.append([hit for hit, _ in others])
+            cosines[number] = [cosine for _, cosine in others]
         rows_found = np.array([[self._row_of[hit] for hit in line] for line in ids], np.int64)
         return Hits(ids, rows_found, cosines)
 

@@ -1,7 +1,7 @@
 """Cosine similarity: of two sets, of pairs, and the exact joins that search, duplicates and leaks share.
 
-Whatever compares all rows with all others goes through them in blocks, so that memory grows with N and not with
-its square, and rows that do not fit into memory are read from their file again for every block.
+Comparisons of all rows with all others run in blocks, so memory grows with N and not with its square. Rows that do not
+fit into memory are read from their file again for every block.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from embedkit._io.optional import requires
 from embedkit.analysis.vectors import BLOCK, ROUNDING, Rows, Source, as_count, check_comparable
 from embedkit.errors import ConfigError
 
-__all__ = ["Groups", "pair_similarity", "pairs_above", "similarity", "top_k"]
+__all__ = ["UnionFind", "pair_similarity", "pairs_above", "similarity", "top_k"]
 
-#: Rows and columns of one tile of similarities: 2 MB of float32, which the cache keeps while they are scanned.
+#: Rows and columns of one tile of similarities: 2 MB of float32, which stay in the CPU's cache during the scan.
 TILE = (256, 2048)
-#: Similarities among which numpy finds the largest by itself; above, faiss is faster.
+#: Up to this many similarities numpy finds the largest; above, faiss is faster.
 SMALL = 1 << 22
-#: The largest matrix of similarities that is given back, in numbers: 4 GB.
+#: Numbers of the largest matrix of similarities that is returned: 4 GB.
 LARGEST = 1 << 30
 
 
@@ -56,7 +56,7 @@ def similarity(a: Source, b: Source | None = None) -> np.ndarray:
     if len(left) * len(right) > LARGEST:
         raise ConfigError(
             f"{len(left)} x {len(right)} similarities would take {len(left) * len(right) * 4 / 1e9:.0f} GB; "
-            "ask for the nearest of each row with top_k, or for find_duplicates"
+            "use top_k for the nearest of each row, or find_duplicates"
         )
     result = np.empty((len(left), len(right)), np.float32)
     for row, rows in left.chunks():
@@ -77,7 +77,7 @@ def pair_similarity(embeddings: Source, a: np.ndarray, b: np.ndarray) -> np.ndar
         float32 (P,).
 
     Raises:
-        ConfigError: Rows that there are not, or rows that cannot be compared.
+        ConfigError: Rows that do not exist, or rows that cannot be compared.
     """
     rows = Rows.of(embeddings)
     a, b = np.asarray(a, np.int64), np.asarray(b, np.int64)
@@ -85,7 +85,7 @@ def pair_similarity(embeddings: Source, a: np.ndarray, b: np.ndarray) -> np.ndar
         len(a) and not (0 <= min(a.min(), b.min()) and max(a.max(), b.max()) < len(rows))
     ):
         raise ConfigError(
-            f"pairs: expected two lists of rows 0 to {len(rows) - 1} of {rows.where}, of one length"
+            f"pairs: expected two lists of one length, of rows 0 to {len(rows) - 1} of {rows.where}"
         )
     cosines = np.empty(len(a), np.float32)
     for at in range(0, len(a), BLOCK):
@@ -106,12 +106,12 @@ def top_k(
         exclude_self: Row i of `base` is no neighbor of query i.
 
     Returns:
-        Cosines float32 (Q, k), falling, and rows of `base` int64 (Q, k).
+        Cosines float32 (Q, k), descending, and rows of `base` int64 (Q, k).
 
     Raises:
         ConfigError: k larger than there are rows, or rows that cannot be compared.
         SpaceMismatchError: Embeddings of two spaces.
-        MissingDependencyError: faiss is not installed and there is too much for numpy.
+        MissingDependencyError: faiss is not installed, and the search is too large for numpy.
     """
     left = Rows.of(queries, "the queries")
     right = left if base is None else Rows.of(base)
@@ -137,7 +137,7 @@ def top_k(
 
 
 def _nearest(queries: np.ndarray, base: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Top k of all rows in memory: by numpy where they are few, else by faiss."""
+    """Top k of all rows in memory: by numpy if they are few, else by faiss."""
     if len(queries) * len(base) <= SMALL:
         cosines = queries @ base.T
         rows = np.broadcast_to(np.arange(len(base)), cosines.shape)
@@ -153,7 +153,7 @@ def _nearest(queries: np.ndarray, base: np.ndarray, k: int) -> tuple[np.ndarray,
 
 
 def _largest(cosines: np.ndarray, rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """The k largest of each row, falling; equal ones in the order of rows."""
+    """The k largest of each row, descending; ties in the order of rows."""
     if k < cosines.shape[1]:
         order = np.argpartition(-cosines, k - 1, axis=1)[:, :k]
         cosines, rows = np.take_along_axis(cosines, order, 1), np.take_along_axis(rows, order, 1)
@@ -162,7 +162,7 @@ def _largest(cosines: np.ndarray, rows: np.ndarray, k: int) -> tuple[np.ndarray,
 
 
 def without_own(cosines: np.ndarray, rows: np.ndarray, own: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """One column fewer: each query's own row goes, or the last one where equal rows crowded it out.
+    """Drop one column: each query's own row, or the last one if equal rows displaced it.
 
     Args:
         cosines: float32 (Q, k).
@@ -176,7 +176,7 @@ def without_own(cosines: np.ndarray, rows: np.ndarray, own: np.ndarray) -> tuple
 
 
 def least_cosine(threshold: float) -> np.float32:
-    """What a cosine in float32 is compared with: a threshold of 1 must find equal rows, whatever rounding did."""
+    """The float32 limit for cosines: a threshold of 1 must find equal rows despite rounding."""
     return np.float32(min(threshold, 1 - 2 * ROUNDING))
 
 
@@ -185,12 +185,12 @@ def pairs_above(
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Every pair of rows whose cosine is at least `threshold`, exactly, tile by tile.
 
-    Each pair is computed once: only tiles on and above the diagonal are, which halves the work of a search of
-    all rows among all. A tile without a pair yields nothing; memory holds one tile and its pairs.
+    Only tiles on and above the diagonal are computed, so each pair is computed once. A tile without a pair yields
+    nothing; memory holds one tile and its pairs.
 
     Args:
         embeddings: N rows, which may be a file larger than memory.
-        threshold: Cosine; 1 finds equal rows, whatever float32 made of their lengths.
+        threshold: Cosine; 1 finds equal rows despite rounding.
         tile: Rows and columns of one tile.
 
     Yields:
@@ -205,7 +205,7 @@ def pairs_above(
         for left, other in rows.chunks(top):
             for i in range(0, len(held), height):
                 block = held[i : i + height]
-                # Left of the diagonal stand the same pairs again, mirrored.
+                # Left of the diagonal are the same pairs, mirrored.
                 for j in range(i if left == top else 0, len(other), width):
                     columns = other[j : j + width]
                     size = len(block) * len(columns)
@@ -223,16 +223,16 @@ def pairs_above(
                         yield first[once], second[once], buffer[:size][found[once]]
 
 
-class Groups:
-    """Connected groups of rows, grown pair by pair in memory of one number a row."""
+class UnionFind:
+    """Connected components of rows, built pair by pair in memory of one number per row."""
 
     def __init__(self, count: int):
-        """Begin with every row by itself."""
+        """Start with every row as a group of its own."""
         self._parent = np.arange(count)
 
     def find(self, rows: np.ndarray) -> np.ndarray:
         """The smallest row of each row's group, int64 (n,)."""
-        roots = self._parent[rows]
+        roots: np.ndarray = self._parent[rows]
         while True:
             above = self._parent[roots]
             if np.array_equal(above, roots):
@@ -242,10 +242,10 @@ class Groups:
         return roots
 
     def join(self, a: np.ndarray, b: np.ndarray) -> None:
-        """Make one group of each pair's groups, int64 (n,) each."""
+        """Join the groups of each pair, int64 (n,) each."""
         while len(a):
             a, b = self.find(a), self.find(b)
             apart = a != b
             a, b = a[apart], b[apart]
-            # A root goes under the smallest root that it meets; the others are met in the next round.
+            # A root is attached to the smallest root that it meets; the next round handles the others.
             np.minimum.at(self._parent, np.maximum(a, b), np.minimum(a, b))

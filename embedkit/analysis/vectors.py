@@ -1,9 +1,9 @@
-"""Rows of embeddings, checked, and as unit vectors, from memory or in blocks from their file.
+"""Rows of embeddings, checked, as unit vectors, from memory or in blocks from their file.
 
-What compares embeddings takes them as directions, through `Rows`: a row that has none (NaN, infinity, zeros) is
-named and refused, rows of two spaces are never compared, and a file larger than memory is read a range at a time.
-What takes rows as they are checks them with `as_numbers` and `check_rows`, so that no number reaches native code
-that it cannot hold.
+Comparisons take embeddings as directions, through `Rows`: a row without a direction (NaN, infinity, zeros) is named and
+refused, rows of two spaces are never compared, and a file larger than memory is read one range at a time. Code that
+takes rows unscaled checks them with `as_numbers` and `check_rows`, so that native code gets no number that it cannot
+hold.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ __all__ = [
     "row_names",
 ]
 
-#: Bytes of rows that are held in memory; a larger file is read again for every block.
+#: Greatest size of rows in memory, in bytes; a larger file is read again for every block.
 HELD = 2 << 30
-#: Rows that are checked or read at once.
+#: Rows that are checked or read at a time.
 BLOCK = 1 << 14
-#: float32 leaves lengths this close to 1.
+#: Rounding error of the length of a float32 unit vector.
 ROUNDING = 1e-6
 #: What float32 holds, and the lengths that a row of it may have.
 LARGEST = float(np.finfo(np.float32).max)
@@ -48,9 +48,9 @@ class Rows:
     """Rows of one space as unit vectors, a range at a time, from memory or from their file.
 
     Attributes:
-        where: How messages name them.
+        where: Their name in messages.
         dim: Width D.
-        metadata: What they are; None for a plain array.
+        metadata: Their metadata; None for a plain array.
     """
 
     def __init__(
@@ -60,11 +60,11 @@ class Rows:
 
         Args:
             source: Embeddings, a float array (N, D), or what `open_rows` opens or has opened.
-            where: How messages name what has no file name.
+            where: Name in messages of a source without a file name.
 
         Raises:
             ConfigError: No row, a row with NaN or infinity, or a row of zeros.
-            OutputError: A file that is none of ours.
+            OutputError: Not a file of embeddings.
         """
         if isinstance(source, (str, os.PathLike)):
             source = open_rows(source)
@@ -86,7 +86,7 @@ class Rows:
 
     @classmethod
     def of(cls, source: Source, where: str = "embeddings") -> Rows:
-        """`source` opened, or as it is when it is open already."""
+        """Open `source`; return it unchanged if it is open already."""
         return source if isinstance(source, Rows) else cls(source, where)
 
     def __len__(self) -> int:
@@ -94,14 +94,14 @@ class Rows:
 
     @property
     def in_memory(self) -> bool:
-        """Whether the rows are held, or read again for every block."""
+        """Whether the rows are in memory; else they are read again for every block."""
         return self._held is not None
 
     def names(self) -> list[str]:
-        """One name a row: its id, or `id#part` for the further parts of an image; the index for an array.
+        """One name per row: its id, or `id#part` for the further parts of an image; the index for an array.
 
         Raises:
-            ConfigError: Two rows of one name.
+            ConfigError: Two rows have the same name.
         """
         return row_names(*self._keys(), self.where)
 
@@ -110,9 +110,9 @@ class Rows:
         return bool(self._keys()[1].any())
 
     def recorded(self) -> tuple[np.ndarray, np.ndarray] | None:
-        """Sizes in bytes and modification times in ns of the images as they were embedded, int64 (N,) each.
+        """Sizes in bytes and modification times in ns of the images at embedding, int64 (N,) each.
 
-        None for rows in memory, and for files that do not say them of every row.
+        None for rows in memory, and for files that do not record them for every row.
         """
         if self._stored is None:
             return None
@@ -123,7 +123,7 @@ class Rows:
         return size, time
 
     def unit(self, start: int, stop: int) -> np.ndarray:
-        """Rows `start` to `stop` at length 1, float32 (n, D); not to be written to."""
+        """Rows `start` to `stop` at length 1, float32 (n, D); do not modify it."""
         if self._held is not None:
             return self._held[start:stop]
         block = self._read(start, stop)
@@ -132,7 +132,8 @@ class Rows:
     def take(self, rows: np.ndarray) -> np.ndarray:
         """The unit vectors of these rows, int64 (n,), in this order, float32 (n, D)."""
         if self._held is not None:
-            return self._held[rows]
+            result: np.ndarray = self._held[rows]
+            return result
         found = np.empty((len(rows), self.dim), np.float32)
         for start in np.unique(rows // BLOCK) * BLOCK:
             stop = min(start + BLOCK, self._count)
@@ -141,13 +142,13 @@ class Rows:
         return found
 
     def chunks(self, start: int = 0, *, share: int = 4) -> Iterator[tuple[int, np.ndarray]]:
-        """All rows from `start` on in pieces: one piece when they are held, else of 1/`share` of `HELD` bytes."""
+        """All rows from `start` on: one chunk if they are in memory, else chunks of 1/`share` of `HELD` bytes."""
         size = self._count if self.in_memory else max(BLOCK, HELD // (share * 4 * self.dim))
         for at in range(start, self._count, size):
             yield at, self.unit(at, min(at + size, self._count))
 
     def _open(self, source: Embeddings | np.ndarray | StoredRows) -> np.ndarray | None:
-        """Set where rows and names come from; what lies in memory, or is mapped, is returned."""
+        """Set the readers of rows and names; return the array if it is in memory or memory-mapped."""
         if isinstance(source, StoredRows):
             self._count, self.dim, self.metadata = len(source), source.metadata.dim, source.metadata
             self._read, self._keys = source.vectors, source.keys
@@ -166,7 +167,7 @@ class Rows:
         return array
 
     def _hold(self, array: np.ndarray | None) -> np.ndarray:
-        """All rows at length 1; unit vectors that lie in memory already are not copied."""
+        """All rows scaled to length 1; unit vectors that are already in memory are not copied."""
         ranges = [(at, min(at + BLOCK, self._count)) for at in range(0, self._count, BLOCK)]
         if array is not None and array.dtype == np.float32 and array.flags.c_contiguous:
             lengths = np.concatenate([self._lengths(array[start:stop], start) for start, stop in ranges])
@@ -181,7 +182,7 @@ class Rows:
     def _lengths(self, block: np.ndarray, start: int) -> np.ndarray:
         """Euclidean lengths, float64 (n,), all above 0."""
         with np.errstate(all="ignore"):
-            lengths = np.sqrt(np.einsum("nd,nd->n", block, block, dtype=np.float64))
+            lengths: np.ndarray = np.sqrt(np.einsum("nd,nd->n", block, block, dtype=np.float64))
         bad = np.flatnonzero(~((lengths >= SMALLEST) & (np.isfinite(lengths))))
         if len(bad):
             row = int(bad[0])
@@ -193,7 +194,8 @@ Source: TypeAlias = Embeddings | np.ndarray | str | os.PathLike[str] | StoredRow
 
 
 def _scaled(block: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    return (block / lengths[:, None]).astype(np.float32)
+    result: np.ndarray = (block / lengths[:, None]).astype(np.float32)
+    return result
 
 
 def as_numbers(source: object, where: str) -> np.ndarray:
@@ -217,7 +219,8 @@ def magnitudes(block: np.ndarray) -> np.ndarray:
     Args:
         block: float or int (n, D), D of 1 or more.
     """
-    return np.maximum(block.max(1).astype(np.float64), -block.min(1).astype(np.float64))
+    result: np.ndarray = np.maximum(block.max(1).astype(np.float64), -block.min(1).astype(np.float64))
+    return result
 
 
 def check_rows(
@@ -234,8 +237,8 @@ def check_rows(
     Args:
         block: float or int (n, D), D of 1 or more.
         start: The number of its first row.
-        name: What names a row by its number.
-        where: How messages name the embeddings.
+        name: Function from the number of a row to its name.
+        where: Name of the embeddings in messages.
         zeros: Whether a row may be all zeros.
         largest: The largest magnitude that is allowed.
 
@@ -243,7 +246,7 @@ def check_rows(
         The largest magnitude of each row, float64 (n,).
 
     Raises:
-        ConfigError: Naming the first such row.
+        ConfigError: There is one; the message names the first.
     """
     found = magnitudes(block)
     bad = ~(found <= largest)
@@ -258,7 +261,7 @@ def check_rows(
 def _refusal(
     row: np.ndarray, number: int, name: Callable[[int], str], where: str, largest: float = LARGEST
 ) -> ConfigError:
-    """The error of one row that cannot be used."""
+    """The error of one unusable row."""
     most = magnitudes(row[None])[0]
     step = "embed that image again, or leave the row out"
     if not np.isfinite(most):
@@ -273,7 +276,7 @@ def _refusal(
 
 
 def as_count(value: object, what: str) -> int:
-    """A whole number, as Python or numpy has it; what is none is refused before it reaches native code.
+    """A whole number of Python or numpy, checked before it reaches native code.
 
     Raises:
         ConfigError: Not a whole number.
@@ -284,21 +287,21 @@ def as_count(value: object, what: str) -> int:
 
 
 def row_names(ids: Sequence[str], parts: np.ndarray, where: str) -> list[str]:
-    """One name a row: the id, with `#part` for the further parts of an image.
+    """One name per row: the id, with `#part` for the further parts of an image.
 
     Args:
         ids: One per row.
         parts: int32 (N,).
-        where: How messages name the embeddings.
+        where: Name of the embeddings in messages.
 
     Raises:
-        ConfigError: Two rows of one name.
+        ConfigError: Two rows have the same name.
     """
     names = [f"{name}#{part}" if part else name for name, part in zip(ids, parts.tolist(), strict=True)]
     if len(set(names)) < len(names):
         seen: set[str] = set()
         twice = next(name for name in names if name in seen or seen.add(name))  # type: ignore[func-returns-value]
-        raise ConfigError(f"{where}: the id {twice!r} stands there twice; ids must be unique")
+        raise ConfigError(f"{where}: the id {twice!r} occurs twice; ids must be unique")
     return names
 
 

@@ -1,4 +1,4 @@
-"""Images that need no data set: what an entry is tried on, and the golden vectors that stand in it."""
+"""Synthetic images: to test an entry without a data set, and for its golden vectors."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def synthetic_images(count: int, *, seed: int = 0, height: int = 48, width: int 
 def sample_pixels(
     preprocess: Preprocess, source: str | os.PathLike[str] | None = None, count: int = 64
 ) -> np.ndarray:
-    """Pixels to try an encoder on, taken evenly from a source of images.
+    """Pixels to test an encoder on, taken evenly from a source of images.
 
     Args:
         preprocess: The contract.
@@ -80,7 +80,7 @@ def sample_pixels(
 
 
 def npz_bytes(arrays: Mapping[str, np.ndarray]) -> bytes:
-    """`arrays` as an uncompressed .npz: equal arrays give equal bytes, whatever the clock and the system."""
+    """`arrays` as an uncompressed .npz: equal arrays give equal bytes, independent of clock and system."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
         for name, array in sorted(arrays.items()):

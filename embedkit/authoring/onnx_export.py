@@ -1,6 +1,6 @@
-"""From an entry to one ordinary, self-contained float32 ONNX file, for tools that know nothing of entries.
+"""Export of an entry as one self-contained float32 ONNX file for other tools.
 
-Needs the onnx package, not torch.
+It requires the onnx package, not torch.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ def standalone(entry: VerifiedEntry | str | os.PathLike[str], out: Path) -> Path
     for tensor in model.graph.initializer:
         if tensor.name not in external:
             continue
-        place = external[tensor.name]
+        stored = external[tensor.name]
         dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)  # float16 or float32
-        values = np.frombuffer(weights, dtype, place.length // dtype.itemsize, place.offset)
-        tensor.CopyFrom(numpy_helper.from_array(values.astype("<f4").reshape(place.shape), tensor.name))
+        values = np.frombuffer(weights, dtype, stored.length // dtype.itemsize, stored.offset)
+        tensor.CopyFrom(numpy_helper.from_array(values.astype("<f4").reshape(stored.shape), tensor.name))
         inlined.add(tensor.name)
-    # The weights are float32 now: what read them through a Cast reads them directly.
+    # The weights are float32 now, so the Cast nodes between them and their consumers are removed.
     casts = {
         node.output[0]: node.input[0]
         for node in model.graph.node

@@ -1,7 +1,7 @@
 """The command line. Each command parses, calls the library and prints; heavy imports stay inside commands.
 
 Data goes to stdout, progress and notes to stderr. An `EmbedkitError` is printed as one sentence with exit status
-1, wrong usage gives 2, and an interrupted job says that its work is kept.
+1, wrong usage gives 2, and an interrupted job reports that its work is saved.
 """
 
 from __future__ import annotations
@@ -92,28 +92,29 @@ def main() -> None:
         tell(str(error))
         raise SystemExit(1) from None
     except BrokenPipeError:
-        # The reader of stdout has gone, as in `embedkit zoo list | head -1`; what is left has nowhere to go.
+        # The reader of stdout has stopped, as in `embedkit zoo list | head -1`.
         drop_output()
         raise SystemExit(1) from None
     if status == 130:  # Typer's own answer to an interrupt
         tell(
-            "stopped; what was done is kept, and the same command goes on (a training run: embedkit train --resume RUN)"
+            "interrupted; finished work is saved, and the same command continues it (a training run: embedkit train "
+            "--resume RUN)"
         )
     raise SystemExit(status)
 
 
 def _run() -> int:
-    """Run the command that was named, and give its exit status."""
+    """Run the command, and return its exit status."""
     try:
         return app(standalone_mode=False) or 0
     except Exception as error:
-        # Typer brings a Click of its own or takes the installed one, so its errors are known by what they can do.
+        # Typer uses its own Click or the installed one, so its errors are recognized by their attributes.
         if not (hasattr(error, "show") and hasattr(error, "exit_code")):
             raise
         if isinstance(getattr(error, "message", None), str):
             error.message = safe_for_terminal(error.message, lines=True)  # type: ignore[attr-defined]
         error.show()
-        return error.exit_code
+        return int(error.exit_code)
 
 
 def _one_line(message: Warning | str, *_: object, **__: object) -> None:

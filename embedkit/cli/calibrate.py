@@ -1,4 +1,4 @@
-"""`embedkit calibrate`: a threshold for a false-match rate, from images or embeddings whose truth is known."""
+"""`embedkit calibrate`: a threshold for a false-match rate, from labeled images or embeddings."""
 
 from __future__ import annotations
 
@@ -40,11 +40,12 @@ def calibrate(
         ),
     ] = None,
     faces: Annotated[
-        bool, typer.Option("--faces", help="For images: find the one face in each, and compare these.")
+        bool,
+        typer.Option(
+            "--faces", help="For images: compare the aligned face of each, which must be the only one."
+        ),
     ] = False,
-    target_fmr: Annotated[
-        float, typer.Option(min=0.0, max=1.0, help="The false-match rate that is asked for.")
-    ] = 1e-3,
+    target_fmr: Annotated[float, typer.Option(min=0.0, max=1.0, help="The target false-match rate.")] = 1e-3,
     group: Annotated[
         str | None,
         typer.Option(
@@ -61,12 +62,12 @@ def calibrate(
     output: Annotated[Path, typer.Option("--output", "-o", metavar="C.json")] = Path("calibration.json"),
     as_json: Annotated[bool, typer.Option("--json", help="Print the calibration as JSON.")] = False,
 ) -> None:
-    """Find the threshold for a false-match rate, and how sure it is.
+    """Find the threshold for a false-match rate, with its uncertainty.
 
-    Refused when the pairs are too few, or of too few identities, to support the rate.
+    A rate is refused if the pairs are too few, or of too few identities, to support it.
     """
     from embedkit._io.outputs import check_outputs
-    from embedkit.cli.inputs import check_known, files_of
+    from embedkit.cli.inputs import check_not_a_source, files_of
     from embedkit.embeddings.formats import open_rows
     from embedkit.images.ids import check_no_image
     from embedkit.workflows.calibrate import calibrate_images, holds_images, identities_of
@@ -74,7 +75,7 @@ def calibrate(
     check_outputs({"--output": output}, {**files_of(source, "the source"), "--pairs": pairs})
     left_out: list[str] = []
     if holds_images(source):
-        check_known({"--output": output}, source)
+        check_not_a_source({"--output": output}, source)
         if pairs is not None or identity is not None or identity_from_folder or group is not None:
             raise typer.BadParameter(
                 "--pairs, --identity, --identity-from-folder and --group go with embeddings"
@@ -102,13 +103,13 @@ def calibrate(
                 "with embeddings give one of --pairs, --identity and --identity-from-folder"
             )
         if encoder is not None or faces:
-            raise typer.BadParameter("--encoder and --faces go with images; embeddings have their encoder")
+            raise typer.BadParameter("--encoder and --faces go with images; embeddings name their encoder")
         from embedkit.analysis.matching.calibrate import calibrate_pairs
         from embedkit.analysis.matching.pairs import read_pairs, sample_pairs
         from embedkit.analysis.vectors import Rows
 
         rows = Rows(stored)
-        ids = rows.names()  # refuses an id that stands there twice: that image would be paired with itself
+        ids = rows.names()  # refuses duplicate ids: such an image would be paired with itself
         check_no_image({"--output": output}, ids)
         if pairs is not None:
             chosen = read_pairs(pairs, ids)
@@ -137,7 +138,7 @@ def calibrate(
         f"{found.genuine} genuine and {found.impostors} impostor pairs of {found.identities} identities, "
         f"worth {found.effective_impostors:.0f} independent impostor pairs"
     )
-    print("figure\tvalue\t95 % from\tto")
+    print("metric\tvalue\t95 % from\tto")
     for name, value, (least, greatest) in table:
         print(f"{name}\t{value:.4g}\t{least:.4g}\t{greatest:.4g}")
     if found.groups:

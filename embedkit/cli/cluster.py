@@ -1,4 +1,4 @@
-"""`embedkit cluster`: which embeddings belong together."""
+"""`embedkit cluster`: clusters of embeddings."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from embedkit.errors import OutputError
 
 if TYPE_CHECKING:
     from embedkit.analysis.clustering.cluster import Clustering
-    from embedkit.analysis.clustering.scores import Scores
-    from embedkit.model.mixture import Mixture
+    from embedkit.analysis.clustering.scores import ClusteringScores
+    from embedkit.model.mixture import GaussianMixture
 
 
 def cluster(
     embeddings: StoredEmbeddings,
     method: Annotated[
-        str, typer.Option(help="kmeans, spherical_kmeans, hdbscan or dpmm; the last two find K themselves.")
+        str, typer.Option(help="kmeans, spherical_kmeans, hdbscan or dpmm; the last two infer K.")
     ] = "kmeans",
     k: Annotated[
         int | None,
@@ -37,12 +37,12 @@ def cluster(
         str | None, typer.Option(metavar="pca:N|whiten:N", help="Fewer dimensions first.")
     ] = None,
     labels: Annotated[
-        str | None, typer.Option(metavar="COLUMN", help="Known classes: print ACC, NMI and ARI.")
+        str | None, typer.Option(metavar="COLUMN", help="LabeledImages classes: print ACC, NMI and ARI.")
     ] = None,
     min_cluster_size: Annotated[int, typer.Option(min=2, help="Of hdbscan.")] = 5,
     mixture: Annotated[
         str | None,
-        typer.Option(help="For dpmm: a zoo entry, or a mixture.safetensors, whose clusters are taken."),
+        typer.Option(help="For dpmm: a zoo entry, or a mixture.safetensors, whose clusters are used."),
     ] = None,
     init_k: Annotated[
         int | None, typer.Option(min=1, help="For dpmm: clusters to start from.", show_default="1")
@@ -64,9 +64,9 @@ def cluster(
     seed: Annotated[int, typer.Option(help="Of starts, samples and chains.")] = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Cluster embeddings, and print each cluster's size and the ids nearest to its middle.
+    """Cluster embeddings, and print each cluster's size and the ids nearest to its mean.
 
-    Images can be copied or linked into one folder per cluster; the originals stay as they are.
+    Images can be copied or linked into one folder per cluster; the originals are not changed.
     """
     from embedkit._io.outputs import check_outputs
     from embedkit.analysis.clustering import cluster as clustering
@@ -74,7 +74,7 @@ def cluster(
     from embedkit.cli.inputs import files_of
     from embedkit.embeddings.table import Embeddings
     from embedkit.images.ids import check_no_image
-    from embedkit.workflows import cluster_folders as folders
+    from embedkit.workflows.cluster_folders import check_free, cluster_folders
 
     if copy_into is not None and link_into is not None:
         raise typer.BadParameter("give --copy-into or --link-into, not both")
@@ -84,9 +84,7 @@ def cluster(
     for option in ("--output", "--sheet"):
         path = outputs[option]
         if into is not None and path is not None and into.resolve() in path.resolve().parents:
-            raise OutputError(
-                f"{option}: {path} lies in {into}, which holds images alone; choose another name"
-            )
+            raise OutputError(f"{option}: {path} is in {into}, which holds only images; choose another name")
     config: dpmm.DPMMConfig | None = None
     if init_k is not None or alpha is not None:
         usual = dpmm.DPMMConfig()
@@ -95,7 +93,7 @@ def cluster(
             alpha=usual.alpha if alpha is None else alpha,
         )
     if into is not None:
-        folders.check_free(into)  # before all the work
+        check_free(into)  # before the work
     if sheet is not None:
         from embedkit.images.originals import Originals
         from embedkit.workflows.visual import contact_sheet as sheets
@@ -117,24 +115,24 @@ def cluster(
         where=embeddings,
     )
     scores = found.scores(classes) if classes is not None else None
-    # Files first: whatever reads the table may stop early, as `head` does.
+    # Files first: the reader of the table may stop early, as `head` does.
     if output is not None:
         found.save(output)
         tell(f"the clusters of {len(found.ids)} rows are in {output}")
     if into is not None:
-        placed = folders.sort_into_folders(found, into, link=link_into is not None, root=root)
+        done = cluster_folders(found, into, link=link_into is not None, root=root)
         what = "links" if link_into is not None else "copies"
-        tell(f"{placed.images} {what} in {placed.folder}")
-        if placed.missing:
+        tell(f"{done.images} {what} in {done.folder}")
+        if done.missing:
             tell(
-                f"warning: {len(placed.missing)} images are not there any more or cannot be read "
-                f"(the first is {placed.missing[0]})"
+                f"warning: {len(done.missing)} images no longer exist or cannot be read "
+                f"(the first is {done.missing[0]})"
             )
-        if placed.outside:
+        if done.outside:
             base = "the working folder" if root is None else root
             tell(
-                f"warning: {len(placed.outside)} images lie outside {base} and are left there (the first is "
-                f"{placed.outside[0]}); name the folder that holds all of them with --root"
+                f"warning: {len(done.outside)} images outside {base} were skipped (the first is "
+                f"{done.outside[0]}); name the folder that holds all of them with --root"
             )
     if sheet is not None:
         title = f"{len(found)} clusters of {embeddings} by {method}"
@@ -145,17 +143,17 @@ def cluster(
         _print_table(found, scores)
 
 
-def _mixture(name: str) -> Mixture:
-    from embedkit.model.mixture import Mixture
+def _mixture(name: str) -> GaussianMixture:
+    from embedkit.model.mixture import GaussianMixture
 
     if name.endswith(".safetensors"):
-        return Mixture.load(name)
+        return GaussianMixture.load(name)
     from embedkit.hub.resolve import find_entry
 
-    return Mixture.of_entry(find_entry(name))
+    return GaussianMixture.of_entry(find_entry(name))
 
 
-def _facts(found: Clustering, scores: Scores | None) -> dict[str, Any]:
+def _facts(found: Clustering, scores: ClusteringScores | None) -> dict[str, Any]:
     return {
         "method": found.method,
         "parameters": found.parameters,
@@ -169,9 +167,9 @@ def _facts(found: Clustering, scores: Scores | None) -> dict[str, Any]:
     }
 
 
-def _print_table(found: Clustering, scores: Scores | None) -> None:
+def _print_table(found: Clustering, scores: ClusteringScores | None) -> None:
     rows = len(found.ids)
-    print(f"{'cluster':>7}  {'size':>9}  {'share':>6}  nearest to its middle")
+    print(f"{'cluster':>7}  {'size':>9}  {'share':>6}  nearest to its mean")
     for number, size in enumerate(found.sizes):
         names = ", ".join(map(safe_for_terminal, found.exemplar_ids(number)))
         print(f"{number:>7}  {size:>9}  {size / rows:>6.1%}  {names}")

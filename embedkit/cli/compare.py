@@ -1,4 +1,4 @@
-"""`embedkit zoo compare`: entries side by side, by the figures that they carry."""
+"""`embedkit zoo compare`: entries side by side, by their metrics."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def compare(
     intervals: Annotated[bool, typer.Option(help="95 % intervals, a bootstrap over test images.")] = True,
     as_json: AsJson = False,
 ) -> None:
-    """Compare entries on the data sets that their figures were measured on, with the baselines."""
+    """Compare entries on the data sets of their metrics, with the baselines."""
     from embedkit.hub.leaderboard import compare as compare_facts
     from embedkit.hub.leaderboard import with_protocols
     from embedkit.hub.publish.index import build_facts
@@ -30,15 +30,16 @@ def compare(
     for entry in entries:
         if facts[entry.name]["manifest_sha256"] != entry.revision:
             raise ConfigError(
-                f"two entries are called {entry.name}, and a table has room for one: rename a folder"
+                f"two entries are named {entry.name}, and a table can show only one: rename a folder"
             )
-    silent = [name for name, one in facts.items() if not one["metrics"].get("results")]
-    if len(silent) == len(facts):
+    without_metrics = [name for name, one in facts.items() if not one["metrics"].get("results")]
+    if len(without_metrics) == len(facts):
         raise ConfigError(
-            f"{', '.join(silent)}: no figures to compare; measure some by `embedkit evaluate FOLDER --data ... --write`"
+            f"{', '.join(without_metrics)}: no metrics to compare; measure some with "
+            "`embedkit evaluate FOLDER --data ... --write`"
         )
-    for name in silent:
-        tell(f"{name} has no figures yet")
+    for name in without_metrics:
+        tell(f"{name} has no metrics yet")
     tables = compare_facts(facts)
     if as_json:
         print(json.dumps([dataclasses.asdict(table) for table in tables], indent=1))

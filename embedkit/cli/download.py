@@ -1,4 +1,4 @@
-"""What a download says on stderr: the license before it, and a progress bar of bytes."""
+"""Downloads on stderr: the license before each, and a progress bar of bytes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Download(Drawn):
         self._accept = accept_license
 
     def gate(self, arrival: Arrival) -> None:
-        """Say what comes and under which license, and refuse what was not accepted."""
+        """Report the entry and its license, and refuse a license that was not accepted."""
         what = f"{arrival.name} from {arrival.zoo}: {arrival.bytes / 1e6:.1f} MB, license {arrival.license}"
         tell(what)
         if not self._accept:

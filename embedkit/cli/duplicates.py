@@ -1,4 +1,4 @@
-"""`embedkit duplicates` and `embedkit leaks`: what is there twice, and what of a test set is in the training set."""
+"""`embedkit duplicates` and `embedkit leaks`: duplicates, and test images that the training set holds too."""
 
 from __future__ import annotations
 
@@ -20,23 +20,25 @@ def duplicates(
         float | None, typer.Option(help="Cosine from which on two images are the same; 1 finds equal rows.")
     ] = None,
     precision: Annotated[
-        float | None, typer.Option(help="Instead: the share of true duplicates; needs --judged.")
+        float | None, typer.Option(help="Instead: the share of true duplicates; needs --labeled.")
     ] = None,
-    judged: Annotated[
+    labeled: Annotated[
         Path | None,
         typer.Option(
-            metavar="PAIRS.csv", help="Pairs that a person has judged: columns a, b and same (1 or 0)."
+            metavar="PAIRS.csv", help="Pairs that a person has labeled: columns a, b and same (1 or 0)."
         ),
     ] = None,
     pairs: Annotated[
         Path | None,
-        typer.Option(metavar="PAIRS.csv", help="Write up to 1,000 of the pairs, evenly drawn, to be judged."),
+        typer.Option(
+            metavar="PAIRS.csv", help="Write up to 1,000 of the pairs, uniformly drawn, to be labeled."
+        ),
     ] = None,
     delete_list: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Write the paths of files that can go, each while the kept image is another file that is there. "
+            help="Write the paths of files that can be deleted; for each, the kept image is another existing file. "
             "Nothing is deleted.",
         ),
     ] = None,
@@ -53,15 +55,15 @@ def duplicates(
     root: Root = None,
     as_json: AsJson = False,
 ) -> None:
-    """Print groups of images that are there twice, the largest first: the kept ones, and after a tab the others.
+    """Print groups of duplicate images, the largest first: the kept ones, and after a tab the others.
 
-    The first image of a group is kept, and each one that is no duplicate of a kept one; files that are there come
-    before links and what is gone.
+    The first image of a group is kept, and each one that is not a duplicate of a kept one. Existing files come before
+    links, and links before files that no longer exist.
     """
-    if (threshold is None) == (precision is None) or (precision is None) != (judged is None):
-        raise typer.BadParameter("give --threshold, or --precision with --judged")
+    if (threshold is None) == (precision is None) or (precision is None) != (labeled is None):
+        raise typer.BadParameter("give --threshold, or --precision with --labeled")
     if null and delete_list is None:
-        raise typer.BadParameter("--null is of a delete list: give --delete-list FILE")
+        raise typer.BadParameter("--null needs --delete-list FILE")
     from embedkit._io.outputs import check_outputs
     from embedkit.analysis.duplicates import find_duplicates
     from embedkit.analysis.matching.pairs import read_pairs, write_pairs
@@ -70,20 +72,20 @@ def duplicates(
     from embedkit.images.ids import check_no_image
 
     outputs = {"--pairs": pairs, "--delete-list": delete_list, "--sheet": sheet}
-    check_outputs(outputs, {**files_of(source), "--judged": judged})
+    check_outputs(outputs, {**files_of(source), "--labeled": labeled})
     if sheet is not None:
         from embedkit.images.originals import Originals
         from embedkit.workflows.visual import contact_sheet as sheets
 
-        sheets.check_sheet(sheet)  # before all the work
+        sheets.check_sheet(sheet)  # before the work
         originals = Originals(root)
     rows = Rows(source)
     names = rows.names()
     check_no_image(outputs, names, root)
-    # Two near-duplicates of one image need not be near-duplicates: a judgement is of its pair alone.
-    known = read_pairs(judged, names, identities=False) if judged else None
-    found = find_duplicates(rows, threshold, precision=precision, judged=known, root=root)
-    # Files first: whatever reads the table may stop early, as `head` does.
+    # Two near-duplicates of one image need not be near-duplicates: a label belongs to its pair only.
+    known = read_pairs(labeled, names, identities=False) if labeled else None
+    found = find_duplicates(rows, threshold, precision=precision, labeled=known, root=root)
+    # Files first: the reader of the table may stop early, as `head` does.
     if pairs is not None:
         write_pairs(pairs, found.names, found.sample)
     if delete_list is not None:
@@ -94,7 +96,7 @@ def duplicates(
         title = f"Duplicates in {source} at a cosine of {found.threshold:g} or more"
         write_sheet(sheet, title, sheets.sheet_of_duplicates(found), originals)
     elif sheet is not None:
-        tell(f"nothing is there twice, so {sheet} is not written")
+        tell(f"there are no duplicates, so {sheet} is not written")
     redundant = len(found.redundant)
     if as_json:
         groups = [
@@ -117,7 +119,7 @@ def duplicates(
             )
             print("\t".join(sides))
     tell(
-        f"{len(found.groups)} groups, {redundant} of {len(found.names)} rows could go; "
+        f"{len(found.groups)} groups, {redundant} of {len(found.names)} rows can be deleted; "
         f"{found.pairs} pairs at a cosine of {found.threshold:g} or more"
     )
 
@@ -136,8 +138,8 @@ def leaks(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Print test images that the training set holds, with the training image and the cosine."""
-    from embedkit.analysis.duplicates import leaks as find_leaks
+    """Print test images that the training set holds too, with the training image and the cosine."""
+    from embedkit.analysis.leaks import find_leaks
 
     found = find_leaks(train, test, threshold)
     if as_json:

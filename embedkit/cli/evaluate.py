@@ -44,7 +44,7 @@ def evaluate(
         from embedkit.training.evaluation import protocol
         from embedkit.training.evaluation.record import check_writable, write_metrics
     if write:
-        check_writable(source)  # before the work of minutes
+        check_writable(source)  # before the long work
 
     found = protocol.evaluate(
         source,

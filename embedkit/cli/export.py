@@ -32,9 +32,7 @@ def export(
     ] = None,
     limit: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="SENTENCE", help="What the encoder is not good for, for its card's limits. Repeatable."
-        ),
+        typer.Option(metavar="SENTENCE", help="One limit of the encoder, for its card. Repeatable."),
     ] = None,
 ) -> None:
     """Write a training run as a zoo entry, or an entry as one ordinary ONNX file."""
@@ -50,7 +48,7 @@ def export(
             print(safe_for_terminal(str(write_standalone(source, standalone))))
         elif (Path(source) / MANIFEST).is_file():
             raise ConfigError(
-                f"{source} is an entry already; write one ONNX file of it with --standalone OUT.onnx"
+                f"{source} is already an entry; write it as one ONNX file with --standalone OUT.onnx"
             )
         elif name is None:
             raise ConfigError("--name is missing: <method>-<arch>.<data>, for example simclr-r10.fmnist")

@@ -1,4 +1,4 @@
-"""`embedkit identify`: who of a gallery images, or the faces in them, show."""
+"""`embedkit identify`: which identity of a gallery each image shows, or no match."""
 
 from __future__ import annotations
 
@@ -44,23 +44,23 @@ def identify(
     threads: Threads = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Print who of a gallery each image shows, or nobody when the nearest scores below the threshold.
+    """Print which identity of a gallery each image shows, or no match if the nearest scores below the threshold.
 
-    With a calibration also the expected FPIR: how often, at most, somebody who is not in the gallery is to be taken for
-    somebody who is, which is as sure as the calibration's false-match rate is.
+    With a calibration also the expected false-positive identification rate (FPIR): how often, at most, an identity
+    outside the gallery is matched. It is as certain as the calibration's false-match rate.
     """
     from embedkit.analysis.matching.calibration import Calibration
     from embedkit.cli.progress import Bar
     from embedkit.workflows.identify import identify_images
 
-    known = Calibration.load(calibration) if calibration is not None else None
+    loaded = Calibration.load(calibration) if calibration is not None else None
     with Bar("embedding the gallery") as bar:
         done = identify_images(
             query,
             gallery,
             identity=identity,
             identity_from_folder=identity_from_folder,
-            calibration=known,
+            calibration=loaded,
             threshold=threshold,
             encoder=encoder,
             faces=faces,
@@ -73,7 +73,7 @@ def identify(
     else:
         print("query\tidentity\tnearest\tscore\texpected FPIR")
         for one in done.found:
-            who = "nobody" if one.identity is None else safe_for_terminal(str(one.identity))
+            who = "no match" if one.identity is None else safe_for_terminal(str(one.identity))
             rate = "-" if one.expected_fpir is None else f"{one.expected_fpir:.2g}"
             print(
                 f"{safe_for_terminal(one.query)}\t{who}\t{safe_for_terminal(one.nearest)}\t{one.score:.4f}\t{rate}"
@@ -85,11 +85,11 @@ def identify(
     among = "1 image" if done.images == 1 else f"{done.images} images"
     tell(f"{who} in {among}; a match needs a cosine of {done.found[0].threshold:.4f}")
     if done.identities == 1:
-        tell("with one identity in the gallery this is a verification: each query is that one, or nobody")
-    if known is None:
+        tell("with one identity in the gallery this is a verification: each query is that one, or no match")
+    if loaded is None:
         tell(
-            f"by {done.encoder}, uncalibrated: nobody knows how often somebody unknown is taken "
-            "for somebody of the gallery; `embedkit calibrate` finds out"
+            f"by {done.encoder}, uncalibrated: the rate of false matches is unknown; "
+            "`embedkit calibrate` measures it"
         )
     if done.failed:
         raise typer.Exit(1)

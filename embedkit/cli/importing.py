@@ -1,4 +1,4 @@
-"""`embedkit import`: weights that others have trained, to a zoo entry."""
+"""`embedkit import`: foreign weights to a zoo entry."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def importing(
     ],
     layout: Annotated[
         str | None,
-        typer.Option(help="Whose layout a checkpoint file has, such as simsiam. [default: recognized]"),
+        typer.Option(help="The layout of a checkpoint file, such as simsiam. [default: recognized]"),
     ] = None,
     architecture: Annotated[
         str | None,
@@ -55,10 +55,10 @@ def importing(
         typer.Option(envvar="EMBEDKIT_TOKEN", help="Credential for the Hub; it is sent nowhere else."),
     ] = None,
 ) -> None:
-    """Write weights that others have trained as a zoo entry.
+    """Write foreign weights as a zoo entry.
 
-    Every tensor of the encoder must be there and fit; heads are left out. Nothing of a pickle is run. The license of
-    the weights stays what it is, and is asked for where it is not known.
+    Every tensor of the encoder must be present and fit; heads are left out. No code of a pickle is run. The entry keeps
+    the license of the weights; --license is required if it is unknown.
     """
     with requires("import", "train,cpu"):
         from embedkit.training.importers.checkpoints import import_checkpoint

@@ -39,7 +39,7 @@ def files_of(embeddings: str | os.PathLike[str], name: str = "EMB") -> dict[str,
     return {name: str(first), **{f"{name} ({file.name})": str(file) for file in others}}
 
 
-def check_known(outputs: Mapping[str, str | os.PathLike[str] | None], source: str) -> None:
+def check_not_a_source(outputs: Mapping[str, str | os.PathLike[str] | None], source: str) -> None:
     """Refuse outputs that are images of a CSV of pairs, or of a folder with one sub-folder per identity.
 
     Args:

@@ -1,4 +1,4 @@
-"""`embedkit lint`: is this file of embeddings healthy?"""
+"""`embedkit lint`: checks of a file of embeddings."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ def lint(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Judge embeddings without labels: effective rank, collapse, uniformity, hubs, dead dimensions, duplicates."""
-    from embedkit.analysis import lint as library
+    """Check embeddings without labels: effective rank, collapse, uniformity, hubs, dead dimensions, duplicates."""
+    from embedkit.analysis.lint import lint as run
 
-    found = library.lint(embeddings, k=k, near_duplicate=near_duplicate, seed=seed)
+    found = run(embeddings, k=k, near_duplicate=near_duplicate, seed=seed)
     if as_json:
         print(json.dumps(found.to_json(), indent=1))
     else:
         for check in found.checks:
             verdict = "ok" if check.ok else "WARNING"
             print(f"{verdict:<7}  {check.name.replace('_', ' '):<15}  {safe_for_terminal(check.words)}")
-        tell(f"{found.rows} rows of {found.dim}; figures of {found.sample}")
+        tell(f"{found.rows} rows of {found.dim}; metrics of {found.sample}")
     if fail_on_warning and found.warnings:
         raise typer.Exit(3)

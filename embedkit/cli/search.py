@@ -1,4 +1,4 @@
-"""`embedkit search`: images like this one."""
+"""`embedkit search`: the most similar images."""
 
 from __future__ import annotations
 
@@ -34,17 +34,19 @@ def search(
     ] = None,
     index: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Keep an index here when the embeddings are so many that it pays."),
+        typer.Option(
+            metavar="FILE", help="Cache an index here if there are so many embeddings that it pays off."
+        ),
     ] = None,
     sheet: Annotated[
-        Path | None, typer.Option(metavar="OUT.html|OUT.png", help="Draw a contact sheet of what is found.")
+        Path | None, typer.Option(metavar="OUT.html|OUT.png", help="Draw a contact sheet of the matches.")
     ] = None,
     root: SheetRoot = None,
     device: Device = "auto",
     threads: Threads = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Print what is most similar to each query: the query, the id and the cosine, with tabs between.
+    """Print the rows most similar to each query: the query, the id and the cosine, separated by tabs.
 
     The encoder that made the embeddings embeds query images; another one is refused.
     """
@@ -52,7 +54,8 @@ def search(
     from embedkit.cli.inputs import files_of
     from embedkit.images.ids import check_no_image
     from embedkit.images.originals import Originals
-    from embedkit.workflows import search as library
+    from embedkit.workflows.search import cached_index, open_index
+    from embedkit.workflows.search import search as find
     from embedkit.workflows.visual import contact_sheet as sheets
 
     outputs = {"--index": index, "--sheet": sheet}
@@ -61,18 +64,18 @@ def search(
     )
     originals = Originals(root)
     if sheet is not None:
-        sheets.check_sheet(sheet)  # before all the work
+        sheets.check_sheet(sheet)  # before the work
     if index is None:
-        base = library.open_index(source)
+        base = open_index(source)
     else:
-        base, kept = library.keep_index(source, index)
-        where = f"{index} keeps it" if kept else f"it is exact and fast as it is, so {index} is not written"
+        base, cached = cached_index(source, index)
+        where = f"cached in {index}" if cached else f"exact search is fast enough, so {index} is not written"
         tell(f"{base.kind} index of {len(base)} rows; {where}")
     check_no_image({"--sheet": sheet}, base.names, root)
     if base.recall < 1 or base.kind in ("ivf", "hnsw"):
-        tell(f"approximate: {base.recall:.1%} of the true 10 nearest were found when it was measured")
-    found = library.search(base, query, k, encoder=encoder, where=source, device=device, threads=threads)
-    if sheet is not None:  # before the table: whatever reads that may stop early, as `head` does
+        tell(f"approximate: {base.recall:.1%} of the true 10 nearest were found at building")
+    found = find(base, query, k, encoder=encoder, where=source, device=device, threads=threads)
+    if sheet is not None:  # before the table: its reader may stop early, as `head` does
         write_sheet(sheet, f"Most similar in {source}", sheets.sheet_of_matches(found), originals)
     if as_json:
         lines = [

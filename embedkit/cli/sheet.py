@@ -1,4 +1,4 @@
-"""The contact sheet of a command: written, and told on stderr."""
+"""The contact sheet of a command: written, and reported on stderr."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 
 
 def write_sheet(path: Path, title: str, sections: Sequence[Section], originals: Originals) -> None:
-    """Write a contact sheet and say what is on it; a warning names what could not be read."""
+    """Write a contact sheet and report it; a warning names an image that could not be read."""
     from embedkit.workflows.visual import contact_sheet as sheets
 
     done = sheets.write_sheet(path, title, sections, originals)
-    left = f"; {done.left_out} more groups found no room" if done.left_out else ""
+    left = f"; {done.left_out} more groups did not fit" if done.left_out else ""
     tell(f"{path} shows {done.images} images{left}")
     if done.missing:
         tell(

@@ -1,4 +1,4 @@
-"""What commands say: notes on stderr, and standard streams that may be closed or full."""
+"""Notes on stderr, and standard streams that may be closed or full."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class StreamError(Exception):
 
 
 def tell(message: str) -> None:
-    """Say one sentence on stderr. Names in it may be anybody's, so control characters are written out."""
+    """Print one sentence on stderr. Names in it are untrusted, so control characters are escaped."""
     print(f"embedkit: {safe_for_terminal(message)}", file=sys.stderr)
 
 
@@ -25,8 +25,8 @@ def tell_left_out(left_out: Sequence[str], what: str) -> None:
     """Warn on stderr of images that were left out.
 
     Args:
-        left_out: A sentence for each, with its path and the reason.
-        what: What they are images of, as `of the gallery`.
+        left_out: One sentence for each, with its path and the reason.
+        what: Where they belong, such as `of the gallery`.
     """
     if left_out:
         count = f"1 image {what} is" if len(left_out) == 1 else f"{len(left_out)} images {what} are"
@@ -37,9 +37,9 @@ def prepare_streams() -> None:
     """Make standard streams that are closed or full give one sentence, not a traceback.
 
     What cannot be written to stdout is a `StreamError`, since data are lost. What cannot be written to stderr is
-    dropped: the work goes on. Streams that somebody has replaced, as tests do, are left alone.
+    dropped: the work continues. Streams that were replaced, as in tests, are not changed.
     """
-    # Files that are opened later must not get these numbers: what is printed would go into them.
+    # Files that are opened later must not get these numbers: output would go into them.
     for descriptor, mode in ((0, os.O_WRONLY), (1, os.O_RDONLY), (2, os.O_WRONLY)):
         try:
             os.fstat(descriptor)
@@ -58,12 +58,12 @@ def prepare_streams() -> None:
 
 
 def drop_output() -> None:
-    """Let what is still to be written to stdout go nowhere, so that Python's own flush at the end does not fail."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
+    """Discard buffered output, so that Python's own flush at the end does not fail."""
+    null = os.open(os.devnull, os.O_WRONLY)
     try:
-        os.dup2(nowhere, sys.stdout.fileno())
+        os.dup2(null, sys.stdout.fileno())
     finally:
-        os.close(nowhere)
+        os.close(null)
 
 
 class _NoInput(io.FileIO):
@@ -79,7 +79,7 @@ class _Output(io.FileIO):
         try:
             return super().write(data)
         except BrokenPipeError:
-            raise  # its reader has gone, as in `embedkit zoo list | head -1`
+            raise  # its reader has stopped, as in `embedkit zoo list | head -1`
         except OSError as error:
             closed = error.errno == errno.EBADF
             reason = "it is closed" if closed else error.strerror or str(error)
@@ -95,7 +95,7 @@ class _Notes(io.FileIO):
 
 
 def _text(raw: io.FileIO, like: Any, errors: str) -> io.TextIOWrapper:
-    """A text stream over `raw`, with the encoding and the buffering of the stream whose place it takes."""
+    """A text stream over `raw`, with the encoding and the buffering of the stream that it replaces."""
     unbuffered = getattr(like, "write_through", False)
     return io.TextIOWrapper(
         raw if unbuffered else io.BufferedWriter(raw),  # type: ignore[arg-type, type-var, unused-ignore]

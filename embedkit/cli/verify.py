@@ -51,7 +51,8 @@ def verify(
     from embedkit._io.outputs import check_outputs
     from embedkit.analysis.matching.calibration import Calibration, check_threshold
     from embedkit.workflows.embedding import encoder_of_images
-    from embedkit.workflows.faces import faces as faces_of
+    from embedkit.workflows.faces import finder
+    from embedkit.workflows.faces.encoder import FaceEncoder
     from embedkit.workflows.verify import verify as decide
 
     check_outputs(
@@ -59,24 +60,24 @@ def verify(
     )
     if threshold is not None:
         check_threshold(threshold)  # before anything is loaded
-    known = Calibration.load(calibration) if calibration is not None else None
-    found: list[list[faces_of.Face]] = []
-    people = encoder_of_images(encoder, faces=faces, calibration=known, device=device, threads=threads)
-    if isinstance(people, faces_of.FaceEncoder):
-        found = [people.finder.find(path) for path in (a, b)]
+    loaded = Calibration.load(calibration) if calibration is not None else None
+    found: list[list[finder.Face]] = []
+    model = encoder_of_images(encoder, faces=faces, calibration=loaded, device=device, threads=threads)
+    if isinstance(model, FaceEncoder):
+        found = [model.finder.find(path) for path in (a, b)]
         if draw is not None:
-            # Before the faces are chosen: the drawing is what shows their numbers.
-            faces_of.draw_faces([(a, found[0]), (b, found[1])], draw)
-            tell(f"{draw} shows what was found")
+            # Before the faces are chosen, since the drawing shows their numbers.
+            finder.draw_faces([(a, found[0]), (b, found[1])], draw)
+            tell(f"{draw} shows the faces that were found")
         chosen = [
-            faces_of.choose(several, part, where=path)
+            finder.choose_face(several, part, where=path)
             for path, several, part in zip((a, b), found, (part_a, part_b), strict=True)
         ]
-        result = decide(people, chosen[0], chosen[1], threshold, known)
-        name = people.encoder.name
+        result = decide(model, chosen[0], chosen[1], threshold, loaded)
+        name = model.encoder.name
     else:
-        result = decide(people, a, b, threshold, known)
-        name = people.name
+        result = decide(model, a, b, threshold, loaded)
+        name = model.name
     if as_json:
         boxes = [[{"box": face.box, "score": face.score} for face in several] for several in found]
         print(
@@ -88,8 +89,8 @@ def verify(
     )
     if result.expected_fmr is None:
         tell(
-            f"by {name}, uncalibrated: nobody knows how often this is wrong for images like "
-            "yours; `embedkit calibrate` finds out"
+            f"by {name}, uncalibrated: its error rate on images like yours is unknown; "
+            "`embedkit calibrate` measures it"
         )
     else:
         print(f"expected false-match rate\t{result.expected_fmr:.2g}")

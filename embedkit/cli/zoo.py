@@ -136,7 +136,7 @@ def verify(
     from embedkit.errors import EmbedkitError
     from embedkit.hub.listing import list_encoders
     from embedkit.hub.resolve import find_entry
-    from embedkit.workflows.check_entry import Verification, verify_entry
+    from embedkit.workflows.check_entry import EntryCheck, verify_entry
 
     rows = list_encoders(kind="", zoo=zoo, local_files_only=zoo is None) if name is None else []
     names = [name] if name is not None else [row.name for row in rows if row.zoo and (row.at_hand or zoo)]
@@ -146,7 +146,7 @@ def verify(
             entry = find_entry(one, zoo=zoo).location if zoo is not None else one
             results.append(verify_entry(entry, device=device))
         except EmbedkitError as error:
-            results.append(Verification(name=one, ok=False, files=0, bytes=0, detail=str(error)))
+            results.append(EntryCheck(name=one, ok=False, files=0, bytes=0, detail=str(error)))
     if as_json:
         print(json.dumps([dataclasses.asdict(result) for result in results], indent=1))
     else:

@@ -16,26 +16,27 @@ from collections.abc import Callable
 from typing import BinaryIO
 
 from embedkit._io.reading import open_regular
+from embedkit._io.text import one_line
 from embedkit.errors import SourceError
-from embedkit.images.containers import EMPTY, Contents, Image, check_unchanged, latest, one_line
+from embedkit.images.containers import EMPTY, ContainedImage, Contents, check_unchanged, latest
 from embedkit.images.files import MAX_BYTES
 
 _OPEN_ARCHIVES = 16
 _HIDDEN_MEMBER = re.compile(r"(^|/)\.(?!\./)")
-#: Greatest size of a header in bytes: of a long name, or of the extended attributes of one member.
+#: Greatest size of a header in bytes: a long name, or the extended attributes of one member.
 _HEADER_BYTES = 1 << 20
-#: How far zeros behind an end mark are read, in bytes. tar fills up to 10 kB, with a large blocking factor to 1 MB.
+#: How many zeros after an end mark are read, in bytes. tar pads to 10 kB, with a large blocking factor to 1 MB.
 _PADDING_BYTES = 16 << 20
 
 
 class Archives:
-    """Lists the plain tar archives of one listing; the last few that were read stay open."""
+    """Lists the plain tar archives of one listing, and caches the last few open ones."""
 
     def __init__(self, is_image: Callable[[str], bool]):
         """Open nothing yet.
 
         Args:
-            is_image: Whether a member of this name is listed; hidden members never are.
+            is_image: Whether to list a member of this name; hidden members are never listed.
         """
         self._is_image = is_image
         self._open = latest(_OpenArchive, _OPEN_ARCHIVES)
@@ -44,7 +45,7 @@ class Archives:
         """List the archive at `path`, whose `os.stat` is `status`.
 
         Raises:
-            SourceError: It is compressed, no tar archive, or cannot be opened.
+            SourceError: It is compressed, not a tar archive, or cannot be opened.
         """
         try:
             file = _Headers(open_regular(path))
@@ -60,12 +61,14 @@ class Archives:
     def _listed(
         self, archive: tarfile.TarFile, file: _Headers, path: str, status: os.stat_result
     ) -> Contents:
-        members: dict[str, tuple[int, int]] = {}  # a name that comes again replaces the first, as in tar
+        members: dict[
+            str, tuple[int, int]
+        ] = {}  # a later member of the same name replaces the first, as in tar
         passed: Counter[str] = Counter()
         cut, links, count, end, behind = "", 0, 0, -1, 0
         try:
             while (member := archive.next()) is not None and archive.offset > end:
-                archive.members.clear()  # type: ignore[attr-defined]  # half a kilobyte each, kept for nothing
+                archive.members.clear()  # type: ignore[attr-defined]  # half a kilobyte each, and not needed again
                 end, count = archive.offset, count + 1
                 name = posixpath.normpath(member.name)
                 if _HIDDEN_MEMBER.search(name):
@@ -79,7 +82,7 @@ class Archives:
                     cut = name
                 else:
                     members[name] = (member.offset_data, member.size)
-            # tarfile ends as quietly at a broken header as at the block of zeros that marks the end
+            # tarfile stops silently at a broken header, as at the block of zeros that marks the end
             file.seek(archive.offset)
             whole = file.read(tarfile.BLOCKSIZE) == bytes(tarfile.BLOCKSIZE)
             behind = _behind(file, status.st_size) if whole else 0
@@ -87,20 +90,22 @@ class Archives:
             whole = False
         damage = None
         if cut or not whole:
-            reason = f"the archive is cut short or damaged after {count} members; make it again for the rest"
+            reason = (
+                f"the archive is truncated or damaged after {count} members; create it again to get the rest"
+            )
             damage = (cut, reason)
         notes = []
         if links:
-            notes.append(f"passed over {links} members of {path!r} that are links or sparse files")
+            notes.append(f"skipped {links} members of {path!r} that are links or sparse files")
         if behind:
             notes.append(
-                f"passed over {behind} bytes of {path!r} behind its end mark; if it is several archives in one file, "
-                "unpack it with `tar --ignore-zeros -xf` and give the folder"
+                f"skipped {behind} bytes of {path!r} after its end mark; if it is several archives in one file, "
+                "unpack it with `tar --ignore-zeros -xf` and pass the folder"
             )
         opened = functools.partial(self._open, path, status.st_mtime_ns)
         return Contents(
             images=(
-                Image(name, size, _Member(opened, offset, size), EMPTY)
+                ContainedImage(name, size, _Member(opened, offset, size), EMPTY)
                 for name, (offset, size) in members.items()
             ),
             damage=damage,
@@ -110,20 +115,20 @@ class Archives:
 
 
 class _Headers(io.BufferedReader):
-    """An archive while it is listed: only headers are read, and tarfile reads each one whole, whatever size it says."""
+    """An archive during listing: only headers are read, each within a bound that tarfile itself does not have."""
 
     def __init__(self, file: BinaryIO):
         super().__init__(file.detach())  # type: ignore[attr-defined]
 
     def read(self, size: int | None = -1) -> bytes:
-        """At most a header."""
+        """Read at most `_HEADER_BYTES`."""
         if size is None or not 0 <= size <= _HEADER_BYTES:
             raise tarfile.ReadError(f"a header of {size} bytes")
         return super().read(size)
 
 
 def _behind(file: _Headers, size: int) -> int:
-    """Bytes from the first one that is not zero, or that is too far off to look at, to the end of the file."""
+    """Bytes from the first non-zero one (or the end of the search range) to the end of the file."""
     start = file.tell()
     while (at := file.tell()) < size:
         if at - start >= _PADDING_BYTES:
@@ -138,7 +143,7 @@ def _behind(file: _Headers, size: int) -> int:
 
 def _no_archive(path: str, error: Exception) -> SourceError:
     return SourceError(
-        f"{path!r} is not a plain tar archive ({one_line(error)}); decompress it, or make it again"
+        f"{path!r} is not a plain tar archive ({one_line(error)}); decompress it, or create it again"
     )
 
 
@@ -155,7 +160,7 @@ class _Member:
 
 
 class _OpenArchive:
-    """One descriptor that all threads read at their own offsets, closed when the last one lets go of it."""
+    """One descriptor that all threads read at their own offsets, closed with its last reference."""
 
     def __init__(self, path: str, mtime_ns: int):
         check_unchanged(path, mtime_ns)

@@ -1,7 +1,8 @@
-"""From the bytes of an image to Pillow's image of it, and what it takes to see it as it is meant.
+"""Decoding: from the bytes of an image to a Pillow image, with its orientation, transparency and sample range.
 
-Orientation is EXIF's alone in all formats, as in browsers; an orientation in an XMP packet is ignored. Alpha is
-composited on white. What is no pixel (a comment, a wrong checksum of one, an end mark) never costs the pixels.
+In all formats only EXIF orientation counts, as in browsers; an orientation in an XMP packet is ignored. Alpha is
+composited on white. Damage outside of the pixels (a comment, its checksum, an end mark) does not make an image
+unreadable.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
-# Imported for their side effect, so that Image.open need not load all of Pillow's forty plugins.
+# Imported for their side effect, so that Image.open does not load all of Pillow's forty plugins.
 from PIL import (  # noqa: F401, isort: skip
     AvifImagePlugin,
     BmpImagePlugin,
@@ -35,7 +36,7 @@ from embedkit.images import jpeg, png, tiff
 from embedkit.images.memory import BUDGET, check_size
 from embedkit.images.samples import SIXTEEN, Samples
 
-#: EXIF orientation (2..8) -> the transposition that makes the image upright.
+#: EXIF orientation (2..8) -> the transposition that turns the image upright.
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -45,11 +46,11 @@ UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-#: No EPS (it would start Ghostscript), no formats that hold no photographs. MPO comes with JPEG.
+#: No EPS (it would start Ghostscript), and no formats without photographs. MPO comes with JPEG.
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "HEIF")
 _JPEG = ("JPEG", "MPO")
 _ORIENTATION_TAG = 0x0112
-_RAW_EXIF = "Raw profile type exif"  # how ImageMagick keeps EXIF in a text chunk of a PNG
+_RAW_EXIF = "Raw profile type exif"  # ImageMagick's name for EXIF in a text chunk of a PNG
 _HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
 
 T = TypeVar("T")
@@ -60,13 +61,13 @@ def with_opened(
     use: Callable[[Image.Image, Callable[[int], None]], T],
     max_pixels: int | None,
 ) -> T:
-    """Open an image and use it; if that fails for what is no pixel, once more without it.
+    """Open an image and use it; on damage outside of the pixels, try once more without the damaged part.
 
     Args:
         image: The bytes of a file, a Pillow image, or a uint8 array (H, W, C) or (H, W).
-        use: Decodes the opened image and makes something of it that stays when the image is closed. Its second argument
-            waits for room for so many pixels, before they are decoded.
-        max_pixels: As for `check_size`; pixels that are in memory already are not counted.
+        use: Decodes the opened image and returns a result that outlives it. Its second argument waits until the given
+            number of pixels fits into the memory budget; `use` calls it before it decodes them.
+        max_pixels: As for `check_size`; pixels that are already in memory do not count.
 
     Returns:
         What `use` returns.
@@ -89,19 +90,17 @@ def with_opened(
         except Exception as fault:
             again = _repaired(image, opened, max_pixels)
             if again is None:
-                raise (
-                    _unidentified(image) if isinstance(fault, Image.UnidentifiedImageError) else fault
-                ) from None
+                raise (_unidentified(image) if isinstance(fault, UnidentifiedImageError) else fault) from None
         return _used(again, use)
 
 
 def _used(opened: Image.Image, use: Callable[[Image.Image, Callable[[int], None]], T]) -> T:
-    with BUDGET.room() as take, contextlib.closing(opened):  # its pixels are freed before the room is
+    with BUDGET.room() as take, contextlib.closing(opened):  # free its pixels before their room
         return use(opened, take)
 
 
 def is_jpeg(image: Image.Image) -> bool:
-    """Whether it comes from a JPEG, which can be decoded at a reduced scale."""
+    """Whether the image comes from a JPEG, which can be decoded at a reduced scale."""
     return image.format in _JPEG
 
 
@@ -110,7 +109,7 @@ def cost(image: Image.Image, full: int) -> int:
 
     Args:
         image: Opened, and perhaps drafted to a reduced scale.
-        full: Pixels at full scale; a progressive JPEG keeps the coefficients of all.
+        full: Pixels at full scale; a progressive JPEG holds the coefficients of all.
     """
     return full if image.info.get("progressive") else image.width * image.height
 
@@ -118,10 +117,10 @@ def cost(image: Image.Image, full: int) -> int:
 def orientation(image: Image.Image) -> int:
     """The EXIF orientation of a loaded image, or of a JPEG at any time, 1 to 8; 1 if there is none.
 
-    Pillow's `getexif` would look into XMP packets too.
+    Pillow's `getexif` would read XMP packets too.
     """
     if image.format == "TIFF":
-        return 1  # Pillow turns it while loading
+        return 1  # Pillow rotates it while loading
     raw = image.info.get("exif")
     try:
         if raw is None:
@@ -137,7 +136,7 @@ def orientation(image: Image.Image) -> int:
 
 
 def samples_of(image: Image.Image) -> Samples:
-    """What wide gray samples of a loaded image mean.
+    """The range and meaning of the wide gray samples of a loaded image.
 
     Raises:
         ImageError: Samples without an agreed range.
@@ -158,7 +157,7 @@ def plain(image: Image.Image, samples: Samples) -> Image.Image:
 
     Args:
         image: A whole image or a strip of it.
-        samples: What wide samples of the whole image mean.
+        samples: The meaning of wide samples of the whole image.
 
     Raises:
         ImageError: Floating-point samples.
@@ -181,16 +180,16 @@ def plain(image: Image.Image, samples: Samples) -> Image.Image:
 
 @contextlib.contextmanager
 def _faults_as_errors() -> Iterator[None]:
-    """Turn whatever a decoder throws at a damaged image into one `ImageError`."""
+    """Turn any exception of a decoder into one `ImageError`."""
     try:
         yield
     except ImageError:
         raise
-    except Image.DecompressionBombError:  # of a plugin, which knows nothing of `max_pixels`
+    except Image.DecompressionBombError:  # from a plugin, which has a limit of its own
         limit = 2 * (Image.MAX_IMAGE_PIXELS or 0) / 1e6
         raise ImageError(
-            f"more than {limit:.0f} megapixels: refused as a decompression bomb; if it is none, raise "
-            "PIL.Image.MAX_IMAGE_PIXELS too"
+            f"more than {limit:.0f} megapixels: refused as a decompression bomb; if the image is genuine, "
+            "raise PIL.Image.MAX_IMAGE_PIXELS too"
         ) from None
     except MemoryError:
         raise ImageError("not enough memory to decode the image") from None
@@ -201,35 +200,35 @@ def _faults_as_errors() -> Iterator[None]:
 
 def _opened(data: bytes, max_pixels: int | None) -> Image.Image:
     if data[4:8] == b"ftyp" and data[8:12] in _HEIF_BRANDS:
-        # `mif1` and `msf1` are the container alone: an AVIF names itself among the compatible brands.
+        # `mif1` and `msf1` only name the container: an AVIF is listed among the compatible brands.
         brands = data[16 : min(int.from_bytes(data[:4], "big"), 256)]
         if not any(brands[at : at + 4] in (b"avif", b"avis") for at in range(0, len(brands), 4)):
             _register_heif()
     image = _identified(data)
     check_size(image.size, max_pixels)
     if image.format == "TIFF":
-        image.info.pop("xmp", None)  # or loading would turn the image by it
+        image.info.pop("xmp", None)  # else loading would rotate the image by it
     elif image.format == "PNG" and "transparency" in image.info and data[24:25] != b"\x08":
         _scale_clear_color(image, data[24])
     return image
 
 
 def _identified(data: bytes) -> Image.Image:
-    """`Image.open`, but for its limit of pixels, which is one of the whole process."""
+    """`Image.open` without its limit of pixels, which is a setting of the whole process."""
     for name in _FORMATS:
         if name not in Image.OPEN:
             continue
         factory, accept = Image.OPEN[name]
         if accept is not None and accept(data[:16]) is not True:
             continue
-        # What `Image.open` takes for "not this format".
+        # The errors that `Image.open` treats as "not this format".
         with contextlib.suppress(SyntaxError, IndexError, TypeError, struct.error):
             return factory(io.BytesIO(data), "")
-    raise Image.UnidentifiedImageError
+    raise UnidentifiedImageError
 
 
 def _scale_clear_color(image: Image.Image, depth: int) -> None:
-    """A tRNS chunk holds samples as they are stored; Pillow compares them with pixels of 8 bits."""
+    """Scale a tRNS chunk, which holds samples as stored, to the 8 bits that Pillow compares with."""
     clear = image.info["transparency"]
     if image.mode == "L" and isinstance(clear, int):
         image.info["transparency"] = clear * 255 // (2**depth - 1)
@@ -238,14 +237,14 @@ def _scale_clear_color(image: Image.Image, depth: int) -> None:
 
 
 def _repaired(data: bytes, opened: Image.Image | None, max_pixels: int | None) -> Image.Image | None:
-    """The same image without what a decoder stumbled over, if that is no pixel."""
+    """The image without the part that a decoder failed on, if that part holds no pixel; else None."""
     if data.startswith(png.SIGNATURE):
         rest, profile = png.essential(data)
         if rest == data:
             return None
         try:
             image = _opened(rest, max_pixels)
-        except Image.UnidentifiedImageError:
+        except UnidentifiedImageError:
             raise _unidentified(data) from None
         if profile is not None:
             image.info["icc_profile"] = profile
@@ -266,7 +265,7 @@ def _unidentified(data: bytes) -> ImageError:
     if tiff.is_tiff(data):
         return tiff.refusal(data)
     return ImageError(
-        "not an image, or not in a format that is read (JPEG, PNG, WebP, GIF, BMP, TIFF, PNM, AVIF, HEIC)"
+        "not an image, or not in a supported format (JPEG, PNG, WebP, GIF, BMP, TIFF, PNM, AVIF, HEIC)"
     )
 
 

@@ -1,4 +1,4 @@
-"""The bytes of one image: of a regular file, within a bound, under either Unicode form of its name."""
+"""Bounded reads of one image: a regular file, under either Unicode form of its name."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ def read_file(path: str | os.PathLike[str]) -> bytes:
     """The bytes of one image file.
 
     Args:
-        path: A regular file or a link to one. If there is none, a file whose name differs only in its Unicode form
-            (composed or decomposed) is read.
+        path: A regular file or a link to one. If it does not exist, a file whose name differs only in its Unicode
+            form (composed or decomposed) is read.
 
     Raises:
-        OSError: There is no such file, it is no regular file (a FIFO is not waited for), or it has more than
+        OSError: The file does not exist, is not a regular file (this never waits for a FIFO), or has more than
             `MAX_BYTES` bytes.
     """
     try:
@@ -35,7 +35,7 @@ def read_file(path: str | os.PathLike[str]) -> bytes:
 
 
 def other_form(path: str | os.PathLike[str]) -> str | None:
-    """The path of the file or folder that has this name in another Unicode form; None if there is no such one.
+    """The path of the file or folder that has this name in another Unicode form; None if there is none.
 
     macOS writes `Mu\u0308ller.jpg` where a keyboard writes `M\u00fcller.jpg`. Both look the same.
     """

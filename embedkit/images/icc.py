@@ -1,7 +1,7 @@
-"""Embedded color profiles: the transform to sRGB, and whether there is anything to transform.
+"""Embedded color profiles: the transform to sRGB, if the profile is not sRGB itself.
 
-A profile is sRGB if it renders colors as sRGB does. Its name does not count: "sRGB, linear" is not sRGB, and many that
-are have other names.
+A profile counts as sRGB if it renders colors like sRGB. Its name does not count: "sRGB, linear" is not sRGB, and many
+sRGB profiles have other names.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _SPACES = {"RGB": "RGB", "L": "GRAY", "CMYK": "CMYK"}
 
 @functools.lru_cache(maxsize=64)
 def srgb_transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
-    """The transform from an embedded profile to sRGB; None where there is nothing to do.
+    """The transform from an embedded profile to sRGB; None if none is needed.
 
     A profile that cannot be read, or that belongs to another color model than the image's, is ignored, as browsers do.
 

@@ -1,7 +1,7 @@
-"""Ids of images: from a path, and what a container at it calls an image, to the id of a row, and back.
+"""Ids of images: from a path, and the name inside a container, to the id of a row, and back.
 
-An id is a path with `/` separators; inside a container it is `file.tar::member`. Where that is not text, or where two
-images could share it, it is a percent-encoded `file:` URI, in which `::` stands between container and member alone.
+An id is a path with `/` separators; inside a container it is `file.tar::member`. If that is not text, or
+if two images could share it, the id is a percent-encoded `file:` URI, in which `::` occurs only before a member's name.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _SCHEME = "file:"
 
 
 def id_of(path: str, inner: str = "") -> str:
-    """The id of the file at `path`, or of what a container there calls `inner`.
+    """The id of the file at `path`, or of the image `inner` in a container there.
 
     Args:
         path: Normalized; bytes that are not UTF-8 as `surrogateescape`.
@@ -25,8 +25,7 @@ def id_of(path: str, inner: str = "") -> str:
     """
     path = path.replace(os.sep, "/")
     text = f"{path}::{inner}" if inner else path
-    # A path that looks like such a URI, or like a member of a container, is written as a URI too, or two images could
-    # share an id.
+    # A path that looks like such a URI, or like a member of a container, becomes a URI too: ids must be unique.
     if path.startswith(_SCHEME) or "::" in path or not _is_text(text):
         text = _SCHEME + quote(os.fsencode(path), safe="/:").replace("::", "%3A%3A")
         if inner:
@@ -35,7 +34,7 @@ def id_of(path: str, inner: str = "") -> str:
 
 
 def path_of(id: str, root: str | os.PathLike[str] | None = None) -> str:
-    """The path behind an id, with what is inside a container still behind it.
+    """The path of an id, still followed by `::` and the name inside a container if there is one.
 
     Args:
         id: The id of a row.
@@ -48,7 +47,7 @@ def path_of(id: str, root: str | os.PathLike[str] | None = None) -> str:
 
 
 def containers_of(id: str) -> Iterator[str]:
-    """The ids of the files that may be the container of an image: what stands before each `::`."""
+    """The ids of the possible containers of an image: what precedes each `::`."""
     at = id.find("::")
     while at >= 0:
         yield id[:at]
@@ -60,11 +59,11 @@ def check_no_image(
     ids: Iterable[str],
     root: str | os.PathLike[str] | None = None,
 ) -> None:
-    """Refuse outputs that would overwrite an image, or an archive of images, that the embeddings are of.
+    """Refuse outputs that would overwrite an embedded image, or an archive of embedded images.
 
     Args:
-        outputs: Option as the user knows it -> the path; None where it was not given.
-        ids: Of the rows.
+        outputs: Name of an option -> its path; None if it was not given.
+        ids: The ids of the rows.
         root: The folder that ids are relative to; the working folder when None.
 
     Raises:
@@ -86,7 +85,7 @@ def check_no_image(
         option = taken.get((status.st_dev, status.st_ino), "")
         if option:
             raise OutputError(
-                f"{option}: {os.fspath(outputs[option] or '')!r} is one of the images that the embeddings are of "
+                f"{option}: {os.fspath(outputs[option] or '')!r} is one of the embedded images "
                 f"({path!r}); choose another name"
             )
 

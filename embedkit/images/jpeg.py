@@ -1,4 +1,4 @@
-"""JPEGs without an end mark: which of them hold every pixel all the same."""
+"""JPEGs without an end mark: which of them are nevertheless complete."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import random
 from PIL import JpegImagePlugin
 
 END = b"\xff\xd9"
-#: Markers that stand alone, without a length.
+#: Markers without a length.
 _ALONE = {0x01, *range(0xD0, 0xD9)}
 _FRAMES = {0xC0, 0xC1, 0xC2}  # baseline, extended, progressive: what libjpeg-turbo decodes with Huffman codes
 
 
 def completed(data: bytes) -> bytes | None:
-    """A JPEG with its end mark, if that alone was missing; None if anything else is missing too.
+    """A JPEG with its end mark, if only that was missing; None if anything else is missing too.
 
-    The end mark says nothing about pixels, but a file without one is more often cut short. It is whole if every
-    coefficient was sent in full (a progressive file may lack whole scans) and if what follows the last byte does not
-    change one pixel: the missing part of a scan would be read from there.
+    The end mark holds no pixels, but a file without it is usually truncated. The file is complete if it holds every
+    coefficient to its last bit (a progressive file may lack whole scans), and if bytes appended to it change no pixel:
+    the missing part of a scan would be read from there.
     """
     cut = data[:-1] if data.endswith(b"\xff") else data
     if not _every_scan_began(cut):
@@ -29,12 +29,12 @@ def completed(data: bytes) -> bytes | None:
     whole = cut + END
     try:
         return whole if _digest(whole) == _digest(cut + noise + END) else None
-    except Exception:  # whatever a decoder raises: the file is not whole
+    except Exception:  # any error of a decoder: the file is not complete
         return None
 
 
 def _every_scan_began(data: bytes) -> bool:
-    """Whether the scans cover every coefficient of every component to its last bit, and the file ends inside one."""
+    """Whether the scans cover every coefficient of every component to its last bit, and the file ends in a scan."""
     at, missing, last = 2, None, 0
     while True:
         at = data.find(b"\xff", at)
@@ -51,7 +51,7 @@ def _every_scan_began(data: bytes) -> bool:
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
             if marker not in _FRAMES or len(body) < 6 + 3 * body[5]:
                 return False
-            # (component, coefficient) that are not known to their last bit yet
+            # (component, coefficient) whose last bit has not been read yet
             missing = {(body[6 + 3 * one], k) for one in range(body[5]) for k in range(64)}
         elif marker == 0xDA:
             count = body[0] if body else 0

@@ -1,4 +1,4 @@
-"""Memory that the decoding workers of one process share: a budget for large images, and Pillow's blocks."""
+"""Memory of the decoding workers of one process: a budget for large images, and Pillow's memory blocks."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from PIL import Image
 
 from embedkit.errors import ImageError
 
-#: Pixels up to which an image is ordinary: converted in one piece, and decoded without waiting for others.
+#: Greatest number of pixels of an ordinary image: converted in one piece, and decoded without waiting for others.
 ORDINARY = 32_000_000
-#: Pixels that a strip of a larger image has when it is converted.
+#: Pixels of one strip when a larger image is converted.
 STRIP = 4_000_000
 
 
@@ -33,7 +33,7 @@ def check_size(size: tuple[int, int], max_pixels: int | None) -> None:
     if limit is not None and size[0] * size[1] > limit:
         raise ImageError(
             f"{size[0]}x{size[1]} pixels are more than {limit / 1e6:.0f} megapixels: refused as a decompression bomb; "
-            f"if it is none, use `embedkit embed --max-pixels {size[0] * size[1]}` (max_pixels in Python)"
+            f"if the image is genuine, use `embedkit embed --max-pixels {size[0] * size[1]}` (max_pixels in Python)"
         )
 
 
@@ -44,23 +44,23 @@ def _limit(max_pixels: int | None) -> int | None:
 
 
 class PixelBudget:
-    """So many pixels of large images are decoded at once; a further large image waits until there is room.
+    """Bounds the pixels of large images that are decoded at once; a further large image waits until there is room.
 
-    Ordinary images never wait. An image that is larger than the whole budget waits until it is alone.
+    Ordinary images never wait. An image larger than the whole budget waits until no other one is decoded.
     """
 
     def __init__(self, pixels: int):
-        """A budget of so many pixels."""
+        """Set the budget in pixels."""
         self._pixels, self._taken = pixels, 0
         self._room = threading.Condition()
 
     @contextlib.contextmanager
     def room(self) -> Iterator[Callable[[int], None]]:
-        """Room for one image.
+        """Reserve room for one image.
 
         Yields:
-            A function that waits for room for so many pixels; to be called before they are decoded. The room is given
-            back at the end of the block, by when the pixels must be freed.
+            A function that waits for room for a number of pixels; call it before decoding them. The room is released at
+            the end of the block; free the pixels before.
         """
         taken = 0
 
@@ -83,12 +83,12 @@ class PixelBudget:
                     self._room.notify_all()
 
     def reset(self) -> None:
-        """Forget who holds what: after a fork, in the child, where no thread holds anything."""
+        """Reset the budget in a forked child, where no thread holds anything."""
         self._taken, self._room = 0, threading.Condition()
 
 
 def _trim() -> None:
-    """Return freed memory to the system: glibc would keep what a thread freed for that thread alone."""
+    """Return freed memory to the system: glibc would reserve it for the thread that freed it."""
     trim = _malloc_trim()
     if trim is not None:
         trim(0)
@@ -103,27 +103,27 @@ def _malloc_trim() -> Callable[[int], object] | None:
     return trim
 
 
-#: The one budget of the process: what Pillow takes for the largest image that is no bomb.
+#: The budget of the process: the largest image that Pillow does not call a decompression bomb.
 BUDGET = PixelBudget(180_000_000)
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=BUDGET.reset)
 
 
-class KeptMemory:
-    """While one is held, Pillow keeps the memory of images that are done for the next ones.
+class ReusedBlocks:
+    """While one is active, Pillow reuses the memory of finished images for the next ones.
 
-    Returning it to the system and faulting it in again for every image costs a quarter of decoding one of 500x375.
-    Pillow keeps at most a few blocks of up to 16 MB for each worker. A process that has set `PILLOW_BLOCKS_MAX` keeps
-    its own choice.
+    Returning it to the system and faulting it in again takes a quarter of the time to decode an image of 500x375.
+    Pillow holds at most a few blocks of up to 16 MB for each worker. A process that sets `PILLOW_BLOCKS_MAX` is not
+    changed.
     """
 
-    #: An image decoded, cut, and resized in two passes.
+    #: Images at a time: decoded, cropped, and resized in two passes.
     BLOCKS = 4
     _lock = threading.Lock()
     _held = 0
 
     def __init__(self, workers: int):
-        """Of so many threads that decode at once."""
+        """Reserve blocks for this number of decoding threads."""
         self._blocks = self.BLOCKS * workers
 
     def __enter__(self) -> None:
@@ -137,5 +137,5 @@ class KeptMemory:
     @classmethod
     def _change(cls, blocks: int) -> None:
         with cls._lock:
-            KeptMemory._held += blocks
-            Image.core.set_blocks_max(KeptMemory._held)
+            ReusedBlocks._held += blocks
+            Image.core.set_blocks_max(ReusedBlocks._held)  # type: ignore[attr-defined]  # no public name

@@ -1,7 +1,6 @@
 """From the id of a row back to its image: a file, a member of a tar archive, or a row of a Parquet file.
 
-Ids are what `embedkit.images.sources` made of the places that images came from, so its listing, and nothing else,
-reads containers here too. Each container is listed once.
+`embedkit.images.sources` made the ids, so its listing reads containers here too. Each container is listed once.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from embedkit.images.files import other_form, read_file
 from embedkit.images.ids import containers_of, path_of
 from embedkit.images.sources import list_sources
 
-__all__ = ["Originals", "none_there"]
+__all__ = ["Originals", "nothing_readable"]
 
 _PART = re.compile(r"#[0-9]+$")
 
@@ -33,7 +32,7 @@ class Originals:
         """Open nothing yet.
 
         Args:
-            root: The folder that ids are relative to, if they are; else the working folder.
+            root: The folder that ids are relative to; the working folder when None.
 
         Raises:
             SourceError: The root is not a folder.
@@ -41,7 +40,7 @@ class Originals:
         self.root = None if root is None else os.fspath(root)
         if self.root is not None and not os.path.isdir(self.root):
             raise SourceError(
-                f"the root {self.root!r} is not a folder; give the folder that ids are relative to"
+                f"the root {self.root!r} is not a folder; name the folder that ids are relative to"
             )
         self._members: dict[str, dict[str, Callable[[], bytes]]] = {}
         self._lock = threading.Lock()
@@ -53,17 +52,17 @@ class Originals:
             name: The id, or the name of a row: `id#part` for the further parts of an image.
 
         Raises:
-            SourceError: It is not there any more, or its container cannot be read.
+            SourceError: It no longer exists, or its container cannot be read.
             ImageError: A Parquet row without bytes.
-            OSError: The file is there and cannot be read.
+            OSError: The file exists and cannot be read.
         """
         reader = self._find(name)
         if reader is None:
-            raise SourceError("the image is not there any more")
+            raise SourceError("the image no longer exists")
         return reader()
 
     def file(self, name: str) -> str | None:
-        """The absolute path of an image that is a file of its own; None for what is gone, or inside a container."""
+        """The absolute path of an image that is a file; None if it no longer exists or is inside a container."""
         for candidate in _names(name):
             path = self._file(candidate)
             if path is not None:
@@ -71,7 +70,7 @@ class Originals:
         return None
 
     def has(self, name: str) -> bool:
-        """Whether the image is there; a container that cannot be read has none."""
+        """Whether the image exists; an unreadable container has no images."""
         try:
             return self._find(name) is not None
         except EmbedkitError:
@@ -89,7 +88,7 @@ class Originals:
         return None
 
     def _file(self, name: str) -> str | None:
-        """The path of the file of this id, also under the other Unicode form of its name; None if there is none."""
+        """The path of the file of this id, under either Unicode form of its name; None if there is none."""
         if self._containers(name):
             return None
         path = self._path(name)
@@ -98,35 +97,35 @@ class Originals:
         return path if os.path.isfile(path) else None
 
     def _containers(self, name: str) -> list[str]:
-        """The paths of the files that may be the container of this id: what stands before each `::`.
+        """The paths of the possible containers of this id: what precedes each `::`.
 
-        A file whose own path holds `::` has a URI for an id, in which that is percent-encoded.
+        The id of a file whose own path contains `::` is a URI, in which `::` is percent-encoded.
         """
         return [path for inside in containers_of(name) if os.path.isfile(path := self._path(inside))]
 
     def _listed(self, container: str) -> dict[str, Callable[[], bytes]]:
-        """The images of one container by id, as they were called when they were embedded."""
+        """The images of one container by id, as at embedding."""
         with self._lock:
             if container not in self._members:
                 root = self.root
                 if root is not None and not _is_inside(container, root):
-                    root = None  # ids that are absolute, whatever the root
+                    root = None  # absolute ids do not depend on the root
                 items = list_sources([container], root=root).items
                 self._members[container] = {item.id: item.read for item in items}
             return self._members[container]
 
     def _path(self, name: str) -> str:
-        """The path behind an id, with what is inside a container still behind it."""
+        """The path of an id, still followed by the name inside a container."""
         return path_of(name, self.root)
 
 
-def none_there(count: int, first: str, reason: str) -> SourceError:
-    """The error for a job of which not one image could be read.
+def nothing_readable(count: int, first: str, reason: str) -> SourceError:
+    """The error of a job none of whose images can be read.
 
     Args:
-        count: How many were asked for.
+        count: The number of images.
         first: The id of the first.
-        reason: Why that one could not.
+        reason: Why the first cannot be read.
     """
     if count > 1:
         what = f"none of the {count} images can be read (the first is {first!r}: {reason})"
@@ -139,7 +138,7 @@ def none_there(count: int, first: str, reason: str) -> SourceError:
 
 
 def _names(name: str) -> Iterator[str]:
-    """What a row's name may mean: `x.parquet::#12` is an id, and `x.parquet::#12#1` a part of that image."""
+    """The ids that a row's name may stand for: `x.parquet::#12` is an id, `x.parquet::#12#1` a part of that image."""
     yield from dict.fromkeys((name, _PART.sub("", name)))
 
 

@@ -1,4 +1,4 @@
-"""Patterns of paths: `*`, `?`, `[a-z]` and `**`, as a shell expands them, and in both Unicode forms of a name."""
+"""Patterns of paths (`*`, `?`, `[a-z]`, `**`), expanded as by a shell, for both Unicode forms of a name."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from embedkit.images.files import other_form
 
 _MAGIC = re.compile(r"[*?[]")
 
-#: Gives the entries of a folder in order, and keeps the error if it cannot be read.
+#: Returns the entries of a folder in order, and records the error if it cannot be read.
 Scan: TypeAlias = "Callable[[str], list[os.DirEntry[str]]]"
 
 
@@ -25,12 +25,12 @@ def is_pattern(path: str) -> bool:
 def matches(pattern: str, scan: Scan) -> list[str]:
     """The paths that match a pattern, in the order of a walk.
 
-    A part of the pattern that exists as it is written stands for itself. If nothing matches, brackets are taken
-    literally: they are common in names.
+    A part of the pattern that exists literally matches itself. If nothing matches, brackets are taken literally: they
+    are common in names.
     """
     drive, tail = os.path.splitdrive(pattern.replace(os.sep, "/"))
     parts = [part for part in tail.split("/") if part]
-    while parts and parts[-1] == "**":  # what a folder gives already
+    while parts and parts[-1] == "**":  # a folder is walked anyway
         parts.pop()
     base = drive + tail[: tail.startswith("/")]
     found = list(_match(base, parts, scan))
@@ -48,7 +48,7 @@ def is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def _match(base: str, parts: Sequence[str], scan: Scan) -> Iterator[str]:
-    """The paths below `base` that match `parts`; `**` is any number of folders, and follows no links."""
+    """The paths below `base` that match `parts`; `**` matches any number of folders and follows no links."""
     if not parts:
         yield base or os.curdir
     elif not is_pattern(parts[0]) or os.path.lexists(os.path.join(base, parts[0])):

@@ -1,4 +1,4 @@
-"""What of a PNG makes its pixels: reading it again without the chunks that a decoder stumbled over."""
+"""The essential chunks of a PNG, for a second attempt after a decoder failed on another chunk."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ _PROFILE_BYTES = 16 << 20
 def essential(data: bytes) -> tuple[bytes, bytes | None]:
     """A PNG without comments and other chunks that no pixel needs, and its color profile.
 
-    Pillow gives up at a comment of over 1 MB, at comments of 64 MB in all, and at a wrong checksum of any chunk. Such
-    a chunk never costs the pixels here: it is left out, as by libpng.
+    Pillow fails on a comment of over 1 MB, on comments of 64 MB in total, and on a wrong checksum of any chunk. Like
+    libpng, this leaves such a chunk out.
 
     Args:
         data: The bytes of a PNG file.
 
     Returns:
-        The file without them, and the ICC profile, None if there is none that can be read.
+        The file without them, and the ICC profile; None if there is no readable one.
     """
     parts, profile = [SIGNATURE], None
     for kind, body, whole, sound in _chunks(data):
-        if not kind[0] & 0x20:  # critical: an upper-case first letter; the decoder judges its checksum
+        if not kind[0] & 0x20:  # critical: an upper-case first letter; the decoder checks its checksum
             parts.append(whole)
         elif kind == b"iCCP" and sound:
             profile = _profile(body)
@@ -37,7 +37,7 @@ def essential(data: bytes) -> tuple[bytes, bytes | None]:
 
 
 def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes, bytes, bool]]:
-    """Kind, content, the whole chunk, and whether its checksum is right; the last one may be cut short."""
+    """Kind, content, the whole chunk, and whether its checksum is right; the last one may be truncated."""
     at = len(SIGNATURE)
     while at + 8 <= len(data):
         size, kind = struct.unpack_from(">I4s", data, at)

@@ -1,4 +1,4 @@
-"""Gray samples of more than 8 bits, and what they mean: the greatest value, which end is white, which is clear."""
+"""Gray samples of more than 8 bits: their greatest value, which end is white, which value is transparent."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Samples:
     Attributes:
         maximum: The value of the bright end, 2**bits - 1.
         inverted: Whether 0 is white.
-        clear: The value that stands for full transparency, if one does.
+        clear: The value that means full transparency; None if there is none.
     """
 
     maximum: int
@@ -23,7 +23,7 @@ class Samples:
     clear: int | None = None
 
     def to_gray(self, image: Image.Image) -> Image.Image:
-        """An image of one of Pillow's modes I and I;16 as `L`, rounded, what is clear as white."""
+        """An image of one of Pillow's modes I and I;16 as `L`, rounded, transparent pixels as white."""
         values = np.asarray(image)
         if self.maximum > 0xFFFF:
             levels = (values.view(np.uint32).astype(np.uint64) * 510 + self.maximum) // (2 * self.maximum)
@@ -40,5 +40,5 @@ class Samples:
         return Image.fromarray(gray)
 
 
-#: 65535 is white, as in PNG and PGM, and nothing is clear.
+#: 65535 is white, as in PNG and PGM, and nothing is transparent.
 SIXTEEN = Samples(maximum=0xFFFF)

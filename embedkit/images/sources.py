@@ -1,9 +1,8 @@
 """Where images come from: files, folders, patterns, lists, tar archives and Parquet files, as one listing.
 
-Listing decodes no image. It names each one once, in an order that is the same on every machine, and gives
-it a small object that reads its bytes when asked. Ids, sizes and times are those of the Embeddings file. What is
-inside an archive or a Parquet file comes from `embedkit.images.archives` and `embedkit.images.tables`; here it gets
-its id and its place.
+Listing decodes no image. It names each image once, in an order that is the same on every machine, with a small object
+that reads its bytes on demand. Ids, sizes and times are those of an embeddings file. `embedkit.images.archives` and
+`embedkit.images.tables` list the content of containers; this module gives it ids and a position.
 """
 
 from __future__ import annotations
@@ -16,9 +15,10 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from embedkit._io.text import one_line
 from embedkit.errors import SourceError
 from embedkit.images.archives import Archives
-from embedkit.images.containers import EMPTY, Contents, one_line
+from embedkit.images.containers import EMPTY, Contents
 from embedkit.images.files import other_form, read_file
 from embedkit.images.ids import id_of
 from embedkit.images.patterns import is_folder, is_pattern, matches
@@ -33,7 +33,7 @@ _PACKED = re.compile(
     r"\.(zip|7z|rar|tgz|tbz2?|txz|tzst|tar\.(gz|bz2|xz|zst|lz|lz4|lzma|br|z))$", re.IGNORECASE
 )
 _UTF8_BOM, _UTF16_BOMS = b"\xef\xbb\xbf", (b"\xff\xfe", b"\xfe\xff")
-#: Times of the Embeddings file are int64; some file systems know years after 2262.
+#: Times in an embeddings file are int64; some file systems have years after 2262.
 _LAST_NS = 2**63 - 1
 
 
@@ -47,7 +47,7 @@ class Item:
             A name that is not valid UTF-8, or a path that itself holds `::`, becomes a percent-encoded `file:` URI.
         size: Bytes of the file or the tar member; of the whole file for a Parquet row.
         mtime_ns: Of the file, within an int64; of the container for members and rows, whose own times are often 0.
-        read: Gives the encoded bytes, in any thread. Raises OSError, `ImageError` or `SourceError`.
+        read: Returns the encoded bytes, in any thread. Raises OSError, `ImageError` or `SourceError`.
         labels: The scalar columns of a Parquet row; empty elsewhere.
         path: The file itself (`surrogateescape` where it is not UTF-8); None for members and rows.
     """
@@ -62,7 +62,7 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """What the sources hold.
+    """The content of sources.
 
     Attributes:
         items: Every image once, in source order.
@@ -77,7 +77,7 @@ class Listing:
     notes: list[str]
 
     def empty(self, where: str) -> SourceError:
-        """What to raise where there is no image: with what was passed over instead."""
+        """The error of a listing without an image; it names what was skipped."""
         return SourceError(
             f"no images in {where}; {'; '.join(self.notes) or 'check the path and the suffixes'}"
         )
@@ -116,19 +116,19 @@ def list_sources(
 ) -> Listing:
     """List the images of `sources`, each once, at its first position.
 
-    A file is taken whatever its suffix, but a `.tar` or `.parquet` is opened. A folder gives its files that
-    have an image's suffix and are not hidden, then its folders, both sorted by the bytes of their names;
-    containers in it stay closed. A pattern (`*`, `?`, `[a-z]`, `**`) stands for its matches, as if the shell
-    had written them out. What a pattern or a list names and cannot be read is an error row, not the end.
+    A file is taken whatever its suffix, but a `.tar` or `.parquet` is opened. A folder gives its files that have an
+    image's suffix and are not hidden, then its folders, both sorted by the bytes of their names; containers in it are
+    not opened. A pattern (`*`, `?`, `[a-z]`, `**`) stands for its matches, as if the shell had expanded it. A file
+    that a pattern or a list names and that cannot be read is an error row and does not stop the listing.
 
     Args:
         sources: Paths, patterns or lists of paths.
         root: The folder that ids are relative to; without it they are the paths as given.
-        recursive: Whether folders inside folders are entered.
+        recursive: Whether subfolders are included.
         image_column: The column of Parquet files that holds the images; found by type and name when None.
 
     Raises:
-        SourceError: A source does not exist, cannot be opened, is of no known kind, or lies outside `root`.
+        SourceError: A source does not exist, cannot be opened, is of an unknown kind, or is outside `root`.
     """
     lister = _Lister(None if root is None else os.fspath(root), recursive, image_column)
     given = [sources] if isinstance(sources, PathList | str | bytes | os.PathLike) else sources
@@ -147,7 +147,7 @@ def list_sources(
 
 
 class _Lister:
-    """A listing while it grows. Its dicts keep the order of what comes and drop what comes again."""
+    """A listing under construction. Its dicts keep the order and drop duplicates."""
 
     def __init__(self, root: str | None, recursive: bool, image_column: str | None):
         if root is not None and not os.path.isdir(root):
@@ -159,15 +159,15 @@ class _Lister:
             ".parquet": Tables(image_column),
         }
         self._opened: set[str] = set()  # containers
-        self._passed: dict[str, None] = {}  # what folders hold beside images
-        self._members: Counter[str] = Counter()  # suffixes of what archives hold beside images
+        self._passed: dict[str, None] = {}  # files in folders that are not images
+        self._members: Counter[str] = Counter()  # suffixes of members that are not images
         self._remarks: list[str] = []
         self.items: dict[str, Item] = {}
         self.errors: dict[str, tuple[str, str]] = {}
-        self.labels: dict[str, tuple[str, str]] = {}  # name -> Arrow type name, and the file that brought it
+        self.labels: dict[str, tuple[str, str]] = {}  # name -> Arrow type name, and the file that has it
 
     def add(self, given: str, listed: bool = False) -> None:
-        """Add one source; one of a list or a pattern (`listed`) that cannot be read is one bad row, not the end."""
+        """Add one source; if it comes from a list or a pattern (`listed`), a failure is an error row."""
         try:
             self._add(given, pattern=not listed)
         except _Unlistable as error:
@@ -176,7 +176,7 @@ class _Lister:
             self._fail(given, error.cause, str(error))
 
     def _add(self, given: str, *, pattern: bool) -> None:
-        """Add one source, a `pattern` too if it may be one."""
+        """Add one source; `pattern`: it may be a pattern."""
         try:
             status = os.stat(given)
         except (OSError, ValueError) as error:
@@ -207,28 +207,28 @@ class _Lister:
             self._add_contents(given, status, contents)
 
     def notes(self) -> list[str]:
-        """What the user should know and no row says."""
+        """Sentences for the user about what is not in the listing."""
         notes = list(self._remarks)
         left = [_suffix(name) for name in self._passed if name not in self.items and name not in self._opened]
         closed = [suffix for suffix in left if suffix in self._containers]
         other = [suffix or "no suffix" for suffix in left if suffix not in self._containers]
         for kinds, what in (
-            (other, "without an image's suffix ({}); name a file itself to take it whatever its suffix"),
+            (other, "without an image's suffix ({}); name a file to include it"),
             (closed, "in folders that may hold images ({}); name them as sources to open them"),
         ):
             if kinds:
                 common = ", ".join(kind for kind, _ in Counter(kinds).most_common(5))
-                notes.append(f"passed over {len(kinds)} file{'s' * (len(kinds) > 1)} {what.format(common)}")
+                notes.append(f"skipped {len(kinds)} file{'s' * (len(kinds) > 1)} {what.format(common)}")
         if count := self._members.total():
             common = ", ".join(kind for kind, _ in self._members.most_common(5))
             notes.append(
-                f"passed over {count} member{'s' * (count > 1)} of archives without an image's suffix ({common}); "
-                "unpack the archive and name files themselves to take them whatever their suffix"
+                f"skipped {count} member{'s' * (count > 1)} of archives without an image's suffix ({common}); "
+                "unpack the archive and name the files to include them"
             )
         return notes
 
     def _name(self, path: str, inner: str = "") -> str:
-        """The id of `path`, or of what a container at `path` calls `inner`."""
+        """The id of `path`, or of the image `inner` in a container at `path`."""
         if self._root is None:
             name = os.path.normpath(path)
         else:
@@ -239,7 +239,7 @@ class _Lister:
         return id_of(name, inner)
 
     def _fail(self, path: str, error: Exception | None, reason: str = "") -> None:
-        """An error row; `reason` where there is no system's error."""
+        """Add an error row; `reason` if there is no error of the system."""
         try:
             name = path if _URL.match(path) else self._name(path)
         except SourceError:  # outside the root
@@ -264,13 +264,13 @@ class _Lister:
             self.add(path, listed=True)
 
     def _add_folder(self, top: str) -> None:
-        """Walk `top`, through links to folders too, but never into a folder that the walk stands in.
+        """Walk `top`, also through links to folders, but never into a folder that contains the current one.
 
-        Below a link, a further link is entered only when nothing has led to its folder yet: a web of links
-        then costs a few walks, where following every one would cost the factorial of their number.
+        Below a link, a further link is entered only if its folder has not been entered yet. Without that, the cost of a
+        set of links to each other would grow with the factorial of their number.
         """
         entered: set[tuple[int, int]] = set()
-        # A folder to walk, the folders above it, whether it lies below a link, whether it must be new.
+        # A folder to walk, the folders above it, whether it is below a link, whether it must be new.
         pending: list[tuple[str, tuple[tuple[int, int], ...], bool, bool]] = [(top, (), False, False)]
         while pending:
             path, above, linked, must_be_new = pending.pop()
@@ -310,17 +310,17 @@ class _Lister:
     def _add_file(self, path: str, status: os.stat_result) -> None:
         name = self._name(path)
         if name not in self.items:
-            if ".." not in path:  # elsewhere `..` may follow a link, and the normalized path be another file
+            if ".." not in path:  # else `..` may follow a link, and the normalized path may be another file
                 path = os.path.normpath(path)
             path = name if name == path else path  # one string in memory instead of two
             self.items[name] = Item(name, status.st_size, _time_of(status), _File(path), path=path)
 
     def _add_contents(self, path: str, status: os.stat_result, contents: Contents) -> None:
         for column, type_name in contents.label_schema.items():
-            known, where = self.labels.setdefault(column, (type_name, path))
-            if known != type_name:
+            first, where = self.labels.setdefault(column, (type_name, path))
+            if first != type_name:
                 raise SourceError(
-                    f"the column {column!r} is {known} in {where!r}, {type_name} in {path!r}; embed them apart"
+                    f"the column {column!r} is {first} in {where!r}, {type_name} in {path!r}; embed them separately"
                 )
         if contents.damage:
             inner, reason = contents.damage
@@ -333,7 +333,7 @@ class _Lister:
 
 
 class _Unlistable(SourceError):
-    """What one source is refused for, and the system's error behind it; an error row in a list."""
+    """The reason to refuse one source, and the system error that caused it; an error row in a list."""
 
     def __init__(self, message: str, cause: Exception | None = None):
         super().__init__(message)
@@ -359,7 +359,7 @@ def _without_mark(text: bytes) -> bytes:
             return text.decode("utf-16").encode()
         except UnicodeError:
             raise SourceError(
-                "the list on standard input begins as UTF-16 and is none; write UTF-8"
+                "the list on standard input has the byte order mark of UTF-16 and is not UTF-16; write UTF-8"
             ) from None
     return text.removeprefix(_UTF8_BOM)
 

@@ -1,7 +1,7 @@
 """Parquet files: which column holds images, which are labels, and the readers of their rows.
 
-A dictionary turns a few bytes of a file into gigabytes of rows. Text is therefore read as what it is stored as, one
-copy of each value, and images row by row.
+With dictionary encoding, a few bytes of a file can become gigabytes of rows. Text therefore stays encoded, one copy of
+each value, and images are read row by row.
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from embedkit._io.reading import open_regular
+from embedkit._io.text import one_line
 from embedkit.errors import ImageError, SourceError
-from embedkit.images.containers import Contents, Image, check_unchanged, latest, one_line
+from embedkit.images.containers import ContainedImage, Contents, check_unchanged, latest
 from embedkit.images.files import read_file
 
-#: Names that tell which of several binary columns of a Parquet file holds the images.
-IMAGE_COLUMNS = frozenset("image img image photo jpg jpeg png webp bytes image_bytes".split())
+#: Names that select the image column among several binary columns of a Parquet file.
+IMAGE_COLUMNS = frozenset("image img picture photo jpg jpeg png webp bytes image_bytes".split())
 
 # Arrow types by name, so that pyarrow is imported for a Parquet source only.
 _BINARY = frozenset("binary large_binary binary_view".split())
@@ -36,16 +37,16 @@ _INTEGER = frozenset("int8 int16 int32 int64 uint8 uint16 uint32 uint64".split()
 _LABEL_BYTES = 1 << 16
 _PATH_BYTES = 4096
 
-# A Parquet file is read forward, row by row: a batch of several rows could be a large image several times over, and is
-# no faster. What was passed is kept for threads that ask a little later: so many rows and bytes at most (or one row,
-# if that is larger), and the oldest fall out as reading goes on.
+# A Parquet file is read forward, row by row: a batch of several rows could hold several large images, and is no
+# faster. Rows that were read are cached for threads that ask a little later, up to this many rows and bytes (or one
+# row, if that is larger); the oldest are dropped first.
 _WINDOW_ROWS = 1024
 _WINDOW_BYTES = 128 << 20
 _OPEN_TABLES = 2
 
 
 class Tables:
-    """Lists the Parquet files of one listing, by their image column; the last few that were read stay open."""
+    """Lists the Parquet files of one listing by their image column, and caches the last few open ones."""
 
     def __init__(self, image_column: str | None = None) -> None:
         """Open nothing yet.
@@ -84,16 +85,14 @@ class Tables:
             raise SourceError(f"{path!r} is not a Parquet file that can be read: {one_line(error)}") from None
         notes = []
         if left := [repr(name) for name in schema.names if name not in types and name != image]:
-            notes.append(f"passed over columns of {path!r} that are no labels: {', '.join(left)}")
+            notes.append(f"skipped columns of {path!r} that are not labels: {', '.join(left)}")
         if long := [name for name in text if _longest(table.column(name)) > _LABEL_BYTES]:
             notes.append(
-                f"passed over columns of {path!r} with text of more than {_LABEL_BYTES >> 10} KiB, too long for a "
+                f"skipped columns of {path!r} with text of more than {_LABEL_BYTES >> 10} KiB, too long for a "
                 f"label: {', '.join(map(repr, long))}"
             )
         if with_path and paths is None:
-            notes.append(
-                f"named the rows of {path!r} by number: they have paths of over {_PATH_BYTES} letters"
-            )
+            notes.append(f"named the rows of {path!r} by number: a path has more than {_PATH_BYTES} letters")
         names = {name: _class_names(schema, name) for name in types if types[name] in _INTEGER}
         columns = {name: (table.column(name), names.get(name)) for name in types if name not in long}
         opened = functools.partial(
@@ -102,7 +101,7 @@ class Tables:
         readers = (_Row(opened, columns, paths, number) for number in range(rows))
         return Contents(
             images=(
-                Image(name, status.st_size, row, row)
+                ContainedImage(name, status.st_size, row, row)
                 for name, row in zip(_row_names(paths, rows), readers, strict=True)
             ),
             label_schema={name: "string" if names.get(name) else types[name] for name in columns},
@@ -146,9 +145,9 @@ class _Row(Mapping[str, object]):
 
 
 class _OpenTable:
-    """The image column of one Parquet file, read forward by whichever thread needs more.
+    """The image column of one Parquet file, read forward by any thread that needs more.
 
-    pyarrow holds a row and the page that it lies in; beside that, only the window is kept.
+    pyarrow holds one row and its page; apart from that, only the window is in memory.
     """
 
     def __init__(self, path: str, mtime_ns: int, column: str):
@@ -176,15 +175,17 @@ class _OpenTable:
             if number not in self._window and not any(number in rows for rows in self._damaged):
                 self._read_to(number)
             if number not in self._window:
-                raise SourceError(f"row {number} of {self._path!r} is in a damaged page; make the file again")
+                raise SourceError(
+                    f"row {number} of {self._path!r} is in a damaged page; create the file again"
+                )
             return self._window[number]
 
     def beside(self, number: int, paths: Any) -> bytes:
-        """The image that a row without bytes names by its path, if it lies below the folder of the Parquet file.
+        """The image that a row without bytes refers to by its path, if it is below the folder of the Parquet file.
 
         Raises:
-            ImageError: It names none, one that cannot be read, or one elsewhere: a data set must not choose which files
-                are read.
+            ImageError: It has no path, or the file cannot be read or is elsewhere: a data set must not choose which
+                files are read.
         """
         row, name = f"row {number} of {self._path!r}", None if paths is None else paths[number].as_py()
         if not name or "\0" in name:
@@ -204,7 +205,7 @@ class _OpenTable:
             ) from None
 
     def _seek(self, number: int) -> None:
-        """Stand at the beginning of the row group of row `number`."""
+        """Move to the beginning of the row group of row `number`."""
         group = bisect.bisect_right(self._starts, number) - 1
         self._next, self._end = self._starts[group], self._starts[group + 1]
         self._batches = self._file.iter_batches(
@@ -215,11 +216,13 @@ class _OpenTable:
         import pyarrow as pa
         import pyarrow.compute as pc
 
-        if number < self._next:  # it fell out of the window
+        if number < self._next:  # the window does not hold it any more
             self._window.clear()
             self._window_bytes = 0
             self._seek(number)
-        elif number >= self._end + _WINDOW_ROWS:  # nearer, a row of the groups between may still be asked for
+        elif (
+            number >= self._end + _WINDOW_ROWS
+        ):  # at a smaller distance, a row in between may still be requested
             self._seek(number)
         while self._next <= number:
             if self._next == self._end:
@@ -244,7 +247,7 @@ class _OpenTable:
 
 @contextlib.contextmanager
 def _opened(path: str, **options: Any) -> Iterator[Any]:
-    """A `ParquetFile` over a regular file that we open ourselves: pyarrow takes some paths for URLs."""
+    """A `ParquetFile` over a regular file opened here: pyarrow takes some paths for URLs."""
     import pyarrow.parquet as pq
 
     with open_regular(path) as file:
@@ -264,20 +267,20 @@ def _longest(column: Any) -> int:
 
 
 def _paths(file: Any, image: str) -> Any:
-    """The paths of an image column as one dictionary-encoded array; None if one is too long for a path."""
+    """The paths of an image column as one dictionary-encoded array; None if one is too long."""
     import pyarrow as pa
 
-    known: dict[str | None, int | None] = {None: None}
+    codes: dict[str | None, int | None] = {None: None}
     numbers: list[int | None] = []
-    # pyarrow does not keep a dictionary inside a struct: a few rows at a time bound what one value can grow to.
+    # pyarrow does not keep a dictionary inside a struct: reading a few rows at a time bounds the memory of one value.
     for batch in file.iter_batches(8, columns=[f"{image}.path"], use_threads=False):
         for value in batch.column(0).to_pylist():
             text = value and value["path"]
             if text is not None and len(text) > _PATH_BYTES:
                 return None
-            numbers.append(known.setdefault(text, len(known) - 1))
-    del known[None]
-    return pa.DictionaryArray.from_arrays(pa.array(numbers, pa.int32()), pa.array(list(known), pa.string()))
+            numbers.append(codes.setdefault(text, len(codes) - 1))
+    del codes[None]
+    return pa.DictionaryArray.from_arrays(pa.array(numbers, pa.int32()), pa.array(list(codes), pa.string()))
 
 
 def _class_names(schema: Any, column: str) -> list[str] | None:
@@ -294,7 +297,7 @@ def _class_names(schema: Any, column: str) -> list[str] | None:
 
 
 def _texts(paths: Any, rows: int) -> list[str | None]:
-    """The path of every row, each distinct one a single object."""
+    """The path of every row; equal paths are one object."""
     if paths is None:
         return [None] * rows
     texts = paths.dictionary.to_pylist()
@@ -302,7 +305,7 @@ def _texts(paths: Any, rows: int) -> list[str | None]:
 
 
 def _row_names(paths: Any, rows: int) -> Iterator[str]:
-    """What the rows are called: by their paths where these are there and unique, else by their numbers."""
+    """The names of the rows: their paths where these are present and unique, else their numbers."""
     texts = _texts(paths, rows)
     counts = Counter(texts)
     for number, path in enumerate(texts):
@@ -331,10 +334,10 @@ def _image_column(schema: Any, path: str, wanted: str | None) -> str:
         found = [name for name in found if name.lower() in IMAGE_COLUMNS]
     if len(found) != 1:
         raise SourceError(
-            f"{path!r}: expected one image column, binary or a struct with 'bytes', best named 'image' or chosen with "
+            f"{path!r}: expected one image column, binary or a struct with 'bytes', named 'image' or selected with "
             f"--image-column (image_column in Python); found the columns {_listed(schema.names)}"
         )
-    return found[0]
+    return str(found[0])
 
 
 def _listed(names: list[str]) -> str:
@@ -342,6 +345,6 @@ def _listed(names: list[str]) -> str:
 
 
 def _label_type(kind: Any) -> str | None:
-    """The Arrow type name of a label column; None for what is no label."""
+    """The Arrow type name of a label column; None for another column."""
     name = str(getattr(kind, "value_type", kind)) if str(kind).startswith("dictionary<") else str(kind)
     return "string" if name in _TEXT else name if name in _NUMBER else None

@@ -1,7 +1,7 @@
-"""What the samples of a TIFF mean, by its tags BitsPerSample, SampleFormat and PhotometricInterpretation.
+"""The meaning of a TIFF's samples, by its tags BitsPerSample, SampleFormat and PhotometricInterpretation.
 
-Pillow reads 12, 16 and 32 bits, signed and unsigned, dark or bright zeros into two modes, and leaves it to the reader
-what the numbers stand for.
+Pillow reads 12, 16 and 32 bits, signed and unsigned, with 0 as black or white, into two modes, and does not interpret
+the numbers.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ def is_tiff(data: bytes) -> bool:
 
 
 def samples_of(image: Image.Image) -> Samples:
-    """What the samples of an opened TIFF mean.
+    """The meaning of the samples of an opened TIFF.
 
     Raises:
-        ImageError: Signed or floating-point samples, which have no range that all agree on.
+        ImageError: Signed or floating-point samples, which have no agreed range.
     """
     assert isinstance(image, TiffImagePlugin.TiffImageFile)
     bits, formats, photometric = _layout(image.tag_v2)
@@ -39,7 +39,7 @@ def samples_of(image: Image.Image) -> Samples:
 
 
 def refusal(data: bytes) -> ImageError:
-    """Why a TIFF that Pillow does not open is not read."""
+    """The reason why a TIFF that Pillow does not open cannot be read."""
     file = io.BytesIO(data)
     head = file.read(8)
     if head[2:3] == b"+" or head[3:4] == b"+":
@@ -52,14 +52,14 @@ def refusal(data: bytes) -> ImageError:
         _check_range(bits, formats)
     except ImageError as error:
         return error
-    except Exception:  # a damaged directory raises whatever its bytes lead to
+    except Exception:  # a damaged directory can raise anything
         return ImageError("damaged image (a TIFF whose tags cannot be read)")
     if _PHOTOMETRIC not in tags:
         return ImageError("damaged image (a TIFF without the tag PhotometricInterpretation)")
     color = _COLORS.get(photometric, f"photometric interpretation {photometric}")
     each = " + ".join(map(str, bits))
     return ImageError(
-        f"a TIFF with samples that are not read ({color}, {each} bits): save it with 8 or 16 bits a sample"
+        f"a TIFF with unsupported samples ({color}, {each} bits): save it with 8 or 16 bits a sample"
     )
 
 

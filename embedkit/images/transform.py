@@ -1,11 +1,11 @@
-"""From a path, bytes, a Pillow image or an array to the uint8 pixels that a graph takes, by the contract.
+"""From a path, bytes, a Pillow image or an array to the uint8 pixels that a graph takes, by the preprocess contract.
 
-The decoding policy is one for all encoders: EXIF orientation is applied (and no other), alpha is composited on white,
-palette, 16-bit and CMYK images are converted, an embedded ICC profile is converted to sRGB (after the resize, which
-then works on a small image), and an animation gives its first frame. The graph subtracts the mean and divides by the
-standard deviation itself.
+The decoding policy is the same for all encoders: EXIF orientation is applied (and no other), alpha is composited on
+white, palette, 16-bit and CMYK images are converted, an embedded ICC profile is converted to sRGB (after the resize,
+when the image is small), and an animation gives its first frame. The graph subtracts the mean and divides by the
+standard deviation.
 
-Large images are converted in strips, and share one budget of pixels with all others that the process decodes.
+Large images are converted in strips, and all large images of the process share one budget of pixels.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from embedkit.errors import ConfigError, ImageError
 from embedkit.images.decode import UPRIGHT, cost, is_jpeg, orientation, plain, samples_of, with_opened
 from embedkit.images.files import MAX_BYTES, read_file
 from embedkit.images.icc import srgb_transform
-from embedkit.images.memory import ORDINARY, STRIP, KeptMemory
+from embedkit.images.memory import ORDINARY, STRIP, ReusedBlocks
 from embedkit.images.samples import Samples
 from embedkit.model.preprocess import Preprocess
 
-__all__ = ["DECODE_MODES", "ImageLike", "KeptMemory", "read_pixels", "upright"]
+__all__ = ["DECODE_MODES", "ImageLike", "ReusedBlocks", "read_pixels", "upright"]
 
 ImageLike: TypeAlias = "str | os.PathLike[str] | bytes | BinaryIO | Image.Image | np.ndarray"
 
@@ -43,7 +43,7 @@ _FILTERS = {
 }
 #: How far a filter reaches, in pixels of the smaller scale.
 _SUPPORT = {"nearest": 0.5, "box": 0.5, "bilinear": 1.0, "hamming": 1.0, "bicubic": 2.0, "lanczos": 3.0}
-#: Color alone: what `upright` converts to.
+#: The color conversion of `upright`.
 _SRGB = Preprocess(size=(1, 1), resize="squash", mean=(0.0,) * 3, std=(1.0,) * 3)
 
 
@@ -55,7 +55,7 @@ def read_pixels(
     max_pixels: int | None = None,
     out: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Decode one image and bring it to the contract.
+    """Decode one image and transform it by the contract.
 
     Args:
         image: A path, the bytes of an image file, a file opened for reading bytes, a Pillow image, or a uint8 array
@@ -77,7 +77,7 @@ def read_pixels(
     """
     if decode not in DECODE_MODES:
         raise ConfigError(f"decode: expected one of {', '.join(DECODE_MODES)}, found {decode!r}")
-    # Pixels that are there already cannot be decoded at another scale.
+    # Decoded pixels cannot be decoded at another scale.
     reduced = decode == "auto" and not isinstance(image, (Image.Image, np.ndarray))
     return with_opened(
         _in_memory(image),
@@ -87,12 +87,12 @@ def read_pixels(
 
 
 def upright(image: ImageLike, *, longest: int | None = None, max_pixels: int | None = None) -> Image.Image:
-    """A whole image as it is looked at: upright, RGB, on white, in sRGB.
+    """A whole image for display: upright, RGB, on white, in sRGB.
 
     Args:
         image: As for `read_pixels`.
-        longest: The longer side is brought down to so many pixels, if it has more; then a JPEG is decoded at a
-            reduced scale.
+        longest: The longer side is reduced to this many pixels, if it has more; a JPEG is then decoded at a reduced
+            scale.
         max_pixels: As for `read_pixels`.
 
     Raises:
@@ -163,13 +163,13 @@ def _convert(
             need = _resized(*size, preprocess)
             need = (2 * need[0], 2 * need[1])
             drafted = image.draft(None, need if turn < 5 else need[::-1])
-            # A reduced image may end in a partly covered column and row; its true extent is fractional.
+            # The last column and row of a reduced image may be covered partly; its true extent is fractional.
             if drafted is not None:
                 extent = _upright_extent(image.size, drafted[1][2:], turn)
                 pixels = cost(image, pixels)
     take(pixels)
     image.load()
-    if not is_jpeg(image):  # loading turns a TIFF upright, and a PNG's EXIF may stand behind its pixels
+    if not is_jpeg(image):  # loading rotates a TIFF, and the EXIF of a PNG may follow its pixels
         turn = orientation(image)
         size = image.size if turn < 5 else image.size[::-1]
     as_plain = functools.partial(_plain, color=preprocess.color, profile=profile, samples=samples_of(image))
@@ -184,14 +184,12 @@ def _plain(image: Image.Image, color: str, profile: bytes | None, samples: Sampl
     """A whole image or a strip of it as `L`, `RGB` or `CMYK`."""
     image = plain(image, samples)
     if color == "gray" and image.mode == "RGB" and not (profile and srgb_transform(profile, "RGB")):
-        image = image.convert(
-            "L"
-        )  # before the resize, as in torchvision's pipelines, and a third of the work
+        image = image.convert("L")  # before the resize, as in torchvision's pipelines: a third of the work
     return image
 
 
 def _in_strips(image: Image.Image, as_plain: Callable[[Image.Image], Image.Image]) -> Image.Image:
-    """`as_plain` of an image; of a large one strip by strip, so that no copy between is large."""
+    """Apply `as_plain` to an image, strip by strip if it is large, so that no intermediate copy is large."""
     if image.width * image.height <= ORDINARY:
         return as_plain(image)
     whole: Image.Image | None = None
@@ -216,7 +214,7 @@ def _strips(image: Image.Image, first: int, last: int) -> Iterator[tuple[int, Im
 def _upright_extent(
     size: tuple[int, int], covered: tuple[float, float], orientation: int
 ) -> tuple[float, float, float, float]:
-    """Left, top, right and bottom, after the turn, of what an image covers of its stored columns and rows."""
+    """The covered part of the stored columns and rows after the rotation: left, top, right and bottom."""
     (width, height), (right, bottom) = size, covered
     left, top = 0.0, 0.0
     if orientation in (5, 6, 7, 8):
@@ -248,12 +246,12 @@ def _resize_crop(
     preprocess: Preprocess,
     as_plain: Callable[[Image.Image], Image.Image],
 ) -> Image.Image:
-    """Resize and center-crop in one step: only what the crop keeps is computed.
+    """Resize and center-crop in one step: only the crop is computed.
 
     Args:
         image: The decoded image, perhaps at a reduced scale.
         size: Width and height of the image at full scale.
-        extent: Left, top, right and bottom of what the image really covers of `image`.
+        extent: Left, top, right and bottom of the covered part of `image`.
         preprocess: The contract.
         as_plain: Brings the image, or a strip of it, to the mode that is resized.
     """
@@ -284,9 +282,9 @@ def _resample(
 ) -> Image.Image:
     """`box` of an image at `size`, its rows first and then its columns.
 
-    Each of the two passes rounds to 8 bits. Pillow picks their order by the box, so that a part would not be equal
-    to the same part of the whole image; two calls fix it, and cost no more than one. The first pass treats every row
-    by itself, so that a large image goes through it in strips and gives the same.
+    Each of the two passes rounds to 8 bits. Pillow chooses their order by the box, so a crop could differ from the same
+    part of the whole image. Two calls fix the order, and take no longer than one. The first pass treats every row
+    separately, so a large image can go through it in strips with the same result.
     """
     left, top, right, bottom = box
     method, support = _FILTERS[interpolation], _SUPPORT[interpolation]
@@ -324,7 +322,7 @@ def _to_array(image: Image.Image, preprocess: Preprocess, out: np.ndarray | None
     if out is None:
         out = np.empty((preprocess.channels, out_h, out_w), np.uint8)
     if (height, width) != (out_h, out_w):
-        out[:] = preprocess.pad  # in the graph's own color, whatever the image's is
+        out[:] = preprocess.pad  # in the graph's color space
     top, left = (out_h - height) // 2, (out_w - width) // 2
     inner = out[:, top : top + height, left : left + width]  # (C, height, width)
     if preprocess.color == "lab_l":
@@ -342,4 +340,5 @@ def _lightness(rgb: np.ndarray) -> np.ndarray:
     linear = np.where(value <= 0.04045, value / 12.92, ((value + 0.055) / 1.055) ** 2.4)
     luminance = linear @ np.array([0.212639, 0.715169, 0.072192])
     cube = np.where(luminance > (6 / 29) ** 3, np.cbrt(luminance), luminance * (29 / 6) ** 2 / 3 + 4 / 29)
-    return np.round((116 * cube - 16) * 2.55).astype(np.uint8)
+    result: np.ndarray = np.round((116 * cube - 16) * 2.55).astype(np.uint8)
+    return result

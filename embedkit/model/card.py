@@ -1,4 +1,4 @@
-"""What a model card says in words, as fields of `config.json`: a card is written from them and never read back."""
+"""The sentences of a model card, as fields of `config.json`: a card is rendered from them and never parsed."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ _LISTS = ("datasets", "tags", "limits")
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
-    """The words of a model card beyond the other facts of an entry.
+    """The sentences of a model card that do not follow from other fields of the entry.
 
     Attributes:
         summary: One or two sentences: what this encoder is and what it is good for.
-        use: Markdown that shows its use, where that is not to encode whole images.
+        use: Markdown that shows how to use it, if that is not to encode whole images.
         datasets: Ids of the training data on the Hub, for example `imagenet-1k`.
         tags: Further tags of the Hub.
         limits: One sentence per known limit.
@@ -30,7 +30,7 @@ class Card:
     limits: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """The fields that say something."""
+        """The fields that are not empty."""
         fields = {"summary": self.summary, "use": self.use}
         lists = {name: list(getattr(self, name)) for name in _LISTS}
         return {name: value for name, value in {**fields, **lists}.items() if value}
@@ -55,4 +55,7 @@ class Card:
                     raise EntryError(f"{where}.{name}: expected a list of texts; export the entry again")
             elif not isinstance(value, str):
                 raise EntryError(f"{where}.{name}: expected a text; export the entry again")
-        return cls(**{name: tuple(value) if name in _LISTS else value for name, value in data.items()})
+        fields: dict[str, Any] = {
+            name: tuple(value) if name in _LISTS else value for name, value in data.items()
+        }
+        return cls(**fields)

@@ -1,8 +1,6 @@
-"""What a zoo entry is: its files, its configuration, its preprocess contract and its manifest.
+"""`config.json` of a zoo entry: shaped for timm, with one key (`embedkit`) for everything that the runtime needs.
 
-An entry is a folder of data. `config.json` is shaped for timm, with one key of ours (`embedkit`) that holds
-everything the runtime needs; `manifest.json` names every other file by size and sha256. Nothing here opens
-a model: this module parses, checks and names.
+This module parses and checks; it opens no model.
 """
 
 from __future__ import annotations
@@ -32,14 +30,14 @@ class EntryConfig:
             detector `boxes` (A, 4) and `scores` (A,), of landmarks `points` (P, 2). Boxes are left, top, right and
             bottom, points x and y, all as shares of the input's width and height; scores are in [0, 1].
         method: The method that trained it, for example `simclr`.
-        dim: Width D of the embedding; of another kind, how many numbers an image gives.
+        dim: Width D of the embedding; for another kind, how many numbers an image gives.
         preprocess: The contract from a decoded image to the graph's pixels.
         data: What it was trained on, in words.
         license: SPDX identifier of the weights' license.
         provenance: Where the weights come from: source, commit, run configuration.
-        metrics: Metrics of `embedkit evaluate`, bound to the weights' sha256.
-        card: The words of the model card.
-        timm: The other top-level keys (`model_args`, `pretrained_cfg`, ...), as timm wants them.
+        metrics: Results of `embedkit evaluate`, bound to the weights' sha256.
+        card: The sentences of the model card.
+        timm: The other top-level keys (`model_args`, `pretrained_cfg`, ...), in timm's form.
     """
 
     architecture: str
@@ -57,7 +55,7 @@ class EntryConfig:
 
     @property
     def takes_aligned_faces(self) -> bool:
-        """Whether of a whole photograph it says nothing: a face is to be found and aligned first."""
+        """Whether the encoder requires aligned faces instead of whole photographs."""
         return self.method == "face"
 
     def to_json(self) -> dict[str, Any]:
@@ -118,7 +116,7 @@ class EntryConfig:
             )
         provenance = _object(ours.get("provenance", {}), f"{where}: embedkit.provenance")
         metrics = _object(ours.get("metrics", {}), f"{where}: embedkit.metrics")
-        _check_figures(metrics, provenance, f"{where}: embedkit")
+        _check_metrics(metrics, provenance, f"{where}: embedkit")
         return cls(
             architecture=_text(data, "architecture", where),
             kind=ours["kind"],
@@ -137,23 +135,23 @@ class EntryConfig:
         )
 
 
-def _check_figures(metrics: Mapping[str, Any], provenance: Mapping[str, Any], where: str) -> None:
-    """Refuse what no table or card could show: they are written from the figures of all entries of a zoo."""
+def _check_metrics(metrics: Mapping[str, Any], provenance: Mapping[str, Any], where: str) -> None:
+    """Refuse metrics that no table or card could show: these are written from the metrics of all entries of a zoo."""
 
     def check(value: object, at: str, keys: int) -> None:
-        """Numbers below so many levels of keys."""
+        """Check the numbers below this many levels of keys."""
         if keys:
             for name, inner in _object(value, at).items():
                 check(inner, f"{at}.{name}", keys - 1)
-        # JSON has room for infinity (1e999) and for whole numbers that no float holds
+        # JSON allows infinity (1e999) and whole numbers that no float can hold
         elif type(value) not in (int, float) or not abs(value) < 1e300:  # type: ignore[arg-type]
             raise EntryError(f"{at}: expected a number, found {_short(value)}")
 
     for part, keys in (("results", 2), ("baselines", 3), ("images", 2)):
         check(metrics.get(part, {}), f"{where}.metrics.{part}", keys)
     at = f"{where}.metrics.intervals"
-    for data, figures in _object(metrics.get("intervals", {}), at).items():
-        for name, bounds in _object(figures, f"{at}.{data}").items():
+    for data, bounds_by_name in _object(metrics.get("intervals", {}), at).items():
+        for name, bounds in _object(bounds_by_name, f"{at}.{data}").items():
             if not isinstance(bounds, list) or len(bounds) != 2:
                 raise EntryError(f"{at}.{data}.{name}: expected two bounds, found {_short(bounds)}")
             check(dict(enumerate(bounds)), f"{at}.{data}.{name}", 1)

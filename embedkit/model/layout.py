@@ -80,7 +80,7 @@ def parse_json(text: bytes | str, where: str) -> Any:
     """`text` as strict JSON; see `embedkit._io.json.JsonFormat`.
 
     Raises:
-        EntryError: With the place and the parser's reason.
+        EntryError: Naming the file and the parser's reason.
     """
     return _JSON.parse(text, where)
 

@@ -40,7 +40,7 @@ class Manifest:
 
     Attributes:
         files: File name -> record.
-        sha256: Of the manifest's own bytes: the entry's identity, and what a revision is a prefix of.
+        sha256: Of the manifest's own bytes: the identity of the entry. A revision is a prefix of it.
     """
 
     files: Mapping[str, FileRecord]
@@ -48,7 +48,7 @@ class Manifest:
 
     @staticmethod
     def encode(files: Mapping[str, bytes]) -> bytes:
-        """The bytes of a manifest over `files` (name -> content), the same for the same content."""
+        """The bytes of a manifest over `files` (name -> content), equal for equal content."""
         records = {
             name: {"size": len(content), "sha256": sha256_hex(content)}
             for name, content in sorted(files.items())
@@ -91,8 +91,8 @@ def space_fingerprint(
 ) -> str:
     """The identity of an embedding space, 64 hex digits.
 
-    Two files of embeddings may be compared exactly when their fingerprints are equal. Provider, fp16/TF32 and
-    decode mode are left out on purpose: they change the last digits, not the space.
+    Two files of embeddings are comparable if and only if their fingerprints are equal. Provider, fp16/TF32 and decode
+    mode are excluded: they change the last digits, not the space.
 
     Args:
         manifest: The entry's manifest.

@@ -1,6 +1,6 @@
-"""A fitted mixture of Gaussians over embeddings: DeepDPM's from a zoo entry, or one that `dpmm` found.
+"""A fitted Gaussian mixture over embeddings: from a zoo entry of DeepDPM, or fitted by `dpmm`.
 
-It needs numpy and safetensors alone.
+It requires only numpy and safetensors.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from embedkit.model.manifest import space_fingerprint
 if TYPE_CHECKING:
     from embedkit.hub.verified import VerifiedEntry
 
-__all__ = ["Assignment", "Gaussians", "Mixture", "blocks_of"]
+__all__ = ["Assignment", "Gaussians", "GaussianMixture", "blocks_of"]
 
-#: Numbers that one product makes at once: 32 MB of float64.
+#: Numbers in the result of one matrix product: 32 MB of float64.
 _BLOCK = 1 << 22
 #: The arrays of a file, and their axes: K clusters, d dimensions, D columns.
 _ARRAYS = {"weights": "K", "means": "Kd", "precision_cholesky": "Kdd", "center": "D", "components": "Dd"}
@@ -40,7 +40,7 @@ _LARGEST, _LARGEST_STORED = float(np.finfo(np.float32).max), 1e30
 
 
 class Assignment(NamedTuple):
-    """Which cluster each embedding belongs to.
+    """The cluster of each embedding.
 
     Attributes:
         labels: int64 (N,), 0..K-1.
@@ -68,14 +68,17 @@ class Gaussians:
     def log_densities(self, points: np.ndarray) -> np.ndarray:
         """The log of N(x; mu_k, Sigma_k) of every point under every Gaussian: (N, D) -> float64 (N, K)."""
         k, dim = self.means.shape
-        wide = self.roots.transpose(1, 0, 2).reshape(dim, k * dim)  # all roots side by side: one product
+        wide = self.roots.transpose(1, 0, 2).reshape(dim, k * dim)  # one product for all roots
         z = (points @ wide).reshape(len(points), k, dim)
         z -= np.einsum("kd,kde->ke", self.means, self.roots)
-        return self.log_dets - dim / 2 * math.log(2 * math.pi) - 0.5 * np.einsum("nkd,nkd->nk", z, z)
+        result: np.ndarray = (
+            self.log_dets - dim / 2 * math.log(2 * math.pi) - 0.5 * np.einsum("nkd,nkd->nk", z, z)
+        )
+        return result
 
 
 @dataclass(frozen=True, eq=False)
-class Mixture:
+class GaussianMixture:
     """Gaussians over embeddings h: with y = (h - center) @ components, of length 1 where `normalize` says so.
 
         log N(y; mu_k, Sigma_k) = -|(y - means[k]) P_k|^2 / 2 + log |P_k| - d / 2 log(2 pi)
@@ -87,7 +90,7 @@ class Mixture:
         center: float64 (D,).
         components: float64 (D, d).
         normalize: Whether y is brought to length 1.
-        spaces: Fingerprints of the spaces whose embeddings it takes, 64 hex digits each; none: any of width D.
+        spaces: Fingerprints of the spaces whose embeddings it accepts, 64 hex digits each; empty: any of width D.
         name: How messages name it.
     """
 
@@ -106,7 +109,7 @@ class Mixture:
 
     @property
     def dim(self) -> int:
-        """D, the width of the embeddings that it takes."""
+        """D, the width of the embeddings that it accepts."""
         return len(self.center)
 
     @classmethod
@@ -115,7 +118,7 @@ class Mixture:
         source: bytes | str | os.PathLike[str],
         *,
         name: str | None = None,
-    ) -> Mixture:
+    ) -> GaussianMixture:
         """Read `mixture.safetensors`.
 
         Args:
@@ -136,7 +139,7 @@ class Mixture:
             raise EntryError(f"{where} cannot be read ({error.strerror})") from None
         except (SafetensorError, ValueError, KeyError, TypeError) as error:
             reason = str(error).partition("\n")[0][:200]
-            raise EntryError(f"{where} is cut or not a mixture ({reason}); {_HEADER.step}") from None
+            raise EntryError(f"{where} is truncated or not a mixture ({reason}); {_HEADER.step}") from None
         header = _HEADER.parse(data[8 : 8 + int.from_bytes(data[:8], "little")], f"{where}: header")
         metadata = _HEADER.fields(header.get("__metadata__", {}), f"{where}: header: __metadata__")
         transform = (
@@ -149,7 +152,7 @@ class Mixture:
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write it as `load` reads it.
+        """Write the file that `load` reads.
 
         Raises:
             OutputError: The file cannot be written.
@@ -163,8 +166,8 @@ class Mixture:
         content = save({key: np.ascontiguousarray(getattr(self, key)) for key in names}, metadata)
         write_file(Path(path), content)
 
-    def take(self, order: np.ndarray) -> Mixture:
-        """The same mixture with these clusters alone, in this order."""
+    def take(self, order: np.ndarray) -> GaussianMixture:
+        """The mixture of these clusters only, in this order."""
         return dataclasses.replace(
             self,
             weights=self.weights[order] / self.weights[order].sum(),
@@ -173,21 +176,21 @@ class Mixture:
         )
 
     @classmethod
-    def of_entry(cls, entry: VerifiedEntry) -> Mixture:
-        """The mixture of a zoo entry; it takes embeddings of the spaces for which it was fitted.
+    def of_entry(cls, entry: VerifiedEntry) -> GaussianMixture:
+        """The mixture of a zoo entry; it accepts embeddings of the spaces for which it was fitted.
 
         Raises:
             EntryError: The entry has none, or it is damaged.
         """
         if MIXTURE not in entry.manifest.files:
-            raise EntryError(f"{entry.location} has no {MIXTURE}; take an entry of DeepDPM, or fit a mixture")
+            raise EntryError(f"{entry.location} has no {MIXTURE}; use an entry of DeepDPM, or fit a mixture")
         mixture = cls.load(entry.read(MIXTURE), name=f"{entry.location}/{MIXTURE}")
         if mixture.dim != entry.config.dim:
             raise EntryError(
                 f"{mixture.name} takes {mixture.dim} columns and the encoder gives {entry.config.dim}; "
                 "pull the entry again"
             )
-        # the training's features are not normalized; where y is, and nothing is subtracted, lengths do not matter
+        # Training features are not normalized. If y is normalized and nothing is subtracted, lengths do not matter.
         scale_free = mixture.normalize and not mixture.center.any()
         spaces = tuple(
             space_fingerprint(entry.manifest, entry.config, normalized=normalized)
@@ -214,26 +217,26 @@ class Mixture:
         if self.spaces and fingerprint is not None and fingerprint not in self.spaces:
             raise SpaceMismatchError(
                 f"{self.name} belongs to space {' or '.join(space[:12] for space in self.spaces)} and {where} to "
-                f"{fingerprint[:12]}; embed the images with the mixture's own encoder, for that of an entry with "
+                f"{fingerprint[:12]}; embed the images with the mixture's own encoder; if that is an entry's, with "
                 "--no-normalize"
             )
 
     def project(self, embeddings: np.ndarray) -> np.ndarray:
-        """The y of embeddings (N, D), float64 (N, d)."""
-        y = (embeddings.astype(np.float64) - self.center) @ self.components
+        """Project embeddings (N, D) to y, float64 (N, d)."""
+        y: np.ndarray = (embeddings.astype(np.float64) - self.center) @ self.components
         if self.normalize:
             length = np.linalg.norm(y, axis=1, keepdims=True)
             y /= np.where(length > 0, length, 1)
         return y
 
     def assign(self, embeddings: np.ndarray) -> Assignment:
-        """The likeliest cluster of every embedding, in blocks.
+        """Assign every embedding to its most likely cluster, in blocks.
 
         Args:
             embeddings: float (N, D), as the encoder gives them (h).
 
         Raises:
-            ConfigError: No array of rows, or numbers that are not finite.
+            ConfigError: Not an array of rows, or numbers that are not finite.
             SpaceMismatchError: Of another width.
         """
         try:
@@ -264,7 +267,7 @@ class Mixture:
 
 
 def _checked(arrays: Mapping[str, np.ndarray], where: str) -> list[np.ndarray]:
-    """The five arrays of a mixture, float64, of shapes that agree and of values that a mixture has."""
+    """The five arrays of a mixture as float64, with their shapes and values checked."""
 
     def need(ok: bool, what: str) -> None:
         if not ok:
@@ -295,10 +298,11 @@ def _checked(arrays: Mapping[str, np.ndarray], where: str) -> list[np.ndarray]:
 
 
 def blocks_of(rows: int, width: int) -> Iterator[slice]:
-    """Ranges of rows for which a product of `width` columns stays below `_BLOCK` numbers."""
+    """Ranges of rows so small that a product of `width` columns stays below `_BLOCK` numbers."""
     step = max(1, _BLOCK // max(1, width))
     return (slice(start, min(start + step, rows)) for start in range(0, rows, step))
 
 
 def _log_diagonals(roots: np.ndarray) -> np.ndarray:
-    return np.log(np.diagonal(roots, axis1=1, axis2=2)).sum(1)
+    result: np.ndarray = np.log(np.diagonal(roots, axis1=1, axis2=2)).sum(1)
+    return result

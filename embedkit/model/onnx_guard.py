@@ -1,12 +1,12 @@
-"""A look into an ONNX file before anything runs it: where its weights lie, and what operators it asks for.
+"""Checks of an ONNX file before anything runs it: where its weights are, and which operators it uses.
 
-`embedkit.model.onnx_proto` reads the file, so that the runtime needs no onnx package and no parser sees another graph
-than the one that was checked. This module says what a graph may ask for.
+`embedkit.model.onnx_proto` reads the file, so the runtime needs no onnx package, and no parser can see another graph
+than the one that was checked. This module defines what a graph may contain.
 
-What it cannot promise: a bound on memory and time. A graph ends, since control flow is refused, and a constant shape
-that asks for more than `MOST_ELEMENTS` is refused too. But shapes may be computed, and broadcasting multiplies them: a
-small graph can still ask for more memory than the machine has, at load already. Whoever runs entries of strangers sets
-a limit of the operating system (`ulimit -v`, a container's memory limit).
+It does not bound memory and time. A graph terminates, since control flow is refused, and a constant shape with more
+than `MOST_ELEMENTS` elements is refused. But shapes may be computed, and broadcasting multiplies them: a small graph
+can still request more memory than the machine has, even at load. To run untrusted entries, set a limit of the
+operating system (`ulimit -v`, a container's memory limit).
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from embedkit.errors import EntryError
 from embedkit.model.layout import WEIGHTS
 from embedkit.model.onnx_proto import Message, read_model
 
-#: What ONNX Runtime has built in; anything else would need a custom operator library.
+#: Domains that ONNX Runtime has built in; any other one needs a library of custom operators.
 ALLOWED_DOMAINS = ("", "ai.onnx", "com.microsoft")
 
-#: Built-in operators that run what no graph holds: a compiled engine named by its path, or code of the host process.
+#: Built-in operators that run code from outside the graph: a compiled engine at a path, or code of the host process.
 _REFUSED_OPERATORS = frozenset({"EPContext", "PythonOp", "PythonOpGrad", "ATen"})
 
-#: Elements that one constant shape may ask for: 256 MB of float32.
+#: Greatest number of elements of one constant shape: 256 MB of float32.
 MOST_ELEMENTS = 1 << 26
 
-#: Operator -> the inputs whose values decide how large its output is.
+#: Operator -> the inputs whose values determine the size of its output.
 _SIZED_BY = {
     "CenterCropPad": (1,),
     "Col2Im": (0,),
@@ -51,19 +51,19 @@ _EXTERNAL = 1  # TensorProto.DataLocation
 #: ONNX TensorProto.DataType -> safetensors dtype and bytes per element.
 _DTYPES = {1: ("F32", 4), 10: ("F16", 2), 16: ("BF16", 2), 7: ("I64", 8), 6: ("I32", 4), 11: ("F64", 8)}
 
-#: TensorProto.DataType of shapes, scales and bounds -> `struct` code, and where a tensor may hold them unpacked.
+#: TensorProto.DataType of shapes, scales and bounds -> `struct` code, and the field of unpacked values.
 _CONSTANTS = {
     1: ("f", "float_data"),
     6: ("i", "int32_data"),
     7: ("q", "int64_data"),
     11: ("d", "double_data"),
 }
-_MOST_CONSTANT = 64  # values: no shape has more axes
+_MOST_CONSTANT = 64  # values; no shape has more axes
 
 
 @dataclass(frozen=True)
 class ExternalTensor:
-    """An initializer whose bytes lie outside the graph: `[offset, offset + length)` of `location`, in bytes."""
+    """An initializer stored outside the graph: bytes `[offset, offset + length)` of `location`."""
 
     name: str
     location: str
@@ -74,7 +74,7 @@ class ExternalTensor:
 
 
 def check_graph(graph: bytes, weights: bytes, where: str) -> list[ExternalTensor]:
-    """Check that a graph takes its weights from `model.safetensors` alone, and asks for nothing but plain operators.
+    """Check that a graph takes its weights only from `model.safetensors`, and uses only plain operators.
 
     Args:
         graph: The bytes of `model.onnx`.
@@ -86,15 +86,15 @@ def check_graph(graph: bytes, weights: bytes, where: str) -> list[ExternalTensor
 
     Raises:
         EntryError: Not an ONNX file in canonical form, a foreign operator domain, control flow, functions, sparse
-            tensors, a constant shape of more than `MOST_ELEMENTS`, or external data at any other place, of any other
-            range, type or shape than the safetensors header says.
+            tensors, a constant shape of more than `MOST_ELEMENTS`, or external data whose file, range, type or shape
+            differs from the safetensors header.
     """
     if len(graph) > _MAX_BYTES:
         raise EntryError(
             f"{where}: expected a graph below {_MAX_BYTES >> 20} MB, found {len(graph) >> 20} MB"
         )
     try:
-        if graph[4:8] == b"ORTM":  # the mark of ONNX Runtime's own format, in which nothing was checked
+        if graph[4:8] == b"ORTM":  # ONNX Runtime's own format, which this module does not check
             raise ValueError("ORT format")
         model = read_model(graph)
         if "graph" not in model:
@@ -120,7 +120,7 @@ def tensor_table(weights: bytes, where: str) -> Mapping[str, tuple[str, tuple[in
     """
     base = 8 + int.from_bytes(weights[:8], "little")
     if len(weights) < 8 or base > len(weights) or base > 100_000_008:
-        raise EntryError(f"{where}: {WEIGHTS} is cut or not a safetensors file; pull the entry again")
+        raise EntryError(f"{where}: {WEIGHTS} is truncated or not a safetensors file; pull the entry again")
     try:
         header = json.loads(weights[8:base])
         table = {
@@ -146,7 +146,7 @@ def tensor_table(weights: bytes, where: str) -> Mapping[str, tuple[str, tuple[in
 
 
 def _check_model(model: Message, where: str) -> None:
-    """Refuse whatever needs more than ONNX Runtime's built-in operators, each run once."""
+    """Refuse everything but built-in operators of ONNX Runtime that each run once."""
     graph: Message = model["graph"]
     for owner, key, what in (
         (model, "functions", "functions of its own"),
@@ -163,9 +163,7 @@ def _check_model(model: Message, where: str) -> None:
     domains.update(node.get("op_type", "") for node in nodes if node.get("op_type") in _REFUSED_OPERATORS)
     foreign = sorted(domains - set(ALLOWED_DOMAINS))
     if foreign:
-        raise EntryError(
-            f"{where}: asks for operators of {foreign[0]!r}, which ONNX Runtime does not have built in"
-        )
+        raise EntryError(f"{where}: uses operators of {foreign[0]!r}, which are not built into ONNX Runtime")
     for node in nodes:
         for attribute in node.get("attribute", ()):
             if "g" in attribute or "graphs" in attribute:
@@ -191,31 +189,31 @@ def _tensors(graph: Message) -> Iterator[Message]:
 
 
 def _external(tensor: Message, where: str) -> ExternalTensor | None:
-    """Where a tensor's bytes lie outside the graph, None for one that holds them itself.
+    """The location of a tensor's bytes outside the graph; None for a tensor that holds them itself.
 
     Raises:
-        EntryError: It says both, or names its place in a way that readers may understand differently.
+        EntryError: It claims both, or states its location in a way that parsers may read differently.
     """
     pairs: list[Message] = tensor.get("external_data", [])
     name = tensor.get("name", "")
     if (tensor.get("data_location") == _EXTERNAL) != bool(pairs):
-        raise EntryError(f"{where}: tensor {name!r} does not say clearly whether its data are external")
+        raise EntryError(f"{where}: tensor {name!r} is ambiguous about whether its data are external")
     if not pairs:
         return None
-    place: dict[str, str] = {}
+    fields: dict[str, str] = {}
     for pair in pairs:
         key = pair.get("key", "")
-        # ONNX Runtime knows more keys (prepacked weights), and readers differ in which of two values they take.
-        if key not in ("location", "offset", "length") or key in place:
+        # ONNX Runtime supports further keys (prepacked weights), and parsers differ in which of two values they take.
+        if key not in ("location", "offset", "length") or key in fields:
             raise EntryError(f"{where}: tensor {name!r} has external data with {key[:80]!r}")
-        place[key] = pair.get("value", "")
-    # Only plain digits: int() reads "+1", "1_0" and foreign digits, and ONNX Runtime does not.
+        fields[key] = pair.get("value", "")
+    # Only ASCII digits: int() also reads "+1", "1_0" and digits of other scripts, ONNX Runtime does not.
     offset, length = (
         int(text) if text.isascii() and text.isdigit() and len(text) < 20 else -1
-        for text in (place.get("offset", "0"), place.get("length", ""))
+        for text in (fields.get("offset", "0"), fields.get("length", ""))
     )
     shape = tuple(tensor.get("dims", ()))
-    return ExternalTensor(name, place.get("location", ""), offset, length, tensor.get("data_type", 0), shape)
+    return ExternalTensor(name, fields.get("location", ""), offset, length, tensor.get("data_type", 0), shape)
 
 
 def _check_range(
@@ -231,8 +229,8 @@ def _check_range(
         tensor.length != width * math.prod(tensor.shape)
     ):
         raise EntryError(
-            f"{where}: tensor {tensor.name!r} points to bytes {tensor.offset}..{end} of {WEIGHTS}, where no "
-            "tensor of its type and shape lies"
+            f"{where}: tensor {tensor.name!r} points to bytes {tensor.offset}..{end} of {WEIGHTS}, where there "
+            "is no tensor of its type and shape"
         )
 
 
@@ -240,7 +238,7 @@ def _check_range(
 
 
 def _check_sizes(graph: Message, where: str) -> None:
-    """Refuse an operator whose output is to be larger than `MOST_ELEMENTS`, as far as constants say so."""
+    """Refuse an operator whose output has more than `MOST_ELEMENTS`, as far as constants determine it."""
     constants = _constants(graph)
     for node in graph.get("node", ()):
         op = node.get("op_type", "")
@@ -254,11 +252,14 @@ def _check_sizes(graph: Message, where: str) -> None:
             (start, *_), (limit, *_), (step, *_) = given  # type: ignore[misc]
             sizes.append(abs(limit - start) / abs(step) if step else 0)
         for attribute in node.get("attribute", ()):
-            if attribute.get("name") in ("shape", "output_shape"):  # of random numbers, and of ConvTranspose
+            if attribute.get("name") in (
+                "shape",
+                "output_shape",
+            ):  # of random generators and of ConvTranspose
                 sizes.append(math.prod(abs(side) or 1 for side in attribute.get("ints", ())))
         if any(not size <= MOST_ELEMENTS for size in sizes):
             raise EntryError(
-                f"{where}: {op} asks for more than {MOST_ELEMENTS} numbers at once, more than any entry needs"
+                f"{where}: {op} requests more than {MOST_ELEMENTS} numbers at once, more than any entry needs"
             )
 
 

@@ -1,14 +1,13 @@
-"""ONNX files as canonical protobuf: read in full, or refused. One file, one meaning, whichever parser reads it.
+"""ONNX files as canonical protobuf: a file is read in full or refused, so that every parser reads the same graph.
 
-Protobuf parsers differ where the format is loose: in how they cut a tag of more than 32 bits, in which of two values
-of one field they keep, and in what they make of unknown fields. A file that is loose in such a way may show one graph
-to a check and another one to ONNX Runtime. So only the form is accepted that protobuf's own writers emit: the known
-fields of `onnx.proto3` (of onnx 1.23) with their exact wire types, minimal varints, and singular fields at most once.
-The `onnx` package writes such a file back byte for byte, in the order of field numbers, which carries no meaning; the
-tests hold this module to that.
+Protobuf parsers differ where the format is ambiguous: in how they truncate a tag of more than 32 bits, in which of two
+values of one field they keep, and in how they treat unknown fields. Such a file could show one graph to a check and
+another one to ONNX Runtime. Only the form that protobuf's own writers emit is accepted: the fields of `onnx.proto3` (of
+onnx 1.23) with their exact wire types, minimal varints, and singular fields at most once. The `onnx` package reproduces
+such a file byte for byte, up to the order of fields, which has no meaning; the tests check that.
 
-What no encoder needs is left out of the tables and so refused: values that are no tensors (sequences, maps, optionals),
-segments of tensors, and assignments to devices.
+The tables omit what no encoder needs, so it is refused: values other than tensors (sequences, maps, optionals),
+segments of tensors, and device assignments.
 """
 
 from __future__ import annotations
@@ -18,11 +17,11 @@ from typing import Any, NamedTuple, TypeAlias
 #: A message: field name -> value, or a list of values for a repeated field. Fields that are not there are not in it.
 Message: TypeAlias = dict[str, Any]
 
-#: Fields of one file; the zoo's largest graph has 18 thousand. Bounds the memory that a file of tiny fields takes.
+#: Greatest number of fields of a file; the zoo's largest graph has 18 thousand. Bounds the memory of many tiny fields.
 MOST_FIELDS = 1_000_000
 
-# A kind with `*` is repeated, one tag a value; with `[]` it is packed.
-# `message` is one that is counted and not looked into: whoever reads the file refuses it whole.
+# A kind with `*` is repeated, one tag per value; with `[]` it is packed.
+# A `message` is counted and not parsed: callers refuse a file that has one.
 _FIELDS = {
     "Model": "1 ir_version int64, 2 producer_name string, 3 producer_version string, 4 domain string,"
     " 5 model_version int64, 6 doc_string string, 7 graph Graph, 8 opset_import OperatorSet*,"
@@ -48,7 +47,7 @@ _FIELDS = {
     "Dimension": "1 dim_value int64, 2 dim_param string, 3 denotation string",
 }
 
-#: Of these fields a message holds one at most.
+#: A message has at most one of these fields.
 _ONE_OF = {"Dimension": ("dim_value", "dim_param")}
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
@@ -87,7 +86,7 @@ _TABLES = {name: _parse_table(text) for name, text in _FIELDS.items()}
 
 
 def read_model(data: bytes) -> Message:
-    """An ONNX file as nested messages.
+    """Read an ONNX file as nested messages.
 
     Args:
         data: The whole file.
@@ -97,7 +96,7 @@ def read_model(data: bytes) -> Message:
         their 4 or 8 bytes, packed floats as one view.
 
     Raises:
-        ValueError: It is no canonical ONNX file; the message says where.
+        ValueError: It is not a canonical ONNX file; the message names the field.
     """
     return _Reader().message(memoryview(data), "Model")
 
@@ -117,7 +116,7 @@ class _Reader:
             if field is None or field.wire != key & 7:
                 raise ValueError(f"{kind}: field {number} of wire type {key & 7} is unknown")
             if field.name in found and not field.repeated:
-                raise ValueError(f"{kind}: {field.name} stands twice")
+                raise ValueError(f"{kind}: {field.name} occurs twice")
             self._count(1, kind)
             if field.wire == _VARINT:
                 number, at = _varint(data, at, kind)
@@ -128,7 +127,7 @@ class _Reader:
                 else:
                     size = _WIDTHS[field.kind]
                 if size > len(data) - at:
-                    raise ValueError(f"{kind}.{field.name} is cut")
+                    raise ValueError(f"{kind}.{field.name} is truncated")
                 value = self._value(data[at : at + size], field, f"{kind}.{field.name}")
                 at += size
             if field.repeated:
@@ -154,10 +153,10 @@ class _Reader:
 
     def _packed(self, data: memoryview, kind: str, where: str) -> Any:
         if not data:
-            raise ValueError(f"{where} is packed and empty")  # a writer leaves the field out
+            raise ValueError(f"{where} is packed and empty")  # a writer omits the field
         if kind in _WIDTHS:
             if len(data) % _WIDTHS[kind]:
-                raise ValueError(f"{where} is cut")
+                raise ValueError(f"{where} is truncated")
             return data
         values, at = [], 0
         while at < len(data):
@@ -173,27 +172,27 @@ class _Reader:
 
 
 def _varint(data: memoryview, at: int, where: str) -> tuple[int, int]:
-    """A varint in its shortest form, and where it ends."""
+    """Read a varint in its shortest form, and the position after it."""
     value = shift = 0
     for byte in data[at : at + 10]:
         at += 1
         value |= (byte & 0x7F) << shift
         if byte < 0x80:
             if (byte == 0 and shift) or value >> 64:
-                raise ValueError(f"{where}: a number is longer than it need be")
+                raise ValueError(f"{where}: a number is not in its shortest form")
             return value, at
         shift += 7
-    raise ValueError(f"{where}: a number is cut or longer than ten bytes")
+    raise ValueError(f"{where}: a number is truncated or longer than ten bytes")
 
 
 def _integer(value: int, kind: str, where: str) -> int:
-    """The number behind a varint: negative ones stand there as 64-bit two's complement, int32 and enums too."""
+    """The number of a varint. Negative numbers are 64-bit two's complement, also for int32 and enums."""
     if kind == "uint64":
         return value
     signed = value - (1 << 64) if value >> 63 else value
     if kind == "int32" and not -(1 << 31) <= signed < 1 << 31:
-        raise ValueError(f"{where}: {signed} is no 32-bit number")
-    # A parser of proto2 puts an unknown value of an enum aside, as if the field were not there.
+        raise ValueError(f"{where}: {signed} is not a 32-bit number")
+    # A proto2 parser treats an unknown enum value as if the field were missing.
     if kind.startswith("enum") and not 0 <= signed <= int(kind[4:]):
-        raise ValueError(f"{where}: {signed} is no value of this field")
+        raise ValueError(f"{where}: {signed} is not a value of this field")
     return signed

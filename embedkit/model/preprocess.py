@@ -1,4 +1,4 @@
-"""The preprocess contract as data: from a decoded image to the pixels that a graph takes."""
+"""The preprocess contract as data: how a decoded image becomes the pixels that a graph takes."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ INTERPOLATIONS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocess:
-    """The contract from a decoded image to the pixels that the graph takes.
+    """How a decoded image becomes the pixels that the graph takes.
 
     Attributes:
         color: `rgb` (3 channels), `gray` (1, ITU-R 601 luma) or `lab_l` (1, CIE L* of D65 scaled to 0..255).
         size: Height and width of the graph's input, in pixels.
         resize: `shortest` brings the shorter side to `resize_size`, `longest` the longer one, both keeping the
-            aspect ratio; `squash` goes straight to `size`.
+            aspect ratio; `squash` resizes to `size` directly.
         resize_size: Pixels for `shortest` and `longest`; unused by `squash`.
         interpolation: The resampling filter, by its Pillow name, antialiased.
-        crop: `center` takes the middle of what is larger than `size`; `none` means it already fits.
-        pad: Fill value 0..255 for what is smaller than `size`, centered.
+        crop: `center` crops what is larger than `size` around the center; `none` if it already fits.
+        pad: Fill value 0..255 around an image that is smaller than `size`; the image is centered.
         mean: Per channel, in units of [0, 1], subtracted inside the graph.
         std: Per channel, in units of [0, 1], divided by inside the graph.
-        reduced_decoding: Whether a JPEG may be decoded at 1/2, 1/4 or 1/8 when that leaves at least twice the
-            pixels that are needed.
+        reduced_decoding: Whether a JPEG may be decoded at 1/2, 1/4 or 1/8 scale, if at least twice the needed
+            resolution remains.
     """
 
     color: str = "rgb"
@@ -86,7 +86,7 @@ class Preprocess:
         need(all(value > 0 for value in self.std), "std", "numbers above 0", self.std)
 
     def to_json(self) -> dict[str, Any]:
-        """The contract as it stands in `config.json`."""
+        """The contract as in `config.json`."""
         return {
             key: list(value) if isinstance(value, tuple) else value
             for key, value in dataclasses.asdict(self).items()
@@ -94,13 +94,13 @@ class Preprocess:
 
     @classmethod
     def from_json(cls, value: object, where: str = "preprocess") -> Preprocess:
-        """Parse and check the contract; unknown keys are refused, since each one would change pixels."""
+        """Parse and check the contract. Unknown keys are refused, since each could change pixels."""
         data = _object(value, where)
         known = {f.name: f for f in dataclasses.fields(cls)}
         unknown = sorted(set(data) - set(known))
         if unknown:
             raise EntryError(
-                f"{where}: unknown key {unknown[0]!r}; this embedkit knows {', '.join(sorted(known))}"
+                f"{where}: unknown key {unknown[0]!r}; this version supports {', '.join(sorted(known))}"
             )
         missing = sorted({"size", "mean", "std"} - set(data))
         if missing:
@@ -118,7 +118,7 @@ class Preprocess:
         numbers: dict[str, Any] = {}
         for key, kind in (("size", int), ("mean", float), ("std", float)):
             items = data[key]
-            # JSON has room for infinity (1e999) and for whole numbers that no float holds.
+            # JSON allows infinity (1e999) and whole numbers that no float can hold.
             if not isinstance(items, list) or not all(
                 type(item) in (int, kind) and abs(item) < 1e6 for item in items
             ):

@@ -1,9 +1,10 @@
-"""ONNX Runtime: which wheel is installed, what it can run, and what it is asked to run."""
+"""ONNX Runtime: which wheel is installed, which providers it has, and which of them are requested."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import importlib
 import importlib.metadata
 import io
 import os
@@ -29,12 +30,13 @@ PRECISIONS = ("fp32", "tf32", "fp16")
 CPU, CUDA, TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
 
 
-#: Sends the input of special operators to a service; of a graph that has none it runs nothing, and calls it its own.
+#: Sends the input of special operators to a service. It claims graphs without such operators and runs nothing of them.
 AZURE = "AzureExecutionProvider"
 
 
-#: Since 1.32 ONNX Runtime looks a host up some seconds after its import, and writes an identifier into the user's
-#: cache; `disable_telemetry_events()` does not stop it, nor does a forked child end that inherits its threads.
+#: Since 1.32 ONNX Runtime resolves a host some seconds after its import, and writes an identifier into the user's
+#: cache. `disable_telemetry_events()` does not prevent that, and a forked child that inherits its threads does not
+#: exit.
 TELEMETRY_VARIABLE = "ORT_DISABLE_TELEMETRY"
 
 
@@ -43,14 +45,14 @@ _FIX = "pip uninstall -y {names} && pip install {keep}"
 
 @dataclass(frozen=True, kw_only=True)
 class EngineOptions:
-    """What was asked for.
+    """The requested device, providers, precision and threads.
 
     Attributes:
         device: `auto`, `cpu`, `cuda` or `cuda:<index>`.
         providers: ONNX Runtime providers in order of preference; overrides `device`.
         precision: `fp32`; `tf32` allows TensorFloat-32 on CUDA; `fp16` lets TensorRT use half precision.
         threads: How many cores to keep busy, at least 1.
-        cache_dir: Where TensorRT keeps compiled engines.
+        cache_dir: Folder of TensorRT's compiled engines.
     """
 
     device: str = "auto"
@@ -85,7 +87,7 @@ def available_cpus() -> int:
 
 
 def installed_runtimes() -> dict[str, str]:
-    """The installed distributions that own the import name `onnxruntime`: name -> version."""
+    """The installed distributions that provide the import name `onnxruntime`: name -> version."""
     return {
         dist.metadata["Name"]: dist.version
         for dist in importlib.metadata.distributions()
@@ -98,7 +100,7 @@ def installed_runtimes() -> dict[str, str]:
 
 
 def runtime_conflict() -> str | None:
-    """One sentence with the fix when more than one onnxruntime wheel is installed, else None."""
+    """One sentence with the remedy if more than one onnxruntime wheel is installed, else None."""
     names = sorted(installed_runtimes())
     if len(names) < 2:
         return None
@@ -120,15 +122,15 @@ def onnxruntime() -> ModuleType:
         warnings.warn(conflict, RuntimeWarning, stacklevel=3)
     note = ", or the extra `gpu` on a machine with an NVIDIA GPU"
     with requires("an encoder", "cpu", package="ONNX Runtime", note=note):
-        import onnxruntime as ort
-    return ort
+        module: ModuleType = importlib.import_module("onnxruntime")
+    return module
 
 
 @functools.cache
 def telemetry_is_on() -> bool:
-    """Whether ONNX Runtime may open connections of its own in this process. The first call turns that off if it can.
+    """Whether ONNX Runtime may open connections of its own in this process. The first call disables that if possible.
 
-    It can not where the host process imported ONNX Runtime first, or the user's environment asks for telemetry.
+    Not possible if the host process imported ONNX Runtime first, or if the user's environment enables telemetry.
     """
     if "onnxruntime" not in sys.modules:
         os.environ.setdefault(TELEMETRY_VARIABLE, "1")
@@ -145,20 +147,20 @@ def _one_line(error: Exception) -> str:
 
 
 def _preload_cuda() -> str:
-    """Load the CUDA libraries of pip wheels, which are found only when they are loaded first.
+    """Load the CUDA libraries of pip wheels, which ONNX Runtime finds only if they are loaded already.
 
     Returns:
-        What could not be loaded, one line, or nothing.
+        One line about what could not be loaded, empty if all was loaded.
     """
     said = io.StringIO()
-    # It prints its failures, and stdout belongs to the user's data.
+    # It prints failures to stdout, which is reserved for the user's data.
     with contextlib.redirect_stdout(said), contextlib.suppress(Exception):
         onnxruntime().preload_dlls()
     return next((line.strip() for line in said.getvalue().splitlines() if line.startswith("Failed")), "")
 
 
 def check_precision(precision: str, provider: str) -> None:
-    """Refuse a precision that the running provider does not have.
+    """Refuse a precision that the running provider does not support.
 
     Raises:
         DeviceError: `tf32` needs an NVIDIA GPU, `fp16` needs TensorRT.
@@ -166,23 +168,23 @@ def check_precision(precision: str, provider: str) -> None:
     needs = {"fp32": (), "tf32": (CUDA, TENSORRT), "fp16": (TENSORRT,)}[precision]
     if needs and provider not in needs:
         raise DeviceError(
-            f"precision={precision!r} needs {' or '.join(needs)}, and {provider} runs; take fp32"
+            f"precision={precision!r} needs {' or '.join(needs)}, but {provider} runs; use fp32"
         )
 
 
 def choose_providers(
     options: EngineOptions, available: Sequence[str], weights_sha256: str
 ) -> list[tuple[str, dict[str, Any]]]:
-    """The providers to ask ONNX Runtime for, in order, each with its options.
+    """The providers to request from ONNX Runtime, in order, each with its options.
 
     Args:
-        options: What the user asked for.
-        available: What this ONNX Runtime was built with.
-        weights_sha256: Part of the key of TensorRT's engine cache: an engine compiled for other weights is stale.
+        options: The user's request.
+        available: The providers of this build of ONNX Runtime.
+        weights_sha256: Part of the key of TensorRT's engine cache, since an engine holds its weights.
 
     Raises:
-        DeviceError: What was asked for is not in this build.
-        ConfigError: The cache folder cannot be made.
+        DeviceError: This build lacks a requested provider.
+        ConfigError: The cache folder cannot be created.
     """
     kind, _, index = options.device.partition(":")
     if options.providers:
@@ -192,7 +194,7 @@ def choose_providers(
         missing = [name for name, _ in asked if name not in available]
         if AZURE in missing:
             raise DeviceError(
-                f"{AZURE} is no device: it sends data to a service, and runs no entry; take {CPU}"
+                f"{AZURE} is not a device: it sends data to a service, and runs no entry; use {CPU}"
             )
         if missing:
             raise DeviceError(
@@ -211,7 +213,7 @@ def choose_providers(
     defaults: dict[str, dict[str, Any]] = {
         CUDA: {
             "device_id": int(index or 0),
-            # TensorFloat-32 breaks the parity of 1e-4, so it runs only when asked for.
+            # TensorFloat-32 breaks the parity of 1e-4, so it runs only on request.
             "use_tf32": int(options.precision == "tf32"),
             "arena_extend_strategy": "kSameAsRequested",
             "cudnn_conv_algo_search": "HEURISTIC",
@@ -233,12 +235,15 @@ def _tensorrt_cache(options: EngineOptions, weights_sha256: str) -> dict[str, An
         os.makedirs(root / "tensorrt", mode=0o700, exist_ok=True)
         if reason := foreign_access(root, sticky=True) or foreign_access(root / "tensorrt"):
             raise ConfigError(
-                f"cache_dir: {str(root)!r} {reason}, and a compiled engine is a program; close it, or name another one"
+                f"cache_dir: {str(root)!r} {reason}, and a compiled engine is a program; restrict its "
+                "permissions, or name another folder"
             )
         os.makedirs(folder, mode=0o700, exist_ok=True)
-        os.chmod(folder, 0o700)  # one that was there already, or was made under another umask
+        os.chmod(folder, 0o700)  # it may have existed, or the umask may allow more
     except OSError as error:
-        raise ConfigError(f"cache_dir: {folder!r} cannot be a folder of yours ({error.strerror})") from None
+        raise ConfigError(
+            f"cache_dir: {folder!r} cannot be made a private folder ({error.strerror})"
+        ) from None
     return {
         "trt_fp16_enable": options.precision == "fp16",
         "trt_engine_cache_enable": True,
@@ -249,7 +254,7 @@ def _tensorrt_cache(options: EngineOptions, weights_sha256: str) -> dict[str, An
 
 
 def _gpu_name() -> str:
-    """The first GPU's model and driver as the kernel module reports them, `unknown` without one."""
+    """Model of the first GPU and its driver as the kernel module reports them; `unknown` without a GPU."""
     try:
         with open("/proc/driver/nvidia/version") as file:
             driver = next((word for word in file.readline().split() if word[:1].isdigit()), "unknown")
@@ -262,6 +267,6 @@ def _gpu_name() -> str:
 
 
 def device_of(provider: tuple[str, Mapping[str, Any]]) -> tuple[str, int]:
-    """ONNX Runtime's device type and index of a provider: where its inputs have to lie."""
+    """ONNX Runtime's device type and index for the inputs of a provider."""
     name, options = provider
     return ("cuda", int(options.get("device_id", 0))) if name in (CUDA, TENSORRT) else ("cpu", 0)

@@ -65,7 +65,7 @@ class BatchRun:
         self._last = time.monotonic()
         images, position = 0, 0
         options = self._options
-        flow = self._encoder.flow(
+        flow = self._encoder._flow(
             self._batches(todo),
             normalize=options.normalize,
             decode=options.decode or "auto",

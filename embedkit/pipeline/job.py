@@ -77,7 +77,7 @@ class Job:
         mine = Metadata(
             entry=encoder.name,
             manifest_sha256=encoder.revision,
-            fingerprint=encoder.space(normalized=options.normalize),
+            fingerprint=encoder._space(normalized=options.normalize),
             dim=encoder.dim,
             normalized=options.normalize,
         )

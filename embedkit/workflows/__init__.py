@@ -1,1 +1,53 @@
-"""What needs images and an encoder both."""
+"""What needs images and an encoder both.
+
+`embedding` embeds images on the spot. `search`, `verify`, `identify` and `calibrate` compare them; `faces` finds,
+aligns and encodes faces; `cluster_folders` copies images into a folder for each cluster; `visual` draws contact sheets
+and maps. `check_entry` verifies an entry on this machine, and `doctor` examines the installation.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from embedkit._io.lazy import export_lazily
+
+if TYPE_CHECKING:
+    from embedkit.workflows.calibrate import calibrate_images
+    from embedkit.workflows.check_entry import verify_entry
+    from embedkit.workflows.cluster_folders import cluster_folders
+    from embedkit.workflows.doctor import examine
+    from embedkit.workflows.identify import identify_images
+    from embedkit.workflows.search import cached_index, open_index, search
+    from embedkit.workflows.verify import verify
+    from embedkit.workflows.visual.atlas import write_atlas
+    from embedkit.workflows.visual.contact_sheet import write_sheet
+
+__all__ = [
+    "cached_index",
+    "calibrate_images",
+    "cluster_folders",
+    "examine",
+    "identify_images",
+    "open_index",
+    "search",
+    "verify",
+    "verify_entry",
+    "write_atlas",
+    "write_sheet",
+]
+
+#: Public name -> the module that defines it. Names resolve at first use, so that importing this package stays cheap.
+_MODULES = {
+    "cached_index": "search",
+    "calibrate_images": "calibrate",
+    "cluster_folders": "cluster_folders",
+    "examine": "doctor",
+    "identify_images": "identify",
+    "open_index": "search",
+    "search": "search",
+    "verify": "verify",
+    "verify_entry": "check_entry",
+    "write_atlas": "visual.atlas",
+    "write_sheet": "visual.contact_sheet",
+}
+export_lazily(__name__, _MODULES)

@@ -1,6 +1,6 @@
-"""Images of known identity, and a calibration by them: from a folder, or from a list of pairs.
+"""Calibration of an encoder on labeled images: from a folder, or from a list of pairs.
 
-All that can be told from names is checked before the first image is opened, since embedding many takes long.
+Everything that names alone can show is checked before the first image is opened, since embedding takes long.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from embedkit.analysis.matching.calibrate import REPLICATES, calibrate_pairs, check_support
 from embedkit.analysis.matching.calibration import Calibration
@@ -27,15 +28,15 @@ from embedkit.errors import ConfigError
 from embedkit.images.originals import Originals
 from embedkit.images.sources import list_sources
 from embedkit.pipeline.report import Progress
-from embedkit.workflows.embedding import Image, embed_readable, encoder_of_images
+from embedkit.workflows.embedding import ImageSource, embed_readable, encoder_of_images
 
 __all__ = [
     "Calibrated",
-    "Known",
+    "LabeledImages",
     "calibrate_images",
     "holds_images",
     "identities_of",
-    "known_images",
+    "labeled_images",
     "image_pairs",
 ]
 
@@ -50,44 +51,44 @@ def _is_list(source: str | os.PathLike[str]) -> bool:
 
 
 @dataclass(frozen=True)
-class Known:
-    """Images of known identity, which nobody has opened yet.
+class LabeledImages:
+    """Images with identity labels, not opened yet.
 
     Attributes:
         ids: Their paths, relative to their folder.
         images: In the same order.
-        identities: The folder of each.
-        unlisted: A sentence for each file or folder that cannot be listed.
+        identities: Their folders.
+        unlisted: One sentence for each file or folder that cannot be listed.
     """
 
     ids: list[str]
-    images: list[Image]
+    images: list[ImageSource]
     identities: list[str]
     unlisted: list[str]
 
 
 @dataclass(frozen=True)
 class Calibrated:
-    """A calibration by images.
+    """A calibration on images.
 
     Attributes:
         calibration: Bound to the encoder's space.
-        left_out: A sentence for each image that could not be embedded; pairs with it are left out, too.
+        left_out: One sentence for each image that could not be embedded; its pairs are left out too.
     """
 
     calibration: Calibration
     left_out: list[str]
 
 
-def known_images(folder: str | os.PathLike[str]) -> Known:
+def labeled_images(folder: str | os.PathLike[str]) -> LabeledImages:
     """List a folder that has one sub-folder per identity.
 
     Args:
-        folder: An image's identity is the folder that it lies in, relative to this one.
+        folder: The identity of an image is its subfolder of this folder.
 
     Raises:
         SourceError: No image in it.
-        ConfigError: An image that lies in no sub-folder.
+        ConfigError: An image that is not in a subfolder.
     """
     where = os.fspath(folder)
     listing = list_sources([folder], root=folder)
@@ -98,15 +99,15 @@ def known_images(folder: str | os.PathLike[str]) -> Known:
         identities = folder_identities(ids)
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from None
-    return Known(
+    return LabeledImages(
         ids=ids,
-        images=[Image(item.path or item.id, item.read) for item in listing.items],
+        images=[ImageSource(item.path or item.id, item.read) for item in listing.items],
         identities=identities,
         unlisted=[f"{os.path.join(where, name)}: {reason}" for name, _, reason in listing.errors],
     )
 
 
-def image_pairs(path: str | os.PathLike[str]) -> tuple[list[Image], Pairs]:
+def image_pairs(path: str | os.PathLike[str]) -> tuple[list[ImageSource], Pairs]:
     """The images of a CSV of pairs, each once, and the pairs of these.
 
     Args:
@@ -127,20 +128,20 @@ def image_pairs(path: str | os.PathLike[str]) -> tuple[list[Image], Pairs]:
             f"{where} names {missing[0]!r}, and no such image is there{others}; paths are absolute, or relative to "
             "the folder of the CSV"
         )
-    # One image may be spelled in several ways, and lie behind links: paired with itself it says nothing.
+    # Resolve symlinks and spellings, so that an image is never paired with itself.
     files = {name: _file_of(name, folder, originals) for name in names}
-    spelled = {file: name for name, file in files.items()}
-    rows = {file: row for row, file in enumerate(spelled)}
+    names_of = {file: name for name, file in files.items()}
+    rows = {file: row for row, file in enumerate(names_of)}
     pairs = read_pairs(path, {name: rows[file] for name, file in files.items()})
-    called = [os.path.normpath(os.path.join(folder, name)) for name in spelled.values()]
+    called = [os.path.normpath(os.path.join(folder, name)) for name in names_of.values()]
     return [
-        Image(shown, partial(originals.read, name))
-        for shown, name in zip(called, spelled.values(), strict=True)
+        ImageSource(shown, partial(originals.read, name))
+        for shown, name in zip(called, names_of.values(), strict=True)
     ], pairs
 
 
 def _file_of(name: str, folder: str, originals: Originals) -> str:
-    """What tells one image from others: its real path, with the member or row of a container behind it."""
+    """The identity of an image file: its real path, followed by the member or row of a container."""
     file = originals.file(name)
     if file is not None:
         return os.path.realpath(file)
@@ -164,26 +165,26 @@ def calibrate_images(
     threads: int | str = "auto",
     progress: Progress | None = None,
 ) -> Calibrated:
-    """Calibrate an encoder by images, each of which is embedded once.
+    """Calibrate an encoder on images, each of which is embedded once.
 
-    An image that is there and cannot be embedded, since it is damaged or has not the one face that is asked for, is
-    left out with its pairs.
+    An image that exists but cannot be embedded (it is damaged, or does not have exactly one face) is left out with its
+    pairs.
 
     Args:
         source: `PAIRS.csv`, see `image_pairs`, or a folder with one sub-folder per identity.
-        target_fmr: The false-match rate that is asked for.
-        encoder: A name or an entry's folder; the default encoder when None, or that of faces.
+        target_fmr: The target false-match rate.
+        encoder: A name or an entry's folder; by default the default encoder, or the face encoder.
         faces: Find the one face of each image, and compare these; whole images otherwise.
         most: Pairs of each kind that are drawn from the identities of a folder.
         replicates: Bootstrap samples.
         seed: Of the pairs that are drawn, and of the bootstrap.
         device: As for `load_encoder`.
         threads: As for `load_encoder`.
-        progress: Told how the embedding goes.
+        progress: Receives the progress of embedding.
 
     Raises:
-        ConfigError: No such pairs, an image that is not there, or too few pairs for the rate.
-        SourceError: No image, or not one that can be embedded.
+        ConfigError: No such pairs, a missing image, or too few pairs for the rate.
+        SourceError: No image, or none that can be embedded.
     """
     where = os.fspath(source)
     left_out: list[str] = []
@@ -191,9 +192,9 @@ def calibrate_images(
         images, pairs = image_pairs(source)
         ids = [image.name for image in images]
     else:
-        known = known_images(source)
-        ids, images, left_out = known.ids, known.images, known.unlisted
-        pairs = sample_pairs(known.identities, seed=seed, most=most, where=where)
+        labeled = labeled_images(source)
+        ids, images, left_out = labeled.ids, labeled.images, labeled.unlisted
+        pairs = sample_pairs(labeled.identities, seed=seed, most=most, where=where)
     check_support(int((~pairs.same).sum()), target_fmr)
     done = embed_readable(
         encoder_of_images(encoder, faces=faces, device=device, threads=threads), ids, images, progress
@@ -216,7 +217,7 @@ def calibrate_images(
     return Calibrated(found, left_out)
 
 
-def identities_of(stored: StoredRows, column: str | None, from_folder: bool) -> list:
+def identities_of(stored: StoredRows, column: str | None, from_folder: bool) -> list[Any]:
     """The identities of stored rows, by a label column or by their images' folders.
 
     Raises:

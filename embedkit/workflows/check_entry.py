@@ -1,4 +1,4 @@
-"""Whether an entry is whole, and whether this machine computes what it promises."""
+"""Verification of an entry: its files, and its golden vectors on this machine."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from embedkit.hub.access import default_cache_dir
 from embedkit.hub.resolve import find_entry
 from embedkit.images.transform import read_pixels
 from embedkit.model.layout import GOLDEN, MIXTURE
-from embedkit.model.mixture import Mixture
+from embedkit.model.mixture import GaussianMixture
 from embedkit.model.providers import CPU, EngineOptions, available_cpus
 
-#: A larger difference between embeddings of length 1 is none that rounding makes.
+#: A larger tolerance for embeddings of length 1 would accept more than rounding errors.
 MOST_TOLERANCE = 1e-2
-#: A few small images and their embeddings: those of the zoo take 60 kB.
+#: Greatest size of golden vectors in bytes; those of the zoo take 60 kB.
 MOST_BYTES = 64 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
-class Verification:
-    """What `verify_entry` found.
+class EntryCheck:
+    """The result of `verify_entry`.
 
     Attributes:
         name: The entry.
-        ok: Whether everything held.
+        ok: Whether every check passed.
         files: Files whose size and sha256 matched.
-        bytes: Their size together.
-        detail: The difference from the golden vectors and what ran, or what is wrong.
+        bytes: Their total size.
+        detail: The difference from the golden vectors and the provider, or the failure.
     """
 
     name: str
@@ -43,7 +43,7 @@ class Verification:
     detail: str
 
 
-def verify_entry(name: str | os.PathLike[str], *, device: str = "auto") -> Verification:
+def verify_entry(name: str | os.PathLike[str], *, device: str = "auto") -> EntryCheck:
     """Check every file of an entry against its manifest, and its golden vectors on this machine's provider.
 
     Args:
@@ -68,23 +68,23 @@ def verify_entry(name: str | os.PathLike[str], *, device: str = "auto") -> Verif
                 np.abs(comparable(name, found[name])[0] - rows[index]).max()
                 for name, rows in expected.items()
             ]
-        difference = float(np.max(differences))  # not max(), which passes over a NaN
+        difference = float(np.max(differences))  # max() would ignore a NaN
         if MIXTURE in entry.manifest.files:
-            Mixture.of_entry(entry)
+            GaussianMixture.of_entry(entry)
     except EmbedkitError as error:
-        return Verification(name=text, ok=False, files=checked, bytes=size, detail=str(error))
-    ok = bool(difference <= allowed)  # NaN is not within anything
+        return EntryCheck(name=text, ok=False, files=checked, bytes=size, detail=str(error))
+    ok = bool(difference <= allowed)  # false for NaN
     how = f"within {difference:.1e} of" if ok else f"are off by {difference:.1e}, more than"
     detail = f"golden vectors {how} {allowed:.0e} on {engine.provider}"
     if engine.note and engine.provider == CPU:
         detail += f" ({engine.note})"
-    return Verification(name=text, ok=ok, files=checked, bytes=size, detail=detail)
+    return EntryCheck(name=text, ok=ok, files=checked, bytes=size, detail=detail)
 
 
 def _golden(
     data: bytes, outputs: Mapping[str, tuple[int, ...]]
 ) -> tuple[np.ndarray, dict[str, np.ndarray], float]:
-    """Images uint8 (N, H, W, 3), each output for them, float32 (N, ...), and how far they may differ."""
+    """Images uint8 (N, H, W, 3), each output for them, float32 (N, ...), and the allowed difference."""
     try:
         golden = read_npz(data, ("images", "tolerance_fp32", *outputs), limit=MOST_BYTES)
         allowed = float(golden["tolerance_fp32"])
@@ -92,7 +92,7 @@ def _golden(
         raise EntryError(f"{GOLDEN} is damaged ({error})") from None
     images, expected = golden["images"], {name: golden[name] for name in outputs}
     if not 0 < allowed <= MOST_TOLERANCE:
-        raise EntryError(f"{GOLDEN}: a tolerance of {allowed:g} is no test; pull the entry again")
+        raise EntryError(f"{GOLDEN}: a tolerance of {allowed:g} is too large; pull the entry again")
     for name, shape in outputs.items():
         rows = expected[name]
         if (

@@ -1,7 +1,7 @@
-"""Images in one folder per cluster: copies or links. The originals are read, and never moved, changed or deleted.
+"""Copies or links of images in one folder per cluster. The originals are never moved, changed or deleted.
 
-Ids may come from a file that somebody else wrote, so only images below one folder are taken. All is put together in a
-folder aside and renamed at the end; what a killed run has left aside is cleared by the next one.
+Ids may come from an untrusted file, so only images below one root folder are used. The result is built in a temporary
+folder and renamed at the end; the next run removes the temporary folder of a killed one.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from embedkit.errors import EmbedkitError, OutputError, SourceError
 from embedkit.images.ids import path_of
 from embedkit.images.originals import Originals
 
-__all__ = ["Sorted", "check_free", "sort_into_folders"]
+__all__ = ["ClusterFolders", "check_free", "cluster_folders"]
 
 #: Bytes of a file's name, on all common file systems.
 _MAX_NAME = 255
@@ -32,14 +32,14 @@ _MAGIC = {b"\xff\xd8": ".jpg", b"\x89PNG": ".png", b"GIF8": ".gif", b"RIFF": ".w
 
 
 @dataclass(frozen=True)
-class Sorted:
-    """What was done.
+class ClusterFolders:
+    """The folders that were written.
 
     Attributes:
-        folder: That holds one folder per cluster.
-        images: Copies or links that were made.
-        missing: Ids of images that are not there any more, or cannot be read.
-        outside: Ids of images that are left where they are, because they do not lie below the root.
+        folder: The folder that holds one folder per cluster.
+        images: Number of copies or links.
+        missing: Ids of images that no longer exist, or cannot be read.
+        outside: Ids of images that are skipped because they are not below the root.
     """
 
     folder: Path
@@ -48,80 +48,81 @@ class Sorted:
     outside: list[str] = field(default_factory=list)
 
 
-def sort_into_folders(
+def cluster_folders(
     clustering: Clustering,
     folder: str | os.PathLike[str],
     *,
     link: bool = False,
     root: str | os.PathLike[str] | None = None,
-) -> Sorted:
-    """Put every image into the folder of its cluster: `cluster-0` and so on, and `noise`.
+) -> ClusterFolders:
+    """Copy or link every image into the folder of its cluster: `cluster-0` and so on, and `noise`.
 
-    Names stay, and where two images of a cluster have one name, the later ones get `-2`, `-3` and so on behind
-    it, also where only a file system that ignores case would take them for one. An image whose parts are in one
-    cluster is there once.
+    Names are kept. If two images of a cluster have the same name (ignoring case), the later ones get the suffix `-2`,
+    `-3` and so on. An image whose parts are all in one cluster appears there once.
 
     Args:
-        clustering: Its ids are paths as they were embedded, or archive members and rows of Parquet files.
-        folder: It must not exist, or be empty.
-        link: Symbolic links to the originals instead of copies.
-        root: The folder that ids are relative to, if they are; else the working folder. No image is taken from
-            elsewhere. Links below it are followed: they are its owner's.
+        clustering: Its ids are paths as at embedding, or archive members and rows of Parquet files.
+        folder: It must not exist, or must be empty.
+        link: Make symbolic links to the originals instead of copies.
+        root: The folder that ids are relative to; the working folder when None. No image outside of it is used. Links
+            below it are followed: they belong to its owner.
 
     Raises:
-        OutputError: The folder holds something already, or cannot be written.
-        SourceError: None of the images is there, all lie outside the root, or links to members of an archive are
-            asked for.
+        OutputError: The folder is not empty, or cannot be written.
+        SourceError: None of the images exists, all are outside the root, or links to members of an archive are
+            requested.
     """
     folder = Path(folder)
     check_free(folder)
-    taken = _Taken(root)
+    finder = _Finder(root)
     wanted = dict.fromkeys(zip(clustering.labels.tolist(), clustering.ids, strict=True))
     found: list[tuple[int, str, _Image]] = []
     for label, name in wanted:
-        image = taken.find(name)
+        image = finder.find(name)
         if image is None:
             continue
         if link and image.file is None:
             container = name.partition("::")[0]
-            raise SourceError(f"{name!r} lies inside {container!r}, where no link leads to; use --copy-into")
+            raise SourceError(
+                f"{name!r} is inside {container!r}, which a link cannot point into; use --copy-into"
+            )
         found.append((label, name, image))
     if not found:
-        raise taken.nothing()
+        raise finder.nothing()
     digits = len(str(max(len(clustering) - 1, 0)))
     used: defaultdict[Path, dict[str, int]] = defaultdict(dict)
     made = 0
     with replacing_folder(folder, replace=False) as aside:
         for label, name, image in found:
-            place = aside / (f"cluster-{label:0{digits}d}" if label >= 0 else "noise")
-            if place not in used:
-                place.mkdir()
-            names = used[place]
+            target = aside / (f"cluster-{label:0{digits}d}" if label >= 0 else "noise")
+            if target not in used:
+                target.mkdir()
+            names = used[target]
             try:
                 if image.file is None:
                     data = _member(image.originals, name)
-                    (place / _free_name(_name_of(name, data), names)).write_bytes(data)
+                    (target / _free_name(_name_of(name, data), names)).write_bytes(data)
                 elif link:
-                    (place / _free_name(os.path.basename(image.file), names)).symlink_to(image.file)
+                    (target / _free_name(os.path.basename(image.file), names)).symlink_to(image.file)
                 else:
-                    _copy(image.file, place, names)
+                    _copy(image.file, target, names)
             except _UnreadableError:
-                taken.missing[name] = None
+                finder.missing[name] = None
             else:
                 made += 1
-    return Sorted(folder, made, list(taken.missing), list(taken.outside))
+    return ClusterFolders(folder, made, list(finder.missing), list(finder.outside))
 
 
 @dataclass(frozen=True)
 class _Image:
-    """An image that may be taken: its own file, or None for a member of a container."""
+    """An image that may be used: its own file, or None for a member of a container."""
 
     originals: Originals
     file: str | None
 
 
-class _Taken:
-    """Finds the images of ids, below one folder alone."""
+class _Finder:
+    """Finds the images of ids, only below one folder."""
 
     def __init__(self, root: str | os.PathLike[str] | None):
         self._root = os.path.abspath(root if root is not None else os.curdir)
@@ -132,7 +133,7 @@ class _Taken:
         self.outside: dict[str, None] = {}
 
     def find(self, name: str) -> _Image | None:
-        """The image of an id; None for what is noted as missing or outside."""
+        """The image of an id; None for one that is recorded as missing or outside."""
         ways = [originals for originals in self._ways if self._is_inside(originals, name)]
         for originals in ways:
             if originals.has(name):
@@ -141,23 +142,23 @@ class _Taken:
         return None
 
     def nothing(self) -> SourceError:
-        """The error where no image can be taken."""
+        """The error if no image can be used."""
         if self.outside and not self.missing:
             return SourceError(
                 f"all {len(self.outside)} images lie outside {self._root} (the first is "
-                f"{next(iter(self.outside))!r}), and nothing is taken from elsewhere; name the folder that holds them "
+                f"{next(iter(self.outside))!r}), and only images below it are used; name the folder that holds them "
                 "with --root"
             )
         first = next(iter(self.missing))
         return SourceError(
-            f"none of the {len(self.missing) + len(self.outside)} images is there (the first is {first!r}); run the "
-            "command where they were embedded, or name the folder that ids are relative to with --root"
+            f"none of the {len(self.missing) + len(self.outside)} images exists (the first is {first!r}); run the "
+            "command in the folder where they were embedded, or name the folder that ids are relative to with --root"
         )
 
     def _is_inside(self, originals: Originals, name: str) -> bool:
-        """Whether the path of an id, and the container that it may name, lie below the root."""
+        """Whether the path of an id, and the container that it may name, are below the root."""
         container = path_of(name).partition("::")[0]
-        # Ids are normalized: `link/../x` would lead elsewhere than it reads.
+        # Ids are normalized: `link/../x` could point to another file than its text suggests.
         if os.path.normpath(container or os.curdir) != container:
             return False
         path = path_of(name, originals.root)
@@ -168,7 +169,7 @@ class _Taken:
 
 
 class _UnreadableError(Exception):
-    """An image that is there cannot be read."""
+    """An existing image cannot be read."""
 
 
 def _member(originals: Originals, name: str) -> bytes:
@@ -178,11 +179,11 @@ def _member(originals: Originals, name: str) -> bytes:
         raise _UnreadableError(str(error)) from None
 
 
-def _copy(file: str, place: Path, used: dict[str, int]) -> None:
+def _copy(file: str, folder: Path, used: dict[str, int]) -> None:
     """Copy a file with its times and permissions, under its name or a free one like it."""
     chunks = _chunks(file)
-    first = next(chunks)  # before the name is taken
-    target = place / _free_name(os.path.basename(file), used)
+    first = next(chunks)  # before the name is reserved
+    target = folder / _free_name(os.path.basename(file), used)
     with open(target, "wb") as output:
         output.write(first)
         try:
@@ -193,7 +194,7 @@ def _copy(file: str, place: Path, used: dict[str, int]) -> None:
     try:
         shutil.copystat(file, target)
     except OSError:
-        pass  # a file system without such times or permissions; the image itself is there
+        pass  # a file system without such times or permissions; the image itself is complete
 
 
 def _chunks(file: str) -> Iterator[bytes]:
@@ -208,7 +209,7 @@ def _chunks(file: str) -> Iterator[bytes]:
 
 
 def _name_of(name: str, data: bytes) -> str:
-    """What a member of a container is to be called as a file."""
+    """The file name for a member of a container."""
     inner = name.partition("::")[2]
     bare = posixpath.basename(inner.replace("\\", "/"))
     if bare.startswith("#") or bare in ("", ".", ".."):
@@ -240,21 +241,21 @@ def _fitting(name: str, number: str) -> str:
     data = os.fsencode(stem)
     if len(data) <= room:
         return stem + number + suffix if len(suffix) <= 32 else os.fsdecode(data + end)
-    # A letter is not cut in two.
+    # Do not split a character.
     return data[:room].decode("utf-8", "ignore") + os.fsdecode(end)
 
 
 def check_free(folder: Path) -> None:
-    """Refuse a folder that images cannot be sorted into.
+    """Refuse a folder that cannot take the cluster folders.
 
     Raises:
-        OutputError: It holds something already, is a file, or lies in no folder.
+        OutputError: It is not empty, is a file, or its parent folder does not exist.
     """
     if os.path.lexists(folder) and not folder.is_dir():
-        raise OutputError(f"{folder} is a file already; choose another folder")
+        raise OutputError(f"{folder} is a file; choose another folder")
     if folder.is_dir() and any(folder.iterdir()):
         raise OutputError(
-            f"{folder} holds something already, and nothing is overwritten; choose a new or an empty folder"
+            f"{folder} is not empty, and nothing is overwritten; choose a new or an empty folder"
         )
     if not folder.absolute().parent.is_dir():
         raise OutputError(f"the folder {folder.absolute().parent} does not exist; create it first")

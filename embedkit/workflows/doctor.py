@@ -1,4 +1,4 @@
-"""What is installed, what would run, and what to fix."""
+"""Diagnosis of an installation: what is installed, what would run, and what to fix."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from embedkit.model.providers import (
 
 @dataclass(frozen=True, kw_only=True)
 class Diagnosis:
-    """Facts by name, and problems with their fix, one sentence each."""
+    """Facts by name, and problems with their remedy, one sentence each."""
 
     facts: dict[str, str]
     problems: list[str]

@@ -1,8 +1,8 @@
-"""Images embedded on the spot, each once: whole, or the one face in it, by the encoder that a space asks for.
+"""Embedding of query images: whole images or their one face, by the encoder of a given space.
 
-An image is comparable with a file of embeddings only when the very encoder of the file embeds it. It is found by the
-name in the metadata, and held against the space fingerprint before anything is computed. The name is looked up in the
-user's own zoos: a URL or a path that stands in a file is never opened.
+An image is comparable with a file of embeddings only if the same encoder embeds it. The encoder is found by the name in
+the metadata, and its space fingerprint is checked before anything is computed. The name is looked up in the user's own
+zoos: a URL or a path in a file is never opened.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 from embedkit.analysis.matching.calibration import Calibration
 from embedkit.embeddings.metadata import Metadata
 from embedkit.embeddings.table import Embeddings
-from embedkit.encoder import Encoder, load_encoder, reason_of
+from embedkit.encoder import Encoder, load_encoder, metadata_of, reason_of
 from embedkit.errors import (
     ConfigError,
     EmbedkitError,
@@ -33,11 +33,12 @@ from embedkit.hub.catalog import NAME
 from embedkit.hub.resolve import find_entry
 from embedkit.images.originals import Originals
 from embedkit.pipeline.report import Progress
-from embedkit.workflows.faces.faces import ENCODER, FaceEncoder, choose, metadata_of
+from embedkit.workflows.faces.encoder import ENCODER, FaceEncoder
+from embedkit.workflows.faces.finder import choose_face
 
 __all__ = [
     "Embedded",
-    "Image",
+    "ImageSource",
     "embed_images",
     "embed_readable",
     "encoder_of_images",
@@ -45,12 +46,12 @@ __all__ = [
     "find_image",
 ]
 
-#: Faces that are cut out before they are embedded: 17 MB of pixels.
+#: Number of faces in one batch: 17 MB of pixels.
 CHIPS = 256
 
 
-class Image(NamedTuple):
-    """An image that is to be embedded: how messages name it, and what gives its encoded bytes."""
+class ImageSource(NamedTuple):
+    """An image to embed: its name in messages, and a function that returns its encoded bytes."""
 
     name: str
     read: Callable[[], bytes]
@@ -58,12 +59,12 @@ class Image(NamedTuple):
 
 @dataclass(frozen=True)
 class Embedded:
-    """What became of a list of images.
+    """The embeddings of a list of images.
 
     Attributes:
         embeddings: A row for each image that could be embedded, in order.
-        kept: bool (N,), which these are.
-        left_out: A sentence for each of the others: its path and the reason.
+        kept: bool (N,), whether each image has a row.
+        left_out: One sentence for each of the others: its path and the reason.
     """
 
     embeddings: Embeddings
@@ -71,17 +72,17 @@ class Embedded:
     left_out: list[str]
 
 
-def find_image(name: str, originals: Originals) -> Image:
+def find_image(name: str, originals: Originals) -> ImageSource:
     """An image by its path, or an archive's member as `file.tar::member`.
 
     Raises:
-        ConfigError: It is a folder, or not there.
+        ConfigError: It is a folder, or does not exist.
     """
     if os.path.isdir(name):
         raise ConfigError(f"{name!r} is a folder; give images, for example {os.path.join(name, '*.jpg')}")
     if not originals.has(name):
-        raise ConfigError(f"{name!r} is no image that is there; check the path")
-    return Image(name, partial(originals.read, name))
+        raise ConfigError(f"{name!r} is not an existing image; check the path")
+    return ImageSource(name, partial(originals.read, name))
 
 
 def encoder_of_space(
@@ -96,13 +97,13 @@ def encoder_of_space(
 
     Args:
         metadata: Of the embeddings; None for plain vectors.
-        encoder: Taken instead of the one that the metadata names; its space must be the same.
-        where: How messages name the embeddings.
+        encoder: Used instead of the one that the metadata names; its space must be the same.
+        where: Name of the embeddings in messages.
         device: For an encoder that is loaded here.
         threads: For an encoder that is loaded here.
 
     Raises:
-        ConfigError: Plain vectors, which name no encoder, or what the metadata names is no entry's name.
+        ConfigError: Plain vectors, which name no encoder, or the metadata do not hold the name of an entry.
         EntryNotFoundError: No zoo has the encoder.
         SpaceMismatchError: The encoder's space is another one.
     """
@@ -119,7 +120,7 @@ def encoder_of_space(
                 f"{where} was made with {metadata.entry}, which is needed for a query image: {error}; or give its "
                 "folder with --encoder"
             ) from None
-    space = encoder.space(normalized=metadata.normalized)
+    space = encoder._space(normalized=metadata.normalized)
     if space != metadata.fingerprint:
         raise SpaceMismatchError(
             f"{where} holds embeddings of {metadata.entry} (space {metadata.fingerprint[:12]}), and {encoder.name} "
@@ -136,19 +137,19 @@ def encoder_of_space(
 
 
 def name_in_file(name: str, where: str) -> str:
-    """The name of an encoder that stands in a file, if it is an entry's name and neither a URL nor a path.
+    """The name of an encoder from a file, if it is the name of an entry and not a URL or a path.
 
     Args:
-        name: What the file says.
-        where: How messages name the file.
+        name: The text in the file.
+        where: Name of the file in messages.
 
     Raises:
-        ConfigError: It is no name.
+        ConfigError: It is not the name of an entry.
     """
     if not NAME.fullmatch(name):
         raise ConfigError(
-            f"{where} names {name[:80]!r} as its encoder, which is no entry's name, and what a file says is not "
-            "opened: name the encoder with --encoder"
+            f"{where} names {name[:80]!r} as its encoder, which is not the name of an entry, and a URL or a path "
+            "in a file is never opened; name the encoder with --encoder"
         )
     return name
 
@@ -161,19 +162,19 @@ def encoder_of_images(
     device: str = "auto",
     threads: int | str = "auto",
 ) -> Encoder | FaceEncoder:
-    """The encoder of images that belong to no space yet.
+    """The encoder of images that are not compared with existing embeddings.
 
     Args:
         encoder: A name or an entry's folder. When None, the one whose space was calibrated; without a calibration the
-            default encoder, or that of faces.
+            default encoder, or the face encoder.
         faces: Embed the one face of each image.
-        calibration: With which the images will be judged.
+        calibration: The calibration that will decide on the images.
         device: As for `load_encoder`.
         threads: As for `load_encoder`.
 
     Raises:
         ConfigError: The calibrated encoder takes faces and whole images are asked for, or the other way round; or
-            what the calibration names is no entry's name.
+            the calibration does not hold the name of an entry.
         EntryNotFoundError: No zoo has it.
         SpaceMismatchError: The encoder's space is not the calibrated one.
     """
@@ -196,18 +197,18 @@ def encoder_of_images(
 
 
 def embed_images(
-    encoder: Encoder | FaceEncoder, images: Sequence[Image], progress: Progress | None = None
+    encoder: Encoder | FaceEncoder, images: Sequence[ImageSource], progress: Progress | None = None
 ) -> tuple[np.ndarray, dict[int, EmbedkitError]]:
     """Embed images, each once.
 
     Args:
         encoder: Of whole images; a `FaceEncoder` embeds the one face of each.
-        images: N of them.
-        progress: Told how it goes.
+        images: N images.
+        progress: Receives the progress.
 
     Returns:
-        float32 (N, D) of length 1, zeros for an image that failed; and the faults by row, each naming its image:
-        `ImageError` for one that cannot be read, has no face or several, `SourceError` for one that is gone.
+        float32 (N, D) of length 1, zeros for an image that failed; and the errors by row, each naming its image:
+        `ImageError` if it cannot be read, has no face or several; `SourceError` if it no longer exists.
     """
     progress = progress or Progress()
     progress.start(len(images))
@@ -218,7 +219,7 @@ def embed_images(
     size = encoder.default_batch_size
     chunks = [[one.read for one in images[at : at + size]] for at in range(0, len(images), size)]
     first = 0
-    with closing(encoder.flow(chunks)) as flow:
+    with closing(encoder._flow(chunks)) as flow:
         for block, failed in flow:
             blocks.append(block)
             for row, fault in failed.items():
@@ -231,21 +232,21 @@ def embed_images(
 def embed_readable(
     encoder: Encoder | FaceEncoder,
     ids: Sequence[str],
-    images: Sequence[Image],
+    images: Sequence[ImageSource],
     progress: Progress | None = None,
 ) -> Embedded:
-    """Embed those of many images that can be embedded.
+    """Embed images, and leave out those that cannot be embedded.
 
-    A failure to acquire is counted apart from errors of comparison in ISO/IEC 19795-1, too.
+    ISO/IEC 19795-1 likewise counts a failure to acquire separately from errors of comparison.
 
     Args:
         encoder: Of whole images; a `FaceEncoder` embeds the one face of each.
         ids: One for each image.
-        images: N of them.
-        progress: Told how it goes.
+        images: N images.
+        progress: Receives the progress.
 
     Raises:
-        SourceError: Not one of them can be embedded.
+        SourceError: None of them can be embedded.
     """
     vectors, faults = embed_images(encoder, images, progress)
     kept = np.ones(len(images), bool)
@@ -260,26 +261,26 @@ def embed_readable(
 
 
 def _embed_faces(
-    people: FaceEncoder, images: Sequence[Image], progress: Progress
+    encoder: FaceEncoder, images: Sequence[ImageSource], progress: Progress
 ) -> tuple[np.ndarray, dict[int, EmbedkitError]]:
-    rows = np.zeros((len(images), people.encoder.dim), np.float32)
+    rows = np.zeros((len(images), encoder.encoder.dim), np.float32)
     faults: dict[int, EmbedkitError] = {}
     for start in range(0, len(images), CHIPS):
-        places, found = [], []
+        used, found = [], []
         for row, image in enumerate(images[start : start + CHIPS], start):
             try:
-                faces = people.finder.find(image.read())
+                faces = encoder.finder.find(image.read())
             except (EmbedkitError, OSError) as fault:
                 faults[row] = _named(image.name, fault)
             else:
                 try:
-                    found.append(choose(faces, where=image.name))
-                    places.append(row)
+                    found.append(choose_face(faces, where=image.name))
+                    used.append(row)
                 except ImageError as fault:
                     faults[row] = fault
             progress.advance(int(row not in faults), int(row in faults))
         if found:
-            rows[places] = people.encode_faces(found)
+            rows[used] = encoder.encode_faces(found)
     return rows, faults
 
 

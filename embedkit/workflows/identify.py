@@ -1,8 +1,8 @@
-"""Who of a gallery images show, if anybody.
+"""Identification: which identity of a gallery an image shows, or no match.
 
-A gallery lies in a folder, one sub-folder per identity, or in a file of embeddings. A query that cannot be read, or has
-not the one face that is asked for, is an error; such an image of the gallery is left out and named, unless it was the
-last one of its identity, who would be taken for nobody from then on.
+A gallery is a folder with one subfolder per identity, or a file of embeddings. A query that cannot be read, or does not
+have exactly one face if faces are compared, is an error. Such an image of the gallery is left out and reported, unless
+its identity has no other image: that identity could never be matched.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from embedkit.analysis.matching.calibration import Calibration, check_threshold
 from embedkit.analysis.matching.identification import Identification, identify
 from embedkit.analysis.vectors import Rows
 from embedkit.embeddings.formats import is_embeddings, open_rows
-from embedkit.encoder import Encoder
+from embedkit.encoder import Encoder, metadata_of
 from embedkit.errors import ConfigError, SourceError
 from embedkit.images.originals import Originals
 from embedkit.pipeline.report import Progress
-from embedkit.workflows.calibrate import Known, identities_of, known_images
+from embedkit.workflows.calibrate import LabeledImages, identities_of, labeled_images
 from embedkit.workflows.embedding import (
     embed_images,
     embed_readable,
@@ -28,23 +28,23 @@ from embedkit.workflows.embedding import (
     encoder_of_space,
     find_image,
 )
-from embedkit.workflows.faces.faces import FaceEncoder, metadata_of
-from embedkit.workflows.verify import known_threshold
+from embedkit.workflows.faces.encoder import FaceEncoder
+from embedkit.workflows.verify import entry_threshold
 
 __all__ = ["Identified", "identify_images"]
 
 
 @dataclass(frozen=True)
 class Identified:
-    """Who images show.
+    """The identities of images.
 
     Attributes:
         found: One for each query that could be embedded, in order.
-        failed: A sentence for each of the other queries: its path and the reason.
-        encoder: The name of what embedded them.
-        images: How many rows the gallery has.
-        identities: How many identities.
-        left_out: A sentence for each image of the gallery without a row: its path and the reason.
+        failed: One sentence for each of the other queries: its path and the reason.
+        encoder: The name of the encoder.
+        images: Number of rows of the gallery.
+        identities: Number of identities of the gallery.
+        left_out: One sentence for each image of the gallery without a row: its path and the reason.
     """
 
     found: list[Identification]
@@ -69,74 +69,74 @@ def identify_images(
     threads: int | str = "auto",
     progress: Progress | None = None,
 ) -> Identified:
-    """Say who of a gallery images show, if anybody.
+    """Match images to the identities of a gallery, or report no match.
 
     Args:
         queries: Images: paths, or archive members as `file.tar::member`.
         gallery: A folder of images with one sub-folder per identity, or embeddings: then `identity` or
-            `identity_from_folder` says who their rows show.
+            `identity_from_folder` names the identities of the rows.
         identity: The label column of the embeddings that names identities.
-        identity_from_folder: A row's identity is its image's folder.
+        identity_from_folder: The identity of a row is the folder of its image.
         calibration: Gives the threshold and the expected rate.
-        threshold: Cosine; overrides the calibration's. Without either, the entry's own threshold decides where it has
+        threshold: Cosine; overrides the calibration's. Without either, the entry's own threshold decides, if it has
             one.
         encoder: A name or an entry's folder; by default the one that made the embeddings, or for a folder the one
             that was calibrated, the default encoder, or that of faces.
-        faces: Find the one face of each image, and compare these; whole images otherwise. Rows of embeddings are
-            taken as they are.
+        faces: Compare the aligned face of each image, which must be the only one; else compare whole images. Rows of
+            embeddings are not changed.
         device: As for `load_encoder`.
         threads: As for `load_encoder`.
-        progress: Told how the gallery's embedding goes.
+        progress: Receives the progress of embedding the gallery.
 
     Raises:
-        ConfigError: No query, one that is not there, identities that are not known, or no threshold.
+        ConfigError: No query, a missing one, unknown identities, or no threshold.
         ImageError: No query can be read, or none has one face; the message names the first.
         SourceError: No image in the gallery, or an identity none of whose images can be embedded.
         SpaceMismatchError: Gallery, encoder and calibration of different spaces.
     """
     if not queries:
-        raise ConfigError("expected a query: an image")
+        raise ConfigError("expected at least one query image")
     if threshold is not None:
         check_threshold(threshold)
     originals = Originals()
     asked = [find_image(query, originals) for query in queries]
     where = os.fspath(gallery)
     identities: list[Any]
-    known: Known | None = None
-    people: Encoder | FaceEncoder
-    # Whatever can be refused is refused before the gallery is embedded, which may take long.
+    labeled: LabeledImages | None = None
+    model: Encoder | FaceEncoder
+    # All checks come before the gallery is embedded, which may take long.
     if is_embeddings(gallery):
         stored = open_rows(gallery)
         identities, metadata = identities_of(stored, identity, identity_from_folder), stored.metadata
         embeds = encoder_of_space(metadata, encoder, where, device=device, threads=threads)
-        people = FaceEncoder(embeds, device=device, threads=threads) if faces else embeds
+        model = FaceEncoder(embeds, device=device, threads=threads) if faces else embeds
     else:
         if identity is not None:
             raise ConfigError(
                 f"{where} is a folder of images, whose sub-folders are the identities; leave out --identity"
             )
-        known = known_images(gallery)
-        people = encoder_of_images(
+        labeled = labeled_images(gallery)
+        model = encoder_of_images(
             encoder, faces=faces, calibration=calibration, device=device, threads=threads
         )
-        embeds = people.encoder if isinstance(people, FaceEncoder) else people
+        embeds = model.encoder if isinstance(model, FaceEncoder) else model
         metadata = metadata_of(embeds)
     if calibration is not None:
         calibration.check_space(metadata, where)
     elif threshold is None:
-        threshold = known_threshold(embeds)
-    vectors, faults = embed_images(people, asked)
+        threshold = entry_threshold(embeds)
+    vectors, faults = embed_images(model, asked)
     if len(faults) == len(asked):
         raise faults[min(faults)]
     good = [row for row in range(len(asked)) if row not in faults]
     left_out: list[str] = []
-    if known is None:
+    if labeled is None:
         rows = Rows(stored)
     else:
-        done = embed_readable(people, known.ids, known.images, progress)
-        identities = [name for name, kept in zip(known.identities, done.kept.tolist(), strict=True) if kept]
-        _check_nobody_is_lost(known, identities, done.kept.tolist(), done.left_out, where)
-        rows, left_out = Rows(done.embeddings, where), known.unlisted + done.left_out
+        done = embed_readable(model, labeled.ids, labeled.images, progress)
+        identities = [name for name, kept in zip(labeled.identities, done.kept.tolist(), strict=True) if kept]
+        _check_every_identity(labeled, identities, done.kept.tolist(), done.left_out, where)
+        rows, left_out = Rows(done.embeddings, where), labeled.unlisted + done.left_out
     found = identify(vectors[good], rows, identities, calibration=calibration, threshold=threshold)
     return Identified(
         found=[replace(one, query=queries[row]) for one, row in zip(found, good, strict=True)],
@@ -148,15 +148,15 @@ def identify_images(
     )
 
 
-def _check_nobody_is_lost(
-    known: Known, identities: list[str], kept: list[bool], left_out: list[str], where: str
+def _check_every_identity(
+    labeled: LabeledImages, identities: list[str], kept: list[bool], left_out: list[str], where: str
 ) -> None:
-    """Refuse a gallery of which an identity has no image left."""
+    """Refuse a gallery if an identity has no usable image."""
     present = set(identities)
-    without = [name for name, here in zip(known.identities, kept, strict=True) if not here]
+    without = [name for name, here in zip(labeled.identities, kept, strict=True) if not here]
     for name, reason in zip(without, left_out, strict=True):
         if name not in present:
             raise SourceError(
-                f"{where} has no image of {name!r} that can be used, so that whoever it is would be taken for nobody "
-                f"({reason}); bring another image, or take that folder away"
+                f"{where} has no image of {name!r} that can be used ({reason}), so this identity could never be "
+                f"matched; add another image, or remove its folder"
             )

@@ -1,4 +1,4 @@
-"""Search by image: queries are images, which the encoder of the searched file embeds, or ids of that file."""
+"""Search by image: queries are ids of the searched embeddings, or images that their encoder embeds."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from embedkit.analysis.neighbors import MAGIC, Index
-from embedkit.analysis.neighbors_on_disk import OnDisk
+from embedkit._io.text import did_you_mean
+from embedkit.analysis.index_file import MAGIC
+from embedkit.analysis.neighbors import SearchIndex
+from embedkit.analysis.neighbors_on_disk import OnDiskIndex
 from embedkit.analysis.vectors import Rows
 from embedkit.embeddings.base import SearchableRows
 from embedkit.embeddings.formats import open_rows
@@ -18,11 +20,11 @@ from embedkit.embeddings.metadata import check_same_space
 from embedkit.encoder import Encoder
 from embedkit.errors import ConfigError
 from embedkit.images.originals import Originals
-from embedkit.workflows.embedding import Image, embed_images, encoder_of_space, find_image
+from embedkit.workflows.embedding import ImageSource, embed_images, encoder_of_space, find_image
 
-__all__ = ["Match", "Matches", "keep_index", "open_index", "search"]
+__all__ = ["Match", "Matches", "cached_index", "open_index", "search"]
 
-#: Neighbors that are given when nothing else is said.
+#: Default number of neighbors.
 K = 10
 
 
@@ -36,11 +38,11 @@ class Match:
 
 @dataclass(frozen=True)
 class Matches:
-    """What was found for one query.
+    """The matches of one query.
 
     Attributes:
-        query: As it was given.
-        is_row: Whether it is the name of a row; then that row itself is not among the matches.
+        query: The query as given.
+        is_row: Whether it is the name of a row, which is excluded from its own matches.
         found: The most similar first.
     """
 
@@ -49,35 +51,37 @@ class Matches:
     found: list[Match]
 
 
-def open_index(source: str | os.PathLike[str]) -> Index | OnDisk:
-    """What can be searched: a saved index, or a file, a folder or a LanceDB table, whose rows are all compared.
+def open_index(source: str | os.PathLike[str]) -> SearchIndex | OnDiskIndex:
+    """Open a saved index, or a file, a folder or a LanceDB table, whose rows are all compared.
 
     Raises:
         OutputError: None of these.
-        ConfigError: No row in it.
+        ConfigError: It has no row.
     """
     if _is_index(source):
-        return Index.load(source)
+        return SearchIndex.load(source)
     stored = open_rows(source)
-    return OnDisk(stored) if isinstance(stored, SearchableRows) else Index.build(Rows(stored), "flat")
+    return (
+        OnDiskIndex(stored) if isinstance(stored, SearchableRows) else SearchIndex.build(Rows(stored), "flat")
+    )
 
 
-def keep_index(source: str | os.PathLike[str], path: str | os.PathLike[str]) -> tuple[Index, bool]:
-    """The index of `source` that is kept in `path`: taken from there while it is current, else built.
+def cached_index(source: str | os.PathLike[str], path: str | os.PathLike[str]) -> tuple[SearchIndex, bool]:
+    """The index of `source`, cached in `path`: read from there while it is current, else built.
 
-    An index is written only where it pays: exact search of up to 268 million numbers takes about 0.1 s, and a
-    file of them would be a copy of the embeddings and nothing else.
+    An index is written only if it pays off: exact search of up to 268 million numbers takes about 0.1 s, and a
+    file of them would only be a copy of the embeddings.
 
     Args:
         source: A file or a folder of embeddings.
-        path: Where the index is kept.
+        path: The file of the cached index.
 
     Returns:
         The index, and whether `path` holds it.
 
     Raises:
         ConfigError: `source` is an index itself, or a database.
-        OutputError: `path` holds something that is no index, or cannot be written.
+        OutputError: `path` is not an index, or cannot be written.
         SpaceMismatchError: `path` is an index of another space.
     """
     path = Path(path)
@@ -88,19 +92,19 @@ def keep_index(source: str | os.PathLike[str], path: str | os.PathLike[str]) -> 
         raise ConfigError(f"{os.fspath(source)} is a database, which searches by itself; leave --index out")
     rows = Rows(stored)
     if path.exists():
-        index = Index.load(path)
+        index = SearchIndex.load(path)
         step = "name another file with --index"
         check_same_space(index.metadata, rows.metadata, f"the index {path}", rows.where, step)
         if _is_current(index, rows, stored.files, path):
             return index, True
-    index = Index.build(rows)
+    index = SearchIndex.build(rows)
     if index.kind != "flat":
         index.save(path)
     return index, index.kind != "flat"
 
 
 def search(
-    index: Index | OnDisk,
+    index: SearchIndex | OnDiskIndex,
     queries: Sequence[str],
     k: int | None = None,
     *,
@@ -109,21 +113,21 @@ def search(
     device: str = "auto",
     threads: int | str = "auto",
 ) -> list[Matches]:
-    """Find what is most similar to images.
+    """Find the rows that are most similar to queries.
 
     Args:
         index: See `open_index`.
         queries: Names of rows of the index, or images: paths, or archive members as `file.tar::member`. A text
             that is both is the row.
-        k: How many; 10, or all there are, when None.
-        encoder: What embeds query images; by default the encoder that the index names. It is not loaded while
-            all queries are rows.
-        where: How messages name the index.
+        k: Number of matches; 10, or all rows if there are fewer, when None.
+        encoder: What embeds query images; by default the encoder that the index names. It is not loaded if all
+            queries are rows.
+        where: Name of the index in messages.
         device: For an encoder that is loaded here.
         threads: For an encoder that is loaded here.
 
     Returns:
-        What was found, in the order of the queries.
+        The matches, in the order of the queries.
 
     Raises:
         ConfigError: No query, one that is neither an image nor a row, a k that is too large, or an index of plain
@@ -133,13 +137,13 @@ def search(
         SpaceMismatchError: The encoder's space is not the index's.
     """
     if not queries:
-        raise ConfigError("expected a query: an image, or the id of a row")
+        raise ConfigError("expected at least one query: an image, or the id of a row")
     names = set(index.names)
     by_row = [query in names for query in queries]
     if k is None:
         k = max(1, min(K, len(index) - any(by_row)))
-    images = [query for query, known in zip(queries, by_row, strict=True) if not known]
-    rows = [query for query, known in zip(queries, by_row, strict=True) if known]
+    images = [query for query, is_row in zip(queries, by_row, strict=True) if not is_row]
+    rows = [query for query, is_row in zip(queries, by_row, strict=True) if is_row]
     found: dict[bool, list[list[Match]]] = {True: [], False: []}
     if images:
         originals = Originals()
@@ -151,10 +155,12 @@ def search(
         found[False] = _listed(index, vectors, k)
     if rows:
         found[True] = _listed(index, rows, k)
-    return [Matches(query, known, found[known].pop(0)) for query, known in zip(queries, by_row, strict=True)]
+    return [
+        Matches(query, is_row, found[is_row].pop(0)) for query, is_row in zip(queries, by_row, strict=True)
+    ]
 
 
-def _listed(index: Index | OnDisk, queries: np.ndarray | list[str], k: int) -> list[list[Match]]:
+def _listed(index: SearchIndex | OnDiskIndex, queries: np.ndarray | list[str], k: int) -> list[list[Match]]:
     hits = index.search(queries, k)
     return [
         [Match(name, cosine) for name, cosine in zip(names, cosines, strict=True)]
@@ -162,18 +168,15 @@ def _listed(index: Index | OnDisk, queries: np.ndarray | list[str], k: int) -> l
     ]
 
 
-def _image(query: str, originals: Originals, index: Index | OnDisk, where: str) -> Image:
-    """A query that is no row.
+def _image(query: str, originals: Originals, index: SearchIndex | OnDiskIndex, where: str) -> ImageSource:
+    """The image of a query that is not a row.
 
     Raises:
-        ConfigError: It is no image either.
+        ConfigError: It is not an image either.
     """
     if not os.path.isdir(query) and not originals.has(query):
-        import difflib
-
-        near = difflib.get_close_matches(query, index.names[:100_000], 1)
-        hint = f"did you mean {near[0]!r}?" if near else "check the path"
-        raise ConfigError(f"{query!r} is neither an image that is there nor an id of {where}; {hint}")
+        hint = did_you_mean(query, index.names, otherwise="check the path")
+        raise ConfigError(f"{query!r} is neither an existing image nor an id of {where}; {hint}")
     return find_image(query, originals)
 
 
@@ -185,7 +188,7 @@ def _is_index(source: str | os.PathLike[str]) -> bool:
         return False
 
 
-def _is_current(index: Index, rows: Rows, files: Sequence[Path], path: Path) -> bool:
-    """Whether an index of the same space is of these very rows, by their names and the files' times."""
+def _is_current(index: SearchIndex, rows: Rows, files: Sequence[Path], path: Path) -> bool:
+    """Whether an index of the same space is of these rows, by their names and the times of the files."""
     newest = max(file.stat().st_mtime_ns for file in files)
     return path.stat().st_mtime_ns >= newest and index.names == rows.names()

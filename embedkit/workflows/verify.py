@@ -1,16 +1,17 @@
-"""Whether two images, or the faces in them, show one identity."""
+"""Verification: whether two images, or the faces in them, show one identity."""
 
 from __future__ import annotations
 
 import os
 
 from embedkit.analysis.matching.calibration import Calibration, Verification, verify_vectors
-from embedkit.encoder import Encoder
+from embedkit.encoder import Encoder, metadata_of
 from embedkit.errors import ConfigError
 from embedkit.images.transform import ImageLike
-from embedkit.workflows.faces.faces import Face, FaceEncoder, choose, metadata_of
+from embedkit.workflows.faces.encoder import FaceEncoder
+from embedkit.workflows.faces.finder import Face, choose_face
 
-__all__ = ["Verification", "known_threshold", "verify"]
+__all__ = ["Verification", "entry_threshold", "verify"]
 
 
 def verify(
@@ -24,13 +25,13 @@ def verify(
     """Decide whether two images show one identity.
 
     Args:
-        encoder: The encoder; a `FaceEncoder` where faces are to be found in photographs.
+        encoder: The encoder; a `FaceEncoder` to find the faces of photographs first.
         image_a: A path, the bytes of an image file, a Pillow image, a uint8 array, or a face that was found.
         image_b: The other one.
         threshold: The least cosine of a match; overrides the calibration's.
         calibration: Of this encoder's space; gives the threshold and the expected error. Without it and without a
-            threshold, the entry's own threshold decides where it has one.
-        faces: Find the one face of each image, turn it upright and compare these; whole images otherwise.
+            threshold, the entry's own threshold decides, if it has one.
+        faces: Compare the aligned face of each image, which must be the only one; else compare whole images.
 
     Returns:
         Score, threshold, decision, and with a calibration the expected false-match rate.
@@ -46,21 +47,21 @@ def verify(
     if calibration is not None:
         calibration.check_space(metadata_of(embeds), "this encoder")
     elif threshold is None:
-        threshold = known_threshold(embeds)
+        threshold = entry_threshold(embeds)
     rows = []
     for name, image in (("the first image", image_a), ("the second image", image_b)):
         if isinstance(encoder, FaceEncoder) and not isinstance(image, Face):
             where = os.fspath(image) if isinstance(image, (str, os.PathLike)) else name
-            image = choose(encoder.finder.find(image), where=where)
+            image = choose_face(encoder.finder.find(image), where=where)
         rows.append(embeds.encode(image.chip if isinstance(image, Face) else image)[0])
     return verify_vectors(rows[0], rows[1], calibration=calibration, threshold=threshold)
 
 
-def known_threshold(encoder: Encoder) -> float:
-    """The least cosine of a match that the entry itself names.
+def entry_threshold(encoder: Encoder) -> float:
+    """The entry's own least cosine of a match.
 
     Raises:
-        ConfigError: It names none.
+        ConfigError: The entry has none.
     """
     rule = encoder.config.provenance.get("verification")
     value = rule.get("cosine") if isinstance(rule, dict) else None

@@ -148,7 +148,7 @@ def test_one_file_by_two_names_is_listed_once(here):
     os.symlink("q", "r")
     listed = delete(embed("e.parquet", scan("p"), scan("q"), scan("r")))
     assert listed.files == [str(here.resolve() / "q/b.jpg")]
-    assert reasons(listed) == {"listed already by another name": 1}
+    assert reasons(listed) == {"already listed under another name": 1}
 
 
 def test_files_that_moved_between_two_runs():
@@ -158,7 +158,7 @@ def test_files_that_moved_between_two_runs():
     Path("p/holiday").mkdir()
     os.rename("p/1.jpg", "p/holiday/beach.jpg")
     listed = delete(embed("e.parquet", first, scan("p")))
-    assert len(listed) == 0 and reasons(listed) == {"no file of that name any more": 1}
+    assert len(listed) == 0 and reasons(listed) == {"the file no longer exists": 1}
 
 
 def test_names_that_changed_places():
@@ -193,7 +193,7 @@ def test_members_of_archives_are_left_and_files_come_first():
     assert len(listed) == 0 and reasons(listed) == {"inside an archive": 2}
     assert "2 left out (2: inside an archive), the first is 'a.tar::x.jpg'" in listed.why()
     os.unlink("p/z.jpg")
-    assert reasons(delete(path)) == {"inside an archive": 1, "no file of that name any more": 1}
+    assert reasons(delete(path)) == {"inside an archive": 1, "the file no longer exists": 1}
 
 
 def test_names_that_a_list_cannot_hold_as_they_are(here):
@@ -220,6 +220,6 @@ def test_a_list_never_takes_the_place_of_an_image():
     found = find_duplicates(embed("e.parquet", scan("p")), 0.99)
     os.symlink("p/a.jpg", "list")
     for path in ("p/a.jpg", "list"):
-        with pytest.raises(OutputError, match="one of the images"):
+        with pytest.raises(OutputError, match="one of the embedded images"):
             found.write_delete_list(path)
     assert Path("p/a.jpg").read_text() == "one"

@@ -12,7 +12,8 @@ import typer
 from typer.testing import CliRunner
 
 from embedkit.analysis import vectors as blocks
-from embedkit.analysis.duplicates import find_duplicates, leaks, threshold_for_precision
+from embedkit.analysis.duplicates import find_duplicates, threshold_for_precision
+from embedkit.analysis.leaks import find_leaks
 from embedkit.analysis.matching.pairs import Pairs
 from embedkit.analysis.similarity import pair_similarity, similarity
 from embedkit.cli.calibrate import calibrate
@@ -162,10 +163,10 @@ def test_precision_by_hand():
     # With 70 right ones the bound holds on to the last of them, and with k wrong ones after it as long as the
     # exact bound of 70 of 70 + k is at least 0.95: 70 of 71 gives 0.935.
     assert threshold_for_precision(scores, same, 0.95) == pytest.approx(scores[69])
-    with pytest.raises(ConfigError, match="58 judged pairs cannot support a precision of 0.95: at least 59"):
+    with pytest.raises(ConfigError, match="58 labeled pairs cannot support a precision of 0.95: at least 59"):
         threshold_for_precision(scores[:58], same[:58], 0.95)
     same[3] = False
-    with pytest.raises(ConfigError, match="of the 59 most similar judged pairs 58 are duplicates"):
+    with pytest.raises(ConfigError, match="of the 59 most similar labeled pairs 58 are duplicates"):
         threshold_for_precision(scores, same, 0.95)
     for precision in (0.0, 1.0):
         with pytest.raises(ConfigError, match="precision: expected"):
@@ -195,8 +196,8 @@ def test_find_duplicates_by_precision(vectors):
     scores = pair_similarity(vectors, a, b)
     top = np.argsort(-scores)[:100]
     same = scores[top] > scores[top[40]]
-    judged = Pairs(a[top], b[top], same, np.stack([a[top], b[top]], 1))
-    found = find_duplicates(vectors, precision=0.9, judged=judged)
+    labeled = Pairs(a[top], b[top], same, np.stack([a[top], b[top]], 1))
+    found = find_duplicates(vectors, precision=0.9, labeled=labeled)
     assert found.threshold == threshold_for_precision(scores[top], same, 0.9)
     # The pair at the threshold itself may fall to either side: a matrix product rounds differently.
     assert abs(found.pairs - (scores >= np.float32(found.threshold)).sum()) <= 1
@@ -212,7 +213,7 @@ def test_leaks_against_a_loop(vectors):
     )
     cosines = similarity(test, vectors)
     for threshold in (1.0, 0.95, 0.8):
-        found = leaks(vectors, test, threshold)
+        found = find_leaks(vectors, test, threshold)
         expected = {
             (str(i), str(row.argmax())) for i, row in enumerate(cosines) if row.max() >= threshold - 2e-6
         }
@@ -221,7 +222,7 @@ def test_leaks_against_a_loop(vectors):
         assert [leak.cosine for leak in found.found] == sorted(
             (leak.cosine for leak in found.found), reverse=True
         )
-    assert {leak.test for leak in leaks(vectors, test, 1.0).found} == {"30", "31", "32"}
+    assert {leak.test for leak in find_leaks(vectors, test, 1.0).found} == {"30", "31", "32"}
 
 
 # --- bad input --------------------------------------------------------------------------------------------
@@ -233,16 +234,16 @@ def test_bad_input(vectors, tmp_path):
         ({"embeddings": vectors[:0], "threshold": 0.9}, "found no row"),
         ({"embeddings": vectors}, "give a threshold, or a precision"),
         ({"embeddings": vectors, "threshold": 0.9, "precision": 0.9}, "give a threshold, or a precision"),
-        ({"embeddings": vectors, "precision": 0.9}, "needs judged pairs"),
+        ({"embeddings": vectors, "precision": 0.9}, "needs labeled pairs"),
         ({"embeddings": vectors, "threshold": 1.2}, r"threshold: expected a cosine in \(-1, 1\], found 1.2"),
     ):
         with pytest.raises(ConfigError, match=message):
             find_duplicates(**arguments)
     twice = Embeddings(["a", "a"], np.zeros(2, np.int32), vectors[:2], METADATA)
-    with pytest.raises(ConfigError, match="the id 'a' stands there twice"):
+    with pytest.raises(ConfigError, match="the id 'a' occurs twice"):
         find_duplicates(twice, 0.9)
     with pytest.raises(ConfigError, match="threshold: expected"):
-        leaks(vectors, vectors, 2.0)
+        find_leaks(vectors, vectors, 2.0)
 
 
 def test_parts_of_images_make_no_delete_list(vectors, tmp_path):
@@ -279,7 +280,7 @@ def test_command_duplicates(run, vectors, tmp_path, monkeypatch):
         "p/2.jpg\tp/20.jpg, p/150.jpg",
         "p/10.jpg\tp/90.jpg",
     ]
-    assert "5 of 200 rows could go" in result.stderr and "nothing was deleted" in result.stderr
+    assert "5 of 200 rows can be deleted" in result.stderr and "nothing was deleted" in result.stderr
     names = (tmp_path / "list.txt").read_text().splitlines()
     assert names == [str(tmp_path / f"p/{index}.jpg") for index in (20, 90, 120, 150, 180)]
     data = json.loads(run("duplicates", path, "--threshold", 1, "--json").stdout)
@@ -306,13 +307,13 @@ def test_command_duplicates_to_be_judged_and_by_precision(run, tmp_path):
         writer.writeheader()
         for row in rows:
             writer.writerow({**row, "same": int(number[row["a"]] // 2 == number[row["b"]] // 2)})
-    result = run("duplicates", path, "--precision", 0.9, "--judged", tmp_path / "p.csv", "--json")
+    result = run("duplicates", path, "--precision", 0.9, "--labeled", tmp_path / "p.csv", "--json")
     assert result.exit_code == 0, result.output
     data = json.loads(result.stdout)
     assert 0.6 < data["threshold"] < 1 and data["pairs"] > 100
     assert run("duplicates", path).exit_code == 2
     assert run("duplicates", path, "--precision", 0.9).exit_code == 2
-    assert run("duplicates", path, "--threshold", 0.9, "--judged", tmp_path / "p.csv").exit_code == 2
+    assert run("duplicates", path, "--threshold", 0.9, "--labeled", tmp_path / "p.csv").exit_code == 2
 
 
 def test_command_leaks(run, vectors, tmp_path):

@@ -21,11 +21,12 @@ from hypothesis import strategies as st
 from safetensors.numpy import save
 
 from embedkit.analysis.clustering.cluster import Clustering
+from embedkit.analysis.index_file import MAGIC
 from embedkit.analysis.matching.calibrate import calibrate
 from embedkit.analysis.matching.calibration import Calibration
-from embedkit.analysis.neighbors import MAGIC, Index
+from embedkit.analysis.neighbors import SearchIndex
 from embedkit.errors import ConfigError, EmbedkitError, EntryError, OutputError
-from embedkit.model.mixture import Mixture
+from embedkit.model.mixture import GaussianMixture
 
 NESTED = "[" * 100_000
 VALUES = [
@@ -53,7 +54,7 @@ def index_file(request, tmp_path):
         pytest.importorskip("faiss", reason="pip install '.[analysis]'")
     rows = np.random.default_rng(0).normal(size=(1200, 8)).astype(np.float32)
     path = tmp_path / "x.index"
-    Index.build(rows, request.param).save(path)
+    SearchIndex.build(rows, request.param).save(path)
     data = path.read_bytes()
     length, _ = struct.unpack("<QI", data[-20:-8])
     return path, data[: -20 - length], json.loads(data[-20 - length : -20]), rows
@@ -66,7 +67,7 @@ def with_footer(body, footer):
 
 def use_index(path, data, rows):
     path.write_bytes(data)
-    index = Index.load(path)
+    index = SearchIndex.load(path)
     index.search(rows[:2], 3)
     index.search([index.names[0]], 3)
 
@@ -117,7 +118,7 @@ def test_an_index_that_is_no_regular_file(tmp_path):
     os.mkfifo(tmp_path / "fifo")
     for name in (tmp_path / "fifo", tmp_path, "/dev/null", "a\0b"):
         with pytest.raises(OutputError):
-            Index.load(name)
+            SearchIndex.load(name)
 
 
 # --- clusters ---------------------------------------------------------------------------------------------
@@ -255,7 +256,7 @@ MIXTURE = {
 )  # fmt: skip
 def test_mixtures_that_are_none(change, why, recwarn):
     with pytest.raises(EntryError, match=why) as caught:
-        Mixture.load(save({**MIXTURE, **change}))
+        GaussianMixture.load(save({**MIXTURE, **change}))
     assert "\n" not in str(caught.value) and not recwarn.list
 
 
@@ -265,11 +266,11 @@ def test_the_largest_mixture_takes_the_largest_embeddings(recwarn):
     big |= {"weights": np.array([0.5, 0.5]), "means": np.array([[1e30, 0], [-1e30, 0]])}
     big["precision_cholesky"] = np.repeat(big["precision_cholesky"], 2, 0)
     rows = np.full((3, 4), np.finfo(np.float32).max, np.float32)
-    labels, probabilities = Mixture.load(save(big)).assign(rows)
+    labels, probabilities = GaussianMixture.load(save(big)).assign(rows)
     assert np.isfinite(probabilities).all() and not recwarn.list
     for bad in (rows * np.float64(2), np.full((3, 4), np.nan), np.full((3, 4), np.inf, np.float16)):
         with pytest.raises(ConfigError, match="NaN, infinity or numbers above"):
-            Mixture.load(save(big)).assign(bad)
+            GaussianMixture.load(save(big)).assign(bad)
 
 
 @given(st.binary(max_size=60), st.integers(0, 500), st.integers(0, 30))
@@ -278,7 +279,7 @@ def test_any_bytes_are_a_mixture_or_one_sentence(noise, at, gone):
     good = save(MIXTURE, {"transform": "none", "spaces": ""})
     for data in (noise, good[:at] + noise + good[at + gone :]):
         try:
-            Mixture.load(data).assign(np.ones((1, 4)))
+            GaussianMixture.load(data).assign(np.ones((1, 4)))
         except EmbedkitError as error:
             assert "\n" not in str(error)
 
@@ -286,7 +287,7 @@ def test_any_bytes_are_a_mixture_or_one_sentence(noise, at, gone):
 @pytest.mark.parametrize("metadata", [{"transform": "other"}, {"transform": ""}, {"spaces": "\x00"}])
 def test_metadata_of_mixtures(metadata):
     try:
-        Mixture.load(save(MIXTURE, metadata))
+        GaussianMixture.load(save(MIXTURE, metadata))
     except EntryError as error:
         assert "transform: expected one of none, normalize" in str(error)
     else:
@@ -308,9 +309,10 @@ WRITERS = {
         lambda path: 2 * Calibration.load(path).genuine,
     ),
     "mixture": (
-        "from embedkit.model.mixture import Mixture\n"
-        "def make(n): return Mixture(np.ones(1), np.zeros((1, 2)), np.eye(2)[None], np.zeros(n), np.ones((n, 2)))\n",
-        lambda path: Mixture.load(path).dim,
+        "from embedkit.model.mixture import GaussianMixture\n"
+        "def make(n):\n"
+        "    return GaussianMixture(np.ones(1), np.zeros((1, 2)), np.eye(2)[None], np.zeros(n), np.ones((n, 2)))\n",
+        lambda path: GaussianMixture.load(path).dim,
     ),
 }  # fmt: skip
 

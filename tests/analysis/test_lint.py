@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +12,6 @@ import rounding
 import typer
 from typer.testing import CliRunner
 
-from embedkit.analysis import lint as module
 from embedkit.analysis.lint import lint
 from embedkit.cli.lint import lint as command
 from embedkit.embeddings.metadata import Metadata
@@ -20,6 +20,9 @@ from embedkit.embeddings.parquet import write_rows
 from embedkit.embeddings.schema import schema_of
 from embedkit.embeddings.table import Embeddings
 from embedkit.errors import ConfigError, OutputError
+
+#: The module: the attribute of its package is the function of the same name.
+module = sys.modules["embedkit.analysis.lint"]
 
 
 def healthy(n=400, dim=8, seed=0):
@@ -280,7 +283,7 @@ def test_the_command(tmp_path):
     bad = str(write(tmp_path / "bad.parquet", rows))
     done = run(app, [good, "--fail-on-warning"])
     assert done.exit_code == 0 and done.stdout.count("ok ") == 7
-    assert "400 rows of 8; figures of all rows" in done.stderr
+    assert "400 rows of 8; metrics of all rows" in done.stderr
     done = run(app, [bad])
     assert done.exit_code == 0 and "WARNING  dead dimensions" in done.stdout
     assert run(app, [bad, "--fail-on-warning"]).exit_code == 3

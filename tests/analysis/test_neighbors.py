@@ -16,7 +16,7 @@ import rounding
 from embedkit._io.atomic import replacing
 from embedkit.analysis import neighbors as module
 from embedkit.analysis import vectors as blocks
-from embedkit.analysis.neighbors import Index
+from embedkit.analysis.neighbors import SearchIndex
 from embedkit.embeddings.metadata import Metadata
 from embedkit.embeddings.table import Embeddings
 from embedkit.errors import ConfigError, MissingDependencyError, OutputError, SpaceMismatchError
@@ -42,10 +42,10 @@ def data() -> Embeddings:
 
 
 @pytest.fixture(scope="module", params=KINDS)
-def index(request, data) -> Index:
+def index(request, data) -> SearchIndex:
     if request.param != "flat":
         pytest.importorskip("faiss", reason="pip install '.[analysis]'")
-    return Index.build(data, request.param)
+    return SearchIndex.build(data, request.param)
 
 
 def exact(data: Embeddings, queries: np.ndarray, k: int) -> np.ndarray:
@@ -98,39 +98,39 @@ def test_recall_is_what_was_measured(index, data):
 
 def test_more_recall_takes_more_effort(data):
     pytest.importorskip("faiss", reason="pip install '.[analysis]'")
-    low, high = (Index.build(data, "ivf", recall=recall) for recall in (0.5, 1.0))
+    low, high = (SearchIndex.build(data, "ivf", recall=recall) for recall in (0.5, 1.0))
     assert low.effort < high.effort and 0.5 <= low.recall < high.recall == 1.0
 
 
 def test_auto(data, monkeypatch):
-    assert Index.build(data).kind == "flat"
+    assert SearchIndex.build(data).kind == "flat"
     pytest.importorskip("faiss", reason="pip install '.[analysis]'")
     monkeypatch.setattr(module, "EXACT", 3000 * 12 - 1)
-    assert Index.build(data).kind == "ivf"
+    assert SearchIndex.build(data).kind == "ivf"
 
 
 def test_every_row_can_be_asked_for(data):
     """A query that too few cells answer looks into more of them."""
     pytest.importorskip("faiss", reason="pip install '.[analysis]'")
-    found = Index.build(data, "ivf", recall=0.1).search(data.vectors[:2], 3000)
+    found = SearchIndex.build(data, "ivf", recall=0.1).search(data.vectors[:2], 3000)
     assert sorted(found.rows[0].tolist()) == list(range(3000))
 
 
 def test_larger_than_memory(data, tmp_path, monkeypatch):
-    flat = Index.build(data, "flat")
+    flat = SearchIndex.build(data, "flat")
     flat.save(tmp_path / "x.index")
     expected = flat.search(["p/9.jpg"], 20)
     monkeypatch.setattr(blocks, "HELD", 64)
     monkeypatch.setattr(blocks, "BLOCK", 500)
-    mapped = Index.load(tmp_path / "x.index")
+    mapped = SearchIndex.load(tmp_path / "x.index")
     assert mapped._rows is not None and not mapped._rows.in_memory
     found = mapped.search(["p/9.jpg"], 20)
     assert found.ids == expected.ids and np.allclose(
         found.cosines, expected.cosines, rtol=0, atol=rounding.cosine(12)
     )
-    assert Index.build(data).kind == "flat"
-    with pytest.raises(ConfigError, match="larger than memory: take kind 'flat'"):
-        Index.build(data, "ivf")
+    assert SearchIndex.build(data).kind == "flat"
+    with pytest.raises(ConfigError, match="larger than memory: use kind 'flat'"):
+        SearchIndex.build(data, "ivf")
 
 
 # --- files ------------------------------------------------------------------------------------------------
@@ -139,7 +139,7 @@ def test_larger_than_memory(data, tmp_path, monkeypatch):
 def test_saved_and_loaded_is_the_same(index, tmp_path):
     path = tmp_path / "x.index"
     index.save(path)
-    again = Index.load(path)
+    again = SearchIndex.load(path)
     assert (again.kind, again.names, again.metadata) == (index.kind, index.names, METADATA)
     assert (again.recall, again.effort, again.dim, len(again)) == (index.recall, index.effort, 12, 3000)
     queries = np.random.default_rng(2).normal(0, 1, (9, 12)).astype(np.float32)
@@ -147,78 +147,86 @@ def test_saved_and_loaded_is_the_same(index, tmp_path):
     assert (a.rows == b.rows).all() and (a.cosines == b.cosines).all()
     assert again.search("p/3.jpg", 2).ids == index.search("p/3.jpg", 2).ids
     again.save(path)  # over the file that it is mapped from
-    assert Index.load(path).search(queries, 6).ids == b.ids
+    assert SearchIndex.load(path).search(queries, 6).ids == b.ids
     assert [file.name for file in tmp_path.iterdir()] == ["x.index"]
 
 
 def test_names_survive(tmp_path):
     names = ["a\nb", "ü/é.jpg", "tar.tar::x", '"', "\u2028", "#1"]
     data = Embeddings(names, np.array([0, 1, 0, 0, 0, 2], np.int32), np.eye(6, dtype=np.float32), METADATA)
-    index = Index.build(data)
+    index = SearchIndex.build(data)
     index.save(tmp_path / "x")
-    assert Index.load(tmp_path / "x").names == ["a\nb", "ü/é.jpg#1", "tar.tar::x", '"', "\u2028", "#1#2"]
+    assert SearchIndex.load(tmp_path / "x").names == [
+        "a\nb",
+        "ü/é.jpg#1",
+        "tar.tar::x",
+        '"',
+        "\u2028",
+        "#1#2",
+    ]
 
 
 def test_every_changed_byte_is_found(tmp_path):
     """One bit in each byte of a small file, one after another; and each cut."""
     path = tmp_path / "x.index"
-    Index.build(Embeddings(["a", "b"], np.zeros(2, np.int32), np.eye(2, dtype=np.float32), METADATA)).save(
-        path
-    )
+    SearchIndex.build(
+        Embeddings(["a", "b"], np.zeros(2, np.int32), np.eye(2, dtype=np.float32), METADATA)
+    ).save(path)
     whole = path.read_bytes()
     for at in range(len(whole)):
         path.write_bytes(whole[:at] + bytes([whole[at] ^ 4]) + whole[at + 1 :])
         with pytest.raises(OutputError, match="x.index is "):
-            Index.load(path)
+            SearchIndex.load(path)
     for at in range(0, len(whole), 7):
         path.write_bytes(whole[:at])
         with pytest.raises(OutputError, match="x.index is "):
-            Index.load(path)
+            SearchIndex.load(path)
     path.write_bytes(whole)
-    assert len(Index.load(path)) == 2
+    assert len(SearchIndex.load(path)) == 2
 
 
 def test_other_files(tmp_path):
     with pytest.raises(OutputError, match="does not exist; build an index"):
-        Index.load(tmp_path / "no.index")
+        SearchIndex.load(tmp_path / "no.index")
     (tmp_path / "e.parquet").write_bytes(b"PAR1" + b"\0" * 100)
     with pytest.raises(OutputError, match="is not an index of embedkit"):
-        Index.load(tmp_path / "e.parquet")
+        SearchIndex.load(tmp_path / "e.parquet")
     with pytest.raises(OutputError, match="folder .* does not exist"):
-        Index.build(np.eye(3)).save(tmp_path / "no" / "x.index")
+        SearchIndex.build(np.eye(3)).save(tmp_path / "no" / "x.index")
 
 
 def test_a_killed_build_leaves_the_old_file(tmp_path):
     """Killed in the middle of writing, by a signal that nothing can catch."""
     path = tmp_path / "x.index"
-    Index.build(np.eye(3, dtype=np.float32)).save(path)
+    SearchIndex.build(np.eye(3, dtype=np.float32)).save(path)
     before = path.read_bytes()
     code = (
         "import os, signal, sys, numpy as np\n"
-        "from embedkit.analysis import index\n"
-        "build = index.Index.build(np.random.default_rng(0).normal(0, 1, (50000, 8)).astype('f4'))\n"
-        "write, calls = index._Section.write, []\n"
+        "from embedkit.analysis import index_file as index\n"
+        "from embedkit.analysis.neighbors import SearchIndex\n"
+        "build = SearchIndex.build(np.random.default_rng(0).normal(0, 1, (50000, 8)).astype('f4'))\n"
+        "write, calls = index.Section.write, []\n"
         "def stop(self, data):\n"
         "    calls.append(1)\n"
         "    if len(calls) == 3: os.kill(os.getpid(), signal.SIGKILL)\n"
         "    return write(self, data)\n"
-        "index._Section.write = stop\n"
+        "index.Section.write = stop\n"
         "build.save(sys.argv[1])\n"
     )
     done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, timeout=120)
     assert done.returncode == -signal.SIGKILL, done.stderr
-    assert path.read_bytes() == before and len(Index.load(path)) == 3
+    assert path.read_bytes() == before and len(SearchIndex.load(path)) == 3
     (left,) = set(tmp_path.iterdir()) - {path}
     assert left.name.startswith(".x.index.") and left.name.endswith(".partial")
     # The next build takes it away, and leaves alone what a living process is writing.
     with replacing(path) as busy:
         busy.write(b"half")
-        Index.build(np.eye(3, dtype=np.float32)).save(path)
+        SearchIndex.build(np.eye(3, dtype=np.float32)).save(path)
         assert {file.name for file in tmp_path.iterdir()} == {"x.index", Path(busy.name).name}
-        assert len(Index.load(path)) == 3
+        assert len(SearchIndex.load(path)) == 3
         busy.seek(0)
         busy.write(path.read_bytes())
-    assert [file.name for file in tmp_path.iterdir()] == ["x.index"] and len(Index.load(path)) == 3
+    assert [file.name for file in tmp_path.iterdir()] == ["x.index"] and len(SearchIndex.load(path)) == 3
 
 
 @pytest.mark.parametrize("step", [0.05, 0.11, 0.17, 0.23])
@@ -227,8 +235,8 @@ def test_whenever_a_build_is_killed_the_index_is_one_of_the_two(tmp_path, step):
     path = tmp_path / "x.index"
     code = (
         "import sys, numpy as np\n"
-        "from embedkit.analysis.neighbors import Index\n"
-        "a, b = (Index.build(np.eye(n, 64, dtype='f4') + 1) for n in (60, 61))\n"
+        "from embedkit.analysis.neighbors import SearchIndex\n"
+        "a, b = (SearchIndex.build(np.eye(n, 64, dtype='f4') + 1) for n in (60, 61))\n"
         "a.save(sys.argv[1]); print('on', flush=True)\n"
         "while True: b.save(sys.argv[1]); a.save(sys.argv[1])\n"
     )
@@ -239,8 +247,8 @@ def test_whenever_a_build_is_killed_the_index_is_one_of_the_two(tmp_path, step):
     finally:
         writer.kill()
         writer.communicate()
-    assert len(Index.load(path)) in (60, 61)
-    Index.build(np.eye(3)).save(path)
+    assert len(SearchIndex.load(path)) in (60, 61)
+    SearchIndex.build(np.eye(3)).save(path)
     assert [file.name for file in tmp_path.iterdir()] == ["x.index"]
 
 
@@ -249,10 +257,13 @@ def test_whenever_a_build_is_killed_the_index_is_one_of_the_two(tmp_path, step):
 
 def test_bad_input(data, index, monkeypatch):
     for act, message in (
-        (lambda: Index.build(data, "tree"), "kind: expected one of auto, flat, ivf, hnsw, found 'tree'"),
-        (lambda: Index.build(data, recall=0), r"recall: expected a share in \(0, 1\]"),
-        (lambda: Index.build(np.eye(4), "hnsw"), "needs 1,000 rows or more, found 4"),
-        (lambda: Index.build(np.empty((0, 4))), "found no row"),
+        (
+            lambda: SearchIndex.build(data, "tree"),
+            "kind: expected one of auto, flat, ivf, hnsw, found 'tree'",
+        ),
+        (lambda: SearchIndex.build(data, recall=0), r"recall: expected a share in \(0, 1\]"),
+        (lambda: SearchIndex.build(np.eye(4), "hnsw"), "needs 1,000 rows or more, found 4"),
+        (lambda: SearchIndex.build(np.empty((0, 4))), "found no row"),
         (lambda: index.search(np.eye(12)[:1], 3001), "k: expected 1 to 3000, .* found 3001"),
         (lambda: index.search("p/1.jpg", 3000), "k: expected 1 to 2999"),
         (lambda: index.search(np.eye(12)[0], 0), "k: expected 1 to 3000"),
@@ -263,20 +274,20 @@ def test_bad_input(data, index, monkeypatch):
         with pytest.raises(ConfigError, match=message):
             act()
     twice = Embeddings(["a", "a"], np.zeros(2, np.int32), np.eye(2, dtype=np.float32), METADATA)
-    with pytest.raises(ConfigError, match="the id 'a' stands there twice"):
-        Index.build(twice)
+    with pytest.raises(ConfigError, match="the id 'a' occurs twice"):
+        SearchIndex.build(twice)
     other = embeddings(20, dataclasses.replace(METADATA, entry="other.noise", fingerprint="c" * 64))
     with pytest.raises(SpaceMismatchError, match="other.noise.*cccc.*linear-tiny.noise.*bbbb"):
         index.search(other)
     monkeypatch.setitem(sys.modules, "faiss", None)
     with pytest.raises(MissingDependencyError, match=r"pip install '\.\[analysis\]'"):
-        Index.build(data, "ivf")
+        SearchIndex.build(data, "ivf")
 
 
 def test_one_row():
-    index = Index.build(np.ones((1, 3)))
+    index = SearchIndex.build(np.ones((1, 3)))
     assert index.search(np.ones(3), 1).ids == [["0"]]
-    with pytest.raises(ConfigError, match="the index has one row, which has no other beside it"):
-        Index.build(np.eye(3)[:1]).search("0", 1)
+    with pytest.raises(ConfigError, match="the index has only one row, so it has no neighbors"):
+        SearchIndex.build(np.eye(3)[:1]).search("0", 1)
     with pytest.raises(ConfigError, match="k: expected 1 to 1, for the index has 1 row, found 2"):
         index.search(np.ones(3), 2)

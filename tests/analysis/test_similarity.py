@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import numpy as np
 import pyarrow as pa
@@ -10,10 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 import rounding
 
-from embedkit.analysis import similarity as module
 from embedkit.analysis import vectors as blocks
 from embedkit.analysis.similarity import (
-    Groups,
+    UnionFind,
     pair_similarity,
     pairs_above,
     similarity,
@@ -30,6 +30,9 @@ from embedkit.errors import ConfigError, MissingDependencyError, OutputError, Sp
 METADATA = Metadata(
     entry="linear-tiny.noise", manifest_sha256="a" * 64, fingerprint="b" * 64, dim=6, normalized=False
 )
+
+#: The module: the attribute of its package is the function of the same name.
+module = sys.modules["embedkit.analysis.similarity"]
 #: Between two cosines of rows of width 6.
 ROUNDING = rounding.cosine(6)
 
@@ -259,7 +262,7 @@ def test_zero_rows_name_the_row(vectors, tmp_path, monkeypatch):
 
 def test_duplicate_ids_and_parts():
     assert row_names(["a", "a", "b"], np.array([0, 1, 0]), "x") == ["a", "a#1", "b"]
-    with pytest.raises(ConfigError, match="x: the id 'b' stands there twice"):
+    with pytest.raises(ConfigError, match="x: the id 'b' occurs twice"):
         row_names(["a", "b", "b"], np.zeros(3, np.int32), "x")
 
 
@@ -307,14 +310,14 @@ def test_groups_are_the_connected_ones():
         for i, j in zip(a.tolist(), b.tolist(), strict=True):
             low, high = sorted((label[i], label[j]))
             label = [low if name == high else name for name in label]
-        groups = Groups(300)
+        groups = UnionFind(300)
         for part in np.array_split(np.arange(edges), 3):
             groups.join(a[part], b[part])
         assert groups.find(np.arange(300)).tolist() == label
 
 
 def test_a_long_chain_is_one_group():
-    groups = Groups(5000)
+    groups = UnionFind(5000)
     order = np.random.default_rng(2).permutation(4999)
     groups.join(order, order + 1)
     assert not groups.find(np.arange(5000)).any()

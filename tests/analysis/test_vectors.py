@@ -12,17 +12,18 @@ import pytest
 from embedkit.analysis.clustering.cluster import cluster
 from embedkit.analysis.clustering.dpmm import DPMMConfig
 from embedkit.analysis.clustering.reduction import fit_reduction
-from embedkit.analysis.duplicates import find_duplicates, leaks
+from embedkit.analysis.duplicates import find_duplicates
+from embedkit.analysis.leaks import find_leaks
 from embedkit.analysis.lint import lint
 from embedkit.analysis.matching.calibrate import calibrate
 from embedkit.analysis.matching.calibration import verify_vectors
-from embedkit.analysis.neighbors import Index
+from embedkit.analysis.neighbors import SearchIndex
 from embedkit.analysis.similarity import pair_similarity, similarity, top_k
 from embedkit.analysis.vectors import as_count, as_numbers, check_rows, magnitudes
 from embedkit.errors import ConfigError, EmbedkitError
-from embedkit.model.mixture import Mixture
+from embedkit.model.mixture import GaussianMixture
 
-MIXTURE = Mixture(np.ones(1), np.zeros((1, 2)), np.eye(2)[None], np.zeros(8), np.ones((8, 2)))
+MIXTURE = GaussianMixture(np.ones(1), np.zeros((1, 2)), np.eye(2)[None], np.zeros(8), np.ones((8, 2)))
 
 
 def changed(rows, at, value):
@@ -93,11 +94,11 @@ ACTS = {
     "top_k": lambda x: top_k(x, None, 1),
     "pairs": lambda x: pair_similarity(x, np.array([0]), np.array([1])),
     "pairs of no row": lambda x: pair_similarity(x, np.array([0]), np.array([10**9])),
-    "flat": lambda x: Index.build(x).search(x, 1),
-    "ivf": lambda x: Index.build(many(x), "ivf").search(x, 3),
-    "hnsw": lambda x: Index.build(many(x), "hnsw").search(x, 3),
+    "flat": lambda x: SearchIndex.build(x).search(x, 1),
+    "ivf": lambda x: SearchIndex.build(many(x), "ivf").search(x, 3),
+    "hnsw": lambda x: SearchIndex.build(many(x), "hnsw").search(x, 3),
     "duplicates": lambda x: find_duplicates(x, 0.9),
-    "leaks": lambda x: leaks(x, x, 0.9),
+    "leaks": lambda x: find_leaks(x, x, 0.9),
     "lint": lint,
     "verify": lambda x: verify_vectors(x, x, threshold=0.5),
     "calibrate": lambda x: calibrate(x, np.arange(2400).reshape(300, 8) % 2 == 0, 0.1, replicates=2),

@@ -16,7 +16,7 @@ from PIL import Image
 
 from embedkit import embed
 from embedkit.analysis.matching.calibration import Calibration
-from embedkit.analysis.neighbors import Index
+from embedkit.analysis.neighbors import SearchIndex
 from embedkit.analysis.vectors import Rows
 from embedkit.errors import ConfigError, SpaceMismatchError
 from embedkit.hub.access import Access, is_offline
@@ -247,7 +247,7 @@ def test_a_url_or_a_path_in_a_file_is_not_opened(searched, zoo, site, monkeypatc
     evil = says.format(url=site.url, zoo=zoo)
     doctored(searched / "x.parquet", evil)
     images = [str(searched / "query.png")]
-    Index.build(Rows(searched / "x.parquet"), "flat").save(searched / "x.index")
+    SearchIndex.build(Rows(searched / "x.parquet"), "flat").save(searched / "x.index")
     opened: list[object] = []
     monkeypatch.setattr("embedkit.workflows.embedding.load_encoder", lambda *a, **k: opened.append(a))
     monkeypatch.setattr("embedkit.workflows.embedding.find_entry", lambda *a, **k: opened.append(a))

@@ -20,6 +20,7 @@ from embedkit._io.text import safe_for_terminal
 from embedkit.errors import MissingDependencyError
 from embedkit.hub import resolve as load
 from embedkit.hub.folder import FolderZoo
+from embedkit.model import providers
 from embedkit.model.engines import onnx as engine
 from embedkit.model.providers import CPU, CUDA
 from embedkit.workflows import doctor
@@ -246,9 +247,9 @@ def test_doctor_of_a_healthy_machine(run, monkeypatch):
     assert set(report) == {"facts", "problems"} and report["problems"] == []
 
 
-def test_doctor_names_problems_with_their_mend(run, package, monkeypatch):
+def test_doctor_names_problems_with_their_remedy(run, package, monkeypatch):
     wheels = {"onnxruntime": "1.31.1", "onnxruntime-gpu": "1.31.1"}
-    monkeypatch.setattr(engine, "installed_runtimes", lambda: wheels)
+    monkeypatch.setattr(providers, "installed_runtimes", lambda: wheels)
     monkeypatch.setattr(doctor, "installed_runtimes", lambda: wheels)
     status, out, _ = run("doctor")
     assert status == 1
@@ -263,7 +264,8 @@ def test_doctor_without_a_runtime(run, package, monkeypatch):
     def missing():
         raise MissingDependencyError("ONNX Runtime cannot be imported (no): pip install '.[cpu]'")
 
-    monkeypatch.setattr(engine, "onnxruntime", missing)
+    for module in (engine, providers):
+        monkeypatch.setattr(module, "onnxruntime", missing)
     monkeypatch.setattr(doctor, "installed_runtimes", dict)
     status, out, _ = run("doctor")
     assert status == 1
@@ -324,7 +326,7 @@ def test_a_card_in_letters_that_the_terminal_lacks(by_hand, tmp_path):
 
 SLOW = """
 import sys, time
-from embedkit import commands
+from embedkit import cli as commands
 @commands.app.command()
 def slow():
     print("x" * 200_000, flush=True)
@@ -345,7 +347,8 @@ def test_an_interrupt_says_that_the_work_is_kept():
         text = child.stderr.read().decode()
         assert child.wait(20) == 130
     assert (
-        text == "embedkit: stopped; what was done is kept, and the same command goes on (a training run: "
+        text
+        == "embedkit: interrupted; finished work is saved, and the same command continues it (a training run: "
         "embedkit train --resume RUN)\n"
     )
 

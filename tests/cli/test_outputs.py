@@ -98,8 +98,8 @@ def snapshot(folder: Path) -> dict[str, bytes]:
         "duplicates e.parquet --threshold .99 --pairs p/0/0.png",
         "duplicates e.parquet --threshold .99 --sheet p/0/0.png",
         "duplicates e.parquet --threshold .99 --delete-list x --pairs x",
-        "duplicates e.parquet --precision .9 --judged pairs.csv --pairs pairs.csv",
-        "duplicates e.parquet --precision .9 --judged pairs.csv --sheet pairs.html",
+        "duplicates e.parquet --precision .9 --labeled pairs.csv --pairs pairs.csv",
+        "duplicates e.parquet --precision .9 --labeled pairs.csv --sheet pairs.html",
         "calibrate e.parquet --identity-from-folder -o e.parquet",
         "calibrate e.parquet --pairs pairs.csv -o pairs.csv",
         "calibrate e.parquet --pairs pairs.csv -o p/0/0.png",
@@ -135,7 +135,13 @@ def test_an_output_that_is_an_input_is_refused_and_nothing_is_written(folder, li
     assert err.startswith("embedkit: ") and err.count("\n") == 1
     assert any(
         words in err
-        for words in ("is also", "one of the images", "not a regular file", "lies in", "expected X.parquet")
+        for words in (
+            "is also",
+            "one of the embedded images",
+            "not a regular file",
+            "which holds only images",
+            "expected X.parquet",
+        )
     ), err
     assert snapshot(folder) == before
 
@@ -146,7 +152,7 @@ def test_functions_refuse_it_too(folder):
     with pytest.raises(OutputError, match="is also the input"):
         write_atlas("e.parquet", "e.html")
     for path in ("p/0/0.png", "p/1/1.png"):
-        with pytest.raises(OutputError, match="one of the images"):
+        with pytest.raises(OutputError, match="one of the embedded images"):
             write_sheet(
                 path, "t", [Section("s", [Tile(name="p/0/0.png"), Tile(name="p/1/1.png")])], Originals()
             )

@@ -23,7 +23,7 @@ from embedkit.errors import (
     OutputError,
     SpaceMismatchError,
 )
-from embedkit.workflows.search import keep_index, open_index, search
+from embedkit.workflows.search import cached_index, open_index, search
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +113,7 @@ def test_what_is_refused(folder, tiny, by_hand):
     with pytest.raises(ConfigError, match="k: expected 1 to 29"):
         search(open_index(uri), ["it's 03.png"], 30)
     with pytest.raises(ConfigError, match="leave --index out"):
-        keep_index(uri, folder / "i")
+        cached_index(uri, folder / "i")
     with pytest.raises(ConfigError, match="several workers write into a folder"):
         embed(folder / "in", uri, encoder=tiny, worker=(1, 2))
     with pytest.raises(OutputError, match="is no table; write one with"):

@@ -499,7 +499,7 @@ def test_members_without_a_images_suffix_are_counted_and_said():
     make_tar("0.tar", {"a.jpg": b"a", "a.json": b"{}", "b.img": b"b", "c": b"c", ".d": b"d"})
     make_tar("1.tar", {"a.jpg": b"a", "a.json": b"{}"})
     (note,) = list_sources(["0.tar", "1.tar"]).notes
-    assert "passed over 4 members of archives without an image's suffix (.json, .img, no suffix)" in note
+    assert "skipped 4 members of archives without an image's suffix (.json, .img, no suffix)" in note
 
 
 def test_what_stands_behind_the_end_mark_is_said():
@@ -509,11 +509,11 @@ def test_what_stands_behind_the_end_mark_is_said():
     Path("cat.tar").write_bytes(a + b)
     listing = list_sources(["cat.tar"])
     assert ids(listing) == ["cat.tar::a.jpg"] and not listing.errors
-    assert f"passed over {len(b)} bytes of 'cat.tar' behind its end mark" in listing.notes[0]
+    assert f"skipped {len(b)} bytes of 'cat.tar' after its end mark" in listing.notes[0]
     Path("padded.tar").write_bytes(a + bytes(1 << 20))
     assert list_sources(["padded.tar"]).notes == []
     os.truncate("padded.tar", 1 << 40)
-    assert "behind its end mark" in list_sources(["padded.tar"]).notes[0]
+    assert "after its end mark" in list_sources(["padded.tar"]).notes[0]
 
 
 @pytest.mark.parametrize("format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
@@ -584,7 +584,7 @@ def test_a_truncated_tar_gives_what_is_whole_and_an_error_row(size, readable, ro
     listing = list_sources(["t.tar"])
     assert contents(listing) == {f"t.tar::{i}.jpg": bytes([i]) * 1000 for i in range(readable)}
     assert [error[:2] for error in listing.errors] == [(row, "SourceError")]
-    assert "cut short" in listing.errors[0][2]
+    assert "truncated" in listing.errors[0][2]
 
 
 def test_a_tar_with_a_broken_header_in_the_middle_says_so():

@@ -44,8 +44,8 @@ def test_gray_of_any_depth_is_the_same_ramp(data, expected):
         (tiff(wide(7, "i1"), 8, kind=2), "8-bit signed integer samples"),
         (tiff(RAMP, 64, kind=3), "64-bit float samples"),
         (tiff(RAMP.astype("f4"), 32, kind=3), "32-bit float samples"),
-        (tiff(wide(10, "u2"), 10), r"a TIFF with samples that are not read \(gray, 10 bits\)"),
-        (tiff(wide(14, "u2"), 14, 0), r"a TIFF with samples that are not read \(gray, 0 is white, 14 bits\)"),
+        (tiff(wide(10, "u2"), 10), r"a TIFF with unsupported samples \(gray, 10 bits\)"),
+        (tiff(wide(14, "u2"), 14, 0), r"a TIFF with unsupported samples \(gray, 0 is white, 14 bits\)"),
         (tiff(wide(8, "u1"), 8)[:60], "damaged image"),
     ],
 )

@@ -486,7 +486,7 @@ def test_srgb_and_damaged_profiles_change_nothing():
     for profile in (srgb, b"", b"x", b"\0" * 128, good[:100], good[:-40], b"\xff" * 500, gray):
         data = saved(Image.fromarray(array), "PNG", icc_profile=profile)
         assert levels(rgb(read_pixels(data, same)), array) == 0
-    # A profile of another color model than the image's is passed over.
+    # A profile of another color model than the image's is skipped.
     flat = saved(Image.fromarray(array[:, :, 0]), "PNG", icc_profile=good)
     assert levels(rgb(read_pixels(flat, same)), array[:, :, :1].repeat(3, 2)) == 0
 

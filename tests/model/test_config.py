@@ -46,6 +46,7 @@ CONFIG = {
         "license": "Apache-2.0",
         "provenance": {"commit": "abc"},
         "metrics": {},
+        "card": {},
     },
 }
 DIGEST = "0123456789abcdef" * 4

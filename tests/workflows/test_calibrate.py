@@ -23,7 +23,7 @@ from embedkit.cli.calibrate import calibrate as command
 from embedkit.embeddings.table import Embeddings
 from embedkit.errors import ConfigError, OutputError, SourceError
 from embedkit.workflows import embedding
-from embedkit.workflows.calibrate import calibrate_images, image_pairs, known_images
+from embedkit.workflows.calibrate import calibrate_images, image_pairs, labeled_images
 from embedkit.workflows.verify import verify
 
 PEOPLE, SHOTS = 14, 3
@@ -193,7 +193,7 @@ def test_refused_before_a_image_is_opened(people, entry, tmp_path, monkeypatch, 
         (people, {}, ConfigError, "819 impostor pairs cannot support .* at least 30000 are needed"),
         (people, {"target_fmr": 0}, ConfigError, "target_fmr: expected a rate"),
         (tmp_path / "empty", {}, SourceError, "no images in .*empty"),
-        (tmp_path / "one", {}, ConfigError, "one: '0.png' lies in no folder"),
+        (tmp_path / "one", {}, ConfigError, "one: '0.png' is not in a folder"),
         (tmp_path / "two", {}, ConfigError, "two: expected at least 2 identities"),
         (tmp_path / "none.csv", {}, ConfigError, "cannot be read as a CSV file"),
     ]
@@ -230,7 +230,7 @@ def test_a_image_is_one_however_it_is_spelled(people, tmp_path):
     for one in (spellings, inside):
         for a, b in itertools.permutations(one, 2):
             (tmp_path / "p.csv").write_text(f"a,b,same\n{a},{b},1\n{a},{other},0\n")
-            with pytest.raises(ConfigError, match="paired with itself, which says nothing"):
+            with pytest.raises(ConfigError, match="paired with itself; leave this line out"):
                 image_pairs(tmp_path / "p.csv")
     lines = [f"{name},people/p00/1.png,1" for name in spellings]
     (tmp_path / "p.csv").write_text("\n".join(["a,b,same", *lines, f"link.png,{other},0"]))
@@ -301,7 +301,7 @@ def test_members_of_an_archive_are_images(people, tmp_path):
 def test_a_folder_is_listed_by_identity(people):
     (people / "p00" / "deep").mkdir()
     os.link(people / "p00" / "0.png", people / "p00" / "deep" / "x.png")
-    known = known_images(people)
+    known = labeled_images(people)
     assert len(known.ids) == 43 and dict(zip(known.ids, known.identities, strict=True))["p01/2.png"] == "p01"
     assert known.identities[known.ids.index("p00/deep/x.png")] == "p00/deep"
     assert known.images[0].name == str(people / "p00" / "0.png")

@@ -36,7 +36,7 @@ from embedkit.errors import (
 )
 from embedkit.workflows import identify as module
 from embedkit.workflows.calibrate import calibrate_images
-from embedkit.workflows.faces.faces import ENCODER, FaceEncoder
+from embedkit.workflows.faces.encoder import ENCODER, FaceEncoder
 from embedkit.workflows.identify import identify_images
 
 ROOT = Path(__file__).parents[2]
@@ -193,7 +193,7 @@ def test_one_identity_is_a_verification(gallery, queries, calibration, tmp_path)
         gallery.parent / "c.json",
     )
     assert done.exit_code == 0, done.output
-    assert [line.split("\t")[1] for line in done.stdout.splitlines()[1:]] == ["p03", "nobody", "nobody"]
+    assert [line.split("\t")[1] for line in done.stdout.splitlines()[1:]] == ["p03", "no match", "no match"]
     assert "with one identity in the gallery this is a verification" in done.stderr
 
 
@@ -206,7 +206,11 @@ def test_the_command(gallery, queries, calibration, stored):
     assert done.exit_code == 0, (done.output, done.exception)
     head, *lines = [line.split("\t") for line in done.stdout.splitlines()]
     assert head == ["query", "identity", "nearest", "score", "expected FPIR"]
-    assert [line[:2] for line in lines] == [[queries[0], "p03"], [queries[1], "p07"], [queries[2], "nobody"]]
+    assert [line[:2] for line in lines] == [
+        [queries[0], "p03"],
+        [queries[1], "p07"],
+        [queries[2], "no match"],
+    ]
     assert all(float(line[3]) <= 1 and float(line[4]) == 1 for line in lines)  # 36 times 0.06
     assert "12 identities in 36 images" in done.stderr and "uncalibrated" not in done.stderr
     done = run(*queries, "--gallery", stored, "--identity", "who", "--threshold", 0.5, "--json")
@@ -253,14 +257,14 @@ def test_what_is_refused(gallery, zoo, queries, stored, calibration, tmp_path, m
     rows = {"gallery": stored, "threshold": 0.9, "identity": "who"}
     monkeypatch.setattr(module, "embed_readable", None)  # the gallery is embedded after all of these
     for asked, arguments, error, words in (
-        ([], folder, ConfigError, "expected a query"),
-        (["gone.png"], folder, ConfigError, "'gone.png' is no image that is there"),
+        ([], folder, ConfigError, "expected at least one query"),
+        (["gone.png"], folder, ConfigError, "'gone.png' is not an existing image"),
         ([str(tmp_path)], folder, ConfigError, r"is a folder; give images"),
         ([str(tmp_path / "text.jpg")] * 2, folder, ImageError, r"text\.jpg: not an image"),
         (queries, {**folder, "identity": "who"}, ConfigError, "whose sub-folders are the identities"),
         (queries, {**folder, "threshold": None}, ConfigError, "linear-tiny.noise has no threshold of its own"),
         (queries, {**folder, "gallery": tmp_path / "empty"}, SourceError, "no images in .*empty"),
-        (queries, {**folder, "gallery": gallery / "p03"}, ConfigError, "p03: '0.png' lies in no folder"),
+        (queries, {**folder, "gallery": gallery / "p03"}, ConfigError, "p03: '0.png' is not in a folder"),
         (queries, {**folder, "gallery": tmp_path / "gone"}, OutputError, "gone does not exist"),
         (queries, {**folder, "encoder": "linear-far", "calibration": calibration}, SpaceMismatchError, "linear-far"),
         (queries, {**rows, "identity": None}, ConfigError, "one of --identity COLUMN and --identity-from-folder"),
@@ -359,7 +363,7 @@ def test_faces_of_a_folder(faces):
     if not lonely.exists():
         shutil.copytree(faces / "gallery" / "hopper", lonely / "hopper")
     done = run(faces / "mirrored.png", "--gallery", lonely, "--faces")
-    assert done.stdout.splitlines()[1].split("\t")[1] == "nobody"
+    assert done.stdout.splitlines()[1].split("\t")[1] == "no match"
 
 
 def test_a_query_needs_one_face(faces):

@@ -25,13 +25,10 @@ WRITER = """
 import sys
 from pathlib import Path
 import numpy as np
-from embedkit.analysis.calibrating import calibrate
-from embedkit.analysis.clustering import Clustering
-from embedkit.embeddings import Embeddings, Metadata
-from embedkit.images.atlas import write_atlas
-from embedkit.images.folders import sort_into_folders
-from embedkit.images.reading import Originals
-from embedkit.images.sheets import Section, Tile, write_sheet
+from embedkit import Clustering, Embeddings, Metadata, calibrate
+from embedkit.images.originals import Originals
+from embedkit.workflows import cluster_folders, write_atlas, write_sheet
+from embedkit.workflows.visual.contact_sheet import Section, Tile
 
 ids = [f"p/{n:02d}.png" for n in range(COUNT)]
 rng = np.random.default_rng(0)
@@ -43,7 +40,7 @@ groups = Clustering(ids, zeros, labels, np.ones(COUNT), np.bincount(labels), [[]
 sections = [Section("all", [Tile(name=name) for name in ids])]
 
 def copies():
-    sort_into_folders(groups, "out")
+    cluster_folders(groups, "out")
 
 def html():
     write_sheet("out.html", "t", sections, Originals())

@@ -16,7 +16,7 @@ pytest.importorskip("onnxruntime")
 
 from embedkit import embed, load_encoder
 from embedkit.analysis import neighbors as indexes
-from embedkit.analysis.neighbors import Index
+from embedkit.analysis.neighbors import SearchIndex
 from embedkit.cli.search import search as command
 from embedkit.embeddings.metadata import Metadata
 from embedkit.embeddings.parquet import write_rows
@@ -30,7 +30,7 @@ from embedkit.errors import (
     SourceError,
     SpaceMismatchError,
 )
-from embedkit.workflows.search import keep_index, open_index, search
+from embedkit.workflows.search import cached_index, open_index, search
 
 
 @pytest.fixture(scope="module")
@@ -132,16 +132,16 @@ def test_queries_that_are_none(gallery, tmp_path):
     base = open_index(gallery / "emb.parquet")
     (tmp_path / "text.jpg").write_bytes(b"no image")
     for query, error, words in (
-        ("0.png", ConfigError, r"neither an image .* did you mean '\d\d\.png'"),
+        ("0.png", ConfigError, r"neither an existing image .* did you mean '\d\d\.png'"),
         (str(tmp_path), ConfigError, "is a folder"),
         (str(tmp_path / "text.jpg"), ImageError, r"text\.jpg: not an image"),
     ):
         with pytest.raises(error, match=words) as caught:
             search(base, ["01.png", query], 1, where="emb.parquet")
         assert "\n" not in str(caught.value)
-    with pytest.raises(ConfigError, match="expected a query"):
+    with pytest.raises(ConfigError, match="expected at least one query"):
         search(base, [], 1)
-    plain = Index.build(np.eye(4, dtype=np.float32))
+    plain = SearchIndex.build(np.eye(4, dtype=np.float32))
     with pytest.raises(ConfigError, match="queries must be ids"):
         search(plain, [new_image(tmp_path)], 1)
 
@@ -164,7 +164,7 @@ def test_a_saved_index_is_searched_as_its_embeddings(gallery, tmp_path):
     queries = ["02.png", new_image(tmp_path)]
     assert search(open_index(tmp_path / "e.index"), queries, 5) == search(base, queries, 5)
     with pytest.raises(ConfigError, match="is an index already"):
-        keep_index(tmp_path / "e.index", tmp_path / "f.index")
+        cached_index(tmp_path / "e.index", tmp_path / "f.index")
 
 
 @pytest.fixture
@@ -191,27 +191,27 @@ def many(tmp_path):
 def test_an_index_is_kept_where_it_pays_and_while_it_is_current(many, tmp_path, monkeypatch):
     pytest.importorskip("faiss")
     source, kept = many(), tmp_path / "many.index"
-    index, held = keep_index(source, kept)
+    index, held = cached_index(source, kept)
     assert (index.kind, held) == ("flat", False) and not kept.exists()  # exact is fast
 
     monkeypatch.setattr(indexes, "EXACT", 100)
-    index, held = keep_index(source, kept)
+    index, held = cached_index(source, kept)
     assert (index.kind, held) == ("ivf", True) and index.recall >= 0.95
     first = kept.stat().st_mtime_ns
-    assert keep_index(source, kept)[0].kind == "ivf" and kept.stat().st_mtime_ns == first
+    assert cached_index(source, kept)[0].kind == "ivf" and kept.stat().st_mtime_ns == first
 
     many(seed=1)  # the same ids, other vectors
     os.utime(source, ns=(first + 10**9, first + 10**9))
-    index, _ = keep_index(source, kept)
+    index, _ = cached_index(source, kept)
     assert kept.stat().st_mtime_ns != first
     exact = search(open_index(source), ["5.png"], 1)[0].found[0]
     assert search(index, ["5.png"], 1)[0].found[0].name == exact.name
 
     with pytest.raises(SpaceMismatchError, match=r"the index .*many\.index .*other\.parquet"):
-        keep_index(many(tmp_path / "other.parquet", fingerprint="c" * 64), kept)
+        cached_index(many(tmp_path / "other.parquet", fingerprint="c" * 64), kept)
     kept.write_text("somebody's notes")
     with pytest.raises(OutputError, match="not an index"):
-        keep_index(source, kept)
+        cached_index(source, kept)
     assert kept.read_text() == "somebody's notes"
 
 

@@ -22,7 +22,7 @@ from embedkit.encoder import Encoder, load_encoder, reason_of
 from embedkit.errors import ConfigError, SourceError
 from embedkit.hub.resolve import find_entry, is_path
 from embedkit.model.layout import MANIFEST, MIXTURE, WEIGHTS
-from embedkit.model.mixture import Mixture
+from embedkit.model.mixture import GaussianMixture
 from embedkit.model.preprocess import Preprocess
 from embedkit.training.build import build_method
 from embedkit.training.config import Facts, RunConfig, from_json
@@ -80,7 +80,7 @@ class EvaluatedModel:
     create: Callable[[], nn.Module]
     recreated: bool = True
     weights_sha256: str = ""
-    mixture: Mixture | None = None
+    mixture: GaussianMixture | None = None
     trained: tuple[RunConfig, Method] | None = None
 
 
@@ -121,7 +121,7 @@ def open_model(source: str | os.PathLike[str]) -> EvaluatedModel:
         create=create,
         recreated=recreated,
         weights_sha256=entry.manifest.files[WEIGHTS].sha256,
-        mixture=Mixture.of_entry(entry) if MIXTURE in entry.manifest.files else None,
+        mixture=GaussianMixture.of_entry(entry) if MIXTURE in entry.manifest.files else None,
     )
 
 
@@ -193,7 +193,7 @@ def _runtime_features(encoder: Encoder) -> Features:
         images = ([source.read(int(row)) for row in part] for part in parts)
         blocks: list[np.ndarray] = []
         # batches of one size, so that a row does not depend on which others are asked for
-        with closing(encoder.flow(images, normalize=False, decode="exact", pad_to=size)) as flow:
+        with closing(encoder._flow(images, normalize=False, decode="exact", pad_to=size)) as flow:
             for part, (block, faults) in zip(parts, flow, strict=True):
                 if faults:
                     index = min(faults)

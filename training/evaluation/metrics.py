@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from embedkit.analysis.clustering.scores import agreement
+from embedkit.analysis.clustering import scores
 from embedkit.errors import ConfigError
 
 __all__ = [
@@ -161,7 +161,7 @@ class Clustering:
 
 def clustering_scores(clusters: Tensor, labels: Tensor) -> Clustering:
     """Compare two partitions, int64 (N,) each; the numbers of clusters and classes may differ."""
-    found = agreement(clusters.numpy(), labels.numpy())
+    found = scores.clustering_scores(clusters.numpy(), labels.numpy())
     return Clustering(acc=found.acc, nmi=found.nmi, ari=found.ari)
 
 

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from embedkit.errors import ConfigError, EntryError
-from embedkit.model.mixture import Mixture
+from embedkit.model.mixture import GaussianMixture
 from embedkit.training.config import RunConfig
 from embedkit.training.data import ImageSet
 from embedkit.training.data.datasets import Source, open_source
@@ -198,7 +198,7 @@ class _Embedded:
     train: Tensor
     test: Tensor
     notify: Notify
-    mixture: Mixture | None
+    mixture: GaussianMixture | None
 
     @functools.cached_property
     def rankme(self) -> float:
@@ -336,7 +336,7 @@ def _harder_to_beat(networks: tuple[Features, ...], data: _Data) -> Features:
 
 
 def _evaluate(
-    name: str, features: Features, data: _Data, notify: Notify, mixture: Mixture | None = None
+    name: str, features: Features, data: _Data, notify: Notify, mixture: GaussianMixture | None = None
 ) -> list[Result]:
     """One model by every label column."""
 

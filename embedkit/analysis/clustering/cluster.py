@@ -1,9 +1,7 @@
-"""Which embeddings belong together: k-means, spherical k-means, HDBSCAN, and a mixture that finds K by itself.
+"""Clustering of embeddings by k-means, spherical k-means, HDBSCAN, or a mixture that infers the number of clusters.
 
 Sources: HDBSCAN: Density-Based Clustering Based on Hierarchical Density Estimates (Campello, Moulavi and Sander,
-PAKDD 2013), scikit-learn's. Those of the other methods stand in their modules.
-
-A little over 400 lines: the result, its file, and the one door to all methods with the checks that they share.
+PAKDD 2013), scikit-learn's. The modules of the other methods name theirs.
 """
 
 from __future__ import annotations
@@ -27,20 +25,20 @@ from embedkit.analysis.clustering import dpmm as dpmm_
 from embedkit.analysis.clustering import kmeans
 from embedkit.analysis.clustering.dpmm import DPMMConfig
 from embedkit.analysis.clustering.reduction import Reduction, fit_reduction, parse_reduction
-from embedkit.analysis.clustering.scores import Scores, agreement
+from embedkit.analysis.clustering.scores import ClusteringScores, clustering_scores
 from embedkit.analysis.vectors import LARGEST_SQUARED, SMALLEST_SQUARED, as_count, as_numbers, check_rows
 from embedkit.embeddings.metadata import Metadata
 from embedkit.embeddings.parquet import parquet_writer
 from embedkit.embeddings.schema import ROW_GROUP
 from embedkit.embeddings.table import Embeddings
 from embedkit.errors import ConfigError, OutputError
-from embedkit.model.mixture import Mixture
+from embedkit.model.mixture import GaussianMixture
 
 __all__ = ["METHODS", "Clustering", "cluster"]
 
 METHODS = ("kmeans", "spherical_kmeans", "hdbscan", "dpmm")
 
-#: Above these, HDBSCAN takes hours or finds nothing; a mixture of full Gaussians has too much to learn.
+#: Above these limits, HDBSCAN takes hours or finds nothing, and a mixture of full Gaussians has too many parameters.
 HDBSCAN_ROWS = 100_000
 WIDEST = 64
 #: Rows named for each cluster.
@@ -48,7 +46,7 @@ EXEMPLARS = 3
 
 _KEY = b"embedkit.clusters"
 _VERSION = 1
-#: Rows that are looked at at once.
+#: Rows of one block.
 _BLOCK = 1 << 16
 
 
@@ -59,18 +57,18 @@ class Clustering:
     Attributes:
         ids: One per row.
         parts: int32 (N,), 0 unless an image has several rows.
-        labels: int64 (N,), 0..K-1, the largest cluster first; -1 is noise (HDBSCAN). Those of a mixture that was
-            given are its own numbers.
-        probabilities: float64 (N,), how sure a row's cluster is, in [0, 1]; 0 for noise. k-means: of the mixture
+        labels: int64 (N,), 0..K-1, the largest cluster first; -1 is noise (HDBSCAN). A given mixture keeps its
+            own numbering.
+        probabilities: float64 (N,), of a row's cluster, in [0, 1]; 0 for noise. k-means: of the mixture
             of equal Gaussians (von Mises-Fisher distributions, if spherical) that it is the limit of. HDBSCAN:
             strength of membership. dpmm: of the mixture.
         sizes: int64 (K,).
         exemplars: For each cluster its rows nearest to the cluster's mean, nearest first; at most `EXEMPLARS`.
         method: One of `METHODS`.
-        parameters: All that the clusters depend on beside the rows, and what was found on the way.
+        parameters: Everything but the rows that the clusters depend on, and intermediate results.
         metadata: Of the embeddings, None for arrays.
-        mixture: What `dpmm` fitted, or was given: it assigns further embeddings. None for other methods, and for
-            clusters that were read from a file.
+        mixture: The mixture that `dpmm` fitted or was given; it assigns further embeddings. None for other methods,
+            and for clusters that were read from a file.
     """
 
     ids: list[str]
@@ -82,7 +80,7 @@ class Clustering:
     method: str
     parameters: dict[str, Any] = field(default_factory=dict)
     metadata: Metadata | None = None
-    mixture: Mixture | None = None
+    mixture: GaussianMixture | None = None
 
     def __len__(self) -> int:
         """K, noise not counted."""
@@ -98,8 +96,8 @@ class Clustering:
         rows = self.exemplars[cluster]
         return [f"{self.ids[row]}#{self.parts[row]}" if self.parts[row] else self.ids[row] for row in rows]
 
-    def scores(self, labels: Sequence[Hashable] | np.ndarray) -> Scores:
-        """Compare the clusters with known classes.
+    def scores(self, labels: Sequence[Hashable] | np.ndarray) -> ClusteringScores:
+        """Compare the clusters with labels.
 
         Args:
             labels: One per row; rows with None, NaN or the empty text are left out.
@@ -108,16 +106,16 @@ class Clustering:
             ConfigError: Of another length, or no label at all.
             MissingDependencyError: scipy is not installed.
         """
-        return agreement(self.labels, labels)
+        return clustering_scores(self.labels, labels)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write `id, part, cluster, probability` as Parquet, with what the clusters are in the schema metadata.
+        """Write `id, part, cluster, probability` as Parquet; the schema metadata describe the clusters.
 
         Raises:
             OutputError: The file cannot be written.
         """
         metadata = self.metadata
-        card = {
+        header = {
             "version": _VERSION,
             "method": self.method,
             "parameters": self.parameters,
@@ -132,7 +130,7 @@ class Clustering:
             "cluster": pa.array(self.labels, pa.int32()),
             "probability": pa.array(self.probabilities.astype(np.float32), pa.float32()),
         }
-        table = pa.table(columns, metadata={_KEY: canonical_json(card)})
+        table = pa.table(columns, metadata={_KEY: canonical_json(header)})
         with replacing(path) as file, parquet_writer(Path(file.name), table.schema) as writer:
             writer.write_table(table, row_group_size=ROW_GROUP)
 
@@ -147,47 +145,49 @@ class Clustering:
         try:
             with open_regular(path) as file:
                 table = read_columns(file, _COLUMNS)
-            ids, card = table["id"].to_pylist(), (table.schema.metadata or {})[_KEY]
+            ids, text = table["id"].to_pylist(), (table.schema.metadata or {})[_KEY]
         except KeyError:
             reason = "it is another Parquet file"
         except (OSError, pa.ArrowException, ValueError) as error:
             reason = one_line(error)
         else:
-            return cls(ids=ids, **_parsed(_CARD.fields(_CARD.parse(card, where), where), table, where))
+            return cls(ids=ids, **_parsed(_HEADER.fields(_HEADER.parse(text, where), where), table, where))
         raise OutputError(
-            f"{where} is no file of clusters ({reason}); write one with `embedkit cluster EMB.parquet -o {where}`"
+            f"{where} is not a file of clusters ({reason}); write one with `embedkit cluster EMB.parquet -o {where}`"
         )
 
 
 _COLUMNS = {"id": pa.string(), "part": pa.int32(), "cluster": pa.int32(), "probability": pa.float32()}
-_CARD = JsonFormat(error=OutputError, step="write the clusters again with `embedkit cluster`", limit=64 << 20)
+_HEADER = JsonFormat(
+    error=OutputError, step="write the clusters again with `embedkit cluster`", limit=64 << 20
+)
 
 
-def _parsed(card: Fields, table: pa.Table, where: str) -> dict[str, Any]:
-    """All of a clustering but its ids, of its card and its columns, which agree."""
-    card.version("version", _VERSION)
-    sizes = np.array(card.wholes("sizes", 0, len(table)), np.int64)
+def _parsed(header: Fields, table: pa.Table, where: str) -> dict[str, Any]:
+    """The fields of a clustering except its ids, from its header and its columns, checked against each other."""
+    header.version("version", _VERSION)
+    sizes = np.array(header.wholes("sizes", 0, len(table)), np.int64)
     labels = table["cluster"].to_numpy().astype(np.int64)
     probabilities = table["probability"].to_numpy().astype(np.float64)
     if len(labels) and not -1 <= labels.min() <= labels.max() < len(sizes):
-        card.fail("sizes", f"those of clusters {labels.min()} to {labels.max()}")
+        header.fail("sizes", f"those of clusters {labels.min()} to {labels.max()}")
     if (np.bincount(labels[labels >= 0], minlength=len(sizes)) != sizes).any():
-        card.fail("sizes", "as many rows as each cluster has")
+        header.fail("sizes", "as many rows as each cluster has")
     if not ((probabilities >= 0) & (probabilities <= 1 + 1e-6)).all():
-        raise OutputError(f"{where}: probability: expected numbers of 0 to 1; {_CARD.step}")
-    exemplars = card.rows("exemplars", count=len(sizes))
+        raise OutputError(f"{where}: probability: expected numbers of 0 to 1; {_HEADER.step}")
+    exemplars = header.rows("exemplars", count=len(sizes))
     rows = range(len(labels))
     if not all(type(row) is int and row in rows for line in exemplars for row in line):
-        card.fail("exemplars", f"rows 0 to {len(labels) - 1} for each of {len(sizes)} clusters")
+        header.fail("exemplars", f"rows 0 to {len(labels) - 1} for each of {len(sizes)} clusters")
     return {
         "parts": table["part"].to_numpy(),
         "labels": labels,
         "probabilities": probabilities,
         "sizes": sizes,
         "exemplars": exemplars,
-        "method": card.text("method", choices=METHODS),
-        "parameters": card.mapping("parameters"),
-        "metadata": card.optional("metadata", lambda key: Metadata.from_json(card.text(key), where)),
+        "method": header.text("method", choices=METHODS),
+        "parameters": header.mapping("parameters"),
+        "metadata": header.optional("metadata", lambda key: Metadata.from_json(header.text(key), where)),
     }
 
 
@@ -200,41 +200,41 @@ def cluster(
     starts: int | None = None,
     min_cluster_size: int = 5,
     dpmm: DPMMConfig | None = None,
-    mixture: Mixture | None = None,
+    mixture: GaussianMixture | None = None,
     seed: int = 0,
     where: str | None = None,
 ) -> Clustering:
     """Find clusters.
 
     Args:
-        embeddings: Embeddings, their file, or an array float (N, D), N of 2 or more. They stay in memory once;
-            everything else goes through them in blocks.
+        embeddings: Embeddings, their file, or an array float (N, D), N of 2 or more. They are in memory
+            once; everything else runs in blocks.
         method: `kmeans`, `spherical_kmeans` (by cosine), `hdbscan` or `dpmm`.
-        k: Clusters of k-means; None takes the K of the largest mean silhouette (Rousseeuw 1987) on a sample of
-            rows, see `embedkit.analysis.clustering.kmeans.choose_k`. The other methods find K themselves.
+        k: Clusters of k-means; None chooses the K of the largest mean silhouette (Rousseeuw 1987) on a sample of
+            rows, see `embedkit.analysis.clustering.kmeans.choose_k`. The other methods infer K.
         reduce: `pca:N` or `whiten:N`, fitted on these rows, or a `Reduction` that was fitted before.
-        starts: Of k-means, the best one counts; by default 10, and fewer above 100 clusters.
+        starts: Number of starts of k-means, of which the best counts; by default 10, and fewer above 100 clusters.
         min_cluster_size: Of HDBSCAN.
         dpmm: The prior and the chain of `dpmm`.
-        mixture: With `dpmm`: a fitted mixture, whose clusters the rows are assigned to, instead of new ones.
+        mixture: With `dpmm`: a fitted mixture to whose clusters the rows are assigned, instead of new ones.
         seed: Of samples, starts and the chain.
-        where: How messages name the embeddings; their file by default.
+        where: Name of the embeddings in messages; their file by default.
 
     Raises:
         ConfigError: Rows or settings that cannot be used; the message says which.
         SpaceMismatchError: The mixture belongs to another space than the embeddings.
-        OutputError: A file that is none of ours.
+        OutputError: Not a file of embeddings.
         MissingDependencyError: faiss or scikit-learn is not installed.
     """
     if method not in METHODS:
         raise ConfigError(f"method: expected one of {', '.join(METHODS)}, found {method!r}")
     if k is not None and method not in ("kmeans", "spherical_kmeans"):
-        raise ConfigError(f"k: {method} finds the number of clusters by itself; leave k out")
+        raise ConfigError(f"k: {method} infers the number of clusters; leave k out")
     if method != "dpmm" and (dpmm is not None or mixture is not None):
         raise ConfigError(f"dpmm and mixture go with method='dpmm', found {method!r}")
     if mixture is not None and (dpmm is not None or reduce is not None):
         raise ConfigError(
-            "mixture: it is fitted already and has its own projection; leave dpmm and reduce out"
+            "mixture: it is already fitted and has its own projection; leave dpmm and reduce out"
         )
     if (starts is not None and starts < 1) or min_cluster_size < 2:
         raise ConfigError(
@@ -260,7 +260,7 @@ def cluster(
         "reduction": reduction.to_json() if reduction else None,
         "rows": len(points),
     }
-    fitted: Mixture | None = None
+    fitted: GaussianMixture | None = None
     if method == "hdbscan":
         labels, probabilities = _hdbscan(points, min_cluster_size, source.where)
         parameters["min_cluster_size"] = min_cluster_size
@@ -288,14 +288,14 @@ def cluster(
         labels, probabilities = trained.assign(points)
         parameters |= {"k": k, "starts": starts, "trained_rows": trained.rows}
     order = _largest_first(labels)
-    number = np.full(int(labels.max(initial=-1)) + 2, -1)  # the last place is noise's
+    number = np.full(int(labels.max(initial=-1)) + 2, -1)  # the last one is for noise
     number[order] = np.arange(len(order))
     return _finish(source, points, number[labels], probabilities, method, parameters, fitted, k=len(order))
 
 
 @dataclass(frozen=True, eq=False)
 class _Source:
-    """Rows as they came, checked."""
+    """The rows to cluster, checked."""
 
     ids: list[str]
     parts: np.ndarray
@@ -311,7 +311,7 @@ class _Source:
         *,
         directions: bool,
     ) -> _Source:
-        """Check rows; `directions`: a row of zeros has none. In embeddings of images it is always a fault."""
+        """Check rows; `directions`: refuse rows of zeros. In embeddings of images these are always refused."""
         if where is None:
             where = os.fspath(source) if isinstance(source, (str, os.PathLike)) else "the embeddings"
         if isinstance(source, (str, os.PathLike)):
@@ -320,7 +320,7 @@ class _Source:
         if isinstance(source, Embeddings):
             ids, parts, vectors, metadata = source.ids, source.parts, source.vectors, source.metadata
             if len(set(ids)) < len(ids) and len(set(zip(ids, parts.tolist(), strict=True))) < len(ids):
-                raise ConfigError(f"{where}: an id stands there twice; embed the images into a new file")
+                raise ConfigError(f"{where}: an id occurs twice; embed the images into a new file")
         else:
             vectors = as_numbers(source, where)
             ids, parts = [str(row) for row in range(len(vectors))], np.zeros(len(vectors), np.int32)
@@ -363,7 +363,7 @@ def _reduction(
 def _check_width(points: np.ndarray, what: str, where: str) -> None:
     if points.shape[1] > WIDEST:
         raise ConfigError(
-            f"{where}: {what} is at a loss in {points.shape[1]} dimensions (at most {WIDEST}); "
+            f"{where}: {what} does not work in {points.shape[1]} dimensions (at most {WIDEST}); "
             "reduce them first, for example with reduce='pca:32' (--reduce pca:32)"
         )
 
@@ -373,7 +373,7 @@ def _hdbscan(points: np.ndarray, min_cluster_size: int, where: str) -> tuple[np.
     if len(points) > HDBSCAN_ROWS:
         raise ConfigError(
             f"{where}: HDBSCAN would take hours for {len(points)} rows (at most {HDBSCAN_ROWS}); "
-            "take kmeans or dpmm, or a sample of the rows"
+            "use kmeans or dpmm, or a sample of the rows"
         )
     if min_cluster_size > len(points):
         raise ConfigError(
@@ -385,19 +385,21 @@ def _hdbscan(points: np.ndarray, min_cluster_size: int, where: str) -> tuple[np.
     return found.labels_.astype(np.int64), found.probabilities_.astype(np.float64)
 
 
-def _over_embeddings(mixture: Mixture, reduction: Reduction | None, metadata: Metadata | None) -> Mixture:
-    """A mixture over reduced rows as one over the embeddings themselves."""
+def _over_embeddings(
+    mixture: GaussianMixture, reduction: Reduction | None, metadata: Metadata | None
+) -> GaussianMixture:
+    """Convert a mixture over reduced rows to one over the embeddings."""
     center, components = mixture.center, mixture.components
     if reduction is not None:
         center, components = reduction.center, reduction.components
     spaces = (metadata.fingerprint,) if metadata else ()
-    return Mixture(
+    return GaussianMixture(
         mixture.weights, mixture.means, mixture.precision_cholesky, center, components, False, spaces
     )
 
 
 def _largest_first(labels: np.ndarray) -> np.ndarray:
-    """The labels that occur, by falling size; noise is left out."""
+    """The labels that occur, by descending size, without noise."""
     count = np.bincount(labels[labels >= 0]) if (labels >= 0).any() else np.zeros(0, np.int64)
     order = np.argsort(-count, kind="stable")
     return order[count[order] > 0]
@@ -410,18 +412,21 @@ def _finish(
     probabilities: np.ndarray,
     method: str,
     parameters: dict[str, Any],
-    mixture: Mixture | None,
+    mixture: GaussianMixture | None,
     *,
     k: int,
 ) -> Clustering:
-    """Sizes and exemplars; `points` are what was clustered, or a function that gives them from a block of rows."""
+    """Compute sizes and exemplars; `points`: the clustered rows, or a function that computes them for a block."""
 
     def block(rows: slice) -> np.ndarray:
-        return points(source.vectors[rows]) if callable(points) else points[rows].astype(np.float64)
+        result: np.ndarray = (
+            points(source.vectors[rows]) if callable(points) else points[rows].astype(np.float64)
+        )
+        return result
 
     slices = [slice(start, start + _BLOCK) for start in range(0, len(labels), _BLOCK)]
     sizes = np.bincount(labels[labels >= 0], minlength=k)
-    sums = np.zeros((k + 1, block(slice(0, 1)).shape[1]))  # the last one is noise's
+    sums = np.zeros((k + 1, block(slice(0, 1)).shape[1]))  # the last one is for noise
     for rows in slices:
         order = np.argsort(labels[rows], kind="stable")
         here, starts = np.unique(labels[rows][order], return_index=True)

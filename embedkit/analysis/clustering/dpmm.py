@@ -1,21 +1,19 @@
-"""Clusters whose number is found: a Dirichlet process mixture of Gaussians, by our own split and merge sampler.
+"""A Dirichlet process mixture of Gaussians, which infers the number of clusters, by a split and merge sampler.
 
-Every cluster carries two sub-clusters. Labels are drawn given all parameters at once, so an iteration is a few
-matrix products; a cluster splits into its sub-clusters, or two clusters merge, by a Metropolis-Hastings ratio in
-which all parameters are integrated out.
+Every cluster has two sub-clusters. Labels are drawn given all parameters at once, so an iteration is a few matrix
+products. A cluster splits into its sub-clusters, or two clusters merge, by a Metropolis-Hastings ratio in which all
+parameters are integrated out.
 
 Source: Parallel Sampling of DP Mixture Models using Sub-Clusters Splits (Chang and Fisher, NIPS 2013), section 4.
 
 Differences from the source:
-- Sub-clusters begin as the points nearer to one or the other of two random members, drawn again where they led to
-  no split: halves at random take many iterations to come apart.
+- Sub-clusters start as the points nearer to one or the other of two random members, and are drawn again if they led to
+  no split: random halves need many iterations to separate.
 - The prior comes from the data, see `DPMMConfig`.
-- The likeliest state that was visited is kept, and refined by hard EM, rather than the last one.
+- The result is the most likely state that was visited, refined by hard EM, instead of the last one.
 - `merge="joint"` accepts a merge by the ratio of the joint densities alone, as DeepDPM does (arXiv 2203.14309,
-  section 4.3); `merge="source"` has the factor of the reverse move, a random split, which refuses nearly every
-  merge of more than a few points. With `joint` the chain searches the mode and is no exact sampler.
-
-A little over 400 lines: the ratios and the chain are one algorithm, and apart neither could be checked.
+  section 4.3); `merge="source"` has the factor of the reverse move, a random split, which rejects nearly every
+  merge of more than a few points. With `joint` the chain searches the mode and is not an exact sampler.
 """
 
 from __future__ import annotations
@@ -29,9 +27,9 @@ import numpy as np
 
 from embedkit.analysis.clustering.niw import NIW, Moments, log_gamma, moments, union
 from embedkit.errors import ConfigError
-from embedkit.model.mixture import Gaussians, Mixture, blocks_of
+from embedkit.model.mixture import GaussianMixture, Gaussians, blocks_of
 
-__all__ = ["DPMMConfig", "Fit", "fit", "log_joint", "log_merge", "log_split"]
+__all__ = ["DPMMConfig", "DPMMFit", "fit", "log_joint", "log_merge", "log_split"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,10 +46,10 @@ class DPMMConfig:
         extra_nu: The prior's degrees of freedom above D, above 1; more make `psi_scale` weigh more.
         iterations: Of the chain.
         burn_in: Iterations that sub-clusters have to settle before a split.
-        recut: Iterations after which sub-clusters that led to no split are drawn again.
-        neighbors: A merge is tried with so many nearest clusters.
+        recut: Iterations after which sub-clusters without a split are drawn again.
+        neighbors: Number of nearest clusters with which a merge is tried.
         merge: `joint` or `source`, see the module.
-        most_rows: The chain runs on so many rows, drawn by the seed; the others are assigned.
+        most_rows: Greatest number of rows of the chain, sampled by the seed; the other rows are assigned.
     """
 
     init_k: int = 1
@@ -98,19 +96,19 @@ class DPMMConfig:
 
 
 @dataclass(frozen=True, eq=False)
-class Fit:
-    """What `fit` found.
+class DPMMFit:
+    """The result of `fit`.
 
     Attributes:
-        mixture: The clusters, largest first; it takes the points as they were given.
+        mixture: The clusters, largest first; it takes the points in their given form.
         labels: int64 (N,), as `mixture.assign` gives them.
         probabilities: float64 (N,).
-        k_counts: Number of clusters -> iterations of the chain's second half in which there were so many: how
-            settled K is, not its posterior.
-        log_joint: Of the likeliest state that was visited, in nats.
+        k_counts: Number of clusters -> iterations with it in the chain's second half: how stable K is, not its
+            posterior.
+        log_joint: Of the most likely state that was visited, in nats.
     """
 
-    mixture: Mixture
+    mixture: GaussianMixture
     labels: np.ndarray
     probabilities: np.ndarray
     k_counts: dict[int, int]
@@ -130,9 +128,11 @@ def log_split(prior: NIW, left: Moments, right: Moments, alpha: float) -> np.nda
     """
 
     def worth(data: Moments) -> np.ndarray:
-        return log_gamma(data.count) + prior.log_marginal(data)
+        result: np.ndarray = log_gamma(data.count) + prior.log_marginal(data)
+        return result
 
-    return math.log(alpha) + worth(left) + worth(right) - worth(union(left, right))
+    result: np.ndarray = math.log(alpha) + worth(left) + worth(right) - worth(union(left, right))
+    return result
 
 
 def log_merge(prior: NIW, a: Moments, b: Moments, alpha: float) -> np.ndarray:
@@ -154,7 +154,8 @@ def log_merge(prior: NIW, a: Moments, b: Moments, alpha: float) -> np.ndarray:
         + log_gamma(alpha / 2 + a.count)
         + log_gamma(alpha / 2 + b.count)
     )
-    return random_split - log_split(prior, a, b, alpha)
+    result: np.ndarray = random_split - log_split(prior, a, b, alpha)
+    return result
 
 
 def log_joint(prior: NIW, data: Moments, alpha: float) -> float:
@@ -166,11 +167,11 @@ def log_joint(prior: NIW, data: Moments, alpha: float) -> float:
     return math.lgamma(alpha) - math.lgamma(alpha + data.count.sum()) + float(clusters.sum())
 
 
-def fit(points: np.ndarray, config: DPMMConfig | None = None, *, seed: int = 0) -> Fit:
+def fit(points: np.ndarray, config: DPMMConfig | None = None, *, seed: int = 0) -> DPMMFit:
     """Cluster points by the Dirichlet process mixture.
 
     Args:
-        points: float (N, D), N of 2 or more, finite; D of 64 or less by custom.
+        points: float (N, D), N of 2 or more, finite; D of 64 or less in practice.
         config: The prior and the chain; the defaults when None.
         seed: Of every draw.
 
@@ -203,17 +204,19 @@ def fit(points: np.ndarray, config: DPMMConfig | None = None, *, seed: int = 0) 
         mixture = mixture.take(order)
         labels, probabilities = mixture.assign(points)
     counts = dict(sorted(Counter(ks[len(ks) // 2 :]).items()))
-    return Fit(mixture, labels, probabilities, counts, best)
+    return DPMMFit(mixture, labels, probabilities, counts, best)
 
 
-def _refined(points: np.ndarray, labels: np.ndarray, found: Moments, prior: NIW, rounds: int = 20) -> Mixture:
+def _refined(
+    points: np.ndarray, labels: np.ndarray, found: Moments, prior: NIW, rounds: int = 20
+) -> GaussianMixture:
     """Hard EM from a state until no label changes."""
     dim = points.shape[1]
     for last in range(rounds - 1, -1, -1):
         used = found.count > 0
         found, labels = found[used], (np.cumsum(used) - 1)[labels]
         gaussians = prior.mode(found)
-        mixture = Mixture(
+        mixture = GaussianMixture(
             found.count / found.count.sum(), gaussians.means, gaussians.roots, np.zeros(dim), np.eye(dim)
         )
         again = mixture.assign(points)[0]
@@ -225,7 +228,7 @@ def _refined(points: np.ndarray, labels: np.ndarray, found: Moments, prior: NIW,
 
 
 class _Chain:
-    """The state: labels, halves, and the moments of the halves, of which everything else follows."""
+    """The state: labels, halves, and the moments of the halves, which determine everything else."""
 
     def __init__(self, points: np.ndarray, config: DPMMConfig, rng: np.random.Generator):
         self.points, self.config, self.rng = points, config, rng
@@ -263,7 +266,7 @@ class _Chain:
         """Draw weights, Gaussians, labels and halves."""
         rng, alpha, k = self.rng, self.config.alpha, len(self)
         found = self.clusters()
-        # a Dirichlet draw up to its scale, which a label does not see; the new clusters' share is left out
+        # a Dirichlet draw up to its scale, which does not affect labels; the share of new clusters is left out
         log_weights = np.log(np.maximum(rng.standard_gamma(found.count), 1e-300))
         sides = np.stack([self.left.count, self.right.count])
         log_sides = np.log(np.maximum(rng.standard_gamma(sides + alpha / 2), 1e-300))
@@ -303,16 +306,16 @@ class _Chain:
         self.left, self.right, self.age = self.left[used], self.right[used], self.age[used]
 
     def _cut(self, chosen: np.ndarray) -> None:
-        """Begin these clusters' halves again: the points nearer to one or the other of two members drawn at random."""
+        """Draw these clusters' halves again: the points nearer to one or the other of two random members."""
         if not len(chosen):
             return
         ends = [self._members()[chosen].astype(np.float64) for _ in range(2)]
         normal, middle = ends[1] - ends[0], (ends[1] + ends[0]) / 2
-        place = np.full(len(self), -1)
-        place[chosen] = np.arange(len(chosen))
+        position = np.full(len(self), -1)
+        position[chosen] = np.arange(len(chosen))
         tally = Moments.zeros(2 * len(chosen), self.points.shape[1])
         for rows in blocks_of(len(self.points), 4 * self.points.shape[1]):
-            own = place[self.labels[rows]]
+            own = position[self.labels[rows]]
             which = np.flatnonzero(own >= 0)
             own = own[which]
             block = self.points[rows][which].astype(np.float64)
@@ -330,7 +333,7 @@ class _Chain:
         return self.points[order[first]]
 
     def _split(self) -> np.ndarray:
-        """Split clusters whose halves have settled; the numbers of all that came of a split."""
+        """Split clusters whose halves have settled; returns the numbers of the clusters after their split."""
         ready = (self.age >= self.config.burn_in) & (np.minimum(self.left.count, self.right.count) > 0)
         ready = np.flatnonzero(ready)
         ratio = log_split(self.prior, self.left[ready], self.right[ready], self.config.alpha)
@@ -353,7 +356,7 @@ class _Chain:
         return new
 
     def _merge(self, new: np.ndarray) -> None:
-        """Merge pairs of near clusters, each cluster once; what has just been split stays apart."""
+        """Merge pairs of near clusters, each cluster at most once; clusters that have just split are excluded."""
         old = np.setdiff1d(np.arange(len(self)), new)
         if len(old) < 2:
             return
@@ -393,8 +396,9 @@ def _draw(log_weights: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     weights = np.exp(log_weights - log_weights.max(1, keepdims=True))
     ends = np.cumsum(weights, axis=1)
     ticket = rng.random(len(ends)) * ends[:, -1]
-    # a ticket that rounding put at the very end belongs to the last one
-    return np.minimum((ends <= ticket[:, None]).sum(1), ends.shape[1] - 1)
+    # rounding may put a ticket at the very end, which belongs to the last one
+    result: np.ndarray = np.minimum((ends <= ticket[:, None]).sum(1), ends.shape[1] - 1)
+    return result
 
 
 def _near_pairs(means: np.ndarray, neighbors: int) -> np.ndarray:
@@ -409,7 +413,7 @@ def _near_pairs(means: np.ndarray, neighbors: int) -> np.ndarray:
 
 
 def _seeded(points: np.ndarray, k: int, rng: np.random.Generator) -> np.ndarray:
-    """The nearest of k centres that k-means++ draws: int64 (N,)."""
+    """The nearest of k centers that k-means++ draws: int64 (N,)."""
     from embedkit.analysis.clustering.kmeans import nearest, plus_plus
 
     return nearest(points, plus_plus(points, k, rng))[0]

@@ -1,6 +1,6 @@
 """k-means and spherical k-means by faiss, from k-means++ starts, with probabilities and a choice of K.
 
-Training takes a sample of rows where they are many; every row is then assigned, block by block.
+Training uses a sample if there are many rows; then every row is assigned, block by block.
 
 Sources: k-means++: The Advantages of Careful Seeding (Arthur and Vassilvitskii, SODA 2007). Spherical k-means:
 Concept Decompositions for Large Sparse Text Data (Dhillon and Modha, Machine Learning 42, 2001). Its
@@ -21,13 +21,13 @@ __all__ = ["Centroids", "choose_k", "mean_silhouette", "nearest", "plus_plus", "
 
 #: Numbers of one block of distances: 32 MB of float32.
 _BLOCK = 1 << 23
-#: Rows that centroids are trained on: so many for each of them, between these bounds.
+#: Training rows per centroid, and the bounds of their total number.
 ROWS_PER_CENTROID = 256
 FEWEST_ROWS = 50_000
 MOST_ROWS = 500_000
-#: Rows that k-means++ draws starts from.
+#: Rows in the sample of k-means++.
 SEED_ROWS = 20_000
-#: Rows of whose silhouettes K is chosen.
+#: Rows in the sample for the choice of K.
 SILHOUETTE_ROWS = 3_000
 ITERATIONS = 50
 
@@ -38,10 +38,10 @@ class Centroids:
 
     Attributes:
         centers: float32 (K, D), of length 1 where `spherical`.
-        spherical: Whether nearness is cosine.
+        spherical: Whether similarity is the cosine.
         sharpness: What turns it into probabilities: 1 / (2 sigma^2) of equal spherical Gaussians, for squared
             distances, or kappa of equal von Mises-Fisher distributions, for cosines.
-        rows: That it was trained on.
+        rows: Number of training rows.
     """
 
     centers: np.ndarray
@@ -50,7 +50,7 @@ class Centroids:
     rows: int
 
     def assign(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The nearest centre of every point, and how probable it is by the mixture that k-means is the limit of.
+        """The nearest center of every point, and its probability under the mixture whose limit is k-means.
 
         Args:
             points: float32 (N, D).
@@ -69,13 +69,13 @@ class Centroids:
 
 
 def unit(points: np.ndarray) -> np.ndarray:
-    """Rows of length 1; a row of zeros stays."""
+    """Scale rows to length 1; a row of zeros is unchanged."""
     length = np.linalg.norm(points, axis=1, keepdims=True)
     return (points / np.where(length > 0, length, 1)).astype(np.float32, copy=False)
 
 
 def nearest(points: np.ndarray, centers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The nearest centre of every point, int64 (N,), and the squared distance to it, float32 (N,)."""
+    """The nearest center of every point, int64 (N,), and the squared distance to it, float32 (N,)."""
     labels = np.empty(len(points), np.int64)
     distances = np.empty(len(points), np.float32)
     for rows, score in _scores(points, centers, spherical=False):
@@ -87,13 +87,13 @@ def nearest(points: np.ndarray, centers: np.ndarray) -> tuple[np.ndarray, np.nda
 def plus_plus(points: np.ndarray, k: int, rng: np.random.Generator) -> np.ndarray:
     """Draw k different rows to start from: float32 (k, D).
 
-    Each is drawn in proportion to its squared distance from those before it; of a few such draws the one that
-    leaves the smallest distances counts (the source's section 5).
+    Each is drawn in proportion to its squared distance from those before it; of a few such draws the one with
+    the smallest remaining distances counts (the source's section 5).
 
     Args:
         points: float (N, D), N of k or more; a sample of `SEED_ROWS` (10 k, if that is more) is drawn from.
         k: Rows.
-        rng: The source of chance.
+        rng: The random generator.
     """
     most = max(SEED_ROWS, 10 * k)
     if len(points) > most:
@@ -112,7 +112,7 @@ def plus_plus(points: np.ndarray, k: int, rng: np.random.Generator) -> np.ndarra
             if ends[-1] > 0:
                 tickets = rng.random(draws) * ends[-1]
                 candidates = np.minimum(np.searchsorted(ends, tickets, side="right"), len(points) - 1)
-            else:  # fewer different rows than centres
+            else:  # fewer distinct rows than centers
                 candidates = rng.choice(np.setdiff1d(np.arange(len(points)), chosen[:i]), 1)
         else:
             candidates = chosen[:1]
@@ -121,7 +121,7 @@ def plus_plus(points: np.ndarray, k: int, rng: np.random.Generator) -> np.ndarra
         best = int(left.sum(0).argmin())
         chosen[i] = candidates[best]
         distance = left[:, best]
-        distance[chosen[: i + 1]] = 0  # rounding must not draw one twice
+        distance[chosen[: i + 1]] = 0  # despite rounding, draw no row twice
     return points[chosen]
 
 
@@ -133,7 +133,7 @@ def train(
     Args:
         points: float32 (N, D), N of k or more; of length 1 where `spherical`.
         k: Centroids.
-        spherical: Whether nearness is cosine.
+        spherical: Whether similarity is the cosine.
         starts: Of k-means++.
         seed: Of the sample and the starts.
 
@@ -149,7 +149,7 @@ def train(
     found: list[tuple[float, np.ndarray]] = []
     for _ in range(starts):
         first = plus_plus(points, k, rng)
-        # faiss would thin out the rows by itself, and warn of few
+        # else faiss would sample the rows again, and warn if there are few
         kmeans = faiss.Kmeans(
             points.shape[1],
             k,
@@ -171,14 +171,14 @@ def choose_k(
 ) -> tuple[int, dict[int, float]]:
     """The K of the largest mean silhouette, among 2 to 20 and then steps of a quarter up to `most`.
 
-    The cost is bounded: k-means and silhouettes of a sample of `SILHOUETTE_ROWS` rows. A silhouette is not
-    defined for one cluster, so that 1 is never chosen.
+    The cost is bounded: k-means and silhouettes run on a sample of `SILHOUETTE_ROWS` rows. A silhouette is not defined
+    for one cluster, so 1 is never chosen.
 
     Args:
         points: float32 (N, D), N of 3 or more; of length 1 where `spherical`.
-        spherical: Whether nearness is cosine.
+        spherical: Whether similarity is the cosine.
         seed: Of the sample and of the starts.
-        most: The largest K that is tried; never more than a third of the rows of the sample.
+        most: The largest K that is tried, but at most a third of the rows of the sample.
 
     Returns:
         K and the mean silhouette of every K that was tried, in [-1, 1].
@@ -202,7 +202,7 @@ def choose_k(
 
 
 def mean_silhouette(distance: np.ndarray, labels: np.ndarray) -> float:
-    """The mean over rows of (b - a) / max(a, b), 0 for a row that is alone in its cluster.
+    """The mean over rows of (b - a) / max(a, b), 0 for a row that is the only one of its cluster.
 
     a is a row's mean distance to the others of its cluster, b the least mean distance to another cluster.
 
@@ -211,7 +211,7 @@ def mean_silhouette(distance: np.ndarray, labels: np.ndarray) -> float:
         labels: int (N,).
 
     Returns:
-        In [-1, 1]; -1 where there is only one cluster.
+        In [-1, 1]; -1 if there is only one cluster.
     """
     used, labels = np.unique(labels, return_inverse=True)
     if len(used) < 2:
@@ -233,9 +233,9 @@ def mean_silhouette(distance: np.ndarray, labels: np.ndarray) -> float:
 def _scores(
     points: np.ndarray, centers: np.ndarray, *, spherical: bool
 ) -> Iterator[tuple[slice, np.ndarray]]:
-    """Cosines, or negative squared distances, of points and centres, block by block: float32 (B, K)."""
+    """Cosines, or negative squared distances, of points and centers, block by block: float32 (B, K)."""
     centers = centers.astype(np.float32, copy=False)
-    # far from the origin squared distances would be small differences of large numbers
+    # far from the origin, squared distances would be small differences of large numbers
     middle = np.zeros(centers.shape[1], np.float32) if spherical else centers.mean(0)
     centers = centers - middle
     squares = (centers * centers).sum(1)
@@ -252,10 +252,10 @@ def _scores(
 
 
 def _sharpness(points: np.ndarray, centers: np.ndarray, loss: float, *, spherical: bool) -> float:
-    """Maximum likelihood of the one spread that all clusters share; `loss` is the sum of squared distances."""
+    """Maximum likelihood estimate of the concentration shared by all clusters; `loss`: sum of squared distances."""
     n, dim = points.shape
     if spherical:
         r = min(1 - loss / (2 * n), 1 - 1e-7)  # mean cosine
-        return (r * dim - r**3) / (1 - r * r)
+        return float((r * dim - r**3) / (1 - r * r))
     floor = 1e-12 * max(float(np.square(centers, dtype=np.float64).sum(1).mean()), 1e-30)
-    return 1 / (2 * max(loss / (n * dim), floor))
+    return float(1 / (2 * max(loss / (n * dim), floor)))

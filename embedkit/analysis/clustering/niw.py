@@ -1,7 +1,7 @@
 """The normal-inverse-Wishart prior of a Gaussian cluster, in float64 numpy: posterior, exact marginal, draws.
 
-A cluster is known by its moments (count, mean, scatter) alone, so the union of two clusters is worth what their
-moments say, without another look at the points.
+A cluster is represented by its moments (count, mean, scatter), so the union of two clusters is computed from their
+moments without the points.
 
 Source: Conjugate Bayesian analysis of the Gaussian distribution (Murphy, 2007, section 9). Draws: Bartlett's
 decomposition of a Wishart matrix (On the theory of statistical regression, Proc. R. Soc. Edinburgh 53, 1933).
@@ -53,7 +53,7 @@ class Moments:
 
     @classmethod
     def zeros(cls, clusters: int, dim: int) -> Moments:
-        """Of K clusters without points."""
+        """The moments of K empty clusters."""
         return cls(np.zeros(clusters), np.zeros((clusters, dim)), np.zeros((clusters, dim, dim)))
 
     @classmethod
@@ -102,8 +102,8 @@ class NIW:
 
     Attributes:
         mean: (D,), float64: m.
-        kappa: Points that the mean is worth, above 0.
-        psi: (D, D), float64, positive definite: the scatter that one expects at nu points.
+        kappa: Weight of the mean in points, above 0.
+        psi: (D, D), float64, positive definite: the expected scatter of nu points.
         nu: Degrees of freedom, above D - 1.
 
     Raises:
@@ -138,27 +138,32 @@ class NIW:
         steps = np.arange(dim) / 2
         # the constants of Gamma_D cancel
         gammas = log_gamma(nu[:, None] / 2 - steps).sum(1) - log_gamma(self.nu / 2 - steps).sum()
-        return (
+        result: np.ndarray = (
             -count * dim / 2 * math.log(math.pi)
             + gammas
             + self.nu / 2 * _logdet(self.psi)
             - nu / 2 * _logdet(self.scatter(data))
             - dim / 2 * np.log1p(count / self.kappa)
         )
+        return result
 
     def scatter(self, data: Moments) -> np.ndarray:
         """Psi* = Psi + scatter + kappa N / (kappa + N) (mean - m)(mean - m)^T, (K, D, D)."""
         off = data.mean - self.mean  # (K, D)
         pull = self.kappa * data.count / (self.kappa + data.count)
-        return self.psi + data.scatter + pull[:, None, None] * (off[:, :, None] * off[:, None, :])
+        result: np.ndarray = (
+            self.psi + data.scatter + pull[:, None, None] * (off[:, :, None] * off[:, None, :])
+        )
+        return result
 
     def means(self, data: Moments) -> np.ndarray:
         """(kappa m + N mean) / (kappa + N), (K, D): the posterior's m."""
         total = self.kappa + data.count
-        return (self.kappa * self.mean + data.count[:, None] * data.mean) / total[:, None]
+        result: np.ndarray = (self.kappa * self.mean + data.count[:, None] * data.mean) / total[:, None]
+        return result
 
     def mode(self, data: Moments) -> Gaussians:
-        """The most likely Gaussians after the points: covariances are Psi* / (nu + N + D + 2)."""
+        """The most likely Gaussians given the points: covariances are Psi* / (nu + N + D + 2)."""
         degrees = self.nu + data.count + len(self.mean) + 2
         root = _inverse_transposed(np.linalg.cholesky(self.scatter(data) / degrees[:, None, None]))
         return Gaussians(self.means(data), root, _log_diagonal(root))
@@ -189,7 +194,8 @@ def _inverse_transposed(lower: np.ndarray) -> np.ndarray:
 
 def _log_diagonal(triangular: np.ndarray) -> np.ndarray:
     """The log of |T| of triangular matrices with a positive diagonal."""
-    return np.log(np.diagonal(triangular, axis1=-2, axis2=-1)).sum(-1)
+    result: np.ndarray = np.log(np.diagonal(triangular, axis1=-2, axis2=-1)).sum(-1)
+    return result
 
 
 def _logdet(matrices: np.ndarray) -> np.ndarray:

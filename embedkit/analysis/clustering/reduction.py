@@ -1,4 +1,4 @@
-"""Fewer dimensions before clustering: principal components, or whitened ones. Asked for by name, and recorded.
+"""Reduction of dimensions before clustering: principal components, optionally whitened.
 
 Source: On lines and planes of closest fit (Pearson, Philosophical Magazine 2, 1901); whitening divides each
 component by its standard deviation.
@@ -17,9 +17,9 @@ from embedkit.errors import ConfigError
 __all__ = ["METHODS", "Reduction", "fit_reduction", "parse_reduction"]
 
 METHODS = ("pca", "whiten")
-#: Rows that are projected at once.
+#: Rows of one block.
 _BLOCK = 1 << 14
-#: Rows that components are fitted on, drawn by the seed where there are more.
+#: Greatest number of rows in the fit; more are sampled by the seed.
 MOST_ROWS = 1 << 18
 
 
@@ -32,8 +32,8 @@ class Reduction:
         center: float64 (D,).
         components: float64 (D, d), the widest first; columns of length 1, or 1 / standard deviation for `whiten`.
         explained: Share of the variance that is kept, in [0, 1].
-        rows: That it was fitted on.
-        seed: By which they were drawn.
+        rows: Number of rows in the fit.
+        seed: The seed of their sample.
     """
 
     method: str
@@ -45,8 +45,8 @@ class Reduction:
 
     @property
     def dim(self) -> int:
-        """d, the width of what it gives."""
-        return self.components.shape[1]
+        """d, the width of the reduced rows."""
+        return int(self.components.shape[1])
 
     def apply(self, points: np.ndarray) -> np.ndarray:
         """Project rows (N, D), block by block: float32 (N, d)."""
@@ -57,7 +57,7 @@ class Reduction:
         return reduced
 
     def to_json(self) -> dict[str, Any]:
-        """What is recorded beside the clusters."""
+        """The record of the reduction in a file of clusters."""
         return {
             "method": self.method,
             "dim": self.dim,
@@ -90,7 +90,7 @@ def fit_reduction(points: np.ndarray, method: str, dim: int, *, seed: int = 0) -
         seed: Of the sample.
 
     Raises:
-        ConfigError: No such method, more dimensions than there are, none along which the rows differ, or
+        ConfigError: No such method, too many dimensions, rows that are all equal, or
             rows with NaN, infinity or numbers whose squares float32 cannot hold.
     """
     if method not in METHODS:
@@ -124,7 +124,7 @@ def fit_reduction(points: np.ndarray, method: str, dim: int, *, seed: int = 0) -
             f"take whiten:{rank} or less"
         )
     components = axes[:, :dim].copy()
-    # an axis has no sign of its own: the largest entry is positive
+    # the sign of an axis is arbitrary: the largest entry is made positive
     largest = np.abs(components).argmax(0)
     components *= np.sign(components[largest, np.arange(dim)])
     if method == "whiten":

@@ -1,12 +1,11 @@
-"""Calibrations from pairs whose truth is known: the threshold for a false-match rate, and how sure it is.
+"""Calibration from labeled pairs: the threshold for a false-match rate, and its uncertainty.
 
-The statistics and their sources stand in `embedkit.analysis.matching.rates`. A rate that the data cannot support is
-refused.
-Rule of thirty: at least 30 false matches must be expected at the target (The NIST speaker recognition evaluation,
-Doddington et al., Speech Communication 2000). Rule of three: the effective number of impostor pairs, which shared
-identities make smaller than their number, must be at least 3 / target, with which no false match at all would still
-bound the rate at the target with 95 % confidence (If nothing goes wrong, is everything all right?, Hanley and
-Lippman-Hand, JAMA 1983).
+`embedkit.analysis.matching.rates` holds the statistics and their sources. A rate that the data cannot support is
+refused. Rule of thirty: at least 30 false matches must be expected at the target (The NIST speaker recognition
+evaluation, Doddington et al., Speech Communication 2000). Rule of three: the effective number of impostor pairs, which
+is smaller than their number if pairs share identities, must be at least 3 / target, with which no false match at all
+would still bound the rate at the target with 95 % confidence (If nothing goes wrong, is everything all right?, Hanley
+and Lippman-Hand, JAMA 1983).
 """
 
 from __future__ import annotations
@@ -26,13 +25,13 @@ from embedkit.errors import ConfigError
 
 __all__ = ["calibrate", "calibrate_pairs", "check_support"]
 
-#: False matches that must be expected at the target (the rule of thirty).
+#: Least expected number of false matches at the target (rule of thirty).
 EXPECTED = 30
 #: Bootstrap samples.
 REPLICATES = 500
-#: Points of the curve that are kept.
+#: Points of the stored curve.
 POINTS = 600
-#: The largest score: a step beyond it is finite in float32.
+#: The largest score: the next number is still finite in float32.
 MOST_SCORE = 1e30
 
 
@@ -47,15 +46,15 @@ def calibrate(
     replicates: int = REPLICATES,
     seed: int = 0,
 ) -> Calibration:
-    """Find the threshold for a false-match rate, and say how sure it is.
+    """Find the threshold for a false-match rate, with its uncertainty.
 
     Args:
-        scores: float (P,), of pairs, higher meaning more alike.
+        scores: float (P,), of pairs; higher means more similar.
         labels: bool (P,), whether a pair is of one identity.
-        target_fmr: The false-match rate that is asked for, in (0, 1).
-        identities: (P, 2), the identity of each side. Without them pairs are resampled as if they were
-            independent, and intervals are too narrow where they are not.
-        groups: (P,), a group for each pair; None or the empty text for pairs of no group, such as those across.
+        target_fmr: The target false-match rate, in (0, 1).
+        identities: (P, 2), the identity of each side. Without them, pairs are resampled as if they were
+            independent; intervals are then too narrow for dependent pairs.
+        groups: (P,), a group for each pair; None or the empty text for pairs of no group, for example across groups.
         metadata: Of the embeddings that were compared; binds the calibration to their space.
         replicates: Bootstrap samples.
         seed: Of the bootstrap.
@@ -83,7 +82,7 @@ def calibrate(
     check_support(pairs.impostors, target_fmr)
     codes = _codes(identities, len(scores))
     curve = pairs.curve()
-    assert curve is not None  # both kinds are there
+    assert curve is not None  # both kinds are present
     threshold = curve.threshold_at(target_fmr)
     matched = scores >= threshold
     fmr, fnmr = float(matched[~same].mean()), float((~matched[same]).mean())
@@ -95,14 +94,14 @@ def calibrate(
     effective = fmr * (1 - fmr) / variance if variance else float(pairs.impostors)
     if effective * target_fmr < EFFECTIVE:
         raise ConfigError(
-            f"{pairs.impostors} impostor pairs of {len(np.unique(codes))} identities tell as much as "
+            f"{pairs.impostors} impostor pairs of {len(np.unique(codes))} identities are worth "
             f"{effective:.0f} independent ones, too few for a false-match rate of {target_fmr:g}: "
-            f"{math.ceil(EFFECTIVE / target_fmr)} are needed (the rule of three); bring more identities"
+            f"{math.ceil(EFFECTIVE / target_fmr)} are needed (the rule of three); add more identities"
         )
 
     rng = np.random.default_rng(seed)
     at = int(np.searchsorted(-curve.thresholds, -threshold, side="right")) - 1  # -1: nothing is accepted
-    figures = [
+    samples = [
         (
             found.threshold_at(target_fmr),
             found.fmr[at] if at >= 0 else 0.0,
@@ -112,7 +111,7 @@ def calibrate(
         )
         for found in resampled(pairs, codes, replicates, rng)
     ]
-    low, high = np.quantile(figures, (0.025, 0.975), axis=0) if figures else np.full((2, 5), np.nan)
+    low, high = np.quantile(samples, (0.025, 0.975), axis=0) if samples else np.full((2, 5), np.nan)
     intervals = [(float(a), float(b)) for a, b in zip(low, high, strict=True)]
     return Calibration(
         threshold=threshold,
@@ -122,8 +121,8 @@ def calibrate(
         eer=curve.eer,
         auc=curve.auc,
         threshold_interval=intervals[0],
-        fmr_interval=_never_sure(intervals[1], fmr, codes[~same]),
-        fnmr_interval=_never_sure(intervals[2], fnmr, codes[same]),
+        fmr_interval=_widened(intervals[1], fmr, codes[~same]),
+        fnmr_interval=_widened(intervals[2], fnmr, codes[same]),
         eer_interval=intervals[3],
         auc_interval=intervals[4],
         genuine=pairs.genuine,
@@ -153,8 +152,8 @@ def calibrate_pairs(
     Args:
         embeddings: N rows.
         pairs: See `read_pairs` and `sample_pairs`.
-        target_fmr: The false-match rate that is asked for.
-        groups: (N,), the group of each image; pairs across groups belong to none.
+        target_fmr: The target false-match rate.
+        groups: (N,), the group of each image; pairs across groups have no group.
         replicates: Bootstrap samples.
         seed: Of the bootstrap.
 
@@ -179,11 +178,11 @@ def calibrate_pairs(
 
 
 def check_support(impostors: int, target_fmr: float) -> None:
-    """Refuse a rate that so many pairs cannot support, by the rule of thirty; the rule of three needs scores.
+    """Refuse a rate that this number of pairs cannot support, by the rule of thirty; the rule of three needs scores.
 
     Args:
         impostors: Pairs of two identities, 1 or more.
-        target_fmr: The false-match rate that is asked for.
+        target_fmr: The target false-match rate.
 
     Raises:
         ConfigError: Too few pairs, or a rate that is not in (0, 1).
@@ -191,16 +190,16 @@ def check_support(impostors: int, target_fmr: float) -> None:
     if not 0 < target_fmr < 1:
         raise ConfigError(f"target_fmr: expected a rate in (0, 1), found {target_fmr}")
     if impostors * target_fmr < EXPECTED:
-        milder = f"ask for {EXPECTED / impostors:.2g} or more, or " if impostors > EXPECTED else ""
+        higher = f"choose {EXPECTED / impostors:.2g} or more, or " if impostors > EXPECTED else ""
         raise ConfigError(
             f"{impostors} impostor pairs cannot support a false-match rate of {target_fmr:g}: at least "
             f"{math.ceil(EXPECTED / target_fmr - 1e-9)} are needed to expect {EXPECTED} false matches "
-            f"(the rule of thirty); {milder}bring more pairs"
+            f"(the rule of thirty); {higher}add more pairs"
         )
 
 
 def _codes(identities: Sequence[Sequence[Hashable]] | np.ndarray | None, count: int) -> np.ndarray:
-    """Identities as 0..n-1, int64 (P, 2); without identities each pair is two of its own."""
+    """Identities as 0..n-1, int64 (P, 2); without them, each pair has two of its own."""
     if identities is None:
         return np.repeat(np.arange(count)[:, None], 2, 1)
     sides = np.asarray(identities)
@@ -212,8 +211,8 @@ def _codes(identities: Sequence[Sequence[Hashable]] | np.ndarray | None, count: 
     return codes.reshape(count, 2)
 
 
-def _never_sure(interval: Interval, rate: float, identities: np.ndarray) -> Interval:
-    """The interval; where no error was seen its end is what n identities without one cannot exclude."""
+def _widened(interval: Interval, rate: float, identities: np.ndarray) -> Interval:
+    """The interval. Without any error, its upper end is the rate that n identities without one cannot exclude."""
     if rate > 0:
         return interval
     return interval[0], min(1.0, -math.log(0.025) / len(np.unique(identities)))
@@ -272,4 +271,4 @@ def _rate(
             means.append(float((weights * hits).sum() / total))
     low, high = np.quantile(means, (0.025, 0.975)) if means else (0.0, 1.0)
     rate = float(hits.mean())
-    return rate, _never_sure((float(low), float(high)), rate, identities)
+    return rate, _widened((float(low), float(high)), rate, identities)

@@ -1,9 +1,9 @@
-"""What a calibration says and decides: its threshold, how sure it is, its file, and decisions about two vectors.
+"""A calibration: its threshold and error rates, its file, and decisions about two vectors.
 
-A calibration holds the threshold for a false-match rate, what that threshold costs, 95 % intervals from a bootstrap
-over identities, an interval for the rate in another sample, and is bound to the space that it was measured in. It is
-made in `embedkit.analysis.matching.calibrate`; decisions against a gallery stand in
-`embedkit.analysis.matching.identification`.
+A calibration holds the threshold for a false-match rate, the error rates at that threshold, 95 % intervals from a
+bootstrap over identities, and an interval for the rate in another sample. It is bound to the space in which it was
+measured. `embedkit.analysis.matching.calibrate` makes it; `embedkit.analysis.matching.identification` decides against a
+gallery.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ __all__ = [
 ]
 
 VERSION = 1
-#: Effective impostor pairs times a rate that they support (the rule of three; see `matching.calibrate`).
+#: Least product of effective impostor pairs and a supported rate (rule of three; see `matching.calibrate`).
 EFFECTIVE = 3
-#: What sums of float64 may make more of a rate than 1.
+#: Rounding error by which a sum of float64 rates may exceed 1.
 _ROUNDING = 1e-9
-#: Rounding of float32 and one step more than a score of 1.
+#: The largest cosine: 1, the rounding of float32, and one step.
 _MOST_COSINE = 1 + 1e-5
 
 Interval: TypeAlias = tuple[float, float]
@@ -52,8 +52,8 @@ class Verification:
         score: Their cosine.
         threshold: The least score of a match.
         is_match: Whether the score reaches the threshold.
-        expected_fmr: How often two different identities reach this threshold; None without a calibration.
-        probability: That they are one identity, where as many pairs are as are not; None without a calibration.
+        expected_fmr: Expected share of pairs of two identities that reach this threshold; None without a calibration.
+        probability: Of one identity, if half of all pairs are; None without a calibration.
     """
 
     score: float
@@ -65,7 +65,7 @@ class Verification:
 
 @dataclass(frozen=True)
 class GroupRates:
-    """The error rates of one group's pairs at the common threshold; None where there is no such pair.
+    """Error rates of one group's pairs at the common threshold; None if there is no such pair.
 
     Attributes:
         name: The group.
@@ -75,7 +75,7 @@ class GroupRates:
         fmr_interval: 95 %, bootstrap over identities.
         fnmr: False-non-match rate.
         fnmr_interval: 95 %, bootstrap over identities.
-        supported: Whether the group alone has impostor pairs enough for the target by the rule of thirty.
+        supported: Whether the group alone has enough impostor pairs for the target by the rule of thirty.
     """
 
     name: str
@@ -90,16 +90,16 @@ class GroupRates:
 
 @dataclass(frozen=True)
 class Calibration:
-    """A threshold, what it costs, and how sure that is. Intervals are of 95 %.
+    """A threshold and its error rates, with 95 % intervals.
 
     Attributes:
-        threshold: The mildest one whose false-match rate is at most the target.
-        target_fmr: What was asked for.
+        threshold: The lowest one whose false-match rate is at most the target.
+        target_fmr: The target false-match rate.
         fmr: False-match rate at the threshold, in these pairs.
         fnmr: False-non-match rate at the threshold.
         eer: Equal error rate.
         auc: Area under the ROC curve.
-        threshold_interval: Where the target's threshold may lie.
+        threshold_interval: Of the threshold for the target.
         fmr_interval: Of the false-match rate at this threshold. For the rate in another sample see
             `predict`, whose interval is wider.
         fnmr_interval: Of the false-non-match rate at this threshold.
@@ -107,12 +107,12 @@ class Calibration:
         auc_interval: Of the area.
         genuine: Pairs of one identity.
         impostors: Pairs of two.
-        effective_impostors: Independent pairs that would tell as much about the false-match rate.
-        identities: How many there were; 0 when they were not known, and pairs were resampled instead.
+        effective_impostors: Number of independent pairs with the same information about the false-match rate.
+        identities: Number of identities; 0 if unknown, and pairs were resampled instead.
         spread: Components of the variance of the false-match rate.
         curve: Thresholds, false-match and false-non-match rates; ROC is 1 - FNMR over FMR.
         ratios: Scores, and the log likelihood ratio at each.
-        groups: Figures per group.
+        groups: Error rates of each group.
         entry: The encoder's name, empty for plain scores.
         fingerprint: The space's identity, 64 hex digits, empty for plain scores.
     """
@@ -150,9 +150,9 @@ class Calibration:
         return x, y
 
     def predict(self, *, identities: int | None = None, impostors: int | None = None) -> Interval:
-        """Where the false-match rate at this threshold will lie in another sample, in 95 of 100 cases.
+        """A 95 % prediction interval for the false-match rate at this threshold in another sample.
 
-        The interval holds the chance of both samples: the one that set the threshold and the other one.
+        It covers the sampling error of both samples.
 
         Args:
             identities: Identities of the other sample; as many as here when None.
@@ -177,7 +177,7 @@ class Calibration:
         return prediction_interval(self.fmr * self.effective_impostors, self.effective_impostors, exposure)
 
     def false_match_rate(self, threshold: float) -> float:
-        """How often two identities reach `threshold`: not less than three effective pairs of these would bound."""
+        """Expected false-match rate at `threshold`, at least the bound of the rule of three for these pairs."""
         if threshold == self.threshold:
             return self.fmr
         index = int(np.searchsorted(-self.curve.thresholds, -threshold))  # the first one that accepts as much
@@ -185,11 +185,11 @@ class Calibration:
         return min(1.0, max(seen, EFFECTIVE / self.effective_impostors))
 
     def probability(self, score: np.ndarray | float, *, prior: float = 0.5) -> np.ndarray:
-        """That a pair of this score is of one identity, rising with the score.
+        """Probability that a pair with this score is of one identity; increases with the score.
 
         Args:
             score: Cosines, of any shape.
-            prior: Share of such pairs among those that are judged, in (0, 1).
+            prior: Share of such pairs among all pairs that are verified, in (0, 1).
 
         Returns:
             float64, of the scores' shape.
@@ -197,23 +197,24 @@ class Calibration:
         if not 0 < prior < 1:
             raise ConfigError(f"prior: expected a share in (0, 1), found {prior}")
         odds = np.interp(score, *self.ratios) + math.log(prior / (1 - prior))
-        return 1 / (1 + np.exp(-odds))
+        result: np.ndarray = 1 / (1 + np.exp(-odds))
+        return result
 
     def check_space(self, metadata: Metadata | None, where: str) -> None:
         """Refuse embeddings of another space than the one that was calibrated.
 
         Raises:
-            SpaceMismatchError: Naming both.
+            SpaceMismatchError: The spaces differ; the message names both.
         """
         if metadata is not None and self.fingerprint and metadata.fingerprint != self.fingerprint:
             raise SpaceMismatchError(
                 f"the calibration is of {self.entry} (space {self.fingerprint[:12]}) and {where} holds embeddings "
                 f"of {metadata.entry} (space {metadata.fingerprint[:12]}); name the calibrated encoder with --encoder, "
-                "or calibrate the other space, too"
+                "or calibrate the other space"
             )
 
     def to_json(self) -> dict[str, Any]:
-        """The calibration as plain values; intervals that are not known, without a bootstrap sample, are None."""
+        """The calibration as plain values; without a bootstrap sample, intervals are None."""
         data = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         data |= {key: None for key in _INTERVALS if math.isnan(data[key][0])}
         data["spread"] = dataclasses.asdict(self.spread)
@@ -248,16 +249,16 @@ _FILE = JsonFormat(
 
 
 def _parsed(data: Fields) -> Calibration:
-    """A calibration of a file's fields, each of its type and in its range: a file may say anything."""
+    """Parse a calibration, with the type and range of every field checked."""
     data.version(_VERSION_KEY, VERSION)
     data.only(_VERSION_KEY, *(field.name for field in dataclasses.fields(Calibration)))
     fingerprint = data.text("fingerprint", empty=True)
     # Plain scores have no space and any range; those of embeddings are cosines.
     most = _MOST_COSINE if fingerprint else math.inf
-    known = any(key in data for key in _INTERVALS)  # without one bootstrap sample none is
+    has_intervals = any(key in data for key in _INTERVALS)  # there are none without a bootstrap sample
 
     def interval(key: str) -> Interval:
-        return _share_interval(data, key) if known else (math.nan, math.nan)
+        return _share_interval(data, key) if has_intervals else (math.nan, math.nan)
 
     spread = data.fields("spread")
     spread.only(*(field.name for field in dataclasses.fields(Spread)))
@@ -271,7 +272,7 @@ def _parsed(data: Fields) -> Calibration:
         fnmr=_share(data, "fnmr"),
         eer=_share(data, "eer"),
         auc=_share(data, "auc"),
-        threshold_interval=_interval(data, "threshold_interval") if known else (math.nan, math.nan),
+        threshold_interval=_interval(data, "threshold_interval") if has_intervals else (math.nan, math.nan),
         fmr_interval=interval("fmr_interval"),
         fnmr_interval=interval("fnmr_interval"),
         eer_interval=interval("eer_interval"),
@@ -306,7 +307,7 @@ def _curve(data: Fields) -> Curve:
     data.only("thresholds", "fmr", "fnmr")
     thresholds = np.array(data.numbers("thresholds"), np.float64)
     if not len(thresholds) or (np.diff(thresholds) > 0).any():
-        data.fail("thresholds", "falling numbers, one or more")
+        data.fail("thresholds", "descending numbers, one or more")
     rates = (data.numbers(key, -_ROUNDING, 1 + _ROUNDING, length=len(thresholds)) for key in ("fmr", "fnmr"))
     return Curve(thresholds, *(np.array(side, np.float64) for side in rates))
 
@@ -314,7 +315,7 @@ def _curve(data: Fields) -> Curve:
 def _ratios(data: Fields) -> tuple[np.ndarray, np.ndarray]:
     scores, ratios = (np.array(side, np.float64) for side in data.rows("ratios", count=2))
     if not len(scores) or len(scores) != len(ratios) or (np.diff(scores) < 0).any():
-        data.fail("ratios", "rising scores and as many ratios, one or more")
+        data.fail("ratios", "ascending scores and as many ratios, one or more")
     return scores, ratios
 
 
@@ -333,7 +334,7 @@ def _group(data: Fields) -> GroupRates:
 
 
 def check_threshold(threshold: float) -> None:
-    """Refuse a threshold that no cosine can be held against.
+    """Refuse a threshold that is not a cosine.
 
     Raises:
         ConfigError: It is not finite, or outside [-1, 1].
@@ -354,7 +355,7 @@ def verify_vectors(
         threshold: Cosine; overrides the calibration's threshold.
 
     Raises:
-        ConfigError: Neither a calibration nor a threshold, a threshold that is no cosine, a vector with NaN or of
+        ConfigError: Neither a calibration nor a threshold, a threshold that is not a cosine, a vector with NaN or of
             zeros, or two widths.
     """
     if threshold is None:

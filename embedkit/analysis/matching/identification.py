@@ -1,7 +1,7 @@
-"""Who of a gallery an image shows, if anybody: decisions 1:N, with the error that is to be expected of them.
+"""Open-set identification (1:N) against a gallery, with the expected error (ISO/IEC 19795-1).
 
-Somebody who is in the gallery can be missed, and somebody who is not can be taken for somebody who is (open-set
-identification, ISO/IEC 19795-1): below the threshold the answer is nobody.
+An identity of the gallery can be missed, and an unknown identity can be matched. Below the threshold the answer is no
+match.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ __all__ = ["Identification", "identify"]
 
 @dataclass(frozen=True)
 class Identification:
-    """Who of a gallery an image shows, if anybody.
+    """The identity of an image among those of a gallery, or no match.
 
     Attributes:
         query: The image's id.
-        identity: The nearest image's identity; None when it scores below the threshold: nobody of the gallery.
+        identity: The identity of the nearest image; None (no match) if it scores below the threshold.
         nearest: The id of the nearest image of the gallery.
         score: Its cosine.
         threshold: The least score of a match.
-        expected_fpir: How often somebody who is not in the gallery is to be taken for somebody who is: at most the
-            false-match rate times the gallery's images (a union bound), and as unsure as that rate is, see
+        expected_fpir: False-positive identification rate: how often an identity outside the gallery is matched. At most
+            the false-match rate times the number of gallery images (a union bound), and as uncertain as that rate, see
             `Calibration.fmr_interval` and `Calibration.predict`; None without a calibration.
     """
 
@@ -52,42 +52,43 @@ def identify(
     calibration: Calibration | None = None,
     threshold: float | None = None,
 ) -> list[Identification]:
-    """Find each query among the identities of a gallery, or say that it is none of them.
+    """Match each query to the identities of a gallery, or report no match.
 
-    A query has the identity of its nearest image, when that reaches the threshold. With a larger gallery
-    somebody unknown has more chances to reach it: see `Identification.expected_fpir`. A gallery of one identity makes
-    this a verification: the answer is that one, or nobody.
+    A query gets the identity of its nearest image, if that reaches the threshold. A larger gallery gives an unknown
+    identity more chances to reach it: see `Identification.expected_fpir`. With one identity in the gallery, this is a
+    verification.
 
     Args:
         queries: Q rows.
-        gallery: N rows of known identity, several to an identity if there are.
-        identities: (N,), of the gallery's rows.
+        gallery: N labeled rows; an identity may have several.
+        identities: (N,), the identities of the gallery's rows.
         calibration: Gives the threshold and the expected rate.
         threshold: Cosine; overrides the calibration's.
 
     Raises:
-        ConfigError: A row without an identity, neither a calibration nor a threshold, or a threshold that is no cosine.
+        ConfigError: A row without an identity, neither a calibration nor a threshold, or a threshold that is not a
+        cosine.
         SpaceMismatchError: Queries, gallery and calibration of different spaces.
     """
-    asked, known = Rows.of(queries, "the queries"), Rows.of(gallery, "the gallery")
-    if len(identities) != len(known):
-        raise ConfigError(f"{known.where}: expected {len(known)} identities, found {len(identities)}")
+    asked, labeled = Rows.of(queries, "the queries"), Rows.of(gallery, "the gallery")
+    if len(identities) != len(labeled):
+        raise ConfigError(f"{labeled.where}: expected {len(labeled)} identities, found {len(identities)}")
     codes = identity_codes(identities)
     if (codes < 0).any():
         raise ConfigError(
-            f"{known.where}: {known.names()[int(np.argmin(codes))]} has no identity; give it one, or leave it out"
+            f"{labeled.where}: {labeled.names()[int(np.argmin(codes))]} has no identity; give it one, or leave it out"
         )
     if calibration is not None:
-        calibration.check_space(known.metadata, known.where)
+        calibration.check_space(labeled.metadata, labeled.where)
     if threshold is None:
         if calibration is None:
             raise ConfigError("identify needs a calibration or a threshold")
         threshold = calibration.threshold
     else:
         check_threshold(threshold)
-    scores, nearest = top_k(asked, known, 1)
-    fpir = None if calibration is None else min(1.0, calibration.false_match_rate(threshold) * len(known))
-    names, owners = asked.names(), known.names()
+    scores, nearest = top_k(asked, labeled, 1)
+    fpir = None if calibration is None else min(1.0, calibration.false_match_rate(threshold) * len(labeled))
+    names, owners = asked.names(), labeled.names()
     return [
         Identification(
             query=names[index],

@@ -1,4 +1,4 @@
-"""Pairs of images that are known to be of one identity or of two: from a CSV, from labels, from folders.
+"""Labeled pairs of images, of one identity or of two: from a CSV, from labels, from folders.
 
 Also the 10-fold protocol of Labeled Faces in the Wild: A Database for Studying Face Recognition in Unconstrained
 Environments (Huang et al., Technical Report 07-49, University of Massachusetts, 2007), view 2.
@@ -20,7 +20,7 @@ import numpy as np
 
 from embedkit._io.atomic import write_file
 from embedkit._io.reading import open_regular
-from embedkit.analysis.similarity import Groups
+from embedkit.analysis.similarity import UnionFind
 from embedkit.errors import ConfigError
 
 __all__ = [
@@ -34,11 +34,11 @@ __all__ = [
     "write_pairs",
 ]
 
-#: Genuine and impostor pairs of which all are taken, up to as many of each kind.
+#: Greatest number of genuine pairs and of impostor pairs; more are sampled.
 MOST = 1 << 18
-#: Where a spreadsheet of some country lets a cell begin: quotes do not keep it from splitting at semicolons and tabs.
+#: Where a spreadsheet may start a cell. In some locales it splits at semicolons and tabs, also inside quotes.
 _START = r"(?:^|(?<=[;\t\r\n]))"
-#: What it takes for a formula there, behind any apostrophes that hide one already.
+#: The start of a formula there, after apostrophes that already hide one.
 _FORMULA = r"(?='*[=+\-@\t\r\n])"
 _shortener = Repr()
 _shortener.maxstring = 200
@@ -54,7 +54,7 @@ class Pairs:
         a: int64 (P,), the first row of each pair.
         b: int64 (P,), the second one.
         same: bool (P,), whether both are of one identity.
-        identities: int64 (P, 2), the identity of each side, as a number; pairs that share one are correlated.
+        identities: int64 (P, 2), the identity of each side as a number; pairs that share one are correlated.
     """
 
     a: np.ndarray
@@ -66,7 +66,7 @@ class Pairs:
         return len(self.a)
 
     def among(self, kept: np.ndarray) -> Pairs:
-        """The pairs of which both rows are kept, over the kept rows alone.
+        """The pairs whose rows are both kept, renumbered over the kept rows.
 
         Args:
             kept: bool (N,), of the rows.
@@ -79,9 +79,9 @@ class Pairs:
 def write_pairs(
     path: str | os.PathLike[str], names: Sequence[str], pairs: tuple[np.ndarray, np.ndarray, np.ndarray]
 ) -> None:
-    """Write pairs to be judged by a person: a CSV with the columns `a`, `b`, `cosine` and an empty `same`.
+    """Write pairs for a person to label: a CSV with the columns `a`, `b`, `cosine` and an empty `same`.
 
-    A name that a spreadsheet would run as a formula gets an apostrophe in front, which `read_pairs` takes off again.
+    A name that a spreadsheet would run as a formula gets an apostrophe in front, which `read_pairs` removes.
 
     Args:
         path: The CSV.
@@ -98,13 +98,13 @@ def write_pairs(
 
 
 def _cell(text: str) -> str:
-    """One cell: an apostrophe before each formula, and quotes where they are needed."""
+    """One cell: an apostrophe before each formula, and quotes if needed."""
     text = re.sub(_START + _FORMULA, "'", text)
     return '"' + text.replace('"', '""') + '"' if re.search(r"[,;\"\s]", text) else text
 
 
 def _plain(cell: str) -> str:
-    """What `_cell` was given, from a cell without its quotes."""
+    """The inverse of `_cell`, for a cell without its quotes."""
     return re.sub(f"{_START}'{_FORMULA}", "", cell)
 
 
@@ -116,7 +116,7 @@ class _Line(NamedTuple):
 
 
 def pair_names(path: str | os.PathLike[str]) -> list[str]:
-    """What a CSV of pairs names in its columns `a` and `b`, each once, in order.
+    """The names in the columns `a` and `b` of a CSV of pairs, each once, in order.
 
     Raises:
         ConfigError: Not such a file.
@@ -129,29 +129,29 @@ def read_pairs(
 ) -> Pairs:
     """Read a CSV with the columns `a`, `b` (ids) and `same` (1 or 0, true or false, yes or no).
 
-    Identities follow from the pairs: whatever is linked by pairs of one identity is one identity.
+    Identities follow from the pairs: images linked by pairs of one identity are one identity.
 
     Args:
-        path: The CSV; its first line names the columns, others than these three are left alone.
-        names: The embeddings' ids, one per row, as `Rows.names` gives them; or the row of each, where several name
-            the same one.
-        identities: False takes each image as its own identity, for a judgement like "near-duplicate" that
-            does not carry over from pair to pair.
+        path: The CSV; its first line names the columns, and other columns are ignored.
+        names: The embeddings' ids, one per row, as `Rows.names` gives them; or a mapping to rows, if
+            several names belong to one row.
+        identities: False makes each image its own identity, for labels such as "near-duplicate" that are not
+            transitive.
 
     Raises:
         ConfigError: Not such a file, an id that the embeddings do not have, pairs of one kind only, or a pair
-            that differs though other pairs make its two sides one identity.
+            of two identities that other pairs make one.
     """
     where = os.fspath(path)
     lines = _lines_of(path)
     rows = names if isinstance(names, Mapping) else {name: index for index, name in enumerate(names)}
-    # An id that a person wrote by hand may begin with an apostrophe of its own.
-    lines = [line._replace(a=_known(line.a, rows), b=_known(line.b, rows)) for line in lines]
+    # An id may start with an apostrophe of its own.
+    lines = [line._replace(a=_id_of_cell(line.a, rows), b=_id_of_cell(line.b, rows)) for line in lines]
     unknown = [(line.number, name) for line in lines for name in (line.a, line.b) if name not in rows]
     if unknown:
         others = f", and {len(unknown) - 1} more" if len(unknown) > 1 else ""
         raise ConfigError(
-            f"{where}, line {unknown[0][0]}: {_short(unknown[0][1])} is no id of the embeddings{others}; "
+            f"{where}, line {unknown[0][0]}: {_short(unknown[0][1])} is not an id of the embeddings{others}; "
             "ids are spelled as `embedkit embed` stored them"
         )
     truth = np.array([line.same for line in lines], bool)
@@ -161,9 +161,9 @@ def read_pairs(
     if len(own):
         line = lines[own[0]]
         raise ConfigError(
-            f"{where}, line {line.number}: {line.a!r} is paired with itself, which says nothing"
+            f"{where}, line {line.number}: {line.a!r} is paired with itself; leave this line out"
         )
-    group = Groups(max(rows.values()) + 1)
+    group = UnionFind(max(rows.values()) + 1)
     if identities:
         group.join(a[truth], b[truth])
     sides = np.stack([group.find(a), group.find(b)], 1)
@@ -171,18 +171,18 @@ def read_pairs(
     if len(wrong):
         line = lines[wrong[0]]
         raise ConfigError(
-            f"{where}, line {line.number}: {line.a!r} and {line.b!r} are said to differ, "
-            "but other lines make them one identity; fix one of them"
+            f"{where}, line {line.number}: {line.a!r} and {line.b!r} are labeled as different, "
+            "but other lines make them one identity; correct one of them"
         )
     return Pairs(a, b, truth, sides)
 
 
-def _known(cell: str, rows: Mapping[str, int]) -> str:
+def _id_of_cell(cell: str, rows: Mapping[str, int]) -> str:
     return plain if (plain := _plain(cell)) in rows else cell
 
 
 def _lines_of(path: str | os.PathLike[str]) -> list[_Line]:
-    """The pairs of a CSV as they stand there."""
+    """The pairs of a CSV, as written."""
     where = os.fspath(path)
     lines: list[_Line] = []
     try:
@@ -203,7 +203,7 @@ def _lines_of(path: str | os.PathLike[str]) -> list[_Line]:
                 lines.append(_Line(reader.line_num, line["a"] or "", line["b"] or "", answer in _TRUE))
     except ConfigError:
         raise
-    except (OSError, ValueError, csv.Error) as error:  # ValueError: no UTF-8, or a path with a NUL
+    except (OSError, ValueError, csv.Error) as error:  # ValueError: not UTF-8, or a path with a NUL
         raise ConfigError(f"{where} cannot be read as a CSV file ({error})") from None
     return lines
 
@@ -212,7 +212,7 @@ def check_both_kinds(same: np.ndarray, where: str) -> None:
     """Refuse pairs of one kind only.
 
     Raises:
-        ConfigError: Saying how many there are of each.
+        ConfigError: One kind is missing; the message gives both numbers.
     """
     genuine = int(same.sum())
     if not 0 < genuine < len(same):
@@ -232,7 +232,7 @@ def folder_identities(ids: Sequence[str]) -> list[str]:
     bare = next((name for name, folder in zip(ids, folders, strict=True) if not folder), None)
     if bare is not None:
         raise ConfigError(
-            f"{bare!r} lies in no folder, so its identity is not known; "
+            f"{bare!r} is not in a folder, so its identity is unknown; "
             "give a folder that holds one folder per identity, or name a column with --identity"
         )
     return folders
@@ -241,7 +241,7 @@ def folder_identities(ids: Sequence[str]) -> list[str]:
 def identity_codes(identities: Sequence[Hashable] | np.ndarray) -> np.ndarray:
     """Identities as numbers 0..n-1 in order of first appearance, int64 (N,); -1 where there is none.
 
-    None, NaN and the empty text mean that an image's identity is not known.
+    None, NaN and the empty text mean an unknown identity.
     """
     codes: dict[Hashable, int] = {}
     return np.array(
@@ -256,15 +256,15 @@ def identity_codes(identities: Sequence[Hashable] | np.ndarray) -> np.ndarray:
 def sample_pairs(
     identities: Sequence[Hashable] | np.ndarray, *, seed: int = 0, most: int = MOST, where: str = "identities"
 ) -> Pairs:
-    """Pairs from identity labels: all of a kind where they are at most `most`, else a sample of that many.
+    """Pairs from identity labels: all of a kind if they are at most `most`, else a sample of that size.
 
-    A sample is drawn evenly from all pairs of its kind, without replacement.
+    A sample is drawn uniformly from all pairs of its kind, without replacement.
 
     Args:
-        identities: One per row; None or the empty text is left out.
+        identities: One per row; rows with None or the empty text are left out.
         seed: Of the samples.
         most: Pairs of each kind.
-        where: How messages name the labels.
+        where: Name of the labels in messages.
 
     Raises:
         ConfigError: Fewer than two identities, or no identity with two images.
@@ -301,7 +301,7 @@ def _draw(partners: np.ndarray, most: int, rng: np.random.Generator) -> tuple[np
     Args:
         partners: int64 (N,), how many partners each place has.
         most: Tickets that are drawn, all of them when there are no more.
-        rng: The source of chance.
+        rng: The random generator.
     """
     ends = np.cumsum(partners)
     total = int(ends[-1])
@@ -326,7 +326,7 @@ class Folds:
         accuracy: Mean over the folds.
         standard_error: Of the mean: standard deviation over the square root of the number of folds.
         accuracies: float64 (F,), of each fold.
-        thresholds: float64 (F,), as the other folds chose them.
+        thresholds: float64 (F,), chosen on the other folds.
     """
 
     accuracy: float
@@ -336,13 +336,14 @@ class Folds:
 
 
 def lfw_protocol(scores: np.ndarray, same: np.ndarray, folds: np.ndarray | int = 10) -> Folds:
-    """The 10-fold protocol of LFW: each fold is judged at the threshold that is best on the others.
+    """The 10-fold protocol of LFW: each fold is evaluated at the best threshold of the others.
 
     Args:
-        scores: float (P,), higher meaning more alike.
+        scores: float (P,), higher means more similar.
         same: bool (P,).
-        folds: int (P,), the fold of each pair; or how many folds of equal size stand one after another, as in
-            LFW's list of pairs. For a figure of unseen identities, folds share no identity.
+        folds: int (P,), the fold of each pair; or the number of consecutive folds of equal size, as in LFW's list of
+        pairs.
+            For an accuracy on unseen identities, folds must not share identities.
 
     Raises:
         ConfigError: Fewer than two folds, sizes that do not divide, or a fold with one kind of pairs only.

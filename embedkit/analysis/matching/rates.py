@@ -1,11 +1,11 @@
-"""Error rates of verification and what is known of them: curves, variances, intervals, log likelihood ratios.
+"""Error rates of verification: curves, variances, intervals, log likelihood ratios.
 
-Pairs that share an identity are correlated: one face that resembles many makes many false matches. All spreads
-here therefore treat identities, not pairs, as what was sampled.
+Pairs that share an identity are correlated: one face that resembles many makes many false matches. All variances here
+therefore treat identities, not pairs, as the sample.
 
 Sources.
 Variance of a rate over pairs: Cluster-Robust Variance Estimation for Dyadic Data (Aronow, Samii and Assenova,
-Political Analysis 2015, arXiv 1312.3398), here split into its three components, so that it can be stated for
+Political Analysis 2015, arXiv 1312.3398), here split into its three components, so that it can be computed for
 another sample.
 Bootstrap: Bootstrapping data arrays of arbitrary order (Owen and Eckles, Annals of Applied Statistics 2012, arXiv
 1106.2125): a pair weighs as much as the product of its identities' weights; mildly conservative. For biometrics,
@@ -22,8 +22,10 @@ Speech and Language 2006).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import importlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from types import ModuleType
 
 import numpy as np
 
@@ -35,10 +37,10 @@ TAIL = 0.025
 
 @dataclass(frozen=True)
 class Curve:
-    """What accepting pairs from a threshold on does, at every distinct score, the strictest one first.
+    """Error rates at every distinct score as threshold, the strictest first.
 
     Attributes:
-        thresholds: float64 (T,), falling; a pair is accepted when its score is at least the threshold.
+        thresholds: float64 (T,), descending; a pair is accepted when its score is at least the threshold.
         fmr: float64 (T,), false-match rate: share of impostor pairs that are accepted; rises to 1.
         fnmr: float64 (T,), false-non-match rate: share of genuine pairs that are not; falls to 0.
     """
@@ -63,10 +65,10 @@ class Curve:
         return float(fmr[after - 1] + share * (fmr[after] - fmr[after - 1]))
 
     def threshold_at(self, target: float) -> float:
-        """The mildest threshold with a false-match rate of at most `target`.
+        """The lowest threshold with a false-match rate of at most `target`.
 
-        It lies just above the first score that would be one too many, by one step of float32, so that it says
-        the same of scores in float32 and in float64.
+        It is one step of float32 above the first score that would exceed the target, so that it decides equally on
+        scores in float32 and in float64.
         """
         over = int(np.searchsorted(self.fmr, target, side="right"))
         if over == len(self.fmr):
@@ -87,7 +89,7 @@ class Curve:
 
 
 class SortedPairs:
-    """Scored pairs from the highest score down, ready for many weightings.
+    """Scored pairs in descending order, for curves under many weightings.
 
     Attributes:
         genuine: Pairs of one identity.
@@ -126,7 +128,7 @@ def resampled(
         pairs: The pairs.
         identities: int64 (P, 2), 0..n-1, in the pairs' original order.
         replicates: How many samples; one without a pair of some kind is left out.
-        rng: The source of chance.
+        rng: The random generator.
     """
     a, b = identities[pairs.order].T
     count = int(identities.max()) + 1
@@ -166,7 +168,7 @@ class Spread:
     def of(cls, hits: np.ndarray, identities: np.ndarray) -> tuple[Spread, float]:
         """Components of the mean of `hits`, bool (I,), over pairs of identities int64 (I, 2); and its variance.
 
-        Covariances below 0 are taken as 0: what is estimated is how much more than a pair's own chance there is.
+        Negative covariances are set to 0: only an excess over the variance of independent pairs is estimated.
         """
         a, b = identities.T
         count, rate = int(identities.max()) + 1, float(hits.mean())
@@ -200,12 +202,12 @@ def prediction_interval(count: float, exposure: float, other: float) -> tuple[fl
     """A 95 % interval for the rate of another Poisson sample.
 
     Given that both samples have n = x + y events, y is binomial with n trials and chance
-    other / (exposure + other). The limits are the y beyond which this y and the seen x would go together with
-    less than 2.5 % chance on either side.
+    other / (exposure + other). The limits are the y beyond which observing both x and y has a probability of less
+    than 2.5 % on either side.
 
     Args:
-        count: Events that were seen, x; effective counts need not be whole.
-        exposure: Trials that they were seen in.
+        count: Observed events, x; effective counts need not be whole numbers.
+        exposure: Trials of these events.
         other: Trials of the other sample.
 
     Returns:
@@ -214,7 +216,7 @@ def prediction_interval(count: float, exposure: float, other: float) -> tuple[fl
     betainc = _special().betainc
     chance = other / (exposure + other)
 
-    def solve(too_low) -> float:
+    def solve(too_low: Callable[[float], bool]) -> float:
         low, high = 0.0, 1.0
         while too_low(high):
             high *= 2
@@ -273,7 +275,7 @@ def log_likelihood_ratios(
     return at, ratios
 
 
-def _special():
+def _special() -> ModuleType:
     with requires("an interval of a rate", "analysis", package="scipy"):
-        from scipy import special
-    return special
+        module: ModuleType = importlib.import_module("scipy.special")
+    return module

@@ -1,1 +1,1 @@
-"""What runs a graph: one file an engine behind one protocol."""
+"""What runs a graph: the protocol (`base`), and one module for each engine (`onnx`)."""

@@ -1,4 +1,4 @@
-"""The protocol of an engine: pixels in, embeddings or other outputs out, and the truth about what runs."""
+"""The protocol of an engine: pixels in, embeddings or other outputs out, and the provider that runs."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import numpy as np
 
 
 class Engine(Protocol):
-    """What the encoder needs of a runtime."""
+    """What an encoder requires from a runtime."""
 
     @property
     def provider(self) -> str:
-        """The provider that really runs, by ONNX Runtime's name."""
+        """The provider that runs, by ONNX Runtime's name."""
 
     @property
     def concurrency(self) -> int:
-        """How many calls of `run` are worth having in flight at once."""
+        """How many concurrent calls of `run` are useful."""
 
     def run(self, pixels: np.ndarray) -> np.ndarray:
         """uint8 (N, C, H, W) -> float32 (N, D); called from several threads at once."""

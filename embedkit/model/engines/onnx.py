@@ -1,7 +1,6 @@
-"""The engine: pixels in, embeddings (or other outputs by name) out, and the truth about what runs.
+"""ONNX Runtime as an engine: pixels in, embeddings or other named outputs out.
 
-`Engine` is the protocol; `OnnxEngine` is ONNX Runtime behind it. Weights are never looked up by path: the
-bytes that were hashed are the bytes that run.
+Weights are never looked up by path: the bytes that were hashed are the bytes that run.
 """
 
 from __future__ import annotations
@@ -34,12 +33,11 @@ from embedkit.model.providers import (
 class OnnxEngine:
     """ONNX Runtime over one entry's graph and weights.
 
-    On the CPU, one intra-op thread runs each call and `concurrency` calls run side by side: a core that works on
-    a batch of its own never waits for another one, and an image's embedding does not depend on how many threads
-    there are.
+    On the CPU, one intra-op thread runs each call, and `concurrency` calls run in parallel. A core never waits for
+    another one, and the embedding of an image does not depend on the number of threads.
 
     Attributes:
-        note: One sentence when `auto` could not take what it would have taken, else empty.
+        note: One sentence when `auto` could not use its first choice, else empty.
         input_shape: (C, H, W) of the graph's input.
         output_shape: (D,) of the graph's output, or the shape of the first one.
         output_shapes: Name -> shape of each output, without the batch axis.
@@ -66,12 +64,12 @@ class OnnxEngine:
             outputs: Names of the graph's float outputs; `run` gives the first.
 
         Raises:
-            EntryError: The graph is not one of ours, or ONNX Runtime refuses it.
-            DeviceError: What was asked for is not what would run.
+            EntryError: The graph does not pass the guard, or ONNX Runtime refuses it.
+            DeviceError: Something else than what was requested would run.
             MissingDependencyError: No ONNX Runtime is installed.
         """
         check_graph(graph, weights, where)
-        # Kept alive as long as the session: ONNX Runtime holds a bare pointer to these bytes.
+        # ONNX Runtime holds a bare pointer to these bytes, so they must live as long as the session.
         self._weights = weights
         self._threads = options.threads
         automatic = options.device == "auto" and not options.providers
@@ -82,15 +80,15 @@ class OnnxEngine:
             self._session = _open_session(graph, weights, asked, options.threads)
             running = _provider_of(self._session)
             fault = "" if running == asked[0][0] else unloaded or f"{running} would run instead"
-        except Exception as error:  # ONNX Runtime raises a family of its own
+        except Exception as error:  # ONNX Runtime's errors have no common base class
             running, fault = "", _one_line(error)
         if fault and asked[0][0] != CPU:
             if not automatic:
                 raise DeviceError(
-                    f"{asked[0][0]} was asked for and cannot run ({fault}); run `embedkit doctor`, or take "
+                    f"{asked[0][0]} was requested and cannot run ({fault}); run `embedkit doctor`, or use "
                     "device='cpu'"
                 )
-            self.note = f"{asked[0][0]} cannot run here ({fault}), so the CPU does"
+            self.note = f"{asked[0][0]} cannot run here ({fault}), so the CPU runs instead"
             asked, running, fault = [(CPU, {})], CPU, ""
             try:
                 self._session = _open_session(graph, weights, asked, options.threads)
@@ -116,17 +114,17 @@ class OnnxEngine:
         shapes = {o.name: tuple(o.shape[1:]) for o in found}
         self.output_shapes = {name: shapes[name] for name in outputs}
         self.output_shape = self.output_shapes[outputs[0]]
-        # One stream of work per device: interleaved copies from several threads gain nothing there.
+        # One stream of work per device: copies that several threads interleave bring no gain.
         self._device_lock = threading.Lock() if self._provider != CPU else None
 
     @property
     def provider(self) -> str:
-        """The provider that really runs, by ONNX Runtime's name."""
+        """The provider that runs, by ONNX Runtime's name."""
         return self._provider
 
     @property
     def concurrency(self) -> int:
-        """Calls of `run` worth having in flight: one a core on the CPU, one on a device."""
+        """Useful number of concurrent calls of `run`: one per core on the CPU, one on a device."""
         return self._threads if self._provider == CPU else 1
 
     def run(self, pixels: np.ndarray) -> np.ndarray:
@@ -144,23 +142,23 @@ class OnnxEngine:
         """Run one batch, uint8 (N, C, H, W) C-contiguous, for every output: name -> float32 (N, ...).
 
         Raises:
-            DeviceError: ONNX Runtime cannot run it, most often for want of memory.
+            DeviceError: ONNX Runtime cannot run it, most often because memory is short.
         """
         try:
             if self._device_lock is None:
                 names = list(self.output_shapes)
                 return dict(zip(names, self._session.run(names, {"pixels": pixels}), strict=True))
             return self._run_bound(pixels, device_of(self._providers[0]))
-        except Exception as error:  # ONNX Runtime's own errors have no common base but this
+        except Exception as error:  # ONNX Runtime's errors share no base class, only a module
             if not type(error).__module__.startswith("onnxruntime"):
                 raise
             reason = " ".join(str(error).split())[:300]
             raise DeviceError(
-                f"{self.provider} cannot run a batch of {len(pixels)} ({reason}); make it smaller, or free memory"
+                f"{self.provider} cannot run a batch of {len(pixels)} ({reason}); use smaller batches, or free memory"
             ) from None
 
     def run_bound(self, pixels: np.ndarray, device: tuple[str, int]) -> np.ndarray:
-        """Embed one batch through an I/O binding: uint8 pixels cross to the device once, rows come back once.
+        """Embed one batch through an I/O binding: one copy of the pixels to the device, one copy of the rows back.
 
         Args:
             pixels: uint8 (N, C, H, W), C-contiguous.
@@ -182,8 +180,10 @@ class OnnxEngine:
             return dict(zip(self.output_shapes, binding.copy_outputs_to_cpu(), strict=True))
 
 
-def _open_session(graph: bytes, weights: bytes, providers: list[tuple[str, dict[str, Any]]], threads: int):
-    """A session on exactly these providers, over these very bytes: no file is opened by its path."""
+def _open_session(
+    graph: bytes, weights: bytes, providers: list[tuple[str, dict[str, Any]]], threads: int
+) -> Any:
+    """A session on exactly these providers and over these bytes; no file is opened by its path."""
     ort = onnxruntime()
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1 if providers[0][0] == CPU else threads
@@ -191,11 +191,11 @@ def _open_session(graph: bytes, weights: bytes, providers: list[tuple[str, dict[
     options.log_severity_level = 4
     options.add_session_config_entry(
         "session.load_model_format", "ONNX"
-    )  # not told by what the bytes look like
+    )  # do not guess the format from the bytes
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
-    # Even for a graph without external tensors: a name that is looked up finds this table, and no file.
+    # Also for a graph without external tensors: a name is looked up in this table and never as a file.
     options.add_external_initializers_from_files_in_memory([WEIGHTS], [weights], [len(weights)])
-    # Its warnings about a fall-back are our errors; 2 (warning) is its own default.
+    # A fallback is an error here, so its warnings are silenced; 2 (warning) is its default.
     ort.set_default_logger_severity(4)
     try:
         session = ort.InferenceSession(graph, options, providers=providers)
@@ -206,13 +206,13 @@ def _open_session(graph: bytes, weights: bytes, providers: list[tuple[str, dict[
 
 
 def _provider_of(session: Any) -> str:
-    """The provider that runs the graph: the first one of the session that any operator was given to.
+    """The provider that runs the graph: the first one of the session that any operator was assigned to.
 
-    A session names every provider that it was asked for, also one that took nothing. ONNX Runtime before 1.24 does not
-    say what was given to which; there the first one is believed.
+    A session lists every provider that was requested, also one without operators. ONNX Runtime before 1.24 does not
+    report the assignment; then the first provider is assumed.
     """
-    names = session.get_providers()
+    names: list[str] = session.get_providers()
     if len(names) < 2 or not hasattr(session, "get_provider_graph_assignment_info"):
         return names[0]
-    busy = {part.ep_name for part in session.get_provider_graph_assignment_info()}
+    busy: set[str] = {part.ep_name for part in session.get_provider_graph_assignment_info()}
     return next((name for name in names if name in busy), names[0])

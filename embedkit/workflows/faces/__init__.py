@@ -1,1 +1,1 @@
-"""Faces in photographs: found, aligned, embedded."""
+"""Faces in photographs: `finder` (detection and landmarks), `alignment` (the upright chip), `encoder` (embeddings)."""

@@ -1,1 +1,1 @@
-"""What people look at: thumbnails, contact sheets, the atlas."""
+"""Images to look at: `thumbnails`, the `contact_sheet`, and the `atlas` (a map), colored by `groups`."""

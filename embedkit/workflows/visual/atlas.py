@@ -1,14 +1,13 @@
-"""An image of the space: a map of embeddings as one HTML file that opens from the disk, without a network.
+"""A map of embeddings as one HTML file that opens from the disk, without a network.
 
 Rows are placed in the plane by UMAP (Uniform Manifold Approximation and Projection, McInnes, Healy and Melville 2018,
-arXiv 1802.03426) where umap-learn is installed, on 50 principal components of the unit vectors, else by the first two
-of these. Neighbors are exact, by cosine in the full space: on a map alone, near things may look far and far things
-near.
+arXiv 1802.03426) on 50 principal components of the unit vectors if umap-learn is installed, else by the first two
+principal components. Neighbors are exact, by cosine in the full space, since distances on a map can mislead.
 
 The page is `assets/atlas.*` with d3 (7.9.2, ISC license, unchanged) for pan, zoom and look-up, and a plain canvas.
-Every atlas carries its library: d3 takes 281 kB, pixi.js (8.22) 841 kB and deck.gl (9.4) 2.1 MB; regl-scatterplot
-(1.16) takes 111 kB and draws points, not images. These three also need WebGL, while a 2-D canvas draws the few
-hundred images that have room at once, and 5,000 points, in 16 to 18 ms without a GPU.
+Every atlas contains its library: d3 takes 281 kB, pixi.js (8.22) 841 kB and deck.gl (9.4) 2.1 MB; regl-scatterplot
+(1.16) takes 111 kB and draws points, not images. These three also need WebGL; a 2-D canvas draws the few hundred
+images that fit, or 5,000 points, in 16 to 18 ms without a GPU.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ from embedkit.analysis.vectors import Rows
 from embedkit.embeddings.table import Embeddings
 from embedkit.errors import ConfigError, MissingDependencyError, OutputError
 from embedkit.images.ids import check_no_image
-from embedkit.images.originals import Originals, none_there
+from embedkit.images.originals import Originals, nothing_readable
 from embedkit.workflows.visual.contact_sheet import common_folder, visible
 from embedkit.workflows.visual.groups import Groups
 from embedkit.workflows.visual.thumbnails import thumbnails
@@ -49,7 +48,7 @@ from embedkit.workflows.visual.thumbnails import thumbnails
 __all__ = ["MAPS", "Atlas", "check_atlas", "project", "write_atlas"]
 
 MAPS = ("auto", "umap", "pca")
-#: Images on an atlas unless more are asked for.
+#: Default number of images on an atlas.
 MOST = 5000
 #: The longer side of a thumbnail in pixels, by how many there are at most: 5,000 photographs take about 15 MB.
 EDGES = ((1000, 128), (6000, 96), (15_000, 64), (50_000, 48))
@@ -57,20 +56,20 @@ EDGES = ((1000, 128), (6000, 96), (15_000, 64), (50_000, 48))
 ACROSS = 16
 #: Neighbors of each image.
 DEPTH = 12
-#: Components that UMAP sees.
+#: Number of components for UMAP.
 COMPONENTS = 50
-#: Names of groups; what stands behind is cut off.
+#: Greatest length of a group's name; longer ones are truncated.
 LONGEST = 60
 
 
 @dataclass(frozen=True)
 class Atlas:
-    """What was written.
+    """The atlas that was written.
 
     Attributes:
         path: The file.
-        images: How many it shows.
-        rows: How many the embeddings have.
+        images: Number of images on it.
+        rows: Number of rows of the embeddings.
         map: `umap` or `pca`.
         size: Bytes of the file.
         missing: Names of the images that could not be read.
@@ -85,7 +84,7 @@ class Atlas:
 
 
 def check_atlas(path: str | os.PathLike[str]) -> None:
-    """Refuse early what could not be written after all the work.
+    """Refuse an output that cannot be written, before the work starts.
 
     Raises:
         ConfigError: The name does not end in .html.
@@ -112,24 +111,24 @@ def write_atlas(
     seed: int = 0,
     threads: int | None = None,
 ) -> Atlas:
-    """Write an atlas, aside and renamed.
+    """Write an atlas atomically.
 
     Args:
         source: A file or a folder of embeddings.
         path: `X.html`.
         originals: Where the images come from; ids as paths from the working folder when None.
-        groups: What images are colored by; nothing when None.
-        most: Images that are shown, drawn evenly by the seed where there are more.
+        groups: The groups that color the images; none when None.
+        most: Greatest number of images; more are sampled by the seed.
         method: `umap`, `pca`, or `auto`: UMAP when it is installed.
         title: Of the page; the source's name when None.
         seed: Of the sample and of UMAP.
-        threads: That make thumbnails; all cores when None.
+        threads: Number of threads for thumbnails; all cores when None.
 
     Raises:
         ConfigError: No row, an unknown method, or more than 50,000 images.
-        SourceError: Not one of the images can be read.
+        SourceError: None of the images can be read.
         OutputError: The file cannot be written, is one of the images, or the embeddings cannot be read.
-        MissingDependencyError: `umap` is asked for and not installed.
+        MissingDependencyError: `umap` is requested and not installed.
     """
     check_atlas(path)
     path = Path(path)
@@ -154,10 +153,10 @@ def write_atlas(
         title = Path(source).name if isinstance(source, (str, os.PathLike)) else "Atlas"
     entry = f" of {rows.metadata.entry}" if rows.metadata else ""
     prefix = common_folder(names)
-    shown = f"{count:,} of {total:,} images, evenly drawn" if count < total else f"{count:,} images"
+    shown = f"{count:,} of {total:,} images, uniformly drawn" if count < total else f"{count:,} images"
     how = "UMAP" if used == "umap" else "their first two principal components"
     data = {
-        "facts": f"{shown}; embeddings{entry}, placed by {how}. Similar ones are by cosine, not by the map."
+        "facts": f"{shown}; embeddings{entry}, placed by {how}. Similar images are found by cosine, not by the map."
         + (f" Names are relative to {visible(prefix)}" if prefix else ""),
         "names": [visible(name.removeprefix(prefix)) for name in names],
         **{axis: _base64(column, "<u2") for axis, column in zip("xy", _on_grid(points).T, strict=True)},
@@ -183,7 +182,7 @@ def write_atlas(
                     missing.append(one.name)
                     reason = reason or one.fault
             if len(missing) == count:
-                raise none_there(count, missing[0], reason)
+                raise nothing_readable(count, missing[0], reason)
             file = io.BytesIO()
             sheet.crop((0, 0, ACROSS * edge, -(-min(count - first, ACROSS**2) // ACROSS) * edge)).save(
                 file, "WEBP", quality=75, method=2
@@ -209,7 +208,7 @@ def write_atlas(
 
 
 def project(vectors: np.ndarray, method: str = "auto", *, seed: int = 0) -> tuple[np.ndarray, str]:
-    """Unit vectors in the plane.
+    """Project unit vectors to the plane.
 
     Args:
         vectors: float32 (N, D), of length 1.
@@ -221,13 +220,15 @@ def project(vectors: np.ndarray, method: str = "auto", *, seed: int = 0) -> tupl
 
     Raises:
         ConfigError: Another method.
-        MissingDependencyError: `umap` is asked for and not installed.
+        MissingDependencyError: `umap` is requested and not installed.
     """
     if method not in MAPS:
         raise ConfigError(f"map: expected one of {', '.join(MAPS)}, found {method!r}")
     count, width = vectors.shape
     if count < 3 or width < 2 or np.array_equal(vectors, np.broadcast_to(vectors[0], vectors.shape)):
-        return np.column_stack([np.arange(count), np.zeros(count)]), "pca"  # nothing to project: side by side
+        return np.column_stack(
+            [np.arange(count), np.zeros(count)]
+        ), "pca"  # nothing to project: place them side by side
     umap = None if method == "pca" or (method == "auto" and count < 20) else _umap(method)
     if umap is None:
         return fit_reduction(vectors, "pca", 2).apply(vectors).astype(np.float64), "pca"
@@ -235,26 +236,25 @@ def project(vectors: np.ndarray, method: str = "auto", *, seed: int = 0) -> tupl
     if COMPONENTS < min(width, count - 1):
         points = fit_reduction(vectors, "pca", COMPONENTS).apply(vectors)
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore"
-        )  # on threads, on versions, on lone rows: nothing that users can act on
+        warnings.simplefilter("ignore")  # about threads, versions, isolated rows: users cannot act on them
         model = umap.UMAP(n_neighbors=min(15, count - 1), min_dist=0.15, random_state=seed, n_jobs=1)
         placed = np.asarray(model.fit_transform(points), np.float64)
-    # A row that nothing is connected to is placed nowhere: beside the others, then.
+    # UMAP does not place a row without connections; put it beside the others.
     lost = ~np.isfinite(placed).all(1)
     placed[lost] = placed[~lost].min(0) if (~lost).any() else 0
     return _spread(placed), "umap"
 
 
 def _spread(points: np.ndarray) -> np.ndarray:
-    """Half way from the points to their ranks on each axis, in [0, 1].
+    """The mean of the points and their ranks on each axis, in [0, 1].
 
-    UMAP's distances between groups mean little, and a few far islands would leave the others a corner of the page.
+    UMAP's distances between groups mean little, and a few distant groups would push all others into a corner.
     """
     low, high = points.min(0), points.max(0)
     share = (points - low) / np.where(high > low, high - low, 1)
     ranks = points.argsort(0, kind="stable").argsort(0, kind="stable") / max(1, len(points) - 1)
-    return (share + ranks) / 2
+    result: np.ndarray = (share + ranks) / 2
+    return result
 
 
 def _umap(method: str) -> Any:
@@ -275,7 +275,7 @@ def _neighbors(vectors: np.ndarray, depth: int) -> tuple[np.ndarray, np.ndarray]
     if not depth:
         return np.zeros((count, 0), np.int64), np.zeros((count, 0), np.float32)
     base = Rows(vectors)
-    size = max(1, SMALL // count)  # so few at once that numpy does it
+    size = max(1, SMALL // count)  # small enough for numpy
     near, found = [], []
     for start in range(0, count, size):
         own = np.arange(start, min(start + size, count))
@@ -289,19 +289,20 @@ def _on_grid(points: np.ndarray) -> np.ndarray:
     """Points in whole numbers of 0..65535, both axes at one scale."""
     low = points.min(0)
     span = float((points.max(0) - low).max())
-    return np.round((points - low) * (65_535 / span if span > 0 else 0))
+    result: np.ndarray = np.round((points - low) * (65_535 / span if span > 0 else 0))
+    return result
 
 
 def _grouped(groups: Groups | None, names: Sequence[str]) -> dict[str, Any]:
-    """The groups of the rows that are shown, the largest first, what is in none last."""
+    """The groups of the shown rows, the largest first, rows without a group last."""
     if groups is None:
         return {"grouping": "", "groups": [], "group": _base64(np.zeros(len(names)), "<u2")}
     mine = [groups.of.get(name) for name in names]
     sizes = Counter(value for value in mine if value is not None)
-    whole = Counter(groups.of.values())  # their order is not the sample's
+    whole = Counter(groups.of.values())  # the order must not depend on the sample
     if len(sizes) > 1000:
         raise ConfigError(
-            f"{groups.title}: {len(sizes):,} different values cannot be told apart by color; take clusters, or a "
+            f"{groups.title}: {len(sizes):,} different values are too many colors; use clusters, or a "
             "column of at most 1,000"
         )
     ordered = sorted(sizes, key=lambda value: (-whole[value], value))
@@ -319,15 +320,15 @@ def _base64(values: np.ndarray, kind: str) -> str:
 
 
 def _json(value: object) -> str:
-    """JSON that cannot end the script element that it stands in."""
+    """JSON that cannot close the script element around it."""
     return json.dumps(value).replace("<", "\\u003c")
 
 
 def _pieces() -> Iterator[tuple[str, str]]:
-    """The page, piece by piece: (kind, text); what is filled in by the caller has no text.
+    """The page in pieces: (kind, text); a piece that the caller fills in has no text.
 
-    The policy allows these very scripts and this style, by their hashes, and nothing from elsewhere. It is cut at its
-    marks once, so that no text that is filled in can be taken for a mark.
+    The policy allows only these scripts and this style, by their hashes. The template is split at its placeholders
+    once, so inserted text is never taken for a placeholder.
     """
     assets = importlib.resources.files("embedkit.workflows.visual") / "assets"
     texts = {

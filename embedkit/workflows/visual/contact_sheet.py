@@ -1,8 +1,7 @@
-"""Contact sheets: images in rows under headings, as one HTML file or one PNG, for people to look at.
+"""Contact sheets: images in rows under headings, as one HTML file or one PNG, for visual inspection.
 
 The HTML holds its thumbnails and needs neither network nor script: its policy forbids both. All text in it comes
-from file names and the like, which anybody may have chosen, so every piece is escaped and control characters are
-written out.
+from untrusted sources such as file names, so every piece is escaped and control characters are made visible.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from embedkit._io.atomic import replacing
 from embedkit.errors import ConfigError, OutputError
 from embedkit.images.ids import check_no_image
-from embedkit.images.originals import Originals, none_there
+from embedkit.images.originals import Originals, nothing_readable
 from embedkit.workflows.visual.thumbnails import Thumbnail, thumbnails
 
 if TYPE_CHECKING:
@@ -31,7 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Section",
-    "Sheet",
+    "ContactSheet",
     "Tile",
     "check_sheet",
     "common_folder",
@@ -56,9 +55,9 @@ class Tile:
 
     Attributes:
         name: The id of an image, or the name of a row.
-        title: What stands below it; the name when empty.
-        note: A second line, as a cosine.
-        badge: One word on the image, as `query`.
+        title: The text below it; the name when empty.
+        note: A second line, such as a cosine.
+        badge: One word on the image, such as `query`.
     """
 
     name: str
@@ -69,7 +68,7 @@ class Tile:
 
 @dataclass(frozen=True)
 class Section:
-    """Images under one heading; `note` stands beside it."""
+    """Images under one heading, with `note` beside it."""
 
     title: str
     tiles: list[Tile]
@@ -77,14 +76,14 @@ class Section:
 
 
 @dataclass(frozen=True)
-class Sheet:
-    """What was written.
+class ContactSheet:
+    """The contact sheet that was written.
 
     Attributes:
         path: The file.
-        images: How many it shows.
+        images: Number of images on it.
         missing: Names of the images that could not be read, each once.
-        left_out: Sections that found no room.
+        left_out: Number of sections that did not fit.
     """
 
     path: Path
@@ -94,7 +93,7 @@ class Sheet:
 
 
 def check_sheet(path: str | os.PathLike[str]) -> None:
-    """Refuse early what could not be written after all the work.
+    """Refuse an output that cannot be written, before the work starts.
 
     Raises:
         ConfigError: The name ends neither in .html nor in .png.
@@ -117,21 +116,21 @@ def write_sheet(
     *,
     note: str = "",
     threads: int | None = None,
-) -> Sheet:
-    """Write a contact sheet, aside and renamed.
+) -> ContactSheet:
+    """Write a contact sheet atomically.
 
     Args:
         path: `X.html`, one self-contained file, or `X.png`. An HTML shows up to 2,000 images and a PNG up to 400;
-            sections that have no room any more are left out, and the sheet says so.
+            further sections are left out, and the sheet says so.
         title: Of the whole.
         sections: In order.
         originals: Where the images come from.
         note: Below the title.
-        threads: That make thumbnails; all cores when None.
+        threads: Number of threads for thumbnails; all cores when None.
 
     Raises:
         ConfigError: The name ends neither in .html nor in .png, or there is nothing to show.
-        SourceError: Not one of the images can be read.
+        SourceError: None of the images can be read.
         OutputError: The file cannot be written, or is one of the images.
     """
     check_sheet(path)
@@ -170,20 +169,20 @@ def write_sheet(
             if one.fault:
                 faults[one.name] = one.fault
             if seen == count and len(faults) == len(set(names)):
-                raise none_there(len(faults), names[0], faults[names[0]])
+                raise nothing_readable(len(faults), names[0], faults[names[0]])
             yield one
 
     write = _write_html if form else _write_png
     with replacing(path) as file:
         write(file, title, note, shown, watched(), common)
-    return Sheet(path, count, list(faults), left_out)
+    return ContactSheet(path, count, list(faults), left_out)
 
 
 def sheet_of_matches(matches: Sequence[Matches]) -> list[Section]:
-    """A section a query: the query, then what was found."""
+    """One section per query: the query, then its matches."""
     sections = []
     for one in matches:
-        # A query image is read where it lies, whatever the folder that ids are relative to.
+        # The path of a query image does not depend on the folder that ids are relative to.
         name = one.query if one.is_row else os.path.abspath(one.query)
         tiles = [Tile(name=name, title=one.query, badge="query")]
         tiles += [Tile(name=hit.name, note=f"cosine {hit.cosine:.4f}") for hit in one.found]
@@ -192,7 +191,7 @@ def sheet_of_matches(matches: Sequence[Matches]) -> list[Section]:
 
 
 def sheet_of_duplicates(found: Duplicates) -> list[Section]:
-    """A section a group: what is kept, then what could go, with the cosine to the kept one."""
+    """One section per group: the kept images, then the redundant ones, with their cosine to the kept one."""
     sections = []
     for number, group in enumerate(found.groups, 1):
         tiles = [Tile(name=found.names[row], badge="keep") for row in group.kept]
@@ -209,11 +208,11 @@ def sheet_of_duplicates(found: Duplicates) -> list[Section]:
 
 
 def sheet_of_clusters(found: Clustering, *, seed: int = 0) -> list[Section]:
-    """A section a cluster: the rows nearest to its middle, then some of the others, evenly drawn.
+    """One section per cluster: the rows nearest to its mean, then a sample of the others.
 
     Args:
         found: The clusters.
-        seed: By which the others are drawn.
+        seed: The seed of the sample.
     """
     rng = np.random.default_rng(seed)
     rows = len(found.labels)
@@ -243,14 +242,14 @@ def sheet_of_clusters(found: Clustering, *, seed: int = 0) -> list[Section]:
 
 
 def common_folder(names: Sequence[str]) -> str:
-    """What all names begin with, up to and with a `/` or `::`: the same for all, it tells nothing apart."""
+    """The common prefix of all names, up to and including a `/` or `::`."""
     common = os.path.commonprefix(list(names)) if len(set(names)) > 1 else ""
     ends = [common.rfind(mark) + len(mark) for mark in ("/", "::") if mark in common]
     return common[: max(ends, default=0)]
 
 
 def visible(text: str) -> str:
-    """`text` with what cannot be seen, or turns the direction of writing, as its escape."""
+    """`text` with invisible characters, and those that change the writing direction, as escapes."""
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
@@ -295,12 +294,12 @@ def _safe(text: str) -> str:
 
 
 def _breaking(name: str) -> str:
-    """A name that is broken into lines behind its separators, if anywhere."""
+    """A name with line break opportunities after its separators."""
     return _safe(name).replace("/", "/<wbr>").replace("::", "::<wbr>")
 
 
 def _last_of(name: str, length: int = 60) -> str:
-    """The end of a long name, which tells images of one folder apart."""
+    """The end of a long name, which distinguishes images of one folder."""
     return name if len(name) <= length else "…" + name[1 - length :]
 
 
@@ -385,7 +384,7 @@ def _write_png(
             left = _MARGIN + index % columns * (card_w + _GAP)
             above = top + index // columns * (card_h + _GAP)
             pen.rounded_rectangle((left, above, left + card_w, above + card_h), 6, _CARD)
-            image = ImageOps.contain(one.image, (EDGE, EDGE))  # a tiny image is made larger, to be seen
+            image = ImageOps.contain(one.image, (EDGE, EDGE))  # enlarge tiny images
             at = (left + 6 + (EDGE - image.width) // 2, above + 6 + (EDGE - image.height) // 2)
             canvas.paste(image, at)
             if tile.badge:
@@ -401,7 +400,7 @@ def _write_png(
 
 
 def _drawable(text: str, length: Callable[[str], float], room: int) -> str:
-    """`text` in the letters that the font has, and only its end where it is too long."""
+    """`text` in the letters of the font, and only its end if it is too long."""
     text = visible(text).encode("latin-1", "backslashreplace").decode("latin-1")
     if length(text) <= room:
         return text

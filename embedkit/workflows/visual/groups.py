@@ -1,4 +1,4 @@
-"""What the images of an atlas are colored by: clusters, or a label column of the embeddings."""
+"""Groups that color the images of an atlas: clusters, or a label column of the embeddings."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ __all__ = ["Groups", "groups_of_clusters", "groups_of_labels"]
 
 @dataclass(frozen=True)
 class Groups:
-    """What images are colored by.
+    """Groups of rows, for colors.
 
     Attributes:
         title: What the groups are: `Cluster`, or the name of a column.
-        of: Name of a row (`id`, or `id#part`) -> its group; a row that is not there is in none.
-        none: What rows in no group are called.
+        of: Name of a row (`id`, or `id#part`) -> its group; other rows have no group.
+        none: The label of rows without a group.
     """
 
     title: str
@@ -33,7 +33,7 @@ def groups_of_clusters(rows: Source, path: str | os.PathLike[str]) -> Groups:
     """Colors by a file that `embedkit cluster -o` wrote.
 
     Args:
-        rows: The embeddings that the atlas is of.
+        rows: The embeddings of the atlas.
         path: The clusters.
 
     Raises:
@@ -60,8 +60,8 @@ def groups_of_labels(source: str | os.PathLike[str], column: str) -> Groups:
     """Colors by a label column of the embeddings.
 
     Raises:
-        ConfigError: There is no such column, or it has too many values to be told apart.
-        OutputError: Not embeddings of ours.
+        ConfigError: There is no such column, or it has too many different values.
+        OutputError: Not a file of embeddings.
     """
     stored = open_rows(source)
     values = stored.label(column)

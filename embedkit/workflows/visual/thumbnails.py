@@ -1,7 +1,7 @@
-"""Small images to look at: upright, RGB, by the decoding policy that embeddings have, many at a time.
+"""Thumbnails: upright, RGB, by the same decoding policy as for embeddings, many at a time.
 
-A thumbnail keeps the aspect ratio of its image and is never larger than it. What is missing or damaged becomes a
-placeholder that says why, so that one image fewer does not cost the whole sheet.
+A thumbnail keeps the aspect ratio of its image and is never larger. A missing or damaged image becomes a placeholder
+with the reason, so that one image does not prevent the whole sheet.
 """
 
 from __future__ import annotations
@@ -25,13 +25,14 @@ __all__ = ["Thumbnail", "encoded", "placeholder", "thumbnail", "thumbnails"]
 
 #: The largest side that a thumbnail may have, in pixels.
 LARGEST = 1024
-#: Greatest number of pixels of an image: more than `embed` takes unasked, because a raised limit made these rows.
+#: Greatest number of pixels of an image: more than the default of `embed`, since these rows may exist thanks to a
+#: raised limit.
 _MAX_PIXELS = 400_000_000
 #: Images in flight for each thread.
 WINDOW = 4
 #: How JPEG and WebP are written. WebP at 75 is a third smaller than JPEG at 80 and looks the same at this size.
 _OPTIONS = {"webp": {"quality": 75, "method": 2}, "jpeg": {"quality": 80}}
-#: Gray that is told from a light and from a dark page.
+#: Grays that are visible on a light and on a dark page.
 _GRAY, _MARK = (158, 158, 158), (112, 112, 112)
 
 
@@ -40,10 +41,10 @@ class Thumbnail:
     """One small image.
 
     Attributes:
-        name: The id that was asked for.
-        image: RGB; a gray square where there is no image.
-        fault: Why there is none, empty where there is one.
-        data: The encoded bytes, when they were asked for.
+        name: The requested id.
+        image: RGB; a gray square if there is no image.
+        fault: The reason why there is none; empty if there is one.
+        data: The encoded bytes, if requested.
     """
 
     name: str
@@ -53,7 +54,7 @@ class Thumbnail:
 
 
 def thumbnail(data: bytes, edge: int) -> Image.Image:
-    """One image, upright, RGB, in sRGB and on white, its longer side `edge` pixels or what it has.
+    """One image, upright, RGB, in sRGB and on white, its longer side at most `edge` pixels.
 
     Args:
         data: The bytes of an image file.
@@ -76,16 +77,16 @@ def thumbnails(
     form: str | None = None,
     threads: int | None = None,
 ) -> Iterator[Thumbnail]:
-    """Thumbnails of many images, made in parallel and given back in order.
+    """Thumbnails of many images, made in parallel and yielded in order.
 
     Memory holds a few images for each thread, however many there are.
 
     Args:
         names: Ids.
-        originals: Where the images come from.
+        originals: The source of the images.
         edge: The longer side in pixels.
-        form: `webp` or `jpeg` to encode each too, also in parallel.
-        threads: That work on it; all cores when None.
+        form: `webp` or `jpeg` to encode each of them too.
+        threads: Number of threads; all cores when None.
 
     Raises:
         ConfigError: No such form, or an edge that cannot be one.
@@ -115,7 +116,7 @@ def encoded(image: Image.Image, form: str) -> bytes:
 
 
 def placeholder(edge: int) -> Image.Image:
-    """What stands where there is no image: a gray square with a cross."""
+    """The placeholder of a missing image: a gray square with a cross."""
     image = Image.new("RGB", (edge, edge), _GRAY)
     pen, last = ImageDraw.Draw(image), edge - 1
     width = max(1, edge // 48)

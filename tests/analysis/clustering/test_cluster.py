@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import shutil
+import sys
 import tarfile
 import tracemalloc
 
@@ -25,7 +26,7 @@ from embedkit.analysis.clustering import scores as agreement_
 from embedkit.analysis.clustering.cluster import Clustering, cluster
 from embedkit.analysis.clustering.dpmm import DPMMConfig
 from embedkit.analysis.clustering.reduction import fit_reduction
-from embedkit.analysis.clustering.scores import agreement
+from embedkit.analysis.clustering.scores import clustering_scores
 from embedkit.cli.cluster import cluster as command
 from embedkit.embeddings.metadata import Metadata
 from embedkit.embeddings.parquet import read_metadata, write_rows
@@ -39,9 +40,11 @@ from embedkit.errors import (
     SourceError,
     SpaceMismatchError,
 )
-from embedkit.model.mixture import Mixture
-from embedkit.workflows import cluster_folders as folders
-from embedkit.workflows.cluster_folders import sort_into_folders
+from embedkit.model.mixture import GaussianMixture
+from embedkit.workflows.cluster_folders import cluster_folders
+
+#: The module: the attribute of its package is the function of the same name.
+folders = sys.modules["embedkit.workflows.cluster_folders"]
 
 CENTRES = np.array([[0.0, 8, 0], [9, 0, 0], [0, 0, 9], [9, 9, 9]])
 
@@ -264,7 +267,7 @@ def test_scores_are_scikit_learns_and_accuracy_is_the_best_of_all_matchings():
     for k, classes in ((3, 3), (5, 3), (3, 5)):
         found, truth = rng.integers(0, k, 80), rng.integers(0, classes, 80)
         truth[:40] = found[:40] % classes
-        scores = agreement(found, truth)
+        scores = clustering_scores(found, truth)
         assert scores.nmi == pytest.approx(metrics.normalized_mutual_info_score(truth, found))
         assert scores.ari == pytest.approx(metrics.adjusted_rand_score(truth, found))
         names = [*range(classes), *[-7] * max(0, k - classes)]
@@ -277,7 +280,7 @@ def test_scores_are_scikit_learns_and_accuracy_is_the_best_of_all_matchings():
 
 def test_names_of_clusters_and_classes_do_not_matter():
     _, labels = blobs()
-    scores = agreement(labels * 3 % 5 + 2, [f"class {label}" for label in labels])
+    scores = clustering_scores(labels * 3 % 5 + 2, [f"class {label}" for label in labels])
     assert (scores.acc, scores.nmi, scores.ari, scores.rows, scores.classes) == pytest.approx(
         (1, 1, 1, 240, 4)
     )
@@ -285,21 +288,21 @@ def test_names_of_clusters_and_classes_do_not_matter():
 
 def test_noise_is_an_error_and_rows_without_a_label_are_left_out():
     found = np.array([0, 0, 1, 1, -1, -1])
-    scores = agreement(found, ["a", "a", "b", "b", "c", "c"])
+    scores = clustering_scores(found, ["a", "a", "b", "b", "c", "c"])
     assert scores.acc == pytest.approx(4 / 6) and scores.nmi == pytest.approx(1)
-    scores = agreement(found, ["a", "a", "b", None, "", float("nan")])
+    scores = clustering_scores(found, ["a", "a", "b", None, "", float("nan")])
     assert scores.acc == 1 and scores.rows == 3 and scores.classes == 2
-    assert agreement(np.full(3, -1), ["a", "b", "c"]).acc == 0
+    assert clustering_scores(np.full(3, -1), ["a", "b", "c"]).acc == 0
 
 
 def test_labels_that_are_none(monkeypatch):
     with pytest.raises(ConfigError, match="one for each of 3 rows, found 2"):
-        agreement(np.zeros(3, int), ["a", "b"])
-    with pytest.raises(ConfigError, match="every one is empty"):
-        agreement(np.zeros(3, int), ["", None, ""])
+        clustering_scores(np.zeros(3, int), ["a", "b"])
+    with pytest.raises(ConfigError, match="all are empty"):
+        clustering_scores(np.zeros(3, int), ["", None, ""])
     monkeypatch.setattr(agreement_, "_MOST_CELLS", 3)
     with pytest.raises(ConfigError, match="4 different ones among 4 rows are names rather than classes"):
-        agreement(np.zeros(4, int), ["a", "b", "c", "d"])
+        clustering_scores(np.zeros(4, int), ["a", "b", "c", "d"])
 
 
 # ---- bad input -------------------------------------------------------------------------------------------
@@ -332,14 +335,14 @@ def with_row(row):
         (blobs()[0], "kmeans", {"k": 241}, "k: expected 1 to 240, the rows of the embeddings; found 241"),
         (blobs()[0], "kmeans", {"k": 0}, "k: expected 1 to 240"),
         (blobs()[0][[0, -1]], "kmeans", {}, "has 2 rows, too few to choose from; give k"),
-        (blobs()[0], "dpmm", {"k": 4}, "dpmm finds the number of clusters by itself; leave k out"),
+        (blobs()[0], "dpmm", {"k": 4}, "dpmm infers the number of clusters; leave k out"),
         (blobs()[0], "agglomerative", {}, "expected one of kmeans, spherical_kmeans, hdbscan, dpmm"),
         (blobs()[0], "kmeans", {"dpmm": DPMMConfig()}, "go with method='dpmm'"),
         (blobs()[0], "kmeans", {"starts": 0}, "starts of 1"),
         (blobs()[0], "hdbscan", {"min_cluster_size": 999}, "min_cluster_size: expected 2 to 240"),
         (np.random.rand(9, 65), "hdbscan", {}, r"65 dimensions \(at most 64\); reduce .*--reduce pca:32"),
         (np.random.rand(9, 65), "dpmm", {}, r"65 dimensions \(at most 64\); reduce .*--reduce pca:32"),
-        (embeddings(blobs(2)[0], ["a", "a"]), "kmeans", {"k": 1}, "an id stands there twice"),
+        (embeddings(blobs(2)[0], ["a", "a"]), "kmeans", {"k": 1}, "an id occurs twice"),
     ],
 )
 def test_what_cannot_be_clustered_is_one_sentence(source, method, settings, message):
@@ -358,7 +361,7 @@ def test_the_origin_is_a_point_of_the_plane_and_parts_of_a_image_share_an_id():
 
 def test_hdbscan_of_too_many_rows(monkeypatch):
     monkeypatch.setattr(clustering, "HDBSCAN_ROWS", 100)
-    with pytest.raises(ConfigError, match=r"240 rows \(at most 100\); take kmeans or dpmm"):
+    with pytest.raises(ConfigError, match=r"240 rows \(at most 100\); use kmeans or dpmm"):
         cluster(blobs()[0], "hdbscan")
 
 
@@ -369,7 +372,7 @@ def test_embeddings_of_another_space_than_the_mixture():
         SpaceMismatchError, match="belongs to space ffffffffffff and the embeddings to eeeeeeeeeeee"
     ):
         cluster(embeddings(points, fingerprint="e" * 64), "dpmm", mixture=mixture)
-    with pytest.raises(ConfigError, match="fitted already"):
+    with pytest.raises(ConfigError, match="already fitted"):
         cluster(points, "dpmm", mixture=mixture, reduce="pca:2")
 
 
@@ -378,7 +381,7 @@ def test_embeddings_of_another_space_than_the_mixture():
     [
         ("faiss", lambda: cluster(blobs()[0], "kmeans", 2)),
         ("sklearn.cluster", lambda: cluster(blobs()[0], "hdbscan")),
-        ("scipy.optimize", lambda: agreement(np.zeros(2, int), ["a", "b"])),
+        ("scipy.optimize", lambda: clustering_scores(np.zeros(2, int), ["a", "b"])),
     ],
 )
 def test_a_missing_package_is_named_with_its_pip_line(monkeypatch, module, act):
@@ -413,7 +416,7 @@ def test_files_that_are_none(tmp_path):
     write(tmp_path / "e.parquet", embeddings(blobs()[0]))
     (tmp_path / "x.parquet").write_bytes(b"nothing")
     for name in ("e.parquet", "x.parquet", "gone.parquet"):
-        with pytest.raises(OutputError, match=r"is no file of clusters \(.*\); write one with"):
+        with pytest.raises(OutputError, match=r"is not a file of clusters \(.*\); write one with"):
             Clustering.read(tmp_path / name)
     with pytest.raises(OutputError, match="cannot be read as Parquet"):
         cluster(tmp_path / "x.parquet", "kmeans", 2)
@@ -453,7 +456,7 @@ def contents(folder):
 
 def test_copies_lose_nothing_where_names_clash(album, tmp_path):
     before = contents(tmp_path)
-    done = sort_into_folders(clusters(album, [0, 0, 0, 0, -1]), "out")
+    done = cluster_folders(clusters(album, [0, 0, 0, 0, -1]), "out")
     assert done.images == 5 and done.missing == []
     made = contents(tmp_path / "out")
     assert sorted(made.values()) == sorted(name.encode() for name in album)
@@ -466,7 +469,7 @@ def test_copies_lose_nothing_where_names_clash(album, tmp_path):
 
 
 def test_links_lead_to_the_originals(album, tmp_path):
-    done = sort_into_folders(clusters(album, [0, 1, 1, 1, 0]), tmp_path / "out", link=True)
+    done = cluster_folders(clusters(album, [0, 1, 1, 1, 0]), tmp_path / "out", link=True)
     links = [path for path in done.folder.rglob("*") if path.is_symlink()]
     assert len(links) == done.images == 5
     assert sorted(path.read_bytes() for path in links) == sorted(name.encode() for name in album)
@@ -476,23 +479,23 @@ def test_links_lead_to_the_originals(album, tmp_path):
 def test_a_folder_that_holds_something_is_refused_and_an_empty_one_is_not(album, tmp_path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").write_text("mine")
-    with pytest.raises(OutputError, match="full holds something already, and nothing is overwritten"):
-        sort_into_folders(clusters(album, [0] * 5), tmp_path / "full")
+    with pytest.raises(OutputError, match="full is not empty, and nothing is overwritten"):
+        cluster_folders(clusters(album, [0] * 5), tmp_path / "full")
     assert contents(tmp_path / "full") == {"mine.txt": b"mine"}
-    with pytest.raises(OutputError, match="is a file already"):
-        sort_into_folders(clusters(album, [0] * 5), tmp_path / "a" / "x.png")
+    with pytest.raises(OutputError, match="is a file; choose another folder"):
+        cluster_folders(clusters(album, [0] * 5), tmp_path / "a" / "x.png")
     with pytest.raises(OutputError, match="does not exist; create it first"):
-        sort_into_folders(clusters(album, [0] * 5), tmp_path / "no" / "out")
+        cluster_folders(clusters(album, [0] * 5), tmp_path / "no" / "out")
     (tmp_path / "empty").mkdir()
-    assert sort_into_folders(clusters(album, [0] * 5), tmp_path / "empty").images == 5
+    assert cluster_folders(clusters(album, [0] * 5), tmp_path / "empty").images == 5
 
 
 def test_images_that_are_gone_are_named_and_the_others_placed(album, tmp_path):
     (tmp_path / "a/x.png").unlink()
-    done = sort_into_folders(clusters(album, [0] * 5), "out")
+    done = cluster_folders(clusters(album, [0] * 5), "out")
     assert done.missing == ["a/x.png"] and done.images == 4
-    with pytest.raises(SourceError, match=r"none of the 2 images is there \(the first is 'q'\).*--root"):
-        sort_into_folders(clusters(["q", "r"], [0, 0]), "other")
+    with pytest.raises(SourceError, match=r"none of the 2 images exists \(the first is 'q'\).*--root"):
+        cluster_folders(clusters(["q", "r"], [0, 0]), "other")
     assert not (tmp_path / "other").exists()
 
 
@@ -502,13 +505,13 @@ def test_ids_relative_to_a_root_and_names_that_are_not_utf8(album, tmp_path, mon
     with open(odd, "wb") as file:
         file.write(b"odd")
     ids = [*album, "file:%FF%20%23.png"]
-    done = sort_into_folders(clusters(ids, [0] * 6), tmp_path / "out", root=tmp_path)
+    done = cluster_folders(clusters(ids, [0] * 6), tmp_path / "out", root=tmp_path)
     assert done.images == 6 and b"odd" in contents(tmp_path / "out").values()
 
 
 def test_parts_of_one_image_are_there_once_a_cluster(album, tmp_path):
     ids = ["a/x.png", "a/x.png", "a/x.png"]
-    done = sort_into_folders(clusters(ids, [0, 0, 1], [0, 1, 2]), "out")
+    done = cluster_folders(clusters(ids, [0, 0, 1], [0, 1, 2]), "out")
     assert done.images == 2
     assert sorted(contents(tmp_path / "out")) == ["cluster-0/x.png", "cluster-1/x.png"]
 
@@ -526,7 +529,7 @@ def test_members_of_archives_and_rows_of_tables_are_copied_and_not_linked(album,
         "rows.parquet::#1",
         "pack.tar::gone.png",
     ]
-    done = sort_into_folders(clusters(ids, [0] * 5), "out")
+    done = cluster_folders(clusters(ids, [0] * 5), "out")
     assert done.images == 4 and done.missing == ["pack.tar::gone.png"]
     assert contents(tmp_path / "out") == {
         "cluster-0/x.png": b"a/x.png",
@@ -535,9 +538,9 @@ def test_members_of_archives_and_rows_of_tables_are_copied_and_not_linked(album,
         "cluster-0/row-1.jpg": b"\xff\xd8jpg",
     }
     with pytest.raises(
-        SourceError, match=r"lies inside 'pack\.tar', where no link leads to; use --copy-into"
+        SourceError, match=r"is inside 'pack\.tar', which a link cannot point into; use --copy-into"
     ):
-        sort_into_folders(clusters(ids, [0] * 5), "links", link=True)
+        cluster_folders(clusters(ids, [0] * 5), "links", link=True)
 
 
 def test_a_full_disk_leaves_nothing_half_done(album, tmp_path, monkeypatch):
@@ -552,7 +555,7 @@ def test_a_full_disk_leaves_nothing_half_done(album, tmp_path, monkeypatch):
     monkeypatch.setattr(folders, "_free_name", fails)
     before = contents(tmp_path)
     with pytest.raises(OutputError, match="out cannot be written .the disk is full."):
-        sort_into_folders(clusters(album, [0] * 5), "out")
+        cluster_folders(clusters(album, [0] * 5), "out")
     assert contents(tmp_path) == before and not (tmp_path / "out").exists()
 
 
@@ -566,15 +569,15 @@ def test_only_images_below_the_root_are_taken(album, tmp_path, monkeypatch):
              "../all.tar::in.png", "file:..%2Fsecret.txt", "/etc/passwd", "file:/etc/passwd"]  # fmt: skip
     ids = [*stray, "x.png", str(tmp_path / "b" / "y.png"), "link/x.png"]
     for root in (None, ".", tmp_path / "b"):
-        done = sort_into_folders(clusters(ids, [0] * len(ids)), tmp_path / "out", root=root)
+        done = cluster_folders(clusters(ids, [0] * len(ids)), tmp_path / "out", root=root)
         assert done.outside == stray and done.missing == []
         # A link below the root is the owner's, and so is what it leads to.
         assert sorted(contents(tmp_path / "out").values()) == [b"a/x.png", b"b/x.png", b"b/y.png"]
         shutil.rmtree(tmp_path / "out")
     with pytest.raises(SourceError, match=r"all 1 images lie outside .*b.*'../a/x.png'.*--root"):
-        sort_into_folders(clusters(["../a/x.png"], [0]), tmp_path / "out")
+        cluster_folders(clusters(["../a/x.png"], [0]), tmp_path / "out")
     # The folder that holds them all, for ids that are relative to the working folder.
-    done = sort_into_folders(clusters(["../a/x.png", "x.png"], [0, 0]), tmp_path / "out", root="..")
+    done = cluster_folders(clusters(["../a/x.png", "x.png"], [0, 0]), tmp_path / "out", root="..")
     assert (done.images, done.outside, done.missing) == (2, [], [])
 
 
@@ -588,7 +591,7 @@ def test_names_that_are_too_long_are_cut(tmp_path, monkeypatch):
         for name in (letters, "x/" + letters, "y." + "s" * 300):
             tar.add(tmp_path / "a" / longest, name)
     ids = [f"a/{longest}", f"b/{longest}", f"pack.tar::{letters}", f"pack.tar::x/{letters}"]
-    done = sort_into_folders(clusters(ids, [0] * 4), "out")
+    done = cluster_folders(clusters(ids, [0] * 4), "out")
     assert done.images == 4 and done.missing == []
     made = sorted(contents(tmp_path / "out"))
     assert len(made) == 4 and all(name.endswith(".png") for name in made)
@@ -597,7 +600,7 @@ def test_names_that_are_too_long_are_cut(tmp_path, monkeypatch):
 def test_an_image_that_cannot_be_read_does_not_end_it(album, tmp_path):
     (tmp_path / "a/x.png").unlink()
     os.mkfifo(tmp_path / "a/x.png")
-    done = sort_into_folders(clusters(album, [0] * 5), "out")
+    done = cluster_folders(clusters(album, [0] * 5), "out")
     assert done.missing == ["a/x.png"] and done.images == 4
 
 
@@ -661,7 +664,7 @@ def test_an_entrys_mixture_takes_the_entrys_embeddings_alone(by_hand, tmp_path):
     dim = json.loads(files["config.json"])["embedkit"]["dim"]
     rng = np.random.default_rng(0)
     for transform, center, spaces in (("none", 0, 1), ("normalize", 0, 2), ("normalize", 1, 1)):
-        mixture = Mixture(
+        mixture = GaussianMixture(
             np.ones(1), rng.random((1, dim)), np.eye(dim)[None], np.full(dim, center, float), np.eye(dim),
             transform == "normalize",
         )  # fmt: skip
@@ -671,7 +674,7 @@ def test_an_entrys_mixture_takes_the_entrys_embeddings_alone(by_hand, tmp_path):
             {**files, "mixture.safetensors": (tmp_path / "m.safetensors").read_bytes()},
         )
         found = find_entry(folder)
-        loaded = Mixture.of_entry(found)
+        loaded = GaussianMixture.of_entry(found)
         assert len(loaded.spaces) == spaces
         raw, unit = (space_fingerprint(found.manifest, found.config, normalized=n) for n in (False, True))
         points = rng.random((4, dim)).astype(np.float32)

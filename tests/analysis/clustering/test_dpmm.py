@@ -18,7 +18,7 @@ from embedkit.analysis.clustering.dpmm import DPMMConfig, fit, log_joint, log_me
 from embedkit.analysis.clustering.niw import NIW, Moments, moments, union
 from embedkit.errors import ConfigError, EntryError, SpaceMismatchError
 from embedkit.model import mixture as mixture_
-from embedkit.model.mixture import Mixture
+from embedkit.model.mixture import GaussianMixture
 
 FIVE = np.array([(0.0, 0), (1, 0), (0, 2), (1, 3), (2, 1)])
 UNIT = NIW(np.zeros(2), 1.0, np.eye(2), 4.0)
@@ -349,7 +349,7 @@ def arrays(seed=0, k=3, d=2, width=4):
 def test_a_mixture_file_assigns_as_its_formula_says(tmp_path, transform):
     parts = arrays()
     (tmp_path / "m.safetensors").write_bytes(save(parts, {"transform": transform}))
-    mixture = Mixture.load(tmp_path / "m.safetensors")
+    mixture = GaussianMixture.load(tmp_path / "m.safetensors")
     h = np.random.default_rng(1).standard_normal((50, 4)).astype(np.float32)
     labels, probabilities = mixture.assign(h)
     for x, label, probability in zip(h, labels, probabilities, strict=True):
@@ -364,7 +364,7 @@ def test_a_mixture_file_assigns_as_its_formula_says(tmp_path, transform):
         )
         assert label == p.argmax()
         assert probability == pytest.approx(p.max() / p.sum(), rel=1e-9)
-    same = Mixture.load((tmp_path / "m.safetensors").read_bytes())
+    same = GaussianMixture.load((tmp_path / "m.safetensors").read_bytes())
     assert np.array_equal(same.assign(h)[0], labels)
     assert labels.dtype == np.int64 and labels.shape == probabilities.shape == (50,)
 
@@ -373,7 +373,7 @@ def test_saved_and_loaded_with_its_space(tmp_path):
     found = fit(fifteen_gaussians(0, 500)[0], DPMMConfig(iterations=20)).mixture
     found = dataclasses.replace(found, spaces=("a" * 64,))
     found.save(tmp_path / "m.safetensors")
-    loaded = Mixture.load(tmp_path / "m.safetensors")
+    loaded = GaussianMixture.load(tmp_path / "m.safetensors")
     for name in ("weights", "means", "precision_cholesky", "center", "components"):
         assert np.array_equal(getattr(found, name), getattr(loaded, name))
     loaded.check(2, "a" * 64)
@@ -409,14 +409,14 @@ def damaged(**changes):
 )
 def test_what_is_no_mixture_is_refused_in_one_sentence(content):
     with pytest.raises(EntryError, match=r"mixture\.safetensors.*; pull the entry again, or fit") as error:
-        Mixture.load(content)
+        GaussianMixture.load(content)
     assert "\n" not in str(error.value)
 
 
 def test_a_missing_file_and_rows_that_are_none(tmp_path):
     with pytest.raises(EntryError, match=r"gone\.safetensors cannot be read \(No such file"):
-        Mixture.load(tmp_path / "gone.safetensors")
-    mixture = Mixture.load(save(arrays(), {"transform": "none"}))
+        GaussianMixture.load(tmp_path / "gone.safetensors")
+    mixture = GaussianMixture.load(save(arrays(), {"transform": "none"}))
     with pytest.raises(SpaceMismatchError, match="4 columns and the embeddings have 5"):
         mixture.assign(np.zeros((3, 5)))
     with pytest.raises(ConfigError, match=r"found float64 of shape \(4,\)"):
@@ -431,12 +431,12 @@ def test_a_mixture_needs_numpy_and_safetensors_alone():
 import sys, json
 for name in ("scipy", "sklearn", "faiss", "torch"):
     sys.modules[name] = None
-from embedkit.mixture import Mixture
+from embedkit.model.mixture import GaussianMixture
 import numpy as np
 from safetensors.numpy import save
 one = {"weights": np.ones(1), "means": np.zeros((1, 2)), "precision_cholesky": np.eye(2)[None],
        "center": np.zeros(2), "components": np.eye(2)}
-print(json.dumps(Mixture.load(save(one)).assign(np.zeros((1, 2)))[1].tolist()))
+print(json.dumps(GaussianMixture.load(save(one)).assign(np.zeros((1, 2)))[1].tolist()))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -450,7 +450,7 @@ def test_a_training_run_writes_what_is_read_here():
     parts = arrays()
     covs = np.linalg.inv(parts["precision_cholesky"] @ parts["precision_cholesky"].transpose(0, 2, 1))
     parts["precision_cholesky"] = np.ascontiguousarray(precision_cholesky(torch.from_numpy(covs)).numpy())
-    mixture = Mixture.load(save(parts, {"transform": "none"}))
+    mixture = GaussianMixture.load(save(parts, {"transform": "none"}))
     h = np.random.default_rng(1).standard_normal((50, 4))
     y = torch.from_numpy((h - parts["center"]) @ parts["components"])
     joint = torch.from_numpy(parts["weights"]).log() + log_densities(

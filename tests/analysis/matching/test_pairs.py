@@ -114,12 +114,12 @@ def test_pairs_among_some_of_the_rows():
         ("a,b,same\na/1.jpg,a/2.jpg\n", "line 2: same: expected 1 or 0, found ''"),
         (
             "a,b,same\na/1.jpg,z.jpg,1\ny.jpg,b/1.jpg,0\n",
-            "line 2: 'z.jpg' is no id of the embeddings, and 1 more",
+            "line 2: 'z.jpg' is not an id of the embeddings, and 1 more",
         ),
         ("a,b,same\na/1.jpg,a/1.jpg,1\na/1.jpg,b/1.jpg,0\n", "line 2: 'a/1.jpg' is paired with itself"),
         (
             "a,b,same\na/1.jpg,a/2.jpg,1\na/2.jpg,a/3.jpg,1\na/1.jpg,a/3.jpg,0\n",
-            "line 4: 'a/1.jpg' and 'a/3.jpg' are said to differ, but other lines make them one identity",
+            "line 4: 'a/1.jpg' and 'a/3.jpg' are labeled as different, but other lines make them one identity",
         ),
     ],
 )
@@ -213,7 +213,7 @@ def test_folders():
         "d/bob",
         "t.tar/ann",
     ]
-    with pytest.raises(ConfigError, match="'1.jpg' lies in no folder"):
+    with pytest.raises(ConfigError, match="'1.jpg' is not in a folder"):
         folder_identities(["ann/1.jpg", "1.jpg"])
 
 

@@ -15,6 +15,7 @@ import pytest
 from embedkit._io.optional import install_hint
 from embedkit.encoder import load_encoder
 from embedkit.errors import ConfigError, DeviceError, EntryError
+from embedkit.model import providers as providers_module
 from embedkit.model.engines import onnx as engine_module
 from embedkit.model.engines.onnx import OnnxEngine, _provider_of
 from embedkit.model.providers import (
@@ -131,7 +132,7 @@ def test_a_provider_that_the_wheel_lacks():
 
 
 def test_tensorrts_cache_is_keyed_and_private(tmp_path, monkeypatch):
-    monkeypatch.setattr(engine_module, "_gpu_name", lambda: "NVIDIA_H100-570.1")
+    monkeypatch.setattr(providers_module, "_gpu_name", lambda: "NVIDIA_H100-570.1")
     old = os.umask(0)
     try:
         first = dict(chosen(GPU_WHEEL, providers=(TENSORRT, CUDA), cache_dir=str(tmp_path)))[TENSORRT]
@@ -165,7 +166,7 @@ def test_tensorrts_cache_is_keyed_and_private(tmp_path, monkeypatch):
                 chosen(GPU_WHEEL, providers=(TENSORRT,), cache_dir=str(tmp_path))
             folder.chmod(0o755)
     (tmp_path / "file").write_text("x")
-    with pytest.raises(ConfigError, match="cache_dir: .* cannot be a folder of yours"):
+    with pytest.raises(ConfigError, match="cache_dir: .* cannot be made a private folder"):
         chosen(GPU_WHEEL, providers=(TENSORRT,), cache_dir=str(tmp_path / "file"))
 
 
@@ -193,7 +194,7 @@ def test_a_precision_that_cannot_run_is_refused(precision, provider, runs):
         check_precision(precision, provider)
     else:
         with pytest.raises(
-            DeviceError, match=f"precision='{precision}' needs .*, and {provider} runs; take fp32"
+            DeviceError, match=f"precision='{precision}' needs .*, but {provider} runs; use fp32"
         ):
             check_precision(precision, provider)
 
@@ -209,7 +210,7 @@ def test_azure_is_no_provider(tiny_entry):
     """It is in every wheel for the CPU, calls any graph its own, and runs nothing of it."""
     assert AZURE not in available_providers()
     for providers in ([AZURE], [AZURE, CPU], [CPU, AZURE], [(AZURE, {})]):
-        with pytest.raises(DeviceError, match=f"{AZURE} is no device: .*; take {CPU}"):
+        with pytest.raises(DeviceError, match=f"{AZURE} is not a device: .*; use {CPU}"):
             load_encoder(tiny_entry, providers=providers)
 
 
@@ -233,7 +234,7 @@ def test_what_was_asked_for_and_took_nothing_is_an_error(entry, monkeypatch):
     if AZURE not in onnxruntime().get_available_providers():
         pytest.skip("this ONNX Runtime has no such provider")
     monkeypatch.setattr(engine_module, "available_providers", onnxruntime().get_available_providers)
-    with pytest.raises(DeviceError, match=f"{AZURE} was asked for and cannot run .{CPU} would run instead"):
+    with pytest.raises(DeviceError, match=f"{AZURE} was requested and cannot run .{CPU} would run instead"):
         OnnxEngine(entry.graph, entry.weights, EngineOptions(providers=(AZURE, CPU)))
 
 
@@ -337,14 +338,16 @@ def test_auto_says_when_the_gpu_cannot_run_and_cuda_is_an_error(entry, monkeypat
         warnings.simplefilter("ignore" if quiet else "error")
         engine = OnnxEngine(entry.graph, entry.weights, EngineOptions(device="auto", threads=2))
         assert engine.provider == CPU and engine.concurrency == 2
-        assert engine.note.startswith(f"{CUDA} cannot run here (") and engine.note.endswith("so the CPU does")
+        assert engine.note.startswith(f"{CUDA} cannot run here (") and engine.note.endswith(
+            "so the CPU runs instead"
+        )
         assert "\n" not in engine.note
         batch = pixels(2)
         np.testing.assert_allclose(
             engine.run(batch), entry.embed(batch, normalize=False), rtol=1e-5, atol=1e-5
         )
         for options in (EngineOptions(device="cuda"), EngineOptions(providers=(CUDA, CPU))):
-            with pytest.raises(DeviceError, match=f"{CUDA} was asked for and cannot run .*take device='cpu'"):
+            with pytest.raises(DeviceError, match=f"{CUDA} was requested and cannot run .*use device='cpu'"):
                 OnnxEngine(entry.graph, entry.weights, options)
         with pytest.raises(DeviceError, match="precision='tf32' needs"):
             OnnxEngine(entry.graph, entry.weights, EngineOptions(precision="tf32"))
@@ -417,5 +420,5 @@ def test_cores():
     assert 1 <= available_cpus() <= (os.cpu_count() or 1)
     if hasattr(os, "sched_setaffinity"):
         done = python("import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
-                      "from embedkit.model.engines.onnx import available_cpus; print(available_cpus())")  # fmt: skip
+                      "from embedkit.model.providers import available_cpus; print(available_cpus())")  # fmt: skip
         assert done.stdout == "1\n"

@@ -28,7 +28,7 @@ from embedkit.model.card import Card
 from embedkit.model.config import EntryConfig
 from embedkit.model.layout import CARD, CONFIG, INDEX, MANIFEST, MIXTURE
 from embedkit.model.manifest import Manifest
-from embedkit.model.mixture import Mixture
+from embedkit.model.mixture import GaussianMixture
 from embedkit.model.preprocess import Preprocess
 from embedkit.training import recipes, run
 from embedkit.training.config import with_overrides
@@ -128,7 +128,7 @@ def test_the_clusters_of_an_entrys_mixture_are_measured(own_zoo):
     means = rows[[0, 1, 2, 5]]
     # equal weights and unit variances: the likeliest cluster is the nearest mean
     nearest = ((rows[:, None] - means) ** 2).sum(2).argmin(1)
-    Mixture(np.full(4, 0.25), means, np.tile(np.eye(24), (4, 1, 1)), np.zeros(24), np.eye(24)).save(
+    GaussianMixture(np.full(4, 0.25), means, np.tile(np.eye(24), (4, 1, 1)), np.zeros(24), np.eye(24)).save(
         folder / MIXTURE
     )
     entry = find_entry(own_zoo / NAME)

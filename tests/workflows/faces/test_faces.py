@@ -19,23 +19,21 @@ pytest.importorskip("onnxruntime")
 from embedkit.cli.verify import verify as verify_command
 from embedkit.encoder import load_encoder
 from embedkit.errors import ConfigError, EntryError, ImageError, OutputError, SpaceMismatchError
-from embedkit.images.transform import read_pixels
+from embedkit.images.transform import read_pixels, upright
 from embedkit.model.preprocess import Preprocess
-from embedkit.workflows.faces import faces as module
-from embedkit.workflows.faces.faces import (
+from embedkit.workflows.faces import alignment
+from embedkit.workflows.faces import finder as module
+from embedkit.workflows.faces.alignment import chip_of, similarity_transform
+from embedkit.workflows.faces.encoder import ENCODER, FaceEncoder
+from embedkit.workflows.faces.finder import (
     DETECTOR,
-    ENCODER,
     LANDMARKS,
-    FaceEncoder,
     FaceFinder,
     best_boxes,
-    chip_of,
-    choose,
+    choose_face,
     draw_faces,
-    similarity_transform,
-    upright,
 )
-from embedkit.workflows.verify import known_threshold, verify
+from embedkit.workflows.verify import entry_threshold, verify
 
 ROOT = Path(__file__).parents[3]
 ZOO = ROOT / "zoo"
@@ -122,18 +120,18 @@ def test_the_similarity_is_the_least_squares_one_and_never_mirrors():
 
 def test_the_mean_face_is_symmetric_as_dlib_s():
     # About the bridge of the nose at x = 0.490127: left corner of the left eye (36) and right one of the right (45).
-    places = dict(zip(module._POINTS, module._MEAN_FACE, strict=True))
+    places = dict(zip(alignment._POINTS, alignment._MEAN_FACE, strict=True))
     for left, right in ((36, 45), (39, 42), (48, 54), (31, 35), (60, 64)):
         assert places[left][0] + places[right][0] == pytest.approx(2 * 0.490127, abs=2e-5)
         assert places[left][1] == pytest.approx(places[right][1], abs=1e-6)
-    assert len(module._POINTS) == len(module._MEAN_FACE) == 33
+    assert len(alignment._POINTS) == len(alignment._MEAN_FACE) == 33
 
 
 def face_points(scale, angle, shift):
     """68 points of the mean face, turned, and what does not align (jaw, brows, lower lip) anywhere."""
     points = np.random.default_rng(0).uniform(0, 500, (68, 2))
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-    points[module._POINTS] = scale * module._MEAN_FACE @ turn.T + shift
+    points[alignment._POINTS] = scale * alignment._MEAN_FACE @ turn.T + shift
     return points
 
 
@@ -150,7 +148,7 @@ def test_a_chip_has_every_point_in_its_place(scale, angle):
         image[(x - px) ** 2 + (y - py) ** 2 <= radius**2, channel] = 255
     chip = chip_of(Image.fromarray(image), points)
     assert chip.shape == (150, 150, 3) and chip.dtype == np.uint8
-    places = dict(zip(module._POINTS, module._MEAN_FACE, strict=True))
+    places = dict(zip(alignment._POINTS, alignment._MEAN_FACE, strict=True))
     for index, channel in ((36, 0), (45, 1), (33, 2)):
         weight = chip[..., channel].astype(float)
         rows, columns = np.mgrid[:150, :150] + 0.5
@@ -216,9 +214,9 @@ def test_one_face_where_there_is_one(people, astronaut):
     assert left < eye_left[0] < nose[0] < eye_right[0] < right
     assert top < eye_left[1] < nose[1] < mouth[1] < bottom
     # The similarity leaves little: the points lie where dlib's mean face has them, within 5 of 150 pixels.
-    places = (module._MEAN_FACE + 0.25) / 1.5 * 150
-    matrix = similarity_transform(face.points[module._POINTS], places)
-    moved = face.points[module._POINTS] @ matrix[:, :2].T + matrix[:, 2]
+    places = (alignment._MEAN_FACE + 0.25) / 1.5 * 150
+    matrix = similarity_transform(face.points[alignment._POINTS], places)
+    moved = face.points[alignment._POINTS] @ matrix[:, :2].T + matrix[:, 2]
     assert np.sqrt(((moved - places) ** 2).sum(axis=1).mean()) < 5
 
 
@@ -256,7 +254,7 @@ def test_a_changed_portrait_is_the_same_person(people, astronaut, hopper, change
     rows = []
     for person in (astronaut, hopper):
         before, after = (
-            people.encode_faces([choose(people.finder.find(image))], normalize=False)[0]
+            people.encode_faces([choose_face(people.finder.find(image))], normalize=False)[0]
             for image in (person, CHANGES[change](person))
         )
         assert np.linalg.norm(before - after) < 0.6  # dlib's rule
@@ -314,9 +312,9 @@ def test_no_face_and_several(people, couple, astronaut):
     with pytest.raises(ImageError, match=r"the second image: 2 faces were found .* part="):
         verify(people, astronaut, couple)
     faces = people.finder.find(couple)
-    assert choose(faces, 1) is faces[1]
+    assert choose_face(faces, 1) is faces[1]
     with pytest.raises(ImageError, match="there is no face 2; the last one is 1"):
-        choose(faces, 2)
+        choose_face(faces, 2)
 
 
 @pytest.mark.parametrize(
@@ -347,7 +345,7 @@ def test_entries_of_another_kind(encoder):
     with pytest.raises(EntryError, match="is a detector, not an encoder"):
         load_encoder(ZOO / DETECTOR)
     with pytest.raises(ConfigError, match="no threshold of its own"):
-        known_threshold(encoder)
+        entry_threshold(encoder)
 
 
 def test_a_threshold_or_a_calibration_decides(people, encoder, astronaut):

@@ -191,7 +191,7 @@ def test_the_policy_allows_these_scripts_alone(source, tmp_path):
 
 
 def test_the_library_is_as_it_was_published():
-    assets = importlib.resources.files("embedkit.images") / "assets"
+    assets = importlib.resources.files("embedkit.workflows.visual") / "assets"
     digest = hashlib.sha256((assets / "d3.min.js").read_bytes()).hexdigest()
     assert digest == "912111098ea99503a6f4967361d2bbdc9dbf58cf9c678c8e27e5b02d1a07f0c1"
     assert "Permission to use, copy, modify" in (assets / "d3.LICENSE.txt").read_text("utf-8")

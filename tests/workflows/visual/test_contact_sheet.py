@@ -144,7 +144,7 @@ def test_some_or_all_images_are_gone(folder):
     tiles = [Tile(name="0.png"), Tile(name="gone.png", note="cosine 1")]
     done = write_sheet(folder / "s.html", "t", [Section("a", tiles)], Originals(folder))
     assert done.missing == ["gone.png"]
-    assert "not there any more" in (folder / "s.html").read_text("utf-8")
+    assert "the image no longer exists" in (folder / "s.html").read_text("utf-8")
     before = sorted(folder.iterdir())
     with pytest.raises(SourceError, match=r"the image 'x\.png' cannot be read \(.*\); run .*--root"):
         write_sheet(folder / "one.html", "t", [Section("a", [Tile(name="x.png")])], Originals(folder))
@@ -246,7 +246,7 @@ def test_duplicates_with_a_sheet(folder):
     assert "Group 1" in (folder / "d.html").read_text("utf-8")
     result = run(duplicates, write(folder, np.eye(4, dtype=np.float32), list("abcd")), "--threshold", 1.0,
                  "--sheet", folder / "none.png")  # fmt: skip
-    assert "nothing is there twice" in result.stderr and not (folder / "none.png").exists()
+    assert "there are no duplicates" in result.stderr and not (folder / "none.png").exists()
     result = run(duplicates, source, "--threshold", 0.9, "--sheet", folder / "d.gif")
     assert isinstance(result.exception, ConfigError)
 

@@ -77,7 +77,7 @@ def test_images_that_were_moved_are_found_by_their_root(tree, tmp_path):
     gone = Originals(tmp_path)
     for name in content:
         assert not gone.has(name)
-        with pytest.raises(SourceError, match="not there any more"):
+        with pytest.raises(SourceError, match="no longer exists"):
             gone.read(name)
 
 
@@ -152,7 +152,7 @@ def test_many_come_in_order_and_a_gap_is_a_placeholder(tmp_path, form):
     assert [one.name for one in found] == names
     for number, one in enumerate(found):
         if number in (7, 9):
-            assert one.fault == ("the image is not there any more" if number == 9 else one.fault) != ""
+            assert one.fault == ("the image no longer exists" if number == 9 else one.fault) != ""
             assert one.image.tobytes() == placeholder(32).tobytes()
         else:
             assert one.fault == "" and one.image.getpixel((5, 5)) == (8 * number, 0, 0)

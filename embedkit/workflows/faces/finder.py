@@ -1,61 +1,49 @@
-"""Faces in photographs: found, marked with 68 points, cut out upright, and embedded.
+"""Face detection: boxes, 68 landmarks and an aligned chip for each face of an image.
 
-A detector gives boxes and scores, of which non-maximum suppression keeps the best; a landmark network marks each face;
-the least-squares similarity that takes the points to dlib's mean face gives the chip that its encoder was trained on.
+A detector gives boxes and scores. Non-maximum suppression keeps the best box of each face, and a landmark network marks
+its points.
 
-Sources: non-maximum suppression, Felzenszwalb et al., Object Detection with Discriminatively Trained Part-Based Models
-(TPAMI 2010, section 6); alignment, Umeyama, Least-Squares Estimation of Transformation Parameters Between Two Point
-Patterns (TPAMI 1991, equations 34-43); the mean face and which points count, dlib's `get_face_chip_details`.
+Source: non-maximum suppression, Felzenszwalb et al., Object Detection with Discriminatively Trained Part-Based Models
+(TPAMI 2010, section 6).
 """
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image, ImageDraw
 
 from embedkit._io.atomic import replacing
-from embedkit.embeddings.metadata import Metadata
-from embedkit.embeddings.table import Embeddings
-from embedkit.encoder import Encoder, load_encoder, open_engine, reason_of, resolve_threads
+from embedkit.encoder import open_engine, reason_of, resolve_threads
 from embedkit.errors import ConfigError, EntryError, ImageError, OutputError
 from embedkit.hub.access import default_cache_dir
 from embedkit.hub.resolve import find_entry
 from embedkit.images.transform import ImageLike, read_pixels, upright
+from embedkit.model.engines.onnx import OnnxEngine
 from embedkit.model.preprocess import Preprocess
 from embedkit.model.providers import EngineOptions
+from embedkit.workflows.faces.alignment import chip_of
 
-ENCODER = "face-r29.dlib"
+__all__ = [
+    "DETECTOR",
+    "LANDMARKS",
+    "MAX_OVERLAP",
+    "MIN_SCORE",
+    "Face",
+    "FaceFinder",
+    "best_boxes",
+    "choose_face",
+    "draw_faces",
+]
+
 DETECTOR = "face_detector-ssd_mobilenet1.widerface"
 LANDMARKS = "face_landmarks-dense68.faceapi"
-
 #: The least score of a face, and how much two boxes of one face may overlap (intersection over union).
 MIN_SCORE, MAX_OVERLAP = 0.5, 0.4
-#: Side of a chip in pixels, and its margin around the mean face as a share of the face.
-CHIP, PADDING = 150, 0.25
-
-#: The points that align a face (nose, eyes, upper lip; brows and lower lip move too much), and where they lie in dlib's
-#: mean face, as shares of its width and height.
-_POINTS = [*range(27, 55), *range(60, 65)]
-_MEAN_FACE = np.array(
-    [
-        # nose
-        (0.490127, 0.203352), (0.490127, 0.307009), (0.490127, 0.409805), (0.490127, 0.515625), (0.366880, 0.587326),
-        (0.426036, 0.609345), (0.490127, 0.628106), (0.554217, 0.609345), (0.613373, 0.587326),
-        # left and right eye of the image
-        (0.121737, 0.216423), (0.187122, 0.178758), (0.265825, 0.179852), (0.334606, 0.231733), (0.260918, 0.245099),
-        (0.182743, 0.244077), (0.645647, 0.231733), (0.714428, 0.179852), (0.793132, 0.178758), (0.858516, 0.216423),
-        (0.797510, 0.244077), (0.719335, 0.245099),
-        # upper lip, its outer and inner edge
-        (0.254149, 0.780233), (0.340985, 0.745405), (0.428858, 0.727388), (0.490127, 0.742578), (0.551395, 0.727388),
-        (0.639268, 0.745405), (0.726104, 0.780233), (0.290379, 0.784792), (0.428096, 0.778746), (0.490127, 0.785343),
-        (0.552157, 0.778746), (0.689874, 0.784792),
-    ]
-)  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,89 +152,7 @@ class FaceFinder:
         return boxes[order], scores[order]
 
 
-class FaceEncoder:
-    """Photographs -> faces -> embeddings.
-
-    Attributes:
-        finder: Finds and cuts out the faces.
-        encoder: Embeds the chips.
-    """
-
-    def __init__(
-        self,
-        encoder: Encoder | str | os.PathLike[str] = ENCODER,
-        finder: FaceFinder | None = None,
-        *,
-        device: str = "auto",
-        threads: int | str = "auto",
-    ):
-        """Load what is not given.
-
-        Args:
-            encoder: An encoder of aligned faces, or its name.
-            finder: As made by `FaceFinder()` when None.
-            device: For what is loaded here.
-            threads: For what is loaded here.
-        """
-        self.encoder = (
-            encoder if isinstance(encoder, Encoder) else load_encoder(encoder, device=device, threads=threads)
-        )
-        self.finder = finder if finder is not None else FaceFinder(device=device, threads=threads)
-
-    def encode(
-        self, image: ImageLike, *, min_score: float = MIN_SCORE, normalize: bool = True
-    ) -> tuple[list[Face], np.ndarray]:
-        """Find the faces of one image and embed each.
-
-        Args:
-            image: As for `FaceFinder.find`.
-            min_score: The least score of a face, in [0, 1].
-            normalize: Whether rows have Euclidean length 1.
-
-        Returns:
-            The faces, the largest first, and float32 (F, D), a row for each.
-
-        Raises:
-            ImageError: The image cannot be read.
-        """
-        faces = self.finder.find(image, min_score=min_score)
-        return faces, self.encode_faces(faces, normalize=normalize)
-
-    def encode_faces(self, faces: Sequence[Face], *, normalize: bool = True) -> np.ndarray:
-        """Embed faces that were found: float32 (F, D)."""
-        return self.encoder.encode([face.chip for face in faces], decode="exact", normalize=normalize)
-
-    def embed(self, images: Iterable[str | os.PathLike[str]], *, min_score: float = MIN_SCORE) -> Embeddings:
-        """Embed every face of every image.
-
-        Args:
-            images: Paths, which become the ids.
-            min_score: The least score of a face, in [0, 1].
-
-        Returns:
-            A row a face; `parts` counts the faces of an image from 0, the largest first. Images without a face have
-            no row. Label columns: `left`, `top`, `right`, `bottom` (pixels) and `score`.
-
-        Raises:
-            ImageError: An image cannot be read; the message names it.
-        """
-        ids: list[str] = []
-        parts: list[int] = []
-        rows: list[np.ndarray] = []
-        labels: dict[str, list] = {key: [] for key in ("left", "top", "right", "bottom", "score")}
-        for path in images:
-            faces, found = self.encode(path, min_score=min_score)
-            ids += [os.fspath(path)] * len(faces)
-            parts += range(len(faces))
-            rows.append(found)
-            for face in faces:
-                for key, value in zip(labels, (*face.box, face.score), strict=True):
-                    labels[key].append(value)
-        vectors = np.concatenate(rows) if rows else np.empty((0, self.encoder.dim), np.float32)
-        return Embeddings(ids, np.array(parts, np.int32), vectors, metadata_of(self.encoder), labels)
-
-
-def choose(faces: Sequence[Face], part: int | None = None, *, where: str = "the image") -> Face:
+def choose_face(faces: Sequence[Face], part: int | None = None, *, where: str = "the image") -> Face:
     """The one face that is meant.
 
     Args:
@@ -302,62 +208,6 @@ def best_boxes(boxes: np.ndarray, scores: np.ndarray, max_overlap: float = MAX_O
     return kept
 
 
-def similarity_transform(source: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """The rotation, scale and shift (no reflection) that takes `source` nearest to `target` in least squares.
-
-    Args:
-        source: float (P, 2).
-        target: float (P, 2).
-
-    Returns:
-        float64 (2, 3), A: target ~ source @ A[:, :2].T + A[:, 2].
-
-    Raises:
-        ImageError: All points of the source are one.
-    """
-    source, target = np.asarray(source, np.float64), np.asarray(target, np.float64)
-    source_mean, target_mean = source.mean(axis=0), target.mean(axis=0)
-    x, y = source - source_mean, target - target_mean
-    spread = np.mean(np.sum(x * x, axis=1))  # equation 36
-    if not spread > 0:
-        raise ImageError("the landmarks of a face lie all in one place, so it cannot be aligned")
-    u, d, vt = np.linalg.svd(y.T @ x / len(x))  # equation 38
-    sign = np.array([1.0, np.sign(np.linalg.det(u) * np.linalg.det(vt))])  # equations 39 and 43
-    rotation = u @ np.diag(sign) @ vt  # equation 40
-    scale = float(d @ sign) / spread  # equation 42
-    return np.column_stack([scale * rotation, target_mean - scale * rotation @ source_mean])  # equation 41
-
-
-def chip_of(image: Image.Image, points: np.ndarray, size: int = CHIP, padding: float = PADDING) -> np.ndarray:
-    """Cut a face out, upright, of one size and in the middle, as dlib's encoder was trained on.
-
-    Args:
-        image: RGB.
-        points: float (68, 2), in pixels.
-        size: Side of the chip, in pixels.
-        padding: Margin on each side, as a share of the mean face.
-
-    Returns:
-        uint8 (size, size, 3); black beyond the image's edge.
-
-    Raises:
-        ImageError: The points lie all in one place.
-    """
-    places = (_MEAN_FACE + padding) / (1 + 2 * padding) * size  # (33, 2), in the chip's pixels
-    # From the image to the chip, as dlib fits it the other way: errors count in the image's pixels there.
-    matrix = similarity_transform(places, np.asarray(points)[_POINTS])
-    # Pillow takes single samples: a large face is drawn larger first, and then averaged.
-    factor = min(8, max(1, math.ceil(math.hypot(matrix[0, 0], matrix[1, 0]))))
-    matrix = matrix / np.array([factor, factor, 1])
-    drawn = image.transform(
-        (size * factor, size * factor),
-        Image.Transform.AFFINE,
-        tuple(matrix.ravel().tolist()),
-        Image.Resampling.BILINEAR,
-    )
-    return np.asarray(drawn.reduce(factor) if factor > 1 else drawn)
-
-
 def draw_faces(
     images: Sequence[tuple[ImageLike, Sequence[Face]]], output: str | os.PathLike[str], *, height: int = 640
 ) -> None:
@@ -396,18 +246,9 @@ def draw_faces(
         sheet.save(file, form)
 
 
-def metadata_of(encoder: Encoder) -> Metadata:
-    """The metadata of an encoder's normalized rows, without a run."""
-    return Metadata(
-        entry=encoder.name,
-        manifest_sha256=encoder.revision,
-        fingerprint=encoder.fingerprint,
-        dim=encoder.dim,
-        normalized=True,
-    )
-
-
-def _open_kind(name: str | os.PathLike[str], kind: str, options: EngineOptions):
+def _open_kind(
+    name: str | os.PathLike[str], kind: str, options: EngineOptions
+) -> tuple[OnnxEngine, Preprocess]:
     """The engine of an entry of this kind, and its preprocess contract."""
     entry = find_entry(name)
     config = entry.config
@@ -431,4 +272,5 @@ def _from_input(shares: np.ndarray, size: tuple[int, int], preprocess: Preproces
         other = max(1, round(side * short / long))
         kept_w, kept_h = (other, side) if size[0] <= size[1] else (side, other)
     margin = np.array([(width - kept_w) // 2, (height - kept_h) // 2])
-    return (shares * (width, height) - margin) * np.array([size[0] / kept_w, size[1] / kept_h])
+    result: np.ndarray = (shares * (width, height) - margin) * np.array([size[0] / kept_w, size[1] / kept_h])
+    return result
