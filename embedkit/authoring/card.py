@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from embedkit.hub.leaderboard import BASELINES
-from embedkit.hub.publish.markdown import code, escape
+from embedkit.hub.markdown import code, escape
 from embedkit.model.config import EntryConfig
 from embedkit.model.preprocess import Preprocess
 

@@ -33,6 +33,11 @@ def output_format(name: str) -> Format:
     examples = [one.example for one in reversed(FORMATS)]
     if not name:
         raise ConfigError(f"output: the name is empty; give {_alternatives(examples)}")
+    scheme = name.partition("://")[0] if "://" in name else ""
+    if scheme and not any(one.example.startswith(f"{scheme}://") for one in FORMATS):
+        raise ConfigError(
+            f"output: {name!r} is a URL, which cannot be written to; give a path, and copy it there"
+        )
     for one in FORMATS:
         if one.recognizes(name):
             return one

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from embedkit.hub.publish.markdown import escape
+from embedkit.hub.markdown import escape
 from embedkit.model.layout import ENTRY_NAME
 
 __all__ = ["Comparison", "Row", "compare", "with_protocols"]

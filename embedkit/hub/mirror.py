@@ -10,7 +10,8 @@ from embedkit.hub.access import Access
 from embedkit.hub.base import Zoo
 from embedkit.hub.folder import FolderZoo
 from embedkit.hub.open import open_zoo
-from embedkit.hub.publish.publish import Published, publish
+from embedkit.hub.publish.publish import publish
+from embedkit.hub.publish.published import Published
 from embedkit.hub.verified import VerifiedEntry
 from embedkit.model.layout import ENTRY_NAME
 

@@ -17,7 +17,7 @@ import embedkit
 from embedkit.analysis.vectors import Rows
 from embedkit.cli import atlas, calibrate, cluster, duplicates, leaks, lint
 from embedkit.embeddings import base
-from embedkit.embeddings.formats import is_embeddings, open_rows
+from embedkit.embeddings.formats import is_embeddings, open_rows, output_format
 from embedkit.embeddings.lance import LanceFormat
 from embedkit.embeddings.metadata import Metadata, Run
 from embedkit.embeddings.npy_write import write_npy
@@ -399,3 +399,13 @@ def test_no_other_module_knows_one_format():
         "analysis/clustering/cluster.py: parquet",
         "pipeline/checkpoint.py: parquet",
     }
+
+
+@pytest.mark.parametrize(
+    "name", ["s3://bucket/out/", "hf://org/x/", "gs://bucket/x.parquet", "https://host/x.npy"]
+)
+def test_a_url_is_no_output(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match="is a URL, which cannot be written to"):
+        output_format(name)
+    assert list(tmp_path.iterdir()) == []

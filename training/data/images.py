@@ -45,7 +45,7 @@ class Batch(NamedTuple):
     images: Tensor
     labels: Tensor
     indices: Tensor
-    targets: dict[str, Tensor] = {}  # noqa: RUF012  read alone
+    targets: dict[str, Tensor] = {}
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on a device."""

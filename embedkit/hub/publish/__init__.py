@@ -1,5 +1,5 @@
 """Publishing.
 
 `publish` takes an entry to a `folder`, a `bucket` or the Hub (`hf`), after `fitness` checked its facts. `index` makes
-`index.json`; `pages`, with `markdown` and `plot`, the pages that people read.
+`index.json`; `pages`, with `plot`, the pages that people read.
 """

@@ -19,8 +19,8 @@ from embedkit.errors import ConfigError, EntryError, ZooError
 from embedkit.hub.catalog import REVISION_DIGITS
 from embedkit.hub.download import persistent
 from embedkit.hub.limits import INDEX_LIMIT, MANIFEST_LIMIT, SUFFIXES
-from embedkit.hub.publish.index import build_facts
-from embedkit.hub.publish.publish import Published, merged_index
+from embedkit.hub.publish.index import build_facts, merged_index
+from embedkit.hub.publish.published import Published
 from embedkit.hub.urls import parse_zoo
 from embedkit.hub.verified import VerifiedEntry
 from embedkit.model.layout import INDEX, MANIFEST

@@ -13,7 +13,7 @@ from embedkit.errors import ConfigError, EmbedkitError, OutputError
 from embedkit.hub.folder import FolderEntry, FolderZoo, check_replaceable
 from embedkit.hub.limits import INDEX_LIMIT
 from embedkit.hub.publish.index import build_facts, changed_index, check_zoo
-from embedkit.hub.publish.publish import Published
+from embedkit.hub.publish.published import Published
 from embedkit.hub.verified import VerifiedEntry
 from embedkit.model.layout import ENTRY_NAME, INDEX, MANIFEST
 

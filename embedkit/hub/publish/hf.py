@@ -21,8 +21,8 @@ from embedkit.hub.catalog import REVISION_DIGITS
 from embedkit.hub.download import persistent
 from embedkit.hub.hf import HUB, INDEX_REPOSITORY, HubZoo, ask, hub_module
 from embedkit.hub.limits import CONFIG_LIMIT, INDEX_LIMIT, MANIFEST_LIMIT
-from embedkit.hub.publish.index import build_facts
-from embedkit.hub.publish.publish import Published, merged_index
+from embedkit.hub.publish.index import build_facts, merged_index
+from embedkit.hub.publish.published import Published
 from embedkit.hub.verified import VerifiedEntry
 from embedkit.model.layout import CARD, CONFIG, INDEX, MANIFEST
 from embedkit.model.manifest import Manifest

@@ -242,3 +242,19 @@ def index_bytes(index: dict[str, Any]) -> bytes:
             f"{INDEX}: expected at most {INDEX_LIMIT} bytes, found {len(content)}; remove entries from the zoo"
         )
     return content
+
+
+def merged_index(
+    text: bytes | None, where: str, change: Callable[[dict[str, Any]], Mapping[str, Any]]
+) -> bytes:
+    """A zoo's index after a change of its entries; rows that do not change are copied as they are.
+
+    Raises:
+        EntryError: The index is damaged.
+    """
+    old: dict[str, Any] = {}
+    aliases: Mapping[str, str] = {}
+    if text is not None:
+        aliases = Index.from_json(text, where).aliases
+        old = json.loads(text).get("entries", {})
+    return index_bytes(make_index(dict(sorted(change(dict(old)).items())), aliases))

@@ -11,7 +11,7 @@ import re
 from typing import Any
 
 from embedkit.hub.leaderboard import Comparison, compare, with_protocols
-from embedkit.hub.publish.markdown import escape
+from embedkit.hub.markdown import escape
 from embedkit.hub.publish.plot import drawable, plot_bytes
 
 TABLE = "README.md"

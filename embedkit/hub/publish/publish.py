@@ -7,42 +7,23 @@ readers that have the old index or a pin. A killed publisher leaves the old vers
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from embedkit._io.text import quoted
 from embedkit.errors import ConfigError, EntryError
 from embedkit.hub.access import check_online
-from embedkit.hub.catalog import Index
 from embedkit.hub.folder import FolderEntry
 from embedkit.hub.limits import check_file_list
+from embedkit.hub.publish.bucket import open_bucket, publish_to_bucket, remove_from_bucket
 from embedkit.hub.publish.fitness import check_facts
-from embedkit.hub.publish.index import build_facts, check_zoo, index_bytes, make_index, pages, update_index
+from embedkit.hub.publish.folder import publish_to_folder, remove_from_folder
+from embedkit.hub.publish.hf import publish_to_hub, unlist_on_hub
+from embedkit.hub.publish.index import build_facts, check_zoo, pages, update_index
+from embedkit.hub.publish.published import Published
 from embedkit.hub.urls import file_path, is_url, parse_zoo
 from embedkit.hub.verified import VerifiedEntry
 from embedkit.model.layout import CARD, ENTRY_NAME
-
-
-@dataclass(frozen=True, kw_only=True)
-class Published:
-    """The result of a publication.
-
-    Attributes:
-        name: The entry.
-        zoo: The zoo that it was published to.
-        manifest_sha256: Its revision.
-        files: The files that were written, the index included; empty when all were there.
-        version: The zoo's own name for this version: a commit on the Hub, else empty.
-    """
-
-    name: str
-    zoo: str
-    manifest_sha256: str
-    files: tuple[str, ...]
-    version: str = ""
 
 
 def publish(
@@ -72,16 +53,11 @@ def publish(
     if not hub and (private or tag):
         raise ConfigError("--private and --tag are the Hub's: a folder or a bucket has neither")
     if hub:
-        from embedkit.hub.publish.hf import publish_to_hub
-
         return publish_to_hub(
             entry, parse_zoo(to).zoo.removeprefix("hf://"), private=private, tag=tag, token=token
         )
     if not is_url(to) or to.startswith("file://"):
-        from embedkit.hub.publish.folder import publish_to_folder
-
         return publish_to_folder(entry, Path(file_path(to)))
-    from embedkit.hub.publish.bucket import open_bucket, publish_to_bucket
 
     return publish_to_bucket(entry, open_bucket(to))
 
@@ -121,33 +97,11 @@ def withdraw(name: str, zoo: str, *, token: str | None = None) -> None:
     if is_url(zoo) and not zoo.startswith("file://"):
         check_online(zoo)
     if zoo.startswith("hf://"):
-        from embedkit.hub.publish.hf import unlist_on_hub
-
         unlist_on_hub(name, parse_zoo(zoo).zoo.removeprefix("hf://"), token=token)
     elif not is_url(zoo) or zoo.startswith("file://"):
-        from embedkit.hub.publish.folder import remove_from_folder
-
         remove_from_folder(name, Path(file_path(zoo)))
     else:
-        from embedkit.hub.publish.bucket import open_bucket, remove_from_bucket
-
         remove_from_bucket(name, open_bucket(zoo))
-
-
-def merged_index(
-    text: bytes | None, where: str, change: Callable[[dict[str, Any]], Mapping[str, Any]]
-) -> bytes:
-    """A zoo's index after a change of its entries; rows that do not change are copied as they are.
-
-    Raises:
-        EntryError: The index is damaged.
-    """
-    old: dict[str, Any] = {}
-    aliases: Mapping[str, str] = {}
-    if text is not None:
-        aliases = Index.from_json(text, where).aliases
-        old = json.loads(text).get("entries", {})
-    return index_bytes(make_index(dict(sorted(change(dict(old)).items())), aliases))
 
 
 def _check(entry: VerifiedEntry) -> None:

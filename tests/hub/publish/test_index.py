@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from embedkit.errors import EntryError
 from embedkit.hub.listing import list_encoders
+from embedkit.hub.markdown import escape
 from embedkit.hub.publish.fitness import check_facts
 from embedkit.hub.publish.index import build_index, index_bytes, make_index, pages, update_index
-from embedkit.hub.publish.markdown import escape
 from embedkit.hub.publish.pages import TABLE
 from embedkit.hub.publish.publish import publish, refresh
 from embedkit.hub.resolve import find_entry

@@ -10,7 +10,7 @@ import torchvision.transforms.v2.functional as TF
 
 from embedkit.errors import ConfigError
 from embedkit.training import augment as V
-from embedkit.training.augment import operations as O  # noqa: E402, E741
+from embedkit.training.augment import operations as O
 from embedkit.training.augment import randaugment
 from embedkit.training.config import from_json, to_json
 

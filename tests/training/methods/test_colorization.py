@@ -6,12 +6,12 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from embedkit.errors import ConfigError  # noqa: E402
-from embedkit.training import recipes  # noqa: E402
-from embedkit.training.augment import Compose  # noqa: E402
-from embedkit.training.config import Facts  # noqa: E402
-from embedkit.training.data import Batch, DataConfig, load_images  # noqa: E402
-from embedkit.training.methods.colorization import (  # noqa: E402
+from embedkit.errors import ConfigError
+from embedkit.training import recipes
+from embedkit.training.augment import Compose
+from embedkit.training.config import Facts
+from embedkit.training.data import Batch, DataConfig, load_images
+from embedkit.training.methods.colorization import (
     ABClasses,
     Colorization,
     Config,
@@ -19,9 +19,9 @@ from embedkit.training.methods.colorization import (  # noqa: E402
     class_loss,
     hue_chroma_loss,
 )
-from embedkit.training.models.backbones import BackboneRequest  # noqa: E402
-from embedkit.training.models.color import ABBins, lab_to_rgb, rgb_to_lab  # noqa: E402
-from embedkit.training.optim import Optimizer  # noqa: E402
+from embedkit.training.models.backbones import BackboneRequest
+from embedkit.training.models.color import ABBins, lab_to_rgb, rgb_to_lab
+from embedkit.training.optim import Optimizer
 
 SOFT = ABClasses(grid=25, neighbors=5, mix=0.5)
 FORMS = pytest.mark.parametrize("target", [SOFT, HueChroma(bins=8, locations=20)], ids=["zhang", "larsson"])

@@ -6,12 +6,12 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from embedkit.errors import ConfigError  # noqa: E402
-from embedkit.training import recipes, run  # noqa: E402
-from embedkit.training.augment import Compose  # noqa: E402
-from embedkit.training.config import Facts, with_overrides  # noqa: E402
-from embedkit.training.data import DataConfig, load_images  # noqa: E402
-from embedkit.training.methods.context_encoder import (  # noqa: E402
+from embedkit.errors import ConfigError
+from embedkit.training import recipes, run
+from embedkit.training.augment import Compose
+from embedkit.training.config import Facts, with_overrides
+from embedkit.training.data import DataConfig, load_images
+from embedkit.training.methods.context_encoder import (
     ChannelWise,
     Config,
     ContextEncoder,
@@ -20,7 +20,7 @@ from embedkit.training.methods.context_encoder import (  # noqa: E402
     inpainting_loss,
     random_blocks,
 )
-from embedkit.training.models.backbones import create_backbone  # noqa: E402
+from embedkit.training.models.backbones import create_backbone
 
 FACTS = Facts(
     image_shape=(3, 32, 32), mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3), batch_size=8, steps_per_epoch=4, total_steps=40

@@ -6,16 +6,16 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-import torch.nn.functional as F  # noqa: E402
+import torch.nn.functional as F
 
-from embedkit.errors import ConfigError  # noqa: E402
-from embedkit.training import recipes, run  # noqa: E402
-from embedkit.training.augment import Compose  # noqa: E402
-from embedkit.training.config import Facts, with_overrides  # noqa: E402
-from embedkit.training.data import DataConfig, load_images  # noqa: E402
-from embedkit.training.methods.contrastive import Config, Contrastive, contrastive_loss  # noqa: E402
-from embedkit.training.models.backbones import create_backbone  # noqa: E402
-from embedkit.training.optim import Optimizer  # noqa: E402
+from embedkit.errors import ConfigError
+from embedkit.training import recipes, run
+from embedkit.training.augment import Compose
+from embedkit.training.config import Facts, with_overrides
+from embedkit.training.data import DataConfig, load_images
+from embedkit.training.methods.contrastive import Config, Contrastive, contrastive_loss
+from embedkit.training.models.backbones import create_backbone
+from embedkit.training.optim import Optimizer
 
 FORMS = ("hadsell", "hinge")
 

@@ -6,12 +6,12 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from embedkit.errors import ConfigError  # noqa: E402
-from embedkit.training import recipes  # noqa: E402
-from embedkit.training.augment import Compose  # noqa: E402
-from embedkit.training.config import Facts  # noqa: E402
-from embedkit.training.data import Batch, DataConfig, load_images  # noqa: E402
-from embedkit.training.methods.cooccurrence import (  # noqa: E402
+from embedkit.errors import ConfigError
+from embedkit.training import recipes
+from embedkit.training.augment import Compose
+from embedkit.training.config import Facts
+from embedkit.training.data import Batch, DataConfig, load_images
+from embedkit.training.methods.cooccurrence import (
     Config,
     Cooccurrence,
     PairScore,
@@ -19,8 +19,8 @@ from embedkit.training.methods.cooccurrence import (  # noqa: E402
     cut,
     draw_pairs,
 )
-from embedkit.training.models.backbones import BackboneRequest  # noqa: E402
-from embedkit.training.optim import Optimizer  # noqa: E402
+from embedkit.training.models.backbones import BackboneRequest
+from embedkit.training.optim import Optimizer
 
 SMALL = {"patch": 8, "gap": 2, "reach": 6, "pairs": 3, "projection_dim": 16, "hidden_dim": 32}
 

@@ -7,23 +7,23 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from embedkit.errors import ConfigError  # noqa: E402
-from embedkit.training import recipes  # noqa: E402
-from embedkit.training.augment import Compose  # noqa: E402
-from embedkit.training.config import Facts  # noqa: E402
-from embedkit.training.data import Batch, DataConfig, load_images  # noqa: E402
-from embedkit.training.methods.colorization import class_loss  # noqa: E402
-from embedkit.training.methods.damaged_jigsaw import (  # noqa: E402
+from embedkit.errors import ConfigError
+from embedkit.training import recipes
+from embedkit.training.augment import Compose
+from embedkit.training.config import Facts
+from embedkit.training.data import Batch, DataConfig, load_images
+from embedkit.training.methods.colorization import class_loss
+from embedkit.training.methods.damaged_jigsaw import (
     Config,
     DamagedJigsaw,
     color_loss,
     painting_loss,
 )
-from embedkit.training.methods.jigsaw import jigsaw_loss  # noqa: E402
-from embedkit.training.models.backbones import BackboneRequest  # noqa: E402
-from embedkit.training.models.permutations import PermutationSet, hamming_distances, reorder  # noqa: E402
-from embedkit.training.models.tiles import TileGrid  # noqa: E402
-from embedkit.training.optim import Optimizer  # noqa: E402
+from embedkit.training.methods.jigsaw import jigsaw_loss
+from embedkit.training.models.backbones import BackboneRequest
+from embedkit.training.models.permutations import PermutationSet, hamming_distances, reorder
+from embedkit.training.models.tiles import TileGrid
+from embedkit.training.optim import Optimizer
 
 SMALL = {"tiles": TileGrid(grid=3, cell=10, tile=8), "tile_dim": 16, "hidden_dim": 32, "shuffled": 0.25}
 

@@ -6,16 +6,16 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from torch import nn  # noqa: E402
+from torch import nn
 
-from embedkit.errors import ConfigError  # noqa: E402
-from embedkit.training import recipes, run  # noqa: E402
-from embedkit.training.augment import Compose, RandomHorizontalFlip  # noqa: E402
-from embedkit.training.config import Facts, with_overrides  # noqa: E402
-from embedkit.training.data import DataConfig, load_images  # noqa: E402
-from embedkit.training.methods.autoencoder import reconstruction_loss  # noqa: E402
-from embedkit.training.methods.denoising import Config, Denoising, corrupt, denoising_loss  # noqa: E402
-from embedkit.training.models.backbones import Backbone, create_backbone  # noqa: E402
+from embedkit.errors import ConfigError
+from embedkit.training import recipes, run
+from embedkit.training.augment import Compose, RandomHorizontalFlip
+from embedkit.training.config import Facts, with_overrides
+from embedkit.training.data import DataConfig, load_images
+from embedkit.training.methods.autoencoder import reconstruction_loss
+from embedkit.training.methods.denoising import Config, Denoising, corrupt, denoising_loss
+from embedkit.training.models.backbones import Backbone, create_backbone
 
 MEAN, STD = 0.3, 0.35
 KINDS = ("masking", "salt_and_pepper", "gaussian")

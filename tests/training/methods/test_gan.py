@@ -6,16 +6,16 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-import torch.nn.functional as F  # noqa: E402
-from torch import nn  # noqa: E402
+import torch.nn.functional as F
+from torch import nn
 
-from embedkit.errors import ConfigError  # noqa: E402
-from embedkit.training import recipes, run  # noqa: E402
-from embedkit.training.config import Facts, from_json, to_json, with_overrides  # noqa: E402
-from embedkit.training.data import DataConfig, load_images  # noqa: E402
-from embedkit.training.methods.gan import GAN, Config, discriminator_loss, generator_loss  # noqa: E402
-from embedkit.training.models.backbones import create_backbone  # noqa: E402
-from embedkit.training.optim import Optimizer  # noqa: E402
+from embedkit.errors import ConfigError
+from embedkit.training import recipes, run
+from embedkit.training.config import Facts, from_json, to_json, with_overrides
+from embedkit.training.data import DataConfig, load_images
+from embedkit.training.methods.gan import GAN, Config, discriminator_loss, generator_loss
+from embedkit.training.models.backbones import create_backbone
+from embedkit.training.optim import Optimizer
 
 MEAN, STD = 0.3, 0.35
 FACTS = Facts(

@@ -7,16 +7,16 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from embedkit.errors import ConfigError  # noqa: E402
-from embedkit.training import recipes  # noqa: E402
-from embedkit.training.augment import Compose, RandomGrayscale  # noqa: E402
-from embedkit.training.config import Facts  # noqa: E402
-from embedkit.training.data import Batch, DataConfig, load_images  # noqa: E402
-from embedkit.training.methods.jigsaw import Config, Jigsaw, cut_channels, jigsaw_loss  # noqa: E402
-from embedkit.training.models.backbones import BackboneRequest  # noqa: E402
-from embedkit.training.models.permutations import PermutationSet, reorder  # noqa: E402
-from embedkit.training.models.tiles import TileGrid  # noqa: E402
-from embedkit.training.optim import Optimizer  # noqa: E402
+from embedkit.errors import ConfigError
+from embedkit.training import recipes
+from embedkit.training.augment import Compose, RandomGrayscale
+from embedkit.training.config import Facts
+from embedkit.training.data import Batch, DataConfig, load_images
+from embedkit.training.methods.jigsaw import Config, Jigsaw, cut_channels, jigsaw_loss
+from embedkit.training.models.backbones import BackboneRequest
+from embedkit.training.models.permutations import PermutationSet, reorder
+from embedkit.training.models.tiles import TileGrid
+from embedkit.training.optim import Optimizer
 
 SMALL = {
     "tiles": TileGrid(grid=3, cell=10, tile=8),

@@ -7,20 +7,20 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from sklearn.datasets import make_moons  # noqa: E402
+from sklearn.datasets import make_moons
 
-from embedkit.errors import ConfigError  # noqa: E402
-from embedkit.training import recipes  # noqa: E402
-from embedkit.training.augment import Compose, GaussianNoise  # noqa: E402
-from embedkit.training.config import Facts  # noqa: E402
-from embedkit.training.data import Batch, DataConfig, load_images  # noqa: E402
-from embedkit.training.methods.mean_teacher import (  # noqa: E402
+from embedkit.errors import ConfigError
+from embedkit.training import recipes
+from embedkit.training.augment import Compose, GaussianNoise
+from embedkit.training.config import Facts
+from embedkit.training.data import Batch, DataConfig, load_images
+from embedkit.training.methods.mean_teacher import (
     Config,
     MeanTeacher,
     consistency_loss,
     true_average,
 )
-from embedkit.training.models.backbones import create_backbone  # noqa: E402
+from embedkit.training.models.backbones import create_backbone
 
 NO_VIEW = Compose(steps=())
 

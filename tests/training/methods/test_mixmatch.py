@@ -6,15 +6,15 @@ import math
 import pytest
 
 torch = pytest.importorskip("torch")
-import torch.nn.functional as F  # noqa: E402
+import torch.nn.functional as F
 
-from embedkit.errors import ConfigError  # noqa: E402
-from embedkit.training import recipes  # noqa: E402
-from embedkit.training.augment import Compose, RandomInvert  # noqa: E402
-from embedkit.training.config import Facts  # noqa: E402
-from embedkit.training.data import Batch, DataConfig, load_images  # noqa: E402
-from embedkit.training.methods import mixmatch  # noqa: E402
-from embedkit.training.methods.mixmatch import (  # noqa: E402
+from embedkit.errors import ConfigError
+from embedkit.training import recipes
+from embedkit.training.augment import Compose, RandomInvert
+from embedkit.training.config import Facts
+from embedkit.training.data import Batch, DataConfig, load_images
+from embedkit.training.methods import mixmatch
+from embedkit.training.methods.mixmatch import (
     Config,
     MixMatch,
     guess_labels,
@@ -23,8 +23,8 @@ from embedkit.training.methods.mixmatch import (  # noqa: E402
     mixed_loss,
     sharpen,
 )
-from embedkit.training.methods.mixup import draw_lambdas, mix, mixup_loss  # noqa: E402
-from embedkit.training.models.backbones import create_backbone  # noqa: E402
+from embedkit.training.methods.mixup import draw_lambdas, mix, mixup_loss
+from embedkit.training.models.backbones import create_backbone
 
 NO_VIEW = Compose(steps=())
 

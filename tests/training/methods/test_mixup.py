@@ -7,16 +7,16 @@ import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
-import torch.nn.functional as F  # noqa: E402
+import torch.nn.functional as F
 
-from embedkit.errors import ConfigError  # noqa: E402
-from embedkit.training import recipes  # noqa: E402
-from embedkit.training.augment import Compose  # noqa: E402
-from embedkit.training.config import Facts  # noqa: E402
-from embedkit.training.data import Batch, DataConfig, Labeled, load_images  # noqa: E402
-from embedkit.training.data.targets import cross_entropy  # noqa: E402
-from embedkit.training.methods import mixup  # noqa: E402
-from embedkit.training.methods.mixup import (  # noqa: E402
+from embedkit.errors import ConfigError
+from embedkit.training import recipes
+from embedkit.training.augment import Compose
+from embedkit.training.config import Facts
+from embedkit.training.data import Batch, DataConfig, Labeled, load_images
+from embedkit.training.data.targets import cross_entropy
+from embedkit.training.methods import mixup
+from embedkit.training.methods.mixup import (
     Config,
     MixUp,
     draw_lambdas,
@@ -24,7 +24,7 @@ from embedkit.training.methods.mixup import (  # noqa: E402
     mix,
     mixup_loss,
 )
-from embedkit.training.models.backbones import create_backbone  # noqa: E402
+from embedkit.training.models.backbones import create_backbone
 
 NO_VIEW = Compose(steps=())
 

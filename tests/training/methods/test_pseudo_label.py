@@ -7,13 +7,13 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from embedkit.errors import ConfigError  # noqa: E402
-from embedkit.training import recipes  # noqa: E402
-from embedkit.training.augment import Compose  # noqa: E402
-from embedkit.training.config import Facts  # noqa: E402
-from embedkit.training.data import Batch, DataConfig, load_images  # noqa: E402
-from embedkit.training.methods.pseudo_label import Config, PseudoLabel, alpha, pseudo_label_loss  # noqa: E402
-from embedkit.training.models.backbones import create_backbone  # noqa: E402
+from embedkit.errors import ConfigError
+from embedkit.training import recipes
+from embedkit.training.augment import Compose
+from embedkit.training.config import Facts
+from embedkit.training.data import Batch, DataConfig, load_images
+from embedkit.training.methods.pseudo_label import Config, PseudoLabel, alpha, pseudo_label_loss
+from embedkit.training.models.backbones import create_backbone
 
 NO_VIEW = Compose(steps=())
 

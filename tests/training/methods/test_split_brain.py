@@ -6,15 +6,15 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from embedkit.errors import ConfigError  # noqa: E402
-from embedkit.training import recipes  # noqa: E402
-from embedkit.training.augment import Compose  # noqa: E402
-from embedkit.training.config import Facts  # noqa: E402
-from embedkit.training.data import Batch, DataConfig, load_images  # noqa: E402
-from embedkit.training.methods.split_brain import Config, SplitBrain, cross_channel_loss, lightness_bins  # noqa: E402
-from embedkit.training.models.backbones import BackboneRequest, create_backbone  # noqa: E402
-from embedkit.training.models.color import ABBins, lab_to_rgb, rgb_to_lab  # noqa: E402
-from embedkit.training.optim import Optimizer  # noqa: E402
+from embedkit.errors import ConfigError
+from embedkit.training import recipes
+from embedkit.training.augment import Compose
+from embedkit.training.config import Facts
+from embedkit.training.data import Batch, DataConfig, load_images
+from embedkit.training.methods.split_brain import Config, SplitBrain, cross_channel_loss, lightness_bins
+from embedkit.training.models.backbones import BackboneRequest, create_backbone
+from embedkit.training.models.color import ABBins, lab_to_rgb, rgb_to_lab
+from embedkit.training.optim import Optimizer
 
 
 def build(channels=3, seen=2, args=None, **config):

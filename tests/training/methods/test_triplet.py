@@ -6,15 +6,15 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-import torch.nn.functional as F  # noqa: E402
+import torch.nn.functional as F
 
-from embedkit.errors import ConfigError  # noqa: E402
-from embedkit.training import recipes, run  # noqa: E402
-from embedkit.training.augment import Compose  # noqa: E402
-from embedkit.training.config import Facts, with_overrides  # noqa: E402
-from embedkit.training.data import Batch  # noqa: E402
-from embedkit.training.methods.triplet import Config, Triplet, mine, triplet_loss  # noqa: E402
-from embedkit.training.models.backbones import create_backbone  # noqa: E402
+from embedkit.errors import ConfigError
+from embedkit.training import recipes, run
+from embedkit.training.augment import Compose
+from embedkit.training.config import Facts, with_overrides
+from embedkit.training.data import Batch
+from embedkit.training.methods.triplet import Config, Triplet, mine, triplet_loss
+from embedkit.training.models.backbones import create_backbone
 
 FACTS = Facts(
     image_shape=(1, 28, 28), mean=(0.3,), std=(0.35,), num_classes=5, batch_size=16, steps_per_epoch=4, total_steps=40

@@ -3,9 +3,9 @@
 import pytest
 
 torch = pytest.importorskip("torch")
-from torch import nn  # noqa: E402
+from torch import nn
 
-from embedkit.training.models.batch_norm import running_statistics_kept  # noqa: E402
+from embedkit.training.models.batch_norm import running_statistics_kept
 
 
 def net() -> nn.Sequential:

@@ -6,8 +6,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from embedkit.errors import ConfigError  # noqa: E402
-from embedkit.training.models.permutations import PermutationSet, hamming_distances, reorder  # noqa: E402
+from embedkit.errors import ConfigError
+from embedkit.training.models.permutations import PermutationSet, hamming_distances, reorder
 
 
 def smallest(permutations):
