@@ -51,7 +51,7 @@ class Method(lightning.LightningModule):
     """
 
     uses_labels: ClassVar[bool] = False
-    streams: ClassVar[tuple[str, ...]] = ()
+    streams: tuple[str, ...] = ()
     stops_gradient: ClassVar[bool] = False
     overfits: ClassVar[bool] = True
     inert: ClassVar[tuple[str, ...]] = ()

@@ -164,7 +164,7 @@ class Colorization(Method):
         super().__init__(backbone, config, facts)
         self.lightness = LabInput(facts.mean, facts.std, "l")
         self.columns = isinstance(config.target, HueChroma)
-        if self.columns:
+        if isinstance(config.target, HueChroma):
             self.streams = ("locations",)
             with torch.no_grad():
                 maps = backbone.maps(torch.zeros(2, 1, *backbone.image_size))

@@ -232,8 +232,8 @@ class Cooccurrence(Method):
             others = torch.Generator(patches.device).manual_seed(seed)
             positive, negative = self._pairs_of(values, patches, others)
             if name == "pair_accuracy":
-                told = [self.score(a, b) > 0 for a, b, _ in (positive, negative)]
-                found[name] = _accuracy(*told, positive[2], negative[2])
+                together, by_chance = (self.score(a, b) > 0 for a, b, _ in (positive, negative))
+                found[name] = _accuracy(together, by_chance, positive[2], negative[2])
                 continue
             near, far = ((a - b).norm(dim=-1) for a, b, _ in (positive, negative))
             limits = torch.cat([near, far])[:, None]

@@ -13,6 +13,7 @@ the greedy sets here look at the smallest first.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
@@ -62,14 +63,14 @@ class PermutationSet:
         whole = _all(items)
         if self.kind == "greedy" and not 2 <= self.count <= len(whole):
             raise ConfigError(f"permutations.count: expected 2 to {len(whole)}, found {self.count}")
-        rows = {
+        make: Callable[[], np.ndarray] = {
             "pgl": _pgl,
             "agl": _agl,
             "even": lambda: whole[_parity(whole) == 0],
             "all": lambda: whole,
             "greedy": lambda: _greedy(items, self.count, self.seed),
-        }[self.kind]()
-        return torch.from_numpy(rows.astype(np.int64))
+        }[self.kind]
+        return torch.from_numpy(make().astype(np.int64))
 
 
 def hamming_distances(permutations: Tensor) -> Tensor:
@@ -92,8 +93,9 @@ def _all(items: int) -> np.ndarray:
 
 def _parity(permutations: np.ndarray) -> np.ndarray:
     """0 for even ones: the inversions, modulo 2."""
-    pairs = itertools.combinations(range(permutations.shape[1]), 2)
-    return sum((permutations[:, i] > permutations[:, j]).astype(int) for i, j in pairs) % 2
+    first, second = np.triu_indices(permutations.shape[1], 1)
+    inverted = permutations[:, first] > permutations[:, second]  # (K, n (n - 1) / 2)
+    return inverted.sum(axis=1) % 2
 
 
 @lru_cache(maxsize=8)
