@@ -29,7 +29,7 @@ _COLOR = {
     "gray": "One channel, ITU-R 601 luma",
     "lab_l": "One channel, CIE L* (D65) scaled to 0..255",
 }
-_NO_LIMITS = "- None recorded: nobody has looked yet."
+_NO_LIMITS = "- None recorded yet."
 _USUAL_USE = "```python\nimport embedkit\n\nencoder = embedkit.load_encoder("
 #: What the card says of an entry with `mixture.safetensors`.
 _ASSIGN = """The entry holds a mixture of Gaussians over its embeddings, too: the clusters that training found.
@@ -61,8 +61,8 @@ def render_card(name: str, config: EntryConfig, *, mixture: bool = False) -> str
         card.use or _use(name, config, mixture),
         "## Preprocessing",
         _preprocessing(config.preprocess),
-        "## Figures",
-        *_figures(config.metrics),
+        "## Metrics",
+        *_metrics(config.metrics),
         *_cost(config.provenance.get("cost")),
         "## Stored weights and parity",
         _stored(config.provenance),
@@ -98,10 +98,10 @@ def _front_matter(name: str, config: EntryConfig) -> dict[str, Any]:
                         "task": {"type": "image-feature-extraction"},
                         "dataset": {"name": data, "type": data.lower().replace(" ", "-")},
                         "metrics": [
-                            {"type": key, "value": figures[key], "name": key} for key in sorted(figures)
+                            {"type": key, "value": values[key], "name": key} for key in sorted(values)
                         ],
                     }
-                    for data, figures in sorted(results.items())
+                    for data, values in sorted(results.items())
                 ],
             }
         ]
@@ -175,13 +175,13 @@ def _preprocessing(preprocess: Preprocess) -> str:
     )
 
 
-def _figures(metrics: Mapping[str, Any]) -> Iterator[str]:
-    """The protocol, then a table for each data set: every figure, its interval and the baselines'."""
+def _metrics(metrics: Mapping[str, Any]) -> Iterator[str]:
+    """The protocol, then a table for each data set: every metric, its interval and the baselines'."""
     if not metrics.get("results"):
         yield "None measured yet by `embedkit evaluate`."
         return
     yield escape(metrics.get("protocol", "By `embedkit evaluate`."))
-    for data, figures in sorted(metrics["results"].items()):
+    for data, values in sorted(metrics["results"].items()):
         intervals, baselines, images = (
             metrics.get(part, {}).get(data, {}) for part in ("intervals", "baselines", "images")
         )
@@ -189,16 +189,16 @@ def _figures(metrics: Mapping[str, Any]) -> Iterator[str]:
         yield f"### {escape(data)}"
         if images:
             yield f"{images['train']:,} training images, {images['test']:,} test images."
-        lines = [f"| figure | this encoder | 95 % |{''.join(f' {name} |' for name in beside)}"]
+        lines = [f"| metric | this encoder | 95 % |{''.join(f' {name} |' for name in beside)}"]
         lines.append("|---" * (3 + len(beside)) + "|")
-        for key, value in figures.items():
-            cells = [escape(key), _figure(value), " to ".join(map(_figure, intervals.get(key, ())))]
-            cells += [_figure(baselines[name].get(key)) for name in beside]
+        for key, value in values.items():
+            cells = [escape(key), _metric(value), " to ".join(map(_metric, intervals.get(key, ())))]
+            cells += [_metric(baselines[name].get(key)) for name in beside]
             lines.append(f"| {' | '.join(cells)} |")
         yield "\n".join(lines)
 
 
-def _figure(value: float | None) -> str:
+def _metric(value: float | None) -> str:
     return "" if value is None else f"{value:.4f}"
 
 

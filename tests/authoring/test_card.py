@@ -62,7 +62,7 @@ def test_figures_stand_beside_their_intervals_and_the_baselines():
         }
     )
     head, _, probe, rank = table(text)
-    assert head == ["figure", "this encoder", "95 %", "random", "pixels", "pca"]
+    assert head == ["metric", "this encoder", "95 %", "random", "pixels", "pca"]
     assert probe == [
         "probe_top1",
         "0.9000",
@@ -81,7 +81,7 @@ def test_figures_stand_beside_their_intervals_and_the_baselines():
 
 def test_figures_alone_need_no_baselines():
     head, _, row = table(card(metrics={"results": {"digits": {"auc": 0.5}}}))
-    assert head == ["figure", "this encoder", "95 %"]
+    assert head == ["metric", "this encoder", "95 %"]
     assert row[:2] == ["auc", "0.5000"]
 
 

@@ -268,7 +268,7 @@ def test_overrides_are_typed_by_the_dataclass():
         ("optimizer.betas=0.9", "expected 2 values"),
         ("precision=fp8", "expected one of auto, bf16, fp32"),
         ("optimizer=adam", "set one of its fields"),
-        ("seed.x=1", "one too many"),
+        ("seed.x=1", "one name too many"),
         ("method.augment.steps.9.scale=0,1", "expected a number of 0 to 2"),
         ("seed", "expected field=value"),
     ],

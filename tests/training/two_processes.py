@@ -92,6 +92,11 @@ def hidden(z, labels, x):
     return masked_loss(pred, target, torch.tensor([0.0, 1.0]).expand(len(pred), 2))
 
 
+def several(z, labels, x):
+    """A task of which some images have labels, and one that needs none, on one trunk."""
+    return labeled(z, labels, x) + reconstruction_loss(z[1], x[1].flatten(1)[:, :D].sigmoid())
+
+
 LOSSES = {
     "labels": (labeled, Shuffled()),
     "few labels": (few_labels, LabeledAndUnlabeled(ratio=3)),
@@ -110,6 +115,7 @@ LOSSES = {
     "a draw": (posterior, Shuffled()),
     "masks": (hidden, Shuffled()),
     "an adversary": (adversary, Shuffled()),
+    "several tasks": (several, Shuffled()),
     "a pretext task": (lambda z, labels, x: F.cross_entropy(z[0, :, :4], labels % 4), Shuffled()),
 }
 

@@ -1,4 +1,4 @@
-"""Figures of features and labels, each a pure function of tensors: what the protocol reports.
+"""Metrics of features and labels, each a pure function of tensors: what the protocol reports.
 
 Features are float32 (N, D) as an encoder gives them; where cosine is meant, functions normalize rows themselves.
 Nothing here is centered or whitened with statistics of the test images. Whatever compares all

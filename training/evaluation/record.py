@@ -43,7 +43,7 @@ def write_metrics(
     `metrics` of `config.json` becomes `weights_sha256`, `protocol`, and by data set `results` (the encoder's
     metrics), `intervals` (of those that are means over test images), `baselines` (of `random`, `pixels` and `pca`)
     and `images` (of the training and the test part).
-    Figures of other data sets stay if they were measured on these weights by this protocol.
+    Metrics of other data sets stay if they were measured on these weights by this protocol.
 
     Args:
         evaluation: Of this entry, with all images.

@@ -602,7 +602,7 @@ def test_what_is_not_an_entry_s_is_not_replaced(tmp_path, quick, entry_first):
 def test_a_file_in_the_entry_s_place_stays(tmp_path):
     place = tmp_path / "supervised-tiny.synthetic"
     place.write_text("years of work")
-    with pytest.raises(ConfigError, match="what lies there cannot be read"):
+    with pytest.raises(ConfigError, match="its content cannot be read"):
         write_tiny(tmp_path)
     assert place.read_text() == "years of work"
 

@@ -374,10 +374,10 @@ def test_a_repository_that_does_not_give(hub, resnet, tmp_path, kept):
 NAMED = """
 import sys
 import torch
-from embedkit import commands
+from embedkit import cli
 torch.set_num_threads(1)
 sys.argv = ["embedkit", "import", "test_resnet.r160_in1k", "--name", "supervised-test.in1k", "--zoo", sys.argv[1]]
-commands.main()
+cli.main()
 """
 
 
