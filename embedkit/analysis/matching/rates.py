@@ -22,10 +22,9 @@ Speech and Language 2006).
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from types import ModuleType
+from typing import Any
 
 import numpy as np
 
@@ -275,7 +274,7 @@ def log_likelihood_ratios(
     return at, ratios
 
 
-def _special() -> ModuleType:
+def _special() -> Any:
     with requires("an interval of a rate", "analysis", package="scipy"):
-        module: ModuleType = importlib.import_module("scipy.special")
-    return module
+        from scipy import special
+    return special
