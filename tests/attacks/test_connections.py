@@ -18,7 +18,7 @@ from embedkit import embed
 from embedkit.analysis.matching.calibration import Calibration
 from embedkit.analysis.neighbors import SearchIndex
 from embedkit.analysis.vectors import Rows
-from embedkit.errors import ConfigError, SpaceMismatchError
+from embedkit.errors import ConfigError, OutputError, SpaceMismatchError
 from embedkit.hub.access import Access, is_offline
 from embedkit.hub.publish.publish import publish, withdraw
 from embedkit.hub.resolve import DEFAULT_ENCODER, find_entry
@@ -236,7 +236,7 @@ def searched(zoo, tmp_path, monkeypatch) -> Path:
 
 
 SAYS = ["{url}/linear-tiny.noise", "{zoo}/linear-tiny.noise", "../zoo/linear-tiny.noise", "./linear-tiny.noise",
-        "file://{zoo}/linear-tiny.noise", "hf://org/linear-tiny.noise", "~/x", "linear-tiny@latest", "", "..",
+        "file://{zoo}/linear-tiny.noise", "hf://org/linear-tiny.noise", "~/x", "linear-tiny@latest", "..",
         "\n"]  # fmt: skip
 
 
@@ -257,11 +257,16 @@ def test_a_url_or_a_path_in_a_file_is_not_opened(searched, zoo, site, monkeypatc
             search(open_index(searched / source), images, where=source)
     with pytest.raises(ConfigError, match="name the encoder with --encoder"):
         identify_images(images, searched / "x.parquet", identity_from_folder=True, threshold=0.5)
-    if evil:  # a calibration of plain scores names nothing, and the default encoder is taken
-        doctored(searched / "c.json", evil)
-        with pytest.raises(ConfigError, match="the calibration names .* name the encoder with --encoder"):
-            encoder_of_images(calibration=Calibration.load(searched / "c.json"))
+    doctored(searched / "c.json", evil)
+    with pytest.raises(ConfigError, match="the calibration names .* name the encoder with --encoder"):
+        encoder_of_images(calibration=Calibration.load(searched / "c.json"))
     assert opened == [] and site.requests == []
+
+
+def test_embeddings_that_name_no_encoder_are_refused(searched):
+    doctored(searched / "x.parquet", "")
+    with pytest.raises(OutputError, match="entry: expected text, found ''"):
+        Rows(searched / "x.parquet")
 
 
 def test_the_encoder_of_a_file_is_the_one_of_its_space(searched, zoo, by_hand, recwarn):

@@ -334,7 +334,7 @@ def test_a_damaged_mixture_fails(by_hand, tmp_path):
     entry = by_hand.TinyEntry()
     folder = entry.write(tmp_path / "x", {**entry.files(), "mixture.safetensors": b"cut"})
     result = verify_entry(folder)
-    assert not result.ok and "mixture.safetensors is cut" in result.detail
+    assert not result.ok and "mixture.safetensors is truncated" in result.detail
 
 
 def test_an_entry_without_golden_vectors_or_card(by_hand, tmp_path):

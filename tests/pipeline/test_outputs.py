@@ -123,15 +123,17 @@ class Stopping(Progress):
 
 
 def test_a_worker_that_ends_early_leaves_the_shards_of_others(cats, tmp_path, tiny):
-    folder = tmp_path / "shards"
+    folder = (
+        tmp_path / "shards"
+    )  # ids are relative to the root: a part is a function of the id, not of this path
 
     def other() -> None:
-        embedkit.embed(cats, f"{folder}/", encoder=tiny, worker=(2, 2))
+        embedkit.embed(cats, f"{folder}/", encoder=tiny, worker=(2, 2), root=cats)
 
     with pytest.raises(KeyboardInterrupt):
-        embedkit.embed(cats, f"{folder}/", encoder=tiny, worker=(1, 2), progress=Stopping(other))
+        embedkit.embed(cats, f"{folder}/", encoder=tiny, worker=(1, 2), root=cats, progress=Stopping(other))
     assert (folder / "_done-00002-of-00002.json").exists()
-    embedkit.embed(cats, f"{folder}/", encoder=tiny, worker=(1, 2))
+    embedkit.embed(cats, f"{folder}/", encoder=tiny, worker=(1, 2), root=cats)
     assert sorted(names(folder)) == ["a.png", "b.png", "c.png"]
     with pytest.raises(KeyboardInterrupt):
         embedkit.embed(cats, f"{tmp_path}/new/", encoder=tiny, progress=Stopping(lambda: None))
