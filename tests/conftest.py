@@ -39,7 +39,6 @@ SLOW = frozenset(
     workflows/faces workflows/test_kills.py workflows/visual/test_atlas.py
     """.split()
 )
-)
 
 
 def pytest_collection_modifyitems(items):
