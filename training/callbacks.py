@@ -25,7 +25,7 @@ from rich.progress import Progress as Bar
 from embedkit.training.config import Facts
 from embedkit.training.cost import Cost
 
-__all__ = ["Budget", "Checkpoint", "Metrics", "Progress"]
+__all__ = ["Budget", "Checkpoint", "Metrics", "ProgressLine"]
 
 
 class Checkpoint(lightning.Callback):
@@ -219,7 +219,7 @@ class Metrics(lightning.Callback):
             writer.writerows(self._rows)
 
 
-class Progress(lightning.Callback):
+class ProgressLine(lightning.Callback):
     """Loss, images per second and time left, on stderr: a bar on a terminal, else a line every half minute."""
 
     LINE_SECONDS = 30.0

@@ -34,7 +34,7 @@ from embedkit.training.build import (
     steps_per_epoch_of,
     warn_of_lost_color,
 )
-from embedkit.training.callbacks import Budget, Checkpoint, Metrics, Progress
+from embedkit.training.callbacks import Budget, Checkpoint, Metrics, ProgressLine
 from embedkit.training.config import Facts, RunConfig, method_name
 from embedkit.training.cost import Cost
 from embedkit.training.data import ImageSet, Loader
@@ -223,7 +223,7 @@ def _run(
     saver = Checkpoint(run / CHECKPOINT, config.checkpoint_seconds, every=config.optimizer.accumulate)
     callbacks: list[lightning.Callback] = [saver, cost, budget, metrics]
     if progress:
-        callbacks.append(Progress())
+        callbacks.append(ProgressLine())
     if _rank() == 0 and checkpoint is None:
         try:
             (run / CHECKPOINT).parent.mkdir(parents=True, exist_ok=True)

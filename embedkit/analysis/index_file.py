@@ -21,7 +21,7 @@ from embedkit.errors import OutputError
 
 __all__ = [
     "MAGIC",
-    "Section",
+    "IndexSection",
     "check_section",
     "parse_names",
     "read_engine",
@@ -37,7 +37,7 @@ TAIL = 12 + len(MAGIC)
 _FOOTER = JsonFormat(error=OutputError, step="build the index again", limit=1 << 20)
 
 
-class Section:
+class IndexSection:
     """A run of bytes of a file that is being written, with its size and CRC-32."""
 
     def __init__(self, file: IO[bytes]):

@@ -25,7 +25,7 @@ from embedkit._io.reading import open_regular
 from embedkit._io.text import did_you_mean
 from embedkit.analysis.index_file import (
     MAGIC,
-    Section,
+    IndexSection,
     check_section,
     parse_names,
     read_engine,
@@ -260,13 +260,13 @@ class SearchIndex:
             raise OutputError(f"the folder {path.parent} of the index does not exist; create it first")
         with replacing(path) as file:
             file.write(MAGIC)
-            vectors = Section(file)
+            vectors = IndexSection(file)
             if self._engine is not None:
                 faiss = faiss_module()
                 faiss.write_index(self._engine, faiss.PyCallbackIOWriter(vectors.write))
             for block in self._blocks():
                 vectors.write(block)
-            ids = Section(file)
+            ids = IndexSection(file)
             for start in range(0, len(self.names), BLOCK):
                 lines = (canonical_json(name) + b"\n" for name in self.names[start : start + BLOCK])
                 ids.write(b"".join(lines))

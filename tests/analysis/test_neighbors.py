@@ -205,12 +205,12 @@ def test_a_killed_build_leaves_the_old_file(tmp_path):
         "from embedkit.analysis import index_file as index\n"
         "from embedkit.analysis.neighbors import SearchIndex\n"
         "build = SearchIndex.build(np.random.default_rng(0).normal(0, 1, (50000, 8)).astype('f4'))\n"
-        "write, calls = index.Section.write, []\n"
+        "write, calls = index.IndexSection.write, []\n"
         "def stop(self, data):\n"
         "    calls.append(1)\n"
         "    if len(calls) == 3: os.kill(os.getpid(), signal.SIGKILL)\n"
         "    return write(self, data)\n"
-        "index.Section.write = stop\n"
+        "index.IndexSection.write = stop\n"
         "build.save(sys.argv[1])\n"
     )
     done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, timeout=120)

@@ -25,7 +25,7 @@ from embedkit.analysis.clustering import scores
 from embedkit.errors import ConfigError
 
 __all__ = [
-    "Clustering",
+    "ClusterAgreement",
     "Retrieval",
     "Roc",
     "clustering_scores",
@@ -144,7 +144,7 @@ def kmeans(features: Tensor, clusters: int, *, seed: int = 0, starts: int = 10) 
 
 
 @dataclass(frozen=True)
-class Clustering:
+class ClusterAgreement:
     """How well clusters and classes agree.
 
     Attributes:
@@ -159,10 +159,10 @@ class Clustering:
     ari: float
 
 
-def clustering_scores(clusters: Tensor, labels: Tensor) -> Clustering:
+def clustering_scores(clusters: Tensor, labels: Tensor) -> ClusterAgreement:
     """Compare two partitions, int64 (N,) each; the numbers of clusters and classes may differ."""
     found = scores.clustering_scores(clusters.numpy(), labels.numpy())
-    return Clustering(acc=found.acc, nmi=found.nmi, ari=found.ari)
+    return ClusterAgreement(acc=found.acc, nmi=found.nmi, ari=found.ari)
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 
 from embedkit.errors import ConfigError
 from embedkit.training.methods.deepdpm.niw import (
-    NIW,
-    Moments,
+    TorchMoments,
+    TorchNIW,
     hard_moments,
     log_densities,
     merge_pairs,
@@ -77,12 +77,12 @@ class ClustersConfig:
     move_every: int = 10
     frozen_epochs: int = 3
 
-    def prior(self, codes: Tensor) -> NIW:
+    def prior(self, codes: Tensor) -> TorchNIW:
         """The prior of clusters of codes (N, D)."""
         codes = codes.double()
         scale = codes.std(0).clamp(min=1e-6) if self.psi == "data_std" else torch.ones_like(codes[0])
         nu = codes.shape[1] + self.extra_nu
-        return NIW(codes.mean(0), self.kappa, torch.diag(scale * self.psi_scale), nu)
+        return TorchNIW(codes.mean(0), self.kappa, torch.diag(scale * self.psi_scale), nu)
 
 
 def cluster_loss(logits: Tensor, targets: Tensor, divergence: str = "estep") -> Tensor:
@@ -174,9 +174,9 @@ class Clusters(nn.Module):
         return len(self.weights)
 
     @property
-    def prior(self) -> NIW:
+    def prior(self) -> TorchNIW:
         """Of the codes that the clusters were started on."""
-        return NIW(self.prior_mean, self.config.kappa, self.prior_psi, self.dim + self.config.extra_nu)
+        return TorchNIW(self.prior_mean, self.config.kappa, self.prior_psi, self.dim + self.config.extra_nu)
 
     def optimizer(self) -> torch.optim.Optimizer:
         """Adam over the clustering net and, at their own rate, the sub-clustering nets."""
@@ -365,7 +365,7 @@ class Clusters(nn.Module):
         new["weights"] = self.weights[a] + self.weights[b]
         self._rebuild(optimizer, (number < 0).nonzero()[:, 0], new)
 
-    def _new_clusters(self, codes: Tensor, number: Tensor, found: Moments) -> dict[str, Tensor]:
+    def _new_clusters(self, codes: Tensor, number: Tensor, found: TorchMoments) -> dict[str, Tensor]:
         """What clusters with these moments begin with; `number` (N,) says whose each code is, -1: no one's."""
         means, covs = self.prior.mode(found)
         sub_means = found.mean[:, None].repeat(1, 2, 1)

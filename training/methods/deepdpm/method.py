@@ -53,7 +53,7 @@ from embedkit.training.init import contract_of, weights_in
 from embedkit.training.method import Method, float32_loss
 from embedkit.training.methods.deepdpm.clusters import Clusters, ClustersConfig
 from embedkit.training.methods.deepdpm.niw import hard_moments, log_densities, precision_cholesky
-from embedkit.training.methods.deepdpm.reduction import Reduction
+from embedkit.training.methods.deepdpm.reduction import CodeReduction
 from embedkit.training.models.backbones import Backbone
 from embedkit.training.models.heads import ConvDecoder
 from embedkit.training.stages import Plan, Stage
@@ -166,7 +166,7 @@ class DeepDPM(Method):
         self._entering = False
         channels, height, _ = facts.image_shape
         dim = backbone.dim if config.weights else config.code_dim
-        self.reduction = Reduction(config.reduce, dim, config.reduce_dim, config.transform)
+        self.reduction = CodeReduction(config.reduce, dim, config.reduce_dim, config.transform)
         if config.weights:
             backbone.requires_grad_(False)
         else:

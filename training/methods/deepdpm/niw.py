@@ -20,8 +20,8 @@ from torch import Tensor
 from embedkit.errors import ConfigError
 
 __all__ = [
-    "NIW",
-    "Moments",
+    "TorchNIW",
+    "TorchMoments",
     "hard_moments",
     "log_densities",
     "log_hastings_split",
@@ -34,7 +34,7 @@ __all__ = [
 
 
 @dataclass(frozen=True)
-class Moments:
+class TorchMoments:
     """Sufficient statistics of K clusters, float64.
 
     Attributes:
@@ -47,12 +47,12 @@ class Moments:
     mean: Tensor
     scatter: Tensor
 
-    def __getitem__(self, index: Tensor | slice) -> Moments:
+    def __getitem__(self, index: Tensor | slice) -> TorchMoments:
         """The clusters of some indices, a mask or a slice."""
-        return Moments(self.count[index], self.mean[index], self.scatter[index])
+        return TorchMoments(self.count[index], self.mean[index], self.scatter[index])
 
 
-def moments(codes: Tensor, weights: Tensor) -> Moments:
+def moments(codes: Tensor, weights: Tensor) -> TorchMoments:
     """Weighted moments.
 
     Args:
@@ -63,7 +63,7 @@ def moments(codes: Tensor, weights: Tensor) -> Moments:
     return _stack([_moments(codes, column) for column in weights.double().T])
 
 
-def hard_moments(codes: Tensor, labels: Tensor, clusters: int) -> Moments:
+def hard_moments(codes: Tensor, labels: Tensor, clusters: int) -> TorchMoments:
     """Moments of a partition.
 
     Args:
@@ -76,18 +76,18 @@ def hard_moments(codes: Tensor, labels: Tensor, clusters: int) -> Moments:
     return _stack([_moments(part, part.new_ones(len(part))) for part in parts])
 
 
-def union(a: Moments, b: Moments) -> Moments:
+def union(a: TorchMoments, b: TorchMoments) -> TorchMoments:
     """The moments of each cluster of `a` together with the same-numbered cluster of `b`."""
     count = a.count + b.count
     total = count.clamp(min=torch.finfo(count.dtype).tiny)
     apart = b.mean - a.mean  # (K, D)
     mean = a.mean + (b.count / total)[:, None] * apart
     between = (a.count * b.count / total)[:, None, None] * apart[:, :, None] * apart[:, None, :]
-    return Moments(count, mean, a.scatter + b.scatter + between)
+    return TorchMoments(count, mean, a.scatter + b.scatter + between)
 
 
 @dataclass(frozen=True)
-class NIW:
+class TorchNIW:
     """mu | Sigma ~ N(mean, Sigma / kappa), Sigma ~ IW(psi, nu).
 
     Attributes:
@@ -108,11 +108,11 @@ class NIW:
     def __post_init__(self) -> None:
         if self.kappa <= 0 or self.nu <= len(self.mean) - 1:
             raise ConfigError(
-                f"NIW: expected kappa above 0 and nu above D - 1 = {len(self.mean) - 1}, "
+                f"TorchNIW: expected kappa above 0 and nu above D - 1 = {len(self.mean) - 1}, "
                 f"found {self.kappa} and {self.nu}"
             )
 
-    def log_marginal(self, data: Moments) -> Tensor:
+    def log_marginal(self, data: TorchMoments) -> Tensor:
         """The points' density, log f(X), with mean and covariance integrated out, exactly.
 
             -ND/2 log pi + log Gamma_D(nu*/2) - log Gamma_D(nu/2) + nu/2 log|Psi| - nu*/2 log|Psi*|
@@ -135,7 +135,7 @@ class NIW:
             - dim / 2 * torch.log1p(count / self.kappa)
         )
 
-    def mode(self, data: Moments) -> tuple[Tensor, Tensor]:
+    def mode(self, data: TorchMoments) -> tuple[Tensor, Tensor]:
         """The most likely parameters after the points: the mode of the joint posterior.
 
         Returns:
@@ -147,14 +147,14 @@ class NIW:
         degrees = self.nu + data.count + len(self.mean) + 2
         return means, self._scatter(data) / degrees[:, None, None]
 
-    def _scatter(self, data: Moments) -> Tensor:
+    def _scatter(self, data: TorchMoments) -> Tensor:
         """Psi* = Psi + scatter + kappa N / (kappa + N) (mean - m)(mean - m)^T, (K, D, D)."""
         off = data.mean - self.mean  # (K, D)
         pull = self.kappa * data.count / (self.kappa + data.count)
         return self.psi + data.scatter + pull[:, None, None] * off[:, :, None] * off[:, None, :]
 
 
-def log_hastings_split(prior: NIW, left: Moments, right: Moments, alpha: float) -> Tensor:
+def log_hastings_split(prior: TorchNIW, left: TorchMoments, right: TorchMoments, alpha: float) -> Tensor:
     """The log Hastings ratio of splitting each cluster in its two halves; of merging them, it is the negative.
 
         H = alpha Gamma(N_l) f(X_l) Gamma(N_r) f(X_r) / (Gamma(N) f(X))
@@ -169,14 +169,14 @@ def log_hastings_split(prior: NIW, left: Moments, right: Moments, alpha: float) 
         (K,), in nats.
     """
 
-    def worth(data: Moments) -> Tensor:
+    def worth(data: TorchMoments) -> Tensor:
         return torch.lgamma(data.count) + prior.log_marginal(data)
 
     return math.log(alpha) + worth(left) + worth(right) - worth(union(left, right))
 
 
 def worth_splitting(
-    prior: NIW, left: Moments, right: Moments, alpha: float, chance: Tensor, fewest: int = 5
+    prior: TorchNIW, left: TorchMoments, right: TorchMoments, alpha: float, chance: Tensor, fewest: int = 5
 ) -> Tensor:
     """Which clusters to split: with probability min(1, H).
 
@@ -199,7 +199,7 @@ def worth_splitting(
 
 
 def merge_pairs(
-    prior: NIW, data: Moments, alpha: float, chance: Tensor, neighbors: int = 2
+    prior: TorchNIW, data: TorchMoments, alpha: float, chance: Tensor, neighbors: int = 2
 ) -> list[tuple[int, int]]:
     """Which pairs of clusters to merge: among each cluster's nearest, the likeliest first, each cluster once.
 
@@ -259,9 +259,9 @@ def _moments(codes: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return count, mean, (centerd * weights[:, None]).T @ centerd
 
 
-def _stack(parts: list[tuple[Tensor, Tensor, Tensor]]) -> Moments:
+def _stack(parts: list[tuple[Tensor, Tensor, Tensor]]) -> TorchMoments:
     count, mean, scatter = (torch.stack(values) for values in zip(*parts, strict=True))
-    return Moments(count, mean, scatter)
+    return TorchMoments(count, mean, scatter)
 
 
 def _logdet(matrices: Tensor) -> Tensor:

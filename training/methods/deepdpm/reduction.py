@@ -15,13 +15,13 @@ from embedkit._io.optional import requires
 from embedkit.errors import ConfigError
 from embedkit.training.models.heads import l2_normalize
 
-__all__ = ["Reduction"]
+__all__ = ["CodeReduction"]
 
 Kind = Literal["none", "pca", "umap"]
 Transform = Literal["none", "normalize"]
 
 
-class Reduction(nn.Module):
+class CodeReduction(nn.Module):
     """Brings codes (N, D) to what is clustered (N, d).
 
     Args:

@@ -10,8 +10,8 @@ stats = pytest.importorskip("scipy.stats")
 
 from embedkit.errors import ConfigError
 from embedkit.training.methods.deepdpm.niw import (
-    NIW,
-    Moments,
+    TorchMoments,
+    TorchNIW,
     hard_moments,
     log_densities,
     log_hastings_split,
@@ -23,7 +23,7 @@ from embedkit.training.methods.deepdpm.niw import (
 )
 
 FIVE = torch.tensor([(0.0, 0), (1, 0), (0, 2), (1, 3), (2, 1)], dtype=torch.float64)
-UNIT = NIW(torch.zeros(2).double(), 1.0, torch.eye(2).double(), 4.0)
+UNIT = TorchNIW(torch.zeros(2).double(), 1.0, torch.eye(2).double(), 4.0)
 
 
 def whole(points):
@@ -35,7 +35,7 @@ def random_points(n=60, dim=3, seed=0):
 
 
 def broad(dim):
-    return NIW(torch.full((dim,), 0.3).double(), 0.7, torch.eye(dim).double() * 0.4 + 0.1, dim + 2.5)
+    return TorchNIW(torch.full((dim,), 0.3).double(), 0.7, torch.eye(dim).double() * 0.4 + 0.1, dim + 2.5)
 
 
 def student_chain(prior, points):
@@ -61,7 +61,7 @@ def test_the_mean_of_the_mixture_in_place_of_the_points_own_would_be_no_marginal
     found = whole(FIVE)
     off = torch.full((1, 2), 0.3).double()
     scatter = found.scatter + 5 * off[:, :, None] * off[:, None, :]
-    shifted = UNIT.log_marginal(Moments(found.count, found.mean + off, scatter))
+    shifted = UNIT.log_marginal(TorchMoments(found.count, found.mean + off, scatter))
     assert float(shifted) < -19.518268339538 - 0.5
 
 
@@ -121,7 +121,7 @@ def test_the_mode_is_where_the_joint_posterior_is_highest():
             assert log_joint(mean + step * direction, cov) < best
             assert log_joint(mean, cov + step * np.outer(direction, direction)) < best
     # far from any point it is the prior's own mode
-    empty = Moments(torch.zeros(1).double(), torch.zeros(1, 2).double(), torch.zeros(1, 2, 2).double())
+    empty = TorchMoments(torch.zeros(1).double(), torch.zeros(1, 2).double(), torch.zeros(1, 2, 2).double())
     mean, cov = prior.mode(empty)
     torch.testing.assert_close(mean[0], prior.mean)
     torch.testing.assert_close(cov[0], prior.psi / (prior.nu + 4))
@@ -151,7 +151,7 @@ def test_known_ratios_of_two_gaussians_and_of_one_cut_in_two():
 
     def ratio(a, b):
         points = torch.from_numpy(np.concatenate([a, b]))
-        prior = NIW(points.mean(0), 1e-4, torch.eye(2).double() * 0.005, 4.0)
+        prior = TorchNIW(points.mean(0), 1e-4, torch.eye(2).double() * 0.005, 4.0)
         return float(log_hastings_split(prior, whole(torch.from_numpy(a)), whole(torch.from_numpy(b)), 10.0))
 
     assert ratio(left, right) == pytest.approx(61.9, abs=0.05)
@@ -169,7 +169,7 @@ def test_what_is_worth_splitting():
     points = torch.cat([apart, one, few])
     halves = torch.cat([torch.arange(40) % 2, 2 + torch.arange(40) % 2, 4 + (torch.arange(40) < 5).long()])
     found = hard_moments(points, halves, 6)
-    prior = NIW(points.mean(0), 1e-4, torch.eye(2).double() * 0.005, 4.0)
+    prior = TorchNIW(points.mean(0), 1e-4, torch.eye(2).double() * 0.005, 4.0)
     chance = torch.full((3,), 0.5)
     split = worth_splitting(prior, found[::2], found[1::2], 10.0, chance)
     assert split.tolist() == [True, False, False]
@@ -188,7 +188,7 @@ def test_merges_are_between_neighbors_the_likeliest_first_and_each_cluster_once(
     points = torch.cat([line, line[:100] + 1000])
     labels = torch.cat([torch.arange(400) % 4, torch.full((100,), 4)])
     found = hard_moments(points, labels, 5)
-    prior = NIW(points.mean(0), 1e-4, torch.eye(2).double() * 0.005, 4.0)
+    prior = TorchNIW(points.mean(0), 1e-4, torch.eye(2).double() * 0.005, 4.0)
     chance = torch.full((5, 5), 1 - 1e-9)
     pairs = merge_pairs(prior, found, 10.0, chance, neighbors=4)
     used = [k for pair in pairs for k in pair]
@@ -219,4 +219,4 @@ def test_densities_are_scipys():
 @pytest.mark.parametrize(("kappa", "nu"), [(0.0, 4.0), (1.0, 1.0)])
 def test_a_prior_that_is_none_is_refused(kappa, nu):
     with pytest.raises(ConfigError, match="kappa above 0 and nu above D - 1 = 1"):
-        NIW(torch.zeros(2).double(), kappa, torch.eye(2).double(), nu)
+        TorchNIW(torch.zeros(2).double(), kappa, torch.eye(2).double(), nu)

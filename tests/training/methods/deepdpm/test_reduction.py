@@ -10,7 +10,7 @@ torch = pytest.importorskip("torch")
 
 from embedkit.errors import ConfigError, MissingDependencyError
 from embedkit.training.methods.deepdpm import reduction
-from embedkit.training.methods.deepdpm.reduction import Reduction
+from embedkit.training.methods.deepdpm.reduction import CodeReduction
 
 
 def codes_of(count, dim):
@@ -20,18 +20,18 @@ def codes_of(count, dim):
 
 def test_codes_stay_as_they_are_and_pass_gradient():
     codes = codes_of(6, 3).requires_grad_()
-    space = Reduction("none", 3, 99, "none")
+    space = CodeReduction("none", 3, 99, "none")
     space.fit(codes, 0)
     assert space.width == 3 and torch.equal(space.space(codes), codes)
     space.space(codes).sum().backward()
     assert torch.equal(codes.grad, torch.ones(6, 3))
-    unit = Reduction("none", 3, 99, "normalize")
+    unit = CodeReduction("none", 3, 99, "normalize")
     torch.testing.assert_close(unit.points(codes).norm(dim=1), torch.ones(6))
 
 
 def test_principal_components_are_those_of_a_singular_value_decomposition():
     codes = codes_of(50, 4)
-    space = Reduction("pca", 4, 2, "none")
+    space = CodeReduction("pca", 4, 2, "none")
     space.fit(codes, 0)
     centerd = codes.double().numpy() - codes.double().numpy().mean(0)
     left, values, _ = np.linalg.svd(centerd, full_matrices=False)
@@ -43,17 +43,17 @@ def test_principal_components_are_those_of_a_singular_value_decomposition():
 
 def test_more_components_than_columns_are_refused():
     with pytest.raises(ConfigError, match="reduce_dim: 4 columns have 1 to 4 principal components, found 5"):
-        Reduction("pca", 4, 5, "none")
+        CodeReduction("pca", 4, 5, "none")
 
 
 def test_the_embedding_of_umap_is_clustered_and_its_codes_are_the_space(monkeypatch):
     monkeypatch.setattr(reduction, "_umap", lambda codes, dim, seed: codes[:, :dim] * (3 + seed))
     codes = codes_of(6, 4)
-    space = Reduction("umap", 4, 2, "normalize")
+    space = CodeReduction("umap", 4, 2, "normalize")
     space.fit(codes, 1)
     torch.testing.assert_close(space.points(codes), codes[:, :2] / codes[:, :2].norm(dim=1, keepdim=True))
     assert not space.linear and space.space_transform == "none" and torch.equal(space.space(codes), codes)
-    restored = Reduction("umap", 4, 2, "normalize")
+    restored = CodeReduction("umap", 4, 2, "normalize")
     restored.resize(6)
     restored.load_state_dict(space.state_dict())
     assert torch.equal(restored.points(codes), space.points(codes))
