@@ -264,7 +264,7 @@ def test_what_cannot_be_entered_is_an_error_row(tmp_path):
         ("photos/sub/zzz/q.jpg", r"the nearest folder that exists is 'photos'"),
         ("photos/a.jpg/b", r"does not exist"),
         ("", r"does not exist"),
-        ("a\0b.jpg", r"null byte"),
+        ("a\0b.jpg", r"null"),
         ("https://example.org/a.jpg", r"is a URL; download"),
         ("s3://bucket/photos", r"is a URL; download or mount"),
         ("photos/*.png", r"nothing matches the pattern 'photos/\*\.png'"),
