@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pinning import pin, pin_for_ever
 
 from embedkit.encoder import load_encoder
 from embedkit.errors import ConfigError, EntryError, EntryNotFoundError, IntegrityError
@@ -259,19 +260,12 @@ def test_the_lock_file_holds_no_path_of_this_machine(zoo, site, tmp_path, monkey
     assert zoos == {"local", site.url}
 
 
-def _pin(path: str, number: int) -> None:
-    for turn in range(5):
-        LockFile(Path(path)).write(
-            f"linear-e{number}t{turn}", zoo="x", revision="r", manifest_sha256=f"{number:064x}"
-        )
-
-
 def test_eight_processes_that_pin_at_once_lose_nothing(tmp_path):
     """Before: 4 to 7 of 8 pins were lost."""
     context = multiprocessing.get_context("spawn")
     path = tmp_path / "pins" / "embedkit.lock"
     path.parent.mkdir()
-    workers = [context.Process(target=_pin, args=(str(path), number)) for number in range(8)]
+    workers = [context.Process(target=pin, args=(str(path), number)) for number in range(8)]
     for worker in workers:
         worker.start()
     for worker in workers:
@@ -279,15 +273,6 @@ def test_eight_processes_that_pin_at_once_lose_nothing(tmp_path):
     assert [worker.exitcode for worker in workers] == [0] * 8
     assert len(json.loads(path.read_text())["entries"]) == 40
     assert [file.name for file in path.parent.iterdir()] == ["embedkit.lock"]
-
-
-def _pin_for_ever(path: str) -> None:
-    turn = 0
-    while True:
-        LockFile(Path(path)).write(
-            f"linear-e{turn % 50}", zoo="x" * 2000, revision="r", manifest_sha256="0" * 64
-        )
-        turn += 1
 
 
 @posix
@@ -298,7 +283,7 @@ def test_a_kill_leaves_a_whole_lock_file_that_others_can_write(tmp_path):
     rng = np.random.default_rng(0)
     for _ in range(5):
         before = path.stat().st_mtime_ns if path.exists() else 0
-        writer = context.Process(target=_pin_for_ever, args=(str(path),))
+        writer = context.Process(target=pin_for_ever, args=(str(path),))
         writer.start()
         end = time.monotonic() + 60
         while (not path.exists() or path.stat().st_mtime_ns == before) and time.monotonic() < end:
