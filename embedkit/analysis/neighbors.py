@@ -228,13 +228,15 @@ class SearchIndex:
         cosines = np.empty((len(vectors), k), np.float32)
         rows = np.full((len(vectors), k), -1, np.int64)
         todo = np.arange(len(vectors))
+        # `faiss.contrib.torch_utils`, which other packages import, replaces `search` by one without parameters.
+        search = getattr(self._engine, "search_numpy", self._engine.search)
         while True:
             options = (
                 faiss.SearchParametersIVF(nprobe=effort)
                 if self.kind == "ivf"
                 else faiss.SearchParametersHNSW(efSearch=effort)
             )
-            distance, found = self._engine.search(vectors[todo], k, params=options)
+            distance, found = search(vectors[todo], k, params=options)
             # The graph is searched by squared distance, which for unit vectors is 2 - 2 cos.
             cosines[todo] = distance if self.kind == "ivf" else 1 - distance / 2
             rows[todo] = found

@@ -291,3 +291,17 @@ def test_one_row():
         SearchIndex.build(np.eye(3)[:1]).search("0", 1)
     with pytest.raises(ConfigError, match="k: expected 1 to 1, for the index has 1 row, found 2"):
         index.search(np.ones(3), 2)
+
+
+def test_a_search_works_where_another_package_patched_faiss():
+    """`faiss.contrib.torch_utils`, which metric learning packages import, takes the parameters from `search`."""
+    code = (
+        "import numpy as np, faiss.contrib.torch_utils\n"
+        "from embedkit.analysis.neighbors import SearchIndex\n"
+        "x = np.random.default_rng(0).normal(size=(1500, 8)).astype(np.float32)\n"
+        "index = SearchIndex.build(x, 'ivf')\n"
+        "assert index.search(x[:5], 1).rows[:, 0].tolist() == [0, 1, 2, 3, 4]\n"
+    )
+    pytest.importorskip("torch")
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -677,7 +677,7 @@ def test_index_is_a_function_of_the_entries(tmp_path, tiny_entry):
 def test_command(tiny_entry, tmp_path, capsys):
     export(str(tiny_entry), standalone=tmp_path / "x.onnx")
     assert capsys.readouterr().out == f"{tmp_path / 'x.onnx'}\n" and (tmp_path / "x.onnx").exists()
-    with pytest.raises(ConfigError, match="is an entry already"):
+    with pytest.raises(ConfigError, match="is already an entry"):
         export(str(tiny_entry), name="supervised-tiny.b")
     with pytest.raises(ConfigError, match="neither an entry .* nor a training run"):
         export(str(tmp_path), name="supervised-tiny.b", zoo=tmp_path / "zoo")
