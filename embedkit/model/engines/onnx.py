@@ -157,18 +157,6 @@ class OnnxEngine:
                 f"{self.provider} cannot run a batch of {len(pixels)} ({reason}); use smaller batches, or free memory"
             ) from None
 
-    def run_bound(self, pixels: np.ndarray, device: tuple[str, int]) -> np.ndarray:
-        """Embed one batch through an I/O binding: one copy of the pixels to the device, one copy of the rows back.
-
-        Args:
-            pixels: uint8 (N, C, H, W), C-contiguous.
-            device: ONNX Runtime's device type (`cuda`, `cpu`) and index.
-
-        Returns:
-            float32 (N, D), not normalized.
-        """
-        return next(iter(self._run_bound(pixels, device).values()))
-
     def _run_bound(self, pixels: np.ndarray, device: tuple[str, int]) -> dict[str, np.ndarray]:
         with self._device_lock or contextlib.nullcontext():
             binding = self._session.io_binding()
