@@ -9,6 +9,7 @@ import torch
 from torch import Generator, Tensor
 
 from embedkit.errors import ConfigError
+from embedkit.training.augment.draws import chance
 
 #: What `draw` gives and `apply` takes: tensors by name, or those of each step of a `Compose`.
 Parameters = Any
@@ -84,3 +85,16 @@ class Compose(Augmentation):
         for step, own in zip(self.steps, parameters, strict=True):
             x = step.apply(x, own)
         return x
+
+
+class OnSomeImages(Augmentation):
+    """The base of augmentations that do one thing to some images: each is chosen with probability `p`."""
+
+    p: float
+
+    def __post_init__(self) -> None:
+        self._need_chance()
+
+    def draw(self, n: int, generator: Generator) -> Parameters:
+        """Which images: bool (N,) `chosen`."""
+        return {"chosen": chance(generator, n, self.p)}

@@ -9,7 +9,7 @@ import torch
 from torch import Generator, Tensor
 
 from embedkit.errors import ConfigError
-from embedkit.training.augment.augmentation import Augmentation, Parameters
+from embedkit.training.augment.augmentation import Augmentation, OnSomeImages, Parameters
 from embedkit.training.augment.draws import Range, chance, each, integers, uniform
 from embedkit.training.augment.operations import (
     adjust_brightness,
@@ -82,17 +82,10 @@ class ColorJitter(Augmentation):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RandomGrayscale(Augmentation):
+class RandomGrayscale(OnSomeImages):
     """Color replaced by luma in all three channels, with probability `p` for each image."""
 
     p: float = 0.1
-
-    def __post_init__(self) -> None:
-        self._need_chance()
-
-    def draw(self, n: int, generator: Generator) -> Parameters:
-        """Which images."""
-        return {"chosen": chance(generator, n, self.p)}
 
     def apply(self, x: Tensor, parameters: Parameters) -> Tensor:
         """Take the color of some."""
@@ -100,17 +93,10 @@ class RandomGrayscale(Augmentation):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RandomInvert(Augmentation):
+class RandomInvert(OnSomeImages):
     """1 - x, with probability `p` for each image."""
 
     p: float = 0.5
-
-    def __post_init__(self) -> None:
-        self._need_chance()
-
-    def draw(self, n: int, generator: Generator) -> Parameters:
-        """Which images."""
-        return {"chosen": chance(generator, n, self.p)}
 
     def apply(self, x: Tensor, parameters: Parameters) -> Tensor:
         """Invert some."""
@@ -118,18 +104,11 @@ class RandomInvert(Augmentation):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RandomSolarize(Augmentation):
+class RandomSolarize(OnSomeImages):
     """Pixels at or above `threshold` inverted, with probability `p` for each image."""
 
     threshold: float = 0.5
     p: float = 0.5
-
-    def __post_init__(self) -> None:
-        self._need_chance()
-
-    def draw(self, n: int, generator: Generator) -> Parameters:
-        """Which images."""
-        return {"chosen": chance(generator, n, self.p)}
 
     def apply(self, x: Tensor, parameters: Parameters) -> Tensor:
         """Solarize some."""

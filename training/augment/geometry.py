@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from embedkit.errors import ConfigError
-from embedkit.training.augment.augmentation import Augmentation, Parameters
+from embedkit.training.augment.augmentation import Augmentation, OnSomeImages, Parameters
 from embedkit.training.augment.draws import Range, box_sides, box_tries, chance, each, integers, uniform
 from embedkit.training.augment.operations import affine_matrix, box_mask, resize_matrix, separable, warp
 
@@ -84,17 +84,10 @@ class RandomResizedCrop(Augmentation):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RandomHorizontalFlip(Augmentation):
+class RandomHorizontalFlip(OnSomeImages):
     """Left and right exchanged, with probability `p` for each image."""
 
     p: float = 0.5
-
-    def __post_init__(self) -> None:
-        self._need_chance()
-
-    def draw(self, n: int, generator: Generator) -> Parameters:
-        """Which images."""
-        return {"chosen": chance(generator, n, self.p)}
 
     def apply(self, x: Tensor, parameters: Parameters) -> Tensor:
         """Flip some."""
@@ -102,17 +95,10 @@ class RandomHorizontalFlip(Augmentation):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RandomVerticalFlip(Augmentation):
+class RandomVerticalFlip(OnSomeImages):
     """Top and bottom exchanged, with probability `p` for each image."""
 
     p: float = 0.5
-
-    def __post_init__(self) -> None:
-        self._need_chance()
-
-    def draw(self, n: int, generator: Generator) -> Parameters:
-        """Which images."""
-        return {"chosen": chance(generator, n, self.p)}
 
     def apply(self, x: Tensor, parameters: Parameters) -> Tensor:
         """Flip some."""
