@@ -149,6 +149,22 @@ class Encoder:
         """The space fingerprint of normalized or raw embeddings, 64 hex digits."""
         return space_fingerprint(self._entry.manifest, self.config, normalized=normalized)
 
+    def metadata(self, *, normalize: bool = True) -> Metadata:
+        """What a file says of this encoder's rows, with no run recorded: for rows that were computed elsewhere.
+
+            Embeddings.from_arrays(encoder.encode(paths), paths, encoder.metadata())
+
+        Args:
+            normalize: Whether the rows have Euclidean length 1, as for `encode`.
+        """
+        return Metadata(
+            entry=self.name,
+            manifest_sha256=self.revision,
+            fingerprint=self._space(normalized=normalize),
+            dim=self.dim,
+            normalized=normalize,
+        )
+
     @property
     def default_batch_size(self) -> int:
         """Images in one batch by default."""
@@ -387,17 +403,6 @@ def open_engine(entry: VerifiedEntry, options: EngineOptions) -> OnnxEngine:
                 f"{entry.location}: the graph gives {engine.output_shapes[name]} and the configuration says {shape}"
             )
     return engine
-
-
-def metadata_of(encoder: Encoder) -> Metadata:
-    """The metadata of an encoder's normalized rows, with no run recorded."""
-    return Metadata(
-        entry=encoder.name,
-        manifest_sha256=encoder.revision,
-        fingerprint=encoder.fingerprint,
-        dim=encoder.dim,
-        normalized=True,
-    )
 
 
 def comparable(name: str, rows: np.ndarray) -> np.ndarray:

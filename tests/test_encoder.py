@@ -58,6 +58,11 @@ def test_what_an_encoder_says_of_itself(encoder, default_entry):
     )
     assert encoder.fingerprint == encoder._space(normalized=True) != encoder._space(normalized=False)
     assert len(encoder.fingerprint) == 64
+    metadata, raw = encoder.metadata(), encoder.metadata(normalize=False)
+    assert (metadata.entry, metadata.manifest_sha256) == (encoder.name, encoder.revision)
+    assert (metadata.dim, metadata.normalized, metadata.runs) == (1280, True, ())
+    assert metadata.fingerprint == encoder.fingerprint and not raw.normalized
+    assert raw.fingerprint == encoder._space(normalized=False)
 
 
 def test_the_tiny_encoder_is_its_matrix(tiny, by_hand, noise):

@@ -74,13 +74,7 @@ class Job:
             for item in listing.items
             if target.parts == 1 or part_of(item.id, target.parts) == target.part
         }
-        mine = Metadata(
-            entry=encoder.name,
-            manifest_sha256=encoder.revision,
-            fingerprint=encoder._space(normalized=options.normalize),
-            dim=encoder.dim,
-            normalized=options.normalize,
-        )
+        mine = encoder.metadata(normalize=options.normalize)
         check_same_space(unfinished, mine, f"the unfinished job {store.folder}", "this job", START_AGAIN)
         if earlier is not None:
             check_same_space(earlier.metadata, mine, str(target.path), "this job", START_AGAIN)

@@ -20,7 +20,7 @@ import numpy as np
 from embedkit.analysis.matching.calibration import Calibration
 from embedkit.embeddings.metadata import Metadata
 from embedkit.embeddings.table import Embeddings
-from embedkit.encoder import Encoder, load_encoder, metadata_of, reason_of
+from embedkit.encoder import Encoder, load_encoder, reason_of
 from embedkit.errors import (
     ConfigError,
     EmbedkitError,
@@ -192,7 +192,7 @@ def encoder_of_images(
         found = load_encoder(encoder, device=device, threads=threads)
     if calibration is not None:
         embeds = found.encoder if isinstance(found, FaceEncoder) else found
-        calibration.check_space(metadata_of(embeds), f"the encoder {embeds.name}")
+        calibration.check_space(embeds.metadata(), f"the encoder {embeds.name}")
     return found
 
 
@@ -255,7 +255,7 @@ def embed_readable(
     if not kept.any():
         raise SourceError(f"none of the {len(images)} images can be embedded; the first: {left_out[0]}")
     names = [ids[row] for row in np.flatnonzero(kept).tolist()]
-    metadata = metadata_of(encoder.encoder if isinstance(encoder, FaceEncoder) else encoder)
+    metadata = (encoder.encoder if isinstance(encoder, FaceEncoder) else encoder).metadata()
     rows = Embeddings(names, np.zeros(len(names), np.int32), vectors[kept], metadata)
     return Embedded(rows, kept, left_out)
 

@@ -16,7 +16,7 @@ from embedkit.analysis.matching.calibration import Calibration, check_threshold
 from embedkit.analysis.matching.identification import Identification, identify
 from embedkit.analysis.vectors import Rows
 from embedkit.embeddings.formats import is_embeddings, open_rows
-from embedkit.encoder import Encoder, metadata_of
+from embedkit.encoder import Encoder
 from embedkit.errors import ConfigError, SourceError
 from embedkit.images.originals import Originals
 from embedkit.pipeline.report import Progress
@@ -120,7 +120,7 @@ def identify_images(
             encoder, faces=faces, calibration=calibration, device=device, threads=threads
         )
         embeds = model.encoder if isinstance(model, FaceEncoder) else model
-        metadata = metadata_of(embeds)
+        metadata = embeds.metadata()
     if calibration is not None:
         calibration.check_space(metadata, where)
     elif threshold is None:

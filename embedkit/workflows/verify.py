@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from embedkit.analysis.matching.calibration import Calibration, Verification, verify_vectors
-from embedkit.encoder import Encoder, metadata_of
+from embedkit.encoder import Encoder
 from embedkit.errors import ConfigError
 from embedkit.images.transform import ImageLike
 from embedkit.workflows.faces.encoder import FaceEncoder
@@ -45,7 +45,7 @@ def verify(
         encoder = FaceEncoder(encoder)
     embeds = encoder.encoder if isinstance(encoder, FaceEncoder) else encoder
     if calibration is not None:
-        calibration.check_space(metadata_of(embeds), "this encoder")
+        calibration.check_space(embeds.metadata(), "this encoder")
     elif threshold is None:
         threshold = entry_threshold(embeds)
     rows = []

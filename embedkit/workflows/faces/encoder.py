@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from embedkit.embeddings.table import Embeddings
-from embedkit.encoder import Encoder, load_encoder, metadata_of
+from embedkit.encoder import Encoder, load_encoder
 from embedkit.images.transform import ImageLike
 from embedkit.workflows.faces.finder import MIN_SCORE, Face, FaceFinder
 
@@ -96,4 +96,4 @@ class FaceEncoder:
                 for key, value in zip(labels, (*face.box, face.score), strict=True):
                     labels[key].append(value)
         vectors = np.concatenate(rows) if rows else np.empty((0, self.encoder.dim), np.float32)
-        return Embeddings(ids, np.array(parts, np.int32), vectors, metadata_of(self.encoder), labels)
+        return Embeddings(ids, np.array(parts, np.int32), vectors, self.encoder.metadata(), labels)
