@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
@@ -34,16 +34,23 @@ class StoredRows(ABC):
         where: The name by which it was opened.
         metadata: What the rows are; the runs of all shards are in it.
         labels: The names of the label columns.
+        types: The Arrow types of the label columns; null where only the values tell.
         files: The files that hold the rows; they are newer than an index of the rows that is out of date.
         mapped: float (N, D), the rows where they are mapped into memory instead of read; None elsewhere.
     """
 
     def __init__(
-        self, where: str, metadata: Metadata, rows: int, columns: Iterable[str], files: Sequence[Path]
+        self,
+        where: str,
+        metadata: Metadata,
+        rows: int,
+        columns: Mapping[str, pa.DataType],
+        files: Sequence[Path],
     ):
         """Take what is known without reading a row."""
         self.where, self.metadata, self.files = where, metadata, files
-        self.labels = [name for name in columns if name not in RESERVED]
+        self.types = {name: kind for name, kind in columns.items() if name not in RESERVED}
+        self.labels = list(self.types)
         self.mapped: npt.NDArray[Any] | None = None
         self._rows = rows
 

@@ -9,14 +9,18 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from embedkit.embeddings.base import Format, StoredRows
+import pyarrow as pa
+
+from embedkit._io.text import one_line
+from embedkit.embeddings.base import Format, StoredRows, Tables
 from embedkit.embeddings.lance import LanceFormat
 from embedkit.embeddings.npy import NpyFormat
 from embedkit.embeddings.parquet import ParquetFormat
 from embedkit.embeddings.shards import ShardsFormat, holds_shards
-from embedkit.errors import ConfigError
+from embedkit.embeddings.side_files import has_job
+from embedkit.errors import ConfigError, OutputError
 
-__all__ = ["FORMATS", "files_of", "is_embeddings", "open_rows", "output_format"]
+__all__ = ["FORMATS", "files_of", "is_embeddings", "open_rows", "output_format", "save_rows"]
 
 #: What a name that no format recognizes is read as.
 _PARQUET = ParquetFormat()
@@ -56,6 +60,37 @@ def open_rows(source: str | os.PathLike[str]) -> StoredRows:
         MissingDependencyError: A table, and pylance is not installed.
     """
     return _format_of(os.fspath(source)).open(os.fspath(source))
+
+
+def save_rows(output: str | os.PathLike[str], tables: Tables, schema: pa.Schema) -> None:
+    """Write embeddings that no job writes, all or nothing.
+
+    Args:
+        output: `X.parquet`, `X.npy`, a folder ending in `/`, or `lance://FOLDER/TABLE`. Embeddings that embedkit wrote
+            there before are replaced.
+        tables: Gives the rows.
+        schema: The columns, with the metadata.
+
+    Raises:
+        ConfigError: A name of no format, or a label column of a type that the format does not hold.
+        OutputError: The output cannot be written, was not written by embedkit, or a job is not finished with it.
+        MissingDependencyError: A table, and pylance is not installed.
+    """
+    form = output_format(os.fspath(output))
+    path = form.locate(os.fspath(output))
+    form.check_writable(path)
+    if has_job(path):
+        raise OutputError(
+            f"{path}: a job is writing it, or was stopped; finish it with `embedkit embed`, or choose another output"
+        )
+    form.prepare(path)
+    form.check_replaceable(path)
+    try:
+        form.write(tables, path, schema)
+    except pa.ArrowNotImplementedError as error:
+        raise ConfigError(
+            f"{path}: a label column is of a type that it cannot hold ({one_line(error)})"
+        ) from None
 
 
 def is_embeddings(source: str | os.PathLike[str]) -> bool:

@@ -119,7 +119,8 @@ class LanceRows(TableRows, SearchableRows):
         self._lance = _open(path)
         metadata = metadata_of(self._lance.schema, str(path), "a table")
         check_schema(self._lance.schema, metadata.dim, where)
-        super().__init__(where, metadata, self._lance.count_rows(), self._lance.schema.names, [path])
+        columns = {field.name: field.type for field in self._lance.schema}
+        super().__init__(where, metadata, self._lance.count_rows(), columns, [path])
 
     def take(self, rows: Sequence[int]) -> npt.NDArray[np.float32]:
         """The vectors of these rows."""

@@ -32,9 +32,9 @@ from embedkit.embeddings.npy_write import (
     rows_digest,
     write_npy,
 )
-from embedkit.embeddings.schema import ROW_GROUP, guarded, metadata_of, with_vectors
+from embedkit.embeddings.schema import RESERVED, ROW_GROUP, adopt_step, guarded, metadata_of, with_vectors
 from embedkit.embeddings.side_files import beside
-from embedkit.errors import OutputError
+from embedkit.errors import ConfigError, OutputError
 
 __all__ = ["MismatchError", "NpyFormat", "NpyRows"]
 
@@ -129,6 +129,12 @@ class NpyFormat:
 
     def write(self, tables: Tables, path: Path, schema: pa.Schema) -> None:
         """Write the three files. The rows are counted first, for the array's header."""
+        for field in schema:
+            if field.name not in RESERVED and not _is_json(field.type):
+                raise ConfigError(
+                    f"{path}: the label column {field.name!r} is {field.type}, and labels beside an array are texts, "
+                    "numbers or booleans; write X.parquet, or leave the column out"
+                )
         rows = sum(table.num_rows for table in tables())
         write_npy(tables(), path, metadata_of(schema, str(path), "an array"), rows)
 
@@ -145,7 +151,8 @@ class NpyRows(StoredRows):
         """
         self._array, found = read_npy(path)
         self._lines = found.lines
-        columns = dict.fromkeys(name for line in self._lines for name in line)
+        names = dict.fromkeys(name for line in self._lines for name in line)
+        columns = {name: _recorded_type(found.labels.get(name, "null")) for name in names}
         super().__init__(str(path), found.metadata, len(self._lines), columns, [path])
         self.mapped = self._array
 
@@ -179,6 +186,10 @@ def read_beside(path: Path) -> Beside:
     Raises:
         OutputError: They are missing or damaged.
     """
+    if not metadata_path(path).exists():
+        raise OutputError(
+            f"{path} has no {metadata_path(path).name} beside it: embedkit did not write it; {adopt_step(str(path))}"
+        )
     ids, digest = ids_path(path), hashlib.sha256()
     lines: list[dict[str, Any]] = []
     try:
@@ -278,6 +289,29 @@ def _schema_of(found: Beside) -> pa.Schema:
     for start in range(0, len(found.lines), ROW_GROUP):  # refuses a value of another type
         pa.Table.from_pylist(found.lines[start : start + ROW_GROUP], schema)
     return schema
+
+
+def _is_json(kind: pa.DataType) -> bool:
+    """Whether JSON holds values of a type, and its name is enough to restore it."""
+    return any(
+        test(kind)
+        for test in (
+            pa.types.is_string,
+            pa.types.is_large_string,
+            pa.types.is_integer,
+            pa.types.is_floating,
+            pa.types.is_boolean,
+            pa.types.is_null,
+        )
+    )
+
+
+def _recorded_type(alias: str) -> pa.DataType:
+    """A type by its name; null, which any value may follow, where embedkit did not write the name."""
+    try:
+        return pa.type_for_alias(alias)
+    except ValueError:
+        return pa.null()
 
 
 def _is_line(line: object) -> bool:

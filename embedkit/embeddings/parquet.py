@@ -21,6 +21,7 @@ from embedkit.embeddings.parquet_file import check_sizes, opened
 from embedkit.embeddings.schema import (
     RESERVED,
     ROW_GROUP,
+    adopt_step,
     check_schema,
     guarded,
     metadata_of,
@@ -127,9 +128,13 @@ class ParquetRows(TableRows):
             footer, schema = guarded(str(file), _read_footer, file)
             self._footers.append(footer)
             self._schemas.append(schema)
-        columns = dict.fromkeys(guarded(where, lambda: [n for one in self._schemas for n in one.names]))
+        # The first shard that has a value of a column has its type.
+        columns: dict[str, pa.DataType] = {}
+        for field in guarded(where, lambda: [one for schema in self._schemas for one in schema]):
+            if pa.types.is_null(columns.get(field.name, pa.null())):
+                columns[field.name] = field.type
         for file, schema in zip(files, self._schemas, strict=True):
-            check_schema(schema, metadata.dim, str(file))
+            check_schema(schema, metadata.dim, str(file), adopt_step(str(file)))
         self._groups = [
             (index, group)
             for index, footer in enumerate(self._footers)
@@ -191,7 +196,8 @@ def read_metadata(path: str | os.PathLike[str]) -> Metadata:
             schema = file.schema_arrow
     except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
         raise OutputError(f"{os.fspath(path)} cannot be read as Parquet ({one_line(error)})") from None
-    return metadata_of(schema, os.fspath(path), "a Parquet file")
+    where = os.fspath(path)
+    return metadata_of(schema, where, "a Parquet file", adopt_step(where))
 
 
 def read_records(path: Path, metadata: Metadata) -> tuple[dict[str, Record], pa.Schema]:

@@ -24,8 +24,8 @@ _RESERVED_LABEL = re.compile(f"(source_)*({'|'.join(RESERVED)})")
 _T = TypeVar("_T")
 
 
-def schema_of(metadata: Metadata, labels: Mapping[str, str], *, sha256: bool) -> pa.Schema:
-    """The Arrow schema of embeddings with this metadata and these label columns (name -> Arrow type name)."""
+def schema_of(metadata: Metadata, labels: Mapping[str, str | pa.DataType], *, sha256: bool) -> pa.Schema:
+    """The Arrow schema of embeddings with this metadata and these label columns (name -> Arrow type or its name)."""
     fields = [
         pa.field("id", pa.string(), nullable=False),
         pa.field("part", pa.int32(), nullable=False),
@@ -35,24 +35,30 @@ def schema_of(metadata: Metadata, labels: Mapping[str, str], *, sha256: bool) ->
     ]
     if sha256:
         fields.append(pa.field("sha256", pa.string()))
-    fields += [pa.field(name, pa.type_for_alias(kind)) for name, kind in labels.items()]
+    fields += [
+        pa.field(name, pa.type_for_alias(kind) if isinstance(kind, str) else kind)
+        for name, kind in labels.items()
+    ]
     return pa.schema(fields, metadata={METADATA_KEY: metadata.to_json().encode()})
 
 
-def metadata_of(schema: pa.Schema, where: str, what: str) -> Metadata:
+def metadata_of(schema: pa.Schema, where: str, what: str, step: str = "") -> Metadata:
     """The metadata that an Arrow schema holds.
 
     Args:
         schema: The schema.
         where: How messages name the file.
         what: What the file is, for the message: "a Parquet file".
+        step: What the message tells the user to do if there is none.
 
     Raises:
         OutputError: There is none, or it is damaged.
     """
     text = (schema.metadata or {}).get(METADATA_KEY)
     if text is None:
-        raise OutputError(f"{where} is {what} without metadata: embedkit did not write it")
+        raise OutputError(
+            f"{where} is {what} without metadata: embedkit did not write it{step and f'; {step}'}"
+        )
     return Metadata.from_json(text, where)
 
 
@@ -76,8 +82,19 @@ def column_type(schema: pa.Schema, name: str) -> pa.DataType | str:
     return schema.field(name).type if name in schema.names else "nothing"
 
 
-def check_schema(schema: pa.Schema, dim: int, where: str) -> None:
+def adopt_step(where: str) -> str:
+    """The next step for a file that another program wrote."""
+    return f"if it holds embeddings, `embedkit adopt {where} --encoder NAME` writes a file with metadata"
+
+
+def check_schema(schema: pa.Schema, dim: int, where: str, step: str = "embed the images again") -> None:
     """Refuse a file whose columns are not those that its metadata promises.
+
+    Args:
+        schema: The columns.
+        dim: Width D.
+        where: How messages name the file.
+        step: What the message tells the user to do.
 
     Raises:
         OutputError: Naming the first column of another type.
@@ -91,7 +108,7 @@ def check_schema(schema: pa.Schema, dim: int, where: str) -> None:
         if found != kind:
             raise OutputError(
                 f"{where}: the column {name!r} should be {kind}, and is {found}: another program changed the file; "
-                "embed the images again"
+                f"{step}"
             )
 
 

@@ -1,28 +1,54 @@
-"""Embeddings in memory: loaded from any format, and saved to any."""
+"""Embeddings in memory: loaded from any format, and saved to any; made from arrays, Arrow and pandas, and back."""
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from embedkit._io.optional import requires
 from embedkit._io.text import one_line
-from embedkit.embeddings.formats import open_rows, output_format
-from embedkit.embeddings.metadata import Metadata
-from embedkit.embeddings.schema import RESERVED, conform, no_column, schema_of, with_vectors
-from embedkit.embeddings.side_files import has_job
-from embedkit.errors import ConfigError, OutputError
+from embedkit.embeddings.arrays import key_array, label_array, row_numbers
+from embedkit.embeddings.foreign import ForeignColumns, check_unique, check_unit, lengths_of
+from embedkit.embeddings.formats import open_rows, save_rows
+from embedkit.embeddings.metadata import METADATA_KEY, Metadata, check_same_space
+from embedkit.embeddings.schema import (
+    RESERVED,
+    conform,
+    metadata_of,
+    no_column,
+    schema_of,
+    vectors_of,
+    with_vectors,
+)
+from embedkit.errors import ConfigError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = ["Embeddings"]
+
+#: Where a data frame has the metadata: `frame.attrs["embedkit"]`, as JSON.
+_ATTRIBUTE = METADATA_KEY.decode()
+#: The types of pandas that hold missing values as well and can do all arithmetic, which Arrow's cannot.
+_NULLABLE = {
+    getattr(pa, name.lower())(): name
+    for name in ("Int8", "Int16", "Int32", "Int64", "UInt8", "UInt16", "UInt32", "UInt64")
+} | {pa.bool_(): "boolean"}
 
 
 @dataclass(frozen=True)
 class Embeddings:
     """Embeddings in memory, with their ids, labels and metadata.
+
+        table = Embeddings.load("images.parquet")
+        cats = table[[who == "cat" for who in table.label("who")]]
+        cats.save("cats.parquet")
 
     Attributes:
         ids: One per row.
@@ -38,9 +64,31 @@ class Embeddings:
     metadata: Metadata
     labels: dict[str, list[Any]] = field(default_factory=dict)
     _where: str = field(default="the set of embeddings", repr=False, compare=False)
+    #: The Arrow types of label columns that were read, so that an int32 or a date is written as one again.
+    _types: Mapping[str, pa.DataType] = field(default_factory=dict, repr=False, compare=False)
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def __getitem__(self, rows: slice | Sequence[bool] | Sequence[int] | npt.NDArray[Any]) -> Embeddings:
+        """Some of the rows, with their labels and the metadata.
+
+            table[table.vectors[:, 0] > 0], table[:100], table[[3, 1, 2]]
+
+        Args:
+            rows: A boolean mask (N,), numbers of rows in any order, or a slice.
+
+        Raises:
+            ConfigError: A mask of another length, a number that is out of range or occurs twice, or something else.
+        """
+        picked = row_numbers(rows, len(self))
+        return replace(
+            self,
+            ids=[self.ids[row] for row in picked],
+            parts=self.parts[picked],
+            vectors=self.vectors[picked],
+            labels={name: [values[row] for row in picked] for name, values in self.labels.items()},
+        )
 
     def label(self, name: str) -> list[Any]:
         """A label column.
@@ -64,7 +112,203 @@ class Embeddings:
         stored = open_rows(source)
         ids, parts = stored.keys()
         labels = {name: stored.column(name) for name in stored.labels}
-        return cls(ids, parts, stored.vectors(), stored.metadata, labels, stored.where)
+        return cls(ids, parts, stored.vectors(), stored.metadata, labels, stored.where, stored.types)
+
+    @classmethod
+    def from_arrays(
+        cls,
+        vectors: npt.ArrayLike,
+        ids: Sequence[str],
+        metadata: Metadata,
+        *,
+        parts: Sequence[int] | npt.NDArray[np.integer[Any]] | None = None,
+        labels: Mapping[str, Sequence[Any]] | None = None,
+    ) -> Embeddings:
+        """Embeddings of rows that were computed elsewhere.
+
+            encoder = embedkit.load_encoder()
+            table = Embeddings.from_arrays(encoder.encode(paths), paths, encoder.metadata())
+
+        Args:
+            vectors: Floating-point numbers (N, D).
+            ids: N paths or names of images.
+            metadata: Which encoder made them: `encoder.metadata()`, or the metadata of another set.
+            parts: int (N,), which part of its image a row is; 0 when None.
+            labels: Label columns by name, each of length N.
+
+        Raises:
+            ConfigError: Columns of different lengths, a width that is not the encoder's, rows with NaN, infinity or
+                only zeros, rows that are not of length 1 under metadata that says so, an id that is not a text, or
+                one part of one image twice.
+        """
+        try:
+            array = np.asarray(vectors)
+        except ValueError:
+            array = np.empty(0)
+        if array.ndim != 2 or array.dtype.kind != "f" or array.dtype.itemsize > 8:
+            raise ConfigError(
+                f"vectors: expected floating-point numbers (N, D), found {array.dtype} of shape {array.shape}"
+            )
+        parts = np.zeros(len(ids), np.int32) if parts is None else parts
+        columns = {"id": list(ids), "part": parts, **(labels or {})}
+        lengths = {name: len(column) for name, column in columns.items()}
+        if set(lengths.values()) != {len(array)} or array.shape[1] != metadata.dim:
+            raise ConfigError(
+                f"expected one id, part and label for each of {len(array)} vectors of {metadata.dim} numbers; found "
+                f"{lengths} and vectors {array.shape}"
+            )
+        arrays = {
+            "id": key_array("id", columns["id"], pa.string()),
+            "part": key_array("part", np.asarray(parts).tolist(), pa.int32()),
+            **{name: label_array(name, list(values)) for name, values in (labels or {}).items()},
+        }
+        with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinity, which is refused
+            table = with_vectors(pa.table(arrays), array.astype(np.float32))
+        return cls._checked(table, metadata, "the arrays")
+
+    @classmethod
+    def from_arrow(cls, table: Any, metadata: Metadata | None = None) -> Embeddings:
+        """Embeddings of an Arrow table, or of what gives one: a Polars data frame, a DuckDB relation.
+
+            cats = Embeddings.from_arrow(duckdb.sql("from 'images.parquet' where who = 'cat'"), table.metadata)
+
+        Args:
+            table: The columns `id` (texts) and `embedding` (lists of floating-point numbers), `part` where images have
+                several rows, and label columns of any type. Sizes and times of images are left out.
+            metadata: Which encoder made them; what the table's schema holds when None.
+
+        Raises:
+            ConfigError: No metadata, a column that is missing or of another type, or rows as for `from_arrays`.
+            SpaceMismatchError: The table's own metadata says another space.
+        """
+        if not isinstance(table, pa.Table):
+            if not hasattr(table, "__arrow_c_stream__"):
+                raise ConfigError(f"expected an Arrow table, found {type(table).__name__}")
+            table = pa.table(table)
+        own = None
+        if METADATA_KEY in (table.schema.metadata or {}):
+            own = metadata_of(table.schema, "the table", "a table")
+        return cls._checked(table, _agreed(metadata, own, "the table"), "the table")
+
+    @classmethod
+    def from_pandas(cls, frame: pd.DataFrame, metadata: Metadata | None = None) -> Embeddings:
+        """Embeddings of a pandas data frame.
+
+            frame = table.to_pandas()
+            cats = Embeddings.from_pandas(frame[frame.who == "cat"])
+
+        Args:
+            frame: The columns of `from_arrow`; a vector is an array or a list.
+            metadata: Which encoder made them; when None, what `to_pandas` left in `frame.attrs`. Most operations of
+                pandas keep these, `pandas.read_parquet` and `merge` may not.
+
+        Raises:
+            ConfigError: As for `from_arrow`.
+            SpaceMismatchError: The frame's own metadata says another space.
+        """
+        text = frame.attrs.get(_ATTRIBUTE)
+        own = Metadata.from_json(text, "the data frame") if isinstance(text, (str, bytes)) else None
+        metadata = _agreed(metadata, own, "the data frame")
+        try:
+            table = pa.Table.from_pandas(frame)
+        except (pa.ArrowException, ValueError, TypeError) as error:
+            raise ConfigError(f"the data frame: a column holds several types ({one_line(error)})") from None
+        return cls._checked(table, metadata, "the data frame")
+
+    @classmethod
+    def _checked(cls, table: pa.Table, metadata: Metadata, where: str) -> Embeddings:
+        """Embeddings of a table's rows, after every check that needs no image."""
+        columns = ForeignColumns.find(table.schema, where)
+        ours = columns.conform(table, metadata.dim)
+        check_unique(ours, where)
+        ids, vectors = ours["id"].to_pylist(), vectors_of(ours, metadata.dim, where)
+
+        def name(row: int) -> str:
+            return f"row {row} ({ids[row]!r})"
+
+        check_unit(lengths_of(vectors, name, where), metadata, name, where)
+        labels = {name: ours[name].to_pylist() for name in columns.labels}
+        return cls(ids, ours["part"].to_numpy(), vectors, metadata, labels, where, dict(columns.labels))
+
+    @classmethod
+    def concat(cls, tables: Sequence[Embeddings]) -> Embeddings:
+        """The rows of several sets of one space, one after another. A label column that a set lacks is None there.
+
+            Embeddings.concat([Embeddings.load("2024.parquet"), Embeddings.load("2025.parquet")])
+
+        Raises:
+            ConfigError: No set, one part of one image twice, or a label column of types that do not go together.
+            SpaceMismatchError: Sets of two spaces.
+        """
+        if not tables:
+            raise ConfigError("concat: expected at least one set of embeddings")
+        first, *others = tables
+        metadata = first.metadata
+        for other in others:
+            check_same_space(metadata, other.metadata, first._where, other._where)
+            for run in other.metadata.runs:
+                metadata = metadata.with_run(run)
+        small = [table.to_arrow().drop_columns(["embedding"]).replace_schema_metadata() for table in tables]
+        check_unique(pa.concat_tables([table.select(["id", "part"]) for table in small]), "concat")
+        try:
+            merged = pa.concat_tables(small, promote_options="permissive")
+        except pa.ArrowException as error:
+            raise ConfigError(
+                f"concat: a label column holds two types that do not go together ({one_line(error)})"
+            ) from None
+        types = {field.name: field.type for field in merged.schema if field.name not in RESERVED}
+        labels = {name: merged[name].to_pylist() for name in types}
+        vectors = np.concatenate([table.vectors for table in tables])
+        return cls(
+            merged["id"].to_pylist(), merged["part"].to_numpy(), vectors, metadata, labels, _types=types
+        )
+
+    def to_arrow(self) -> pa.Table:
+        """The columns `id`, `part`, `embedding` and the labels as an Arrow table, the metadata in its schema.
+
+            polars.from_arrow(table.to_arrow())
+
+        Raises:
+            ConfigError: Ids, parts, vectors and labels of different lengths or widths, or a label column that is
+                reserved or holds several types.
+        """
+        rows = len(self.ids)
+        lengths = {len(self.parts), *map(len, self.labels.values())}
+        if lengths != {rows} or self.vectors.shape != (rows, self.metadata.dim):
+            raise ConfigError(
+                f"expected {rows} parts, labels and vectors of {self.metadata.dim} numbers, one per id; "
+                f"found {sorted(lengths)} parts and labels, and vectors {self.vectors.shape}"
+            )
+        labels = {
+            name: label_array(name, values, self._types.get(name)) for name, values in self.labels.items()
+        }
+        keys = {"id": key_array("id", self.ids, pa.string()), "part": pa.array(self.parts, pa.int32())}
+        schema = schema_of(self.metadata, {name: one.type for name, one in labels.items()}, sha256=False)
+        fields = [schema.field(name) for name in ("id", "part", "embedding", *labels)]
+        table = with_vectors(pa.table({**keys, **labels}), self.vectors)
+        return conform(table, pa.schema(fields, schema.metadata))
+
+    def to_pandas(self) -> pd.DataFrame:
+        """The columns of `to_arrow` as a data frame, the metadata in `frame.attrs`.
+
+        `embedding` holds an array for each row. Whole numbers and booleans have the types of pandas that keep them
+        beside missing ones; the other columns have Arrow's types, which keep dates and lists.
+
+            frame = table.to_pandas()
+            matrix = numpy.stack(frame.embedding)
+
+        Raises:
+            ConfigError: As for `to_arrow`.
+            MissingDependencyError: pandas is not installed.
+        """
+        with requires("a data frame", package="pandas"):
+            import pandas as pd
+        table = self.to_arrow().drop_columns(["embedding"]).replace_schema_metadata()
+        numbers = {kind: pd.api.types.pandas_dtype(name) for kind, name in _NULLABLE.items()}
+        frame = table.to_pandas(types_mapper=lambda kind: numbers.get(kind) or pd.ArrowDtype(kind))
+        frame.insert(2, "embedding", pd.Series(list(self.vectors), dtype=object))
+        frame.attrs[_ATTRIBUTE] = self.metadata.to_json()
+        return frame
 
     def save(self, output: str | os.PathLike[str]) -> None:
         """Write a Parquet file, a new folder of shards, a `.npy` file or a LanceDB table.
@@ -77,49 +321,30 @@ class Embeddings:
                 wrote there before are replaced.
 
         Raises:
-            ConfigError: A name of no format, ids, parts, vectors and labels of different lengths or widths, or a label
-                column that is reserved or does not hold values of one simple type.
+            ConfigError: A name of no format, a label column of a type that the format does not hold, or columns as for
+                `to_arrow`.
             OutputError: The output cannot be written, was not written by embedkit, or a job is not finished with it.
             MissingDependencyError: A table, and pylance is not installed.
         """
-        rows = len(self.ids)
-        lengths = {len(self.parts), *map(len, self.labels.values())}
-        if lengths != {rows} or self.vectors.shape != (rows, self.metadata.dim):
-            raise ConfigError(
-                f"expected {rows} parts, labels and vectors of {self.metadata.dim} numbers, one per id; "
-                f"found {sorted(lengths)} parts and labels, and vectors {self.vectors.shape}"
-            )
-        labels = {name: _label_array(name, values) for name, values in self.labels.items()}
-        kinds = {name: str(values.type) for name, values in labels.items()}
+        table = self.to_arrow()
+        kinds = {field.name: field.type for field in table.schema if field.name not in RESERVED}
         schema = schema_of(self.metadata, kinds, sha256=False)
-        keys = {"id": pa.array(self.ids, pa.string()), "part": pa.array(self.parts, pa.int32())}
-        table = conform(with_vectors(pa.table({**keys, **labels}), self.vectors), schema)
-        form = output_format(os.fspath(output))
-        path = form.locate(os.fspath(output))
-        form.check_writable(path)
-        if has_job(path):
-            raise OutputError(
-                f"{path}: a job is writing it, or was stopped; finish it with `embedkit embed`, or choose "
-                "another output"
-            )
-        form.prepare(path)
-        form.check_replaceable(path)
-        form.write(lambda: [table], path, schema)
+        table = conform(table, schema)
+        save_rows(output, lambda: [table], schema)
 
 
-def _label_array(name: str, values: list[Any]) -> pa.Array:
-    """A label column as Arrow has it.
+def _agreed(given: Metadata | None, own: Metadata | None, where: str) -> Metadata:
+    """The metadata of a table, its own or the given one, which must agree.
 
     Raises:
-        ConfigError: A reserved name, or values of several types or of none that a column may have.
+        ConfigError: There is none.
+        SpaceMismatchError: They are of two spaces.
     """
-    if name in RESERVED:
-        raise ConfigError(f"label column {name!r}: the name is reserved; choose another one")
-    try:
-        array = pa.array(values)
-        pa.type_for_alias(str(array.type))
-    except (pa.ArrowException, ValueError, TypeError) as error:
+    found = own if own is not None else given
+    if found is None:
         raise ConfigError(
-            f"label column {name!r}: expected texts, numbers or booleans, all of one type ({one_line(error)})"
-        ) from None
-    return array
+            f"{where} has no metadata; give the encoder's as metadata=encoder.metadata(), or that of the file that "
+            "the rows come from as metadata=Embeddings.load(FILE).metadata"
+        )
+    check_same_space(own, given, where, "the given metadata", "leave one of them out")
+    return found
