@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from embedkit.model.mixture import GaussianMixture
     from embedkit.pipeline.embed import embed
     from embedkit.pipeline.report import EmbedReport
+    from embedkit.workflows.adopt import adopt
     from embedkit.workflows.faces.encoder import FaceEncoder
     from embedkit.workflows.faces.finder import FaceFinder
     from embedkit.workflows.verify import verify
@@ -79,6 +80,7 @@ __all__ = [
     "SpaceMismatchError",
     "UnreachableError",
     "ZooError",
+    "adopt",
     "calibrate",
     "cluster",
     "embed",
@@ -122,6 +124,7 @@ _MODULES = {
     "SpaceMismatchError": "errors",
     "UnreachableError": "errors",
     "ZooError": "errors",
+    "adopt": "workflows.adopt",
     "calibrate": "analysis.matching.calibrate",
     "cluster": "analysis.clustering.cluster",
     "embed": "pipeline.embed",

@@ -36,7 +36,7 @@ SLOW = frozenset(
     attacks cli/test_cli.py cli/test_outputs.py embeddings/test_formats.py hub/publish
     hub/test_bulk.py hub/test_zoos.py images/test_memory.py model/test_onnx_guard.py
     pipeline/test_job.py pipeline/test_kills.py pipeline/test_outputs.py storage/test_answer.py
-    workflows/faces workflows/test_kills.py workflows/visual/test_atlas.py
+    workflows/faces workflows/test_adopt.py workflows/test_kills.py workflows/visual/test_atlas.py
     """.split()
 )
 

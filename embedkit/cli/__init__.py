@@ -14,6 +14,7 @@ import typer
 
 from embedkit import __version__
 from embedkit._io.text import safe_for_terminal
+from embedkit.cli.adopt import adopt
 from embedkit.cli.atlas import atlas
 from embedkit.cli.calibrate import calibrate
 from embedkit.cli.cluster import cluster
@@ -41,6 +42,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.command()(embed)
+app.command()(adopt)
 app.command()(search)
 app.command()(cluster)
 app.command()(duplicates)

@@ -71,6 +71,9 @@ def check_sizes(reader: pq.ParquetFile, path: str | os.PathLike[str], columns: I
         kind = reader.schema_arrow.field(name).type
         if pa.types.is_fixed_size_list(kind):
             size, most = 4 * kind.list_size * facts.num_rows, _ALLOWANCE + _UNFOLD * os.path.getsize(path)
+        elif _is_list_of_numbers(kind):
+            size = _values(facts, leaves[name]) * kind.value_type.bit_width // 8
+            most = _ALLOWANCE + _UNFOLD * os.path.getsize(path)
         else:
             size, most = _unfolded(facts, leaves[name]), allowed
             if size <= most and _may_repeat(facts, leaves[name]) and _is_text(kind):
@@ -86,6 +89,19 @@ def check_sizes(reader: pq.ParquetFile, path: str | os.PathLike[str], columns: I
 def _leaves(facts: pq.FileMetaData, name: str) -> list[int]:
     paths = [facts.schema.column(index).path for index in range(facts.num_columns)]
     return [index for index, path in enumerate(paths) if path == name or path.startswith(f"{name}.")]
+
+
+def _is_list_of_numbers(kind: pa.DataType) -> bool:
+    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind)
+    return bool(is_list and (pa.types.is_floating(kind.value_type) or pa.types.is_integer(kind.value_type)))
+
+
+def _values(facts: pq.FileMetaData, leaves: list[int]) -> int:
+    return sum(
+        facts.row_group(group).column(leaf).num_values
+        for group in range(facts.num_row_groups)
+        for leaf in leaves
+    )
 
 
 def _unfolded(facts: pq.FileMetaData, leaves: list[int]) -> int:

@@ -2,7 +2,8 @@
 
 `embedding` embeds images on the spot. `search`, `verify`, `identify` and `calibrate` compare them; `faces` finds,
 aligns and encodes faces; `cluster_folders` copies images into a folder for each cluster; `visual` draws contact sheets
-and maps. `check_entry` verifies an entry on this machine, and `doctor` examines the installation.
+and maps. `adopt` gives metadata to a file of another program. `check_entry` verifies an entry on this machine, and
+`doctor` examines the installation.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING
 from embedkit._io.lazy import export_lazily
 
 if TYPE_CHECKING:
+    from embedkit.workflows.adopt import adopt
     from embedkit.workflows.calibrate import calibrate_images
     from embedkit.workflows.check_entry import verify_entry
     from embedkit.workflows.cluster_folders import cluster_folders
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from embedkit.workflows.visual.contact_sheet import write_sheet
 
 __all__ = [
+    "adopt",
     "cached_index",
     "calibrate_images",
     "cluster_folders",
@@ -38,6 +41,7 @@ __all__ = [
 
 #: Public name -> the module that defines it. Names resolve at first use, so that importing this package stays cheap.
 _MODULES = {
+    "adopt": "adopt",
     "cached_index": "search",
     "calibrate_images": "calibrate",
     "cluster_folders": "cluster_folders",
