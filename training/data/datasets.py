@@ -144,7 +144,12 @@ class Source(ABC):
         """The row's name in a message."""
 
     def decode(
-        self, rows: np.ndarray, preprocess: Preprocess, unreadable: dict[int, str] | None = None
+        self,
+        rows: np.ndarray,
+        preprocess: Preprocess,
+        unreadable: dict[int, str] | None = None,
+        *,
+        reduced: bool = False,
     ) -> Tensor:
         """uint8 (len(rows), C, H, W), by the contract.
 
@@ -152,6 +157,7 @@ class Source(ABC):
             rows: Which images.
             preprocess: The contract.
             unreadable: Where given, it gets the position and the reason of each unreadable image, which is black.
+            reduced: Decode a JPEG at a reduced scale where the contract allows it, as `embedkit embed` does.
 
         Raises:
             SourceError: An image that cannot be read, by name; not where `unreadable` is given.
@@ -161,7 +167,7 @@ class Source(ABC):
         def one(at: int) -> None:
             row = int(rows[at])
             try:
-                read_pixels(self.read(row), preprocess, decode="exact", out=out[at])
+                read_pixels(self.read(row), preprocess, decode="auto" if reduced else "exact", out=out[at])
             except (ImageError, OSError) as error:
                 if unreadable is None:
                     raise SourceError(f"{self.where(row)}: {error}; repair or remove it") from error
@@ -195,14 +201,19 @@ class ArraySource(Source):
         return f"{self.name}, image {row}"
 
     def decode(
-        self, rows: np.ndarray, preprocess: Preprocess, unreadable: dict[int, str] | None = None
+        self,
+        rows: np.ndarray,
+        preprocess: Preprocess,
+        unreadable: dict[int, str] | None = None,
+        *,
+        reduced: bool = False,
     ) -> Tensor:
         """As they are where the contract changes nothing."""
         shape = self.arrays.shape
         if shape[1:3] == preprocess.size and preprocess.color == {3: "gray", 4: "rgb"}[len(shape)]:
             taken = self.arrays[rows]
             return torch.from_numpy(taken[:, None] if len(shape) == 3 else taken.transpose(0, 3, 1, 2).copy())
-        return super().decode(rows, preprocess, unreadable)
+        return super().decode(rows, preprocess, unreadable, reduced=reduced)
 
 
 class FolderSource(Source):
