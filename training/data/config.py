@@ -15,9 +15,10 @@ from torch import Tensor
 
 from embedkit.errors import ConfigError
 from embedkit.model.preprocess import Preprocess
-from embedkit.training.data.datasets import Source, open_source
+from embedkit.training.data.datasets import check_label, open_source
 from embedkit.training.data.images import ImageSet, Tried
 from embedkit.training.data.samplers import Sampler, Shuffled
+from embedkit.training.data.source import Source
 from embedkit.training.hardware import free_memory
 
 __all__ = ["DataConfig", "keep_labels", "load_images", "load_parts", "split_validation"]
@@ -32,9 +33,11 @@ class DataConfig:
 
     Attributes:
         path: A folder with the IDX files of MNIST or Fashion-MNIST, a Parquet file or a folder of them with an
-            image column, a CSV file with a column `file` of paths beside it, a folder of class folders (images beside
-            those have no label), `sklearn:digits`, or `synthetic:N` (N seeded images).
-        label: Column of a Parquet or CSV file; where there is no such column the images have no labels.
+            image column, a CSV or Parquet file with a column `file`, `path` or `image` of paths relative to its folder,
+            a folder of class folders (images beside those, and in a folder `unlabeled`, have no label),
+            `sklearn:digits`, or `synthetic:N` (N seeded images).
+        label: Column of a Parquet or CSV file; images with the same value are positives of the methods that compare
+            pairs. `label`, the default, may be missing; with an empty name the images of a table have no labels.
         targets: Further columns that a method learns from, by name; `Batch.targets` holds them.
         color: `gray`, `rgb` or `lab_l`.
         image_size: Side in pixels of what the encoder sees.
@@ -146,7 +149,9 @@ def load_parts(config: DataConfig, seed: int) -> tuple[ImageSet, ImageSet]:
 
 
 def _open(config: DataConfig, split: Literal["train", "test"]) -> Source:
-    return open_source(config.path, split, label=config.label, targets=config.targets)
+    source = open_source(config.path, split, label=config.label, targets=config.targets)
+    check_label(source, config.path, config.label)
+    return source
 
 
 def _load(config: DataConfig, source: Source, contract: Preprocess) -> ImageSet:

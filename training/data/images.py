@@ -14,7 +14,7 @@ from torch import Tensor
 
 from embedkit.errors import ConfigError, SourceError
 from embedkit.model.preprocess import Preprocess
-from embedkit.training.data.datasets import Source
+from embedkit.training.data.source import Source
 
 __all__ = ["Batch", "ImageSet", "Tried"]
 

@@ -97,7 +97,12 @@ def test_parquet(parquet, colors, stream):
     batch = found.batch(indices)
     assert (batch.images.permute(0, 2, 3, 1).numpy() == images[indices.numpy()]).all()
     assert batch.labels.tolist() == [2, 1, -1, 2]
-    assert load_images(DataConfig(path=str(parquet), label="species")).labels.tolist() == [-1] * 8
+    for none in ("label", ""):  # the default may be missing
+        assert load_images(DataConfig(path=str(parquet), label=none)).labels.tolist() == [-1] * 8
+    with pytest.raises(
+        ConfigError, match="no column 'kinds'; did you mean 'kind'. it has kind; data.label= "
+    ):
+        load_images(DataConfig(path=str(parquet), label="kinds"))
     with pytest.raises(ConfigError, match="'test'"):
         load_images(DataConfig(path=str(parquet)), "test")
 
@@ -244,33 +249,6 @@ def test_ranks_share_the_batches_of_one_process():
         assert one.indices.tolist() == torch.stack([first.indices, second.indices], 1).flatten().tolist()
     with pytest.raises(ConfigError, match="a multiple of the 4 devices"):
         Loader(images, Shuffled(), batch_size=6, seed=0, world=4)
-
-
-def test_an_image_beside_class_folders_has_no_label_and_takes_none_away(tmp_path, colors):
-    images, _ = colors
-    for name in ("cat/0", "ant/1", "stray"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / f"{name}.png").write_bytes(png(images[0]))
-    found = load_images(DataConfig(path=str(tmp_path), image_size=6))
-    assert found.classes == ("ant", "cat") and sorted(found.labels.tolist()) == [-1, 0, 1]
-
-
-def test_a_csv_file_names_images_labels_and_targets(tmp_path, colors):
-    images, _ = colors
-    for number in range(3):
-        (tmp_path / f"{number}.png").write_bytes(png(images[number]))
-    table = tmp_path / "labels.csv"
-    table.write_text("file,label,shape\n0.png,cat,round\n1.png,ant,\n2.png,,long\n")
-    found = load_images(DataConfig(path=str(table), image_size=6, targets=("shape",)))
-    assert found.labels.tolist() == [1, 0, -1] and found.targets["shape"].tolist() == [1, -1, 0]
-    assert found.target_classes == {"shape": ("long", "round")}
-    batch = found.subset(torch.tensor([2, 0])).batch(torch.tensor([1, 0]))
-    assert batch.labels.tolist() == [1, -1] and batch.targets["shape"].tolist() == [1, 0]
-    with pytest.raises(ConfigError, match="no column 'size'; it has file, label, shape"):
-        load_images(DataConfig(path=str(table), targets=("size",)))
-    table.write_text("photo,label\n0.png,cat\n")
-    with pytest.raises(ConfigError, match="one of the columns file"):
-        load_images(DataConfig(path=str(table)))
 
 
 def with_damage(folder, images, count, damaged):
