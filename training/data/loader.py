@@ -73,10 +73,9 @@ class Loader:
         return min(1.0, self._waited / passed) if self._begun and passed > 0 else 0.0
 
     def say(self) -> None:
-        """Say on stderr what a streamed run cost: the share of waiting, and the images that could not be read."""
-        if not self.images.streamed:
-            return
-        print(f"embedkit: {self.wait:.0%} of the time went to waiting for images", file=sys.stderr)
+        """Say on stderr, of a streamed run, the share of waiting and how many images could not be read."""
+        if self.images.streamed:
+            print(f"embedkit: {self.wait:.0%} of the time went to waiting for images", file=sys.stderr)
         if self.images.tried is not None:
             self.images.tried.say("replaced by others of their batch")
 
