@@ -165,7 +165,8 @@ class Waiting(lightning.Callback):
         self, trainer: lightning.Trainer, method: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Log it."""
-        method.log("data/wait", trainer.train_dataloader.wait)
+        loader: Any = trainer.train_dataloader
+        method.log("data/wait", loader.wait)
 
 
 class Metrics(lightning.Callback):

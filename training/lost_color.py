@@ -38,7 +38,8 @@ def check_color(config: RunConfig, *, given: bool) -> None:
     side, path = config.data.image_size, config.data.path
     if given:
         print(
-            f"embedkit: the images have color, and are trained gray at {side}x{side} pixels", file=sys.stderr
+            f"embedkit: the images have color, and are trained gray at {side}x{side} pixels; data.color=rgb keeps it",
+            file=sys.stderr,
         )
         return
     other = _recipe_for_color(config)

@@ -73,7 +73,7 @@ def read_parquet(files: Sequence[Path], label: str, targets: Sequence[str] = ())
             raise ConfigError(
                 f"{files[0]}: the column {label!r} holds no labels; take one of {', '.join(columns)}"
             )
-        asked = [name for name in dict.fromkeys([label, *targets, path]) if name in columns]
+        asked = [name for name in dict.fromkeys([label, *targets, path or ""]) if name in columns]
         tables = [file.read(asked) for file in opened] if asked else []
     except (OSError, pa.ArrowException) as error:
         raise SourceError(f"{files[0]}: not a Parquet file that can be read ({error})") from error
@@ -81,7 +81,7 @@ def read_parquet(files: Sequence[Path], label: str, targets: Sequence[str] = ())
     if image is not None:
         return ParquetSource(files, opened, image, values, columns, label, targets)
     folders = [file.parent for file, table in zip(files, tables, strict=True) for _ in range(len(table))]
-    named = [folder / str(name or "") for folder, name in zip(folders, values[str(path)], strict=True)]
+    named = [folder / str(name or "") for folder, name in zip(folders, values[path or ""], strict=True)]
     return _Paths(named, values, [name for name in columns if name != path], label, targets)
 
 
