@@ -45,10 +45,10 @@ class DataConfig:
         resize_size: In pixels; 0 for `image_size`.
         load_size: Side in pixels of the training images as they are stored: squares of the whole shorter side, out of
             which random crops are cut to `image_size`, so that a crop keeps the detail of the file. 0 for `image_size`.
-            Held-out images are brought to `image_size` by the contract.
+            An augmentation without a crop gets the whole square at `image_size`; held-out images follow the contract.
         interpolation: As in the preprocess contract.
         pad: As in the preprocess contract.
-        mean: Per channel, in units of [0, 1]; by default those of the training images.
+        mean: Per channel, in units of [0, 1]; by default those of the training images as they are stored.
         std: Likewise.
         validation: Share of the training images that is set aside, by class; 0 for none.
         labels_per_class: Labels that are kept; 0 for all.
@@ -112,6 +112,9 @@ class DataConfig:
 def load_images(config: DataConfig, split: Literal["train", "test"] = "train") -> ImageSet:
     """Open a data set, by the contract of an encoder of these images (`load_size` is not used).
 
+    Example:
+        images = load_images(DataConfig(path="labels.csv", label="species", color="rgb", image_size=96))
+
     Args:
         config: What is opened, and how its images are brought to size.
         split: `test` is for reporting alone; choices are made on a part of `train`.
@@ -129,6 +132,9 @@ def load_images(config: DataConfig, split: Literal["train", "test"] = "train") -
 
 def load_parts(config: DataConfig, seed: int) -> tuple[ImageSet, ImageSet]:
     """The training images, at `load_size`, and the held-out ones, by the contract.
+
+    Example:
+        train, validation = load_parts(DataConfig(path="photos/", color="rgb", image_size=96, load_size=128), seed=0)
 
     Args:
         config: What is opened, and what is held out.
