@@ -2,23 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
-import sys
 from typing import Any
 
-import numpy as np
 import torch
 
 from embedkit.errors import ConfigError
 from embedkit.training.config import Facts, RunConfig, method_name
-from embedkit.training.data import (
-    ImageSet,
-    Loader,
-    keep_labels,
-    load_images,
-    split_validation,
-)
-from embedkit.training.data.datasets import open_source
+from embedkit.training.data import ImageSet, Loader, load_parts
 from embedkit.training.hardware import multiplies_bf16
 from embedkit.training.method import Method
 from embedkit.training.methods import method_class
@@ -32,7 +22,6 @@ __all__ = [
     "open_data",
     "resolve_precision",
     "steps_per_epoch_of",
-    "warn_of_lost_color",
 ]
 
 
@@ -57,11 +46,7 @@ def check_numbers(config: RunConfig) -> None:
 
 def open_data(config: RunConfig) -> tuple[ImageSet, ImageSet]:
     """Training and validation images; both come from the training part of the data."""
-    images = load_images(config.data)
-    train_part, validation = split_validation(images, config.data.validation, config.seed)
-    if config.data.labels_per_class:
-        train_part = keep_labels(train_part, config.data.labels_per_class, config.seed)
-    return train_part, validation
+    return load_parts(config.data, config.seed)
 
 
 def facts_of(config: RunConfig, images: ImageSet, total_steps: int | None) -> Facts:
@@ -115,20 +100,3 @@ def resolve_precision(config: RunConfig) -> Any:
     if config.precision != "auto":
         return config.precision
     return "bf16" if multiplies_bf16(config.accelerator) else "fp32"
-
-
-def warn_of_lost_color(config: RunConfig) -> None:
-    """Warn on stderr that color images are trained without their color."""
-    if config.data.color != "gray" or config.data.path.startswith("synthetic:"):
-        return
-    source = open_source(config.data.path, "train", label=config.data.label)
-    rows = np.linspace(0, len(source) - 1, min(16, len(source))).astype(np.int64)
-    colored = dataclasses.replace(config.data, color="rgb").preprocess((0.0,) * 3, (1.0,) * 3)
-    pixels = source.decode(rows, colored, {}).short()
-    if int((pixels.amax(1) - pixels.amin(1)).max()) > 32:
-        side = config.data.image_size
-        print(
-            f"embedkit: the images have color, and are trained gray at {side}x{side} pixels; "
-            "--set data.color=rgb and data.image_size=PIXELS keep it",
-            file=sys.stderr,
-        )

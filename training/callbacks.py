@@ -25,7 +25,7 @@ from rich.progress import Progress as Bar
 from embedkit.training.config import Facts
 from embedkit.training.cost import Cost
 
-__all__ = ["Budget", "Checkpoint", "Metrics", "ProgressLine"]
+__all__ = ["Budget", "Checkpoint", "Metrics", "ProgressLine", "Waiting"]
 
 
 class Checkpoint(lightning.Callback):
@@ -156,6 +156,17 @@ class Budget(lightning.Callback):
         late = late or trainer.strategy.broadcast(bool(spent))
         if late or (method.total_steps is not None and method.batches_seen >= method.total_steps):
             trainer.should_stop = True
+
+
+class Waiting(lightning.Callback):
+    """`data/wait`: the share of the time in which training waited for a batch; stands before `Metrics`."""
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, method: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Log it."""
+        loader: Any = trainer.train_dataloader
+        method.log("data/wait", loader.wait)
 
 
 class Metrics(lightning.Callback):

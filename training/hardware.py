@@ -1,17 +1,19 @@
-"""What this machine is, what it multiplies natively, and one setting of its memory."""
+"""What this machine is, what it multiplies natively, how much memory is free, and one setting of it."""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import importlib.metadata
 import os
 import platform
 import sys
+from pathlib import Path
 from typing import Any
 
 import torch
 
-__all__ = ["describe", "keep_freed_memory", "multiplies_bf16"]
+__all__ = ["describe", "free_memory", "keep_freed_memory", "multiplies_bf16"]
 
 _PACKAGES = (
     "embedkit",
@@ -58,6 +60,20 @@ def keep_freed_memory() -> None:
     libc = ctypes.CDLL(None)
     libc.mallopt(_M_MMAP_THRESHOLD, 1 << 30)
     libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def free_memory() -> int | None:
+    """Bytes that this process may still take without swapping: of the machine, and of its cgroup; None if unknown."""
+    free: list[int] = []
+    with contextlib.suppress(OSError, ValueError, StopIteration):
+        with open("/proc/meminfo", encoding="ascii") as file:
+            line = next(line for line in file if line.startswith("MemAvailable:"))
+        free.append(int(line.split()[1]) * 1024)
+    with contextlib.suppress(OSError, ValueError):  # `max` where there is no limit
+        cgroup = Path("/sys/fs/cgroup")
+        most = int((cgroup / "memory.max").read_text())
+        free.append(max(0, most - int((cgroup / "memory.current").read_text())))
+    return min(free, default=None)
 
 
 def describe(threads: int, device: str) -> dict[str, Any]:

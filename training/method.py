@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from embedkit.model.preprocess import Preprocess
 from embedkit.training.augment import Augmentation
+from embedkit.training.augment.operations import resized
 from embedkit.training.config import Facts
 from embedkit.training.data import Batch
 from embedkit.training.distributed import mean_over_ranks, rank
@@ -136,12 +137,24 @@ class Method(lightning.LightningModule):
         self, images: Tensor, augment: Augmentation | None = None, generator: torch.Generator | None = None
     ) -> Tensor:
         """Images uint8 (N, C, H, W) -> [0, 1] -> through `augment` -> normalized float32, channels last."""
+        return self.normalize(self.pixels(images, augment, generator))
+
+    def pixels(
+        self, images: Tensor, augment: Augmentation | None = None, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Images uint8 (N, C, H, W) -> [0, 1] -> through `augment`: a `view` before it is normalized.
+
+        Images that are stored larger than the run's (`data.load_size`) come out at the run's size: the first crop of
+        `augment` is cut out of the larger image; where `augment` crops nothing, it gets the whole image at that size.
+        """
         # outside autocast: a crop is a product of matrices, and pixels need more than bfloat16's 8 bits
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
             x = images.float().div_(255)
-            if augment is not None:
-                x = augment(x, generator or self.generator())
-            return self.normalize(x)
+            size = (self.facts.image_shape[1], self.facts.image_shape[2])
+            if x.shape[2] > size[0] or x.shape[3] > size[1]:
+                cut = None if augment is None else augment.cut_to(size)
+                x, augment = (resized(x, size), augment) if cut is None else (x, cut)
+            return x if augment is None else augment(x, generator or self.generator())
 
     def normalize(self, pixels: Tensor) -> Tensor:
         """Pixels (N, C, H, W) in [0, 1] -> what the exported encoder is given, channels last."""

@@ -32,15 +32,15 @@ from embedkit.training.build import (
     open_data,
     resolve_precision,
     steps_per_epoch_of,
-    warn_of_lost_color,
 )
-from embedkit.training.callbacks import Budget, Checkpoint, Metrics, ProgressLine
+from embedkit.training.callbacks import Budget, Checkpoint, Metrics, ProgressLine, Waiting
 from embedkit.training.config import Facts, RunConfig, method_name
 from embedkit.training.cost import Cost
 from embedkit.training.data import ImageSet, Loader
 from embedkit.training.data.datasets import absolute
 from embedkit.training.hardware import describe, keep_freed_memory
 from embedkit.training.init import ENCODER, under_contract
+from embedkit.training.lost_color import check_color
 from embedkit.training.methods import method_class
 from embedkit.training.pretext import pretext_on
 from embedkit.training.run_folder import (
@@ -100,6 +100,7 @@ def train(
     out: str | os.PathLike[str],
     max_minutes: float | None = None,
     progress: bool = True,
+    color_given: bool = True,
 ) -> RunResult:
     """Train from the beginning.
 
@@ -110,6 +111,8 @@ def train(
         max_minutes: Plan the number of steps so that the run ends within so many minutes, instead of
             `config.epochs` and `config.steps`.
         progress: Show loss, images per second and time left on stderr.
+        color_given: Whether `config.data.color` was chosen for these images. If it is only what the recipe has, color
+            images are not trained gray: they are refused, with the name of a recipe for color.
 
     Returns:
         The result; the encoder and the checkpoint are on disk.
@@ -136,9 +139,9 @@ def train(
         precision=resolve_precision(config),
         threads=config.threads or torch.get_num_threads(),
     )
+    if _rank() == 0:  # before all images are decoded
+        check_color(config, given=color_given or contract is not None)
     images, validation = open_data(config)
-    if _rank() == 0:
-        warn_of_lost_color(config)
     steps_per_epoch = steps_per_epoch_of(config, images)
     total: int | None = config.steps or round(config.epochs * steps_per_epoch)
     if not total or total < 1:
@@ -221,7 +224,7 @@ def _run(
         most_steps=most_steps_of(config, facts),
     )
     saver = Checkpoint(run / CHECKPOINT, config.checkpoint_seconds, every=config.optimizer.accumulate)
-    callbacks: list[lightning.Callback] = [saver, cost, budget, metrics]
+    callbacks: list[lightning.Callback] = [saver, cost, budget, Waiting(), metrics]
     if progress:
         callbacks.append(ProgressLine())
     if _rank() == 0 and checkpoint is None:
@@ -265,6 +268,8 @@ def _run(
             if trainer.interrupted:  # Lightning's answer to an interrupt
                 raise KeyboardInterrupt from None
             raise
+        if progress and _rank() == 0:
+            loader.say()
         if method.total_steps is None:  # the budget ended before the pace was measured: the run ends here
             method.total_steps = method.batches_seen
             if trainer.is_global_zero:

@@ -22,7 +22,7 @@ def train(
     ] = None,
     data: Annotated[
         str | None,
-        typer.Option(help="IDX files, Parquet, class folders, sklearn:digits or synthetic:N."),
+        typer.Option(help="IDX files, Parquet, CSV, class folders, sklearn:digits or synthetic:N."),
     ] = None,
     set_: Annotated[
         list[str] | None,
@@ -68,7 +68,8 @@ def train(
         config = with_overrides(recipes.recipe(recipe or ""), set_ or ())
         name = (recipe or "").replace(":", "-")
         folder = out or f"runs/{name}-{time.strftime('%Y%m%d-%H%M%S')}"
-        result = run.train(config, data=data, out=folder, max_minutes=max_minutes)
+        chosen = any(line.partition("=")[0].strip() == "data.color" for line in set_ or ())
+        result = run.train(config, data=data, out=folder, max_minutes=max_minutes, color_given=chosen)
     if os.environ.get("LOCAL_RANK", "0") != "0":
         return  # with several devices, Lightning starts this command once for each
     if as_json:

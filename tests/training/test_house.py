@@ -206,7 +206,7 @@ def test_color_images_that_are_trained_gray_are_said_to_be(tmp_path, capsys):
     for color, said in (("gray", True), ("rgb", False)):
         data = dataclasses.replace(config.data, path=str(tmp_path / "data"), color=color)
         trained(tmp_path / color, dataclasses.replace(config, data=data))
-        assert ("--set data.color=rgb" in capsys.readouterr().err) == said
+        assert ("trained gray at 28x28 pixels; data.color=rgb keeps it" in capsys.readouterr().err) == said
 
 
 def test_data_and_facts_go_through_json():

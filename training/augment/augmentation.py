@@ -55,6 +55,14 @@ class Augmentation:
         """What the augmentation does to images (N, C, H, W) in [0, 1] with the parameters of each."""
         raise NotImplementedError
 
+    def cut_to(self, size: tuple[int, int]) -> Augmentation | None:
+        """The same augmentation, cutting results of a size out of larger images; None where it cuts nothing.
+
+        Args:
+            size: Height and width in pixels. An augmentation that was given a size of its own keeps it.
+        """
+        return None
+
     def _need(self, ok: bool, field: str, expected: str) -> None:
         if not ok:
             raise ConfigError(
@@ -85,6 +93,14 @@ class Compose(Augmentation):
         for step, own in zip(self.steps, parameters, strict=True):
             x = step.apply(x, own)
         return x
+
+    def cut_to(self, size: tuple[int, int]) -> Augmentation | None:
+        """The first step that cuts does so; the steps before it see the larger images."""
+        for place, step in enumerate(self.steps):
+            cut = step.cut_to(size)
+            if cut is not None:
+                return Compose(steps=(*self.steps[:place], cut, *self.steps[place + 1 :]))
+        return None
 
 
 class OnSomeImages(Augmentation):

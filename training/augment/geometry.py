@@ -7,7 +7,7 @@ sampling a grid, and antialiased, which a sampled grid cannot be.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -29,7 +29,8 @@ class RandomResizedCrop(Augmentation):
     the box is cut out first, what lies outside it does not bleed in.
 
     Attributes:
-        size: Height and width of the result in pixels; `None` keeps those of the batch.
+        size: Height and width of the result in pixels; `None` keeps those of the batch, or cuts images of the run's
+            size out of larger stored ones (`data.load_size`).
         scale: Share of the image's area, low and high.
         ratio: Width over height, low and high.
     """
@@ -44,6 +45,10 @@ class RandomResizedCrop(Augmentation):
         self._need(
             self.size is None or (len(self.size) == 2 and min(self.size) >= 1), "size", "(height, width)"
         )
+
+    def cut_to(self, size: tuple[int, int]) -> Augmentation:
+        """The same boxes, resized to `size`."""
+        return self if self.size is not None else replace(self, size=size)
 
     def draw(self, n: int, generator: Generator) -> Parameters:
         """Ten tries at a box."""

@@ -25,6 +25,7 @@ __all__ = [
     "luma",
     "posterize",
     "resize_matrix",
+    "resized",
     "separable",
     "solarize",
     "warp",
@@ -188,6 +189,17 @@ def resize_matrix(start: Tensor, length: Tensor, size: int, out: int) -> Tensor:
     weights = (pixel - center[..., None]).abs_().mul_(slope).add_(1.0).clamp_(min=0.0)  # (N, out, size)
     weights.masked_fill_(outside[:, None, :], 0.0)
     return weights.div_(weights.sum(dim=2, keepdim=True))
+
+
+def resized(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """Whole images (N, C, H, W) at another size (height, width), bilinear with antialiasing."""
+    height, width = x.shape[2:]
+    start = torch.zeros(1, device=x.device)
+    rows, columns = (
+        resize_matrix(start, start + side, side, out).to(x.dtype).expand(len(x), -1, -1)
+        for side, out in zip((height, width), size, strict=True)
+    )
+    return separable(x, rows, columns)
 
 
 def box_mask(top: Tensor, left: Tensor, h: Tensor | int, w: Tensor | int, height: int, width: int) -> Tensor:

@@ -1,6 +1,6 @@
 """Data sets, the order of their batches, and the labels and targets of each image."""
 
-from embedkit.training.data.config import DataConfig, keep_labels, load_images, split_validation
+from embedkit.training.data.config import DataConfig, keep_labels, load_images, load_parts, split_validation
 from embedkit.training.data.images import Batch, ImageSet
 from embedkit.training.data.loader import Loader
 from embedkit.training.data.samplers import IdentityBalanced, Labeled, LabeledAndUnlabeled, Sampler, Shuffled
@@ -17,5 +17,6 @@ __all__ = [
     "Shuffled",
     "keep_labels",
     "load_images",
+    "load_parts",
     "split_validation",
 ]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import math
+import sys
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -13,11 +15,16 @@ from torch import Tensor
 
 from embedkit.errors import ConfigError
 from embedkit.model.preprocess import Preprocess
-from embedkit.training.data.datasets import open_source
-from embedkit.training.data.images import ImageSet, say_unreadable
+from embedkit.training.data.datasets import check_label, open_source
+from embedkit.training.data.images import ImageSet, Tried
 from embedkit.training.data.samplers import Sampler, Shuffled
+from embedkit.training.data.source import Source
+from embedkit.training.hardware import free_memory
 
-__all__ = ["DataConfig", "keep_labels", "load_images", "split_validation"]
+__all__ = ["DataConfig", "keep_labels", "load_images", "load_parts", "split_validation"]
+
+#: Bytes of images in memory that are worth a line on stderr.
+_LARGE = 100_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,17 +33,22 @@ class DataConfig:
 
     Attributes:
         path: A folder with the IDX files of MNIST or Fashion-MNIST, a Parquet file or a folder of them with an
-            image column, a CSV file with a column `file` of paths beside it, a folder of class folders (images beside
-            those have no label), `sklearn:digits`, or `synthetic:N` (N seeded images).
-        label: Column of a Parquet or CSV file; where there is no such column the images have no labels.
+            image column, a CSV or Parquet file with a column `file`, `path` or `image` of paths relative to its folder,
+            a folder of class folders (images beside those, and in a folder `unlabeled`, have no label),
+            `sklearn:digits`, or `synthetic:N` (N seeded images).
+        label: Column of a Parquet or CSV file; images with the same value are positives of the methods that compare
+            pairs. `label`, the default, may be missing; with an empty name the images of a table have no labels.
         targets: Further columns that a method learns from, by name; `Batch.targets` holds them.
         color: `gray`, `rgb` or `lab_l`.
         image_size: Side in pixels of what the encoder sees.
         resize: As in the preprocess contract: `shortest` brings the shorter side to `resize_size` and keeps the middle.
         resize_size: In pixels; 0 for `image_size`.
+        load_size: Side in pixels of the training images as they are stored: squares of the whole shorter side, out of
+            which random crops are cut to `image_size`, so that a crop keeps the detail of the file. 0 for `image_size`.
+            An augmentation without a crop gets the whole square at `image_size`; held-out images follow the contract.
         interpolation: As in the preprocess contract.
         pad: As in the preprocess contract.
-        mean: Per channel, in units of [0, 1]; by default those of the training images.
+        mean: Per channel, in units of [0, 1]; by default those of the training images as they are stored.
         std: Likewise.
         validation: Share of the training images that is set aside, by class; 0 for none.
         labels_per_class: Labels that are kept; 0 for all.
@@ -52,6 +64,7 @@ class DataConfig:
     image_size: int = 28
     resize: Literal["shortest", "longest", "squash"] = "shortest"
     resize_size: int = 0
+    load_size: int = 0
     interpolation: str = "bicubic"
     pad: int = 0
     mean: tuple[float, ...] = ()
@@ -61,6 +74,26 @@ class DataConfig:
     stream: bool = False
     workers: int = 2
     sampler: Sampler = field(default_factory=Shuffled)
+
+    def contract(self) -> Preprocess:
+        """How images are brought to size; mean and standard deviation play no part in it."""
+        channels = 3 if self.color == "rgb" else 1
+        return self.preprocess((0.0,) * channels, (1.0,) * channels)
+
+    def stored(self) -> Preprocess:
+        """How the training images are brought to the size that they are stored at.
+
+        Raises:
+            ConfigError: A `load_size` below `image_size`.
+        """
+        side = self.load_size
+        if not side:
+            return self.contract()
+        if not self.image_size <= side <= 4096:
+            raise ConfigError(
+                f"data.load_size: expected 0, or {self.image_size} (data.image_size) to 4096 pixels, found {side}"
+            )
+        return dataclasses.replace(self.contract(), size=(side, side), resize_size=side)
 
     def preprocess(self, mean: tuple[float, ...], std: tuple[float, ...]) -> Preprocess:
         """The contract that an encoder of these images is exported with."""
@@ -77,10 +110,13 @@ class DataConfig:
 
 
 def load_images(config: DataConfig, split: Literal["train", "test"] = "train") -> ImageSet:
-    """Open a data set.
+    """Open a data set, by the contract of an encoder of these images (`load_size` is not used).
+
+    Example:
+        images = load_images(DataConfig(path="labels.csv", label="species", color="rgb", image_size=96))
 
     Args:
-        config: `path`, `label`, `color`, `image_size` and `stream` are used.
+        config: What is opened, and how its images are brought to size.
         split: `test` is for reporting alone; choices are made on a part of `train`.
 
     Returns:
@@ -88,29 +124,94 @@ def load_images(config: DataConfig, split: Literal["train", "test"] = "train") -
         split holds.
 
     Raises:
-        ConfigError: No path, or nothing there that is understood.
-        SourceError: A file of the data set that cannot be read, or no image that can.
+        ConfigError: No path, nothing there that is understood, or more images than fit into memory.
+        SourceError: A file of the data set that cannot be read, or more than half of the images.
     """
+    return _load(config, _open(config, split), config.contract())
+
+
+def load_parts(config: DataConfig, seed: int) -> tuple[ImageSet, ImageSet]:
+    """The training images, at `load_size`, and the held-out ones, by the contract.
+
+    Example:
+        train, validation = load_parts(DataConfig(path="photos/", color="rgb", image_size=96, load_size=128), seed=0)
+
+    Args:
+        config: What is opened, and what is held out.
+        seed: Of the choice of the held-out images and of the labels that are kept.
+
+    Raises:
+        ConfigError: As `load_images`, or a `load_size` below `image_size`.
+        SourceError: As `load_images`.
+    """
+    source = _open(config, "train")
+    images = _load(config, source, config.stored())
+    train, validation = split_validation(images, config.validation, seed)
+    if config.labels_per_class:
+        train = keep_labels(train, config.labels_per_class, seed)
+    if config.stored() != config.contract():
+        validation = _under(validation, source, config.contract())
+    return train, validation
+
+
+def _open(config: DataConfig, split: Literal["train", "test"]) -> Source:
     source = open_source(config.path, split, label=config.label, targets=config.targets)
-    channels = 3 if config.color == "rgb" else 1
-    preprocess = config.preprocess((0.0,) * channels, (1.0,) * channels)
-    labels, rows = torch.from_numpy(source.labels), torch.arange(len(source))
-    targets = {name: torch.from_numpy(values) for name, values in source.targets.items()}
+    check_label(source, config.path, config.label)
+    return source
+
+
+def _load(config: DataConfig, source: Source, contract: Preprocess) -> ImageSet:
+    """The images of a source by a contract, in memory unless they are streamed."""
+    tried, rows = Tried(len(source)), torch.arange(len(source))
+    images: Tensor | Source = source
     unreadable: dict[int, str] = {}
-    images = source if config.stream else source.decode(rows.numpy(), preprocess, unreadable)
+    if not config.stream:
+        _check_memory(len(source), contract)
+        images = source.decode(rows.numpy(), contract, unreadable, reduced=True)
+        tried.add(rows.numpy(), unreadable)
+        tried.say("left out")
     found = ImageSet(
         images,
-        labels,
+        torch.from_numpy(source.labels),
         source.classes,
         rows,
-        preprocess if config.stream else None,
-        targets,
+        contract if config.stream else None,
+        {name: torch.from_numpy(values) for name, values in source.targets.items()},
         dict(source.target_classes),
+        tried if config.stream else None,
     )
-    if unreadable:
-        say_unreadable(unreadable, len(rows))
-        return found.subset(torch.tensor([row for row in range(len(rows)) if row not in unreadable]))
-    return found
+    return found.subset(_readable(len(rows), unreadable)) if unreadable else found
+
+
+def _under(images: ImageSet, source: Source, contract: Preprocess) -> ImageSet:
+    """The same images by another contract; those in memory are decoded again."""
+    if images.streamed:
+        return dataclasses.replace(images, preprocess=contract)
+    unreadable: dict[int, str] = {}
+    pixels = source.decode(images.rows.numpy(), contract, unreadable, reduced=True)
+    found = dataclasses.replace(images, images=pixels, rows=torch.arange(len(images)))
+    return found.subset(_readable(len(images), unreadable)) if unreadable else found
+
+
+def _readable(count: int, unreadable: Mapping[int, str]) -> Tensor:
+    return torch.tensor([at for at in range(count) if at not in unreadable], dtype=torch.int64)
+
+
+def _check_memory(count: int, contract: Preprocess) -> None:
+    """Say how much memory many pixels take.
+
+    Raises:
+        ConfigError: More than is free.
+    """
+    side, needed = contract.size[0], count * contract.channels * math.prod(contract.size)
+    free = free_memory()
+    what = f"{count:,} images of {side}x{side} pixels take {needed / 1e9:.1f} GB of memory"
+    if free is not None and needed > free:
+        raise ConfigError(
+            f"data: {what}, and {free / 1e9:.1f} GB are free; --set data.stream=true decodes them batch by batch"
+        )
+    if needed >= _LARGE:
+        print(f"embedkit: {what}", file=sys.stderr)
 
 
 def split_validation(images: ImageSet, share: float, seed: int) -> tuple[ImageSet, ImageSet]:

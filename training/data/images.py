@@ -4,32 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from embedkit.errors import ConfigError, SourceError
 from embedkit.model.preprocess import Preprocess
-from embedkit.training.data.datasets import Source
+from embedkit.training.data.source import Source
 
-__all__ = ["Batch", "ImageSet"]
+__all__ = ["Batch", "ImageSet", "Tried"]
 
-
-def say_unreadable(unreadable: dict[int, str], count: int) -> None:
-    """Say on stderr that images are left out, and why the first of them is.
-
-    Raises:
-        SourceError: None of the `count` images can be read.
-    """
-    first = next(iter(unreadable.values()))
-    if len(unreadable) == count:
-        raise SourceError(f"{first}; none of {count} images can be read")
-    print(
-        f"embedkit: {len(unreadable)} of {count} images cannot be read and are left out: {first}",
-        file=sys.stderr,
-    )
+#: So many tried images stand for all of a stream; of fewer, half of all must be unreadable to refuse it.
+_ENOUGH = 1024
+#: Unreadable images that are named.
+_NAMED = 3
+#: A batch of which no image can be read is taken so many images further on, before the run ends.
+_FURTHER = 8
 
 
 class Batch(NamedTuple):
@@ -53,6 +47,50 @@ class Batch(NamedTuple):
         return Batch(self.images.to(device), self.labels.to(device), self.indices.to(device), targets)
 
 
+class Tried:
+    """Which images of a source were tried, and how many of them cannot be read: said once, with the first names."""
+
+    def __init__(self, count: int) -> None:
+        """Nothing tried yet of `count` images."""
+        self._tried, self._unreadable = np.zeros(count, bool), np.zeros(count, bool)
+        self._first: dict[int, str] = {}
+
+    def add(self, rows: np.ndarray, unreadable: Mapping[int, str]) -> None:
+        """Count images that were tried.
+
+        Args:
+            rows: Which rows of the source.
+            unreadable: Name and reason of those that cannot be read, by row.
+
+        Raises:
+            SourceError: More than half cannot be read.
+        """
+        self._tried[rows] = True
+        for row, reason in sorted(unreadable.items()):
+            self._unreadable[row] = True
+            if len(self._first) < _NAMED:
+                self._first[row] = reason
+        tried, bad = int(self._tried.sum()), int(self._unreadable.sum())
+        if 2 * bad > (tried if tried >= _ENOUGH else len(self._tried)):
+            raise SourceError(
+                f"{bad} of {tried} images cannot be read, more than half: {self._names()}; "
+                "repair the data, or name others with --data"
+            )
+
+    def say(self, instead: str) -> None:
+        """Say on stderr how many images cannot be read, and what happens to them instead; nothing if all can."""
+        if self._first:
+            bad, tried = int(self._unreadable.sum()), int(self._tried.sum())
+            print(
+                f"embedkit: {bad:,} of {tried:,} images cannot be read and are {instead}: {self._names()}",
+                file=sys.stderr,
+            )
+
+    def _names(self) -> str:
+        more = int(self._unreadable.sum()) - len(self._first)
+        return "; ".join(self._first.values()) + (f"; and {more:,} more" if more else "")
+
+
 @dataclass(frozen=True)
 class ImageSet:
     """A set of images of one size.
@@ -65,6 +103,7 @@ class ImageSet:
         preprocess: How an image of the source is brought to size; None in memory.
         targets: Further targets by name, each int64 (N,), -1 where there is none.
         target_classes: Names of their classes.
+        tried: Where streamed images that cannot be read are counted.
     """
 
     images: Tensor | Source
@@ -74,6 +113,7 @@ class ImageSet:
     preprocess: Preprocess | None = None
     targets: dict[str, Tensor] = field(default_factory=dict)
     target_classes: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    tried: Tried | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -90,13 +130,31 @@ class ImageSet:
         return None if blocks is None else torch.from_numpy(blocks)[self.rows]
 
     def batch(self, indices: Tensor) -> Batch:
-        """The images `indices` (N,), each in 0..len(self)-1."""
+        """The images `indices` (N,), each in 0..len(self)-1.
+
+        A streamed image that cannot be read is replaced by the next of the batch that can, with its label.
+
+        Raises:
+            SourceError: More than half of the images cannot be read.
+        """
+        batch, unreadable = self.read(indices)
+        self.count(indices, unreadable)
+        return batch
+
+    def read(self, indices: Tensor) -> tuple[Batch, dict[int, str]]:
+        """As `batch`, with the name and reason of the unreadable images by row of the source, which are not counted."""
+        unreadable: dict[int, str] = {}
         if isinstance(self.images, Tensor):
             images = self.images[self.rows[indices]]
         else:
-            images, indices = self._decode(self.images, indices)
+            images, indices = self._decode(self.images, indices, unreadable)
         targets = {name: values[indices] for name, values in self.targets.items()}
-        return Batch(images, self.labels[indices], indices, targets)
+        return Batch(images, self.labels[indices], indices, targets), unreadable
+
+    def count(self, indices: Tensor, unreadable: Mapping[int, str]) -> None:
+        """Count what `read` found: in the process that trains, where workers read."""
+        if self.tried is not None:
+            self.tried.add(self.rows[indices].numpy(), unreadable)
 
     def subset(self, indices: Tensor) -> ImageSet:
         """The images `indices` (M,) alone; pixels are not copied."""
@@ -114,20 +172,23 @@ class ImageSet:
         mean, std = values.mean(1), values.std(1, correction=0).clamp(min=1 / 255)
         return tuple(round(v, 5) for v in mean.tolist()), tuple(round(v, 5) for v in std.tolist())
 
-    def _decode(self, source: Source, indices: Tensor) -> tuple[Tensor, Tensor]:
+    def _decode(self, source: Source, indices: Tensor, unreadable: dict[int, str]) -> tuple[Tensor, Tensor]:
         """The images `indices`; one that cannot be read is replaced by the next that can."""
-        unreadable: dict[int, str] = {}
-        images = source.decode(self.rows[indices].numpy(), self._contract(), unreadable)
-        if unreadable:
-            say_unreadable(unreadable, len(indices))
-            fine = torch.tensor([place for place in range(len(indices)) if place not in unreadable])
-            places = torch.arange(len(indices))
-            bad = torch.tensor(list(unreadable))
-            places[bad] = fine[torch.searchsorted(fine, bad) % len(fine)]
-            images, indices = images[places], indices[places]
-        return images, indices
-
-    def _contract(self) -> Preprocess:
         if self.preprocess is None:
             raise ConfigError("images in memory need no preprocessing")
-        return self.preprocess
+        for _ in range(_FURTHER):
+            rows = self.rows[indices]
+            bad: dict[int, str] = {}
+            images = source.decode(rows.numpy(), self.preprocess, bad, reduced=True)
+            unreadable.update({int(rows[at]): reason for at, reason in bad.items()})
+            if not bad:
+                return images, indices
+            fine = torch.tensor([at for at in range(len(indices)) if at not in bad], dtype=torch.int64)
+            if len(fine):
+                places = torch.arange(len(indices))
+                missing = torch.tensor(list(bad))
+                places[missing] = fine[torch.searchsorted(fine, missing) % len(fine)]
+                return images[places], indices[places]
+            indices = (indices + 1) % len(self)
+        first = next(iter(unreadable.values()))
+        raise SourceError(f"{first}; nor can any image of the batch be read, or of those after it")

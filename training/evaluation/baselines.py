@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from embedkit.model.preprocess import Preprocess
-from embedkit.training.data.datasets import Source
+from embedkit.training.data.source import Source
 from embedkit.training.evaluation.features import (
     BATCH,
     SEED,

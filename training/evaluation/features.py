@@ -26,7 +26,7 @@ from embedkit.model.mixture import GaussianMixture
 from embedkit.model.preprocess import Preprocess
 from embedkit.training.build import build_method
 from embedkit.training.config import Facts, RunConfig, from_json
-from embedkit.training.data.datasets import Source
+from embedkit.training.data.source import Source
 from embedkit.training.export.torch_to_onnx import PixelEncoder
 from embedkit.training.method import Method
 from embedkit.training.models.backbones import SHORT_NAMES, create_backbone

@@ -28,7 +28,8 @@ from embedkit.errors import ConfigError, EntryError
 from embedkit.model.mixture import GaussianMixture
 from embedkit.training.config import RunConfig
 from embedkit.training.data import ImageSet
-from embedkit.training.data.datasets import Source, open_source
+from embedkit.training.data.datasets import open_source
+from embedkit.training.data.source import Source
 from embedkit.training.evaluation import cache, metrics
 from embedkit.training.evaluation.baselines import pca_features, pixel_features, random_features
 from embedkit.training.evaluation.features import (

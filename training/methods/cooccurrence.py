@@ -192,7 +192,7 @@ class Cooccurrence(Method):
 
     def loss(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         """Logistic loss of pairs of each image, and of their first patches with second ones of other images."""
-        x = self.config.augment(batch.images.float() / 255, generator)
+        x = self.pixels(batch.images, self.config.augment, generator)
         patches = self.pairs(x, self.generator("pairs"))
         shown = self.config.patch_augment(patches.flatten(0, 2), self.generator("patches"))
         features = self.patch_features(shown).unflatten(0, patches.shape[:3])

@@ -273,8 +273,7 @@ class Egomotion(Method):
     ) -> tuple[Tensor, Tensor]:
         """The interiors of both views, normalized (N, C, crop, crop); each is sampled once, from the image itself."""
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
-            x = images.float() / 255
-            x = x if augment is None else augment(x, generator)
+            x = self.pixels(images, augment, generator)
             top, left = ((side - self.config.crop) // 2 for side in x.shape[2:])
             inside = (..., slice(top, top + self.config.crop), slice(left, left + self.config.crop))
             first, second = (self.normalize(warp(x, motion.matrices(view), 0.0)[inside]) for view in range(2))

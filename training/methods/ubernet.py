@@ -319,9 +319,7 @@ class UberNet(Method):
     ) -> tuple[Tensor, dict[str, tuple[Tensor, Tensor]]]:
         """The images as they are shown, normalized, and of each task the targets and labels (N,), -1 where none is."""
         with torch.autocast(self.device.type, enabled=False):
-            pixels = batch.images.float() / 255
-            if augment is not None:
-                pixels = augment(pixels, generator)
+            pixels = self.pixels(batch.images, augment, generator)
             draws = self.generator("turns")
             turns = torch.randint(4, (len(pixels),), generator=draws, device=draws.device)
             turned = torch.stack([torch.rot90(pixels, k, (2, 3)) for k in range(4)])  # (4, N, C, H, W)

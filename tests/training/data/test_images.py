@@ -97,7 +97,12 @@ def test_parquet(parquet, colors, stream):
     batch = found.batch(indices)
     assert (batch.images.permute(0, 2, 3, 1).numpy() == images[indices.numpy()]).all()
     assert batch.labels.tolist() == [2, 1, -1, 2]
-    assert load_images(DataConfig(path=str(parquet), label="species")).labels.tolist() == [-1] * 8
+    for none in ("label", ""):  # the default may be missing
+        assert load_images(DataConfig(path=str(parquet), label=none)).labels.tolist() == [-1] * 8
+    with pytest.raises(
+        ConfigError, match="no column 'kinds'; did you mean 'kind'. it has kind; data.label= "
+    ):
+        load_images(DataConfig(path=str(parquet), label="kinds"))
     with pytest.raises(ConfigError, match="'test'"):
         load_images(DataConfig(path=str(parquet)), "test")
 
@@ -138,7 +143,7 @@ def test_class_folders(tmp_path, colors):
     assert (found.images[0].permute(1, 2, 0).numpy() == images[1]).all()
     assert len(load_images(DataConfig(path=str(tmp_path), image_size=6), "test")) == 1
     (tmp_path / "train" / "ant" / "1.png").write_bytes(b"no image")
-    with pytest.raises(SourceError, match="none of 2 images"):
+    with pytest.raises(SourceError, match="2 of 2 images cannot be read, more than half"):
         (tmp_path / "train" / "cat" / "0.png").write_bytes(b"nor this")
         load_images(DataConfig(path=str(tmp_path)))
 
@@ -246,48 +251,62 @@ def test_ranks_share_the_batches_of_one_process():
         Loader(images, Shuffled(), batch_size=6, seed=0, world=4)
 
 
-def test_an_image_beside_class_folders_has_no_label_and_takes_none_away(tmp_path, colors):
-    images, _ = colors
-    for name in ("cat/0", "ant/1", "stray"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / f"{name}.png").write_bytes(png(images[0]))
+def with_damage(folder, images, count, damaged):
+    """`count` images in the folders a and b in turn, those numbered `damaged` with other bytes."""
+    for number in range(count):
+        file = folder / "ab"[number % 2] / f"{number:02}.png"
+        file.parent.mkdir(exist_ok=True)
+        file.write_bytes(b"no image" if number in damaged else png(images[number % len(images)]))
+
+
+def test_unreadable_images_are_left_out_with_one_count(tmp_path, colors, capsys):
+    with_damage(tmp_path, colors[0], 20, damaged=(2, 3, 6, 8, 9))
     found = load_images(DataConfig(path=str(tmp_path), image_size=6))
-    assert found.classes == ("ant", "cat") and sorted(found.labels.tolist()) == [-1, 0, 1]
-
-
-def test_a_csv_file_names_images_labels_and_targets(tmp_path, colors):
-    images, _ = colors
-    for number in range(3):
-        (tmp_path / f"{number}.png").write_bytes(png(images[number]))
-    table = tmp_path / "labels.csv"
-    table.write_text("file,label,shape\n0.png,cat,round\n1.png,ant,\n2.png,,long\n")
-    found = load_images(DataConfig(path=str(table), image_size=6, targets=("shape",)))
-    assert found.labels.tolist() == [1, 0, -1] and found.targets["shape"].tolist() == [1, -1, 0]
-    assert found.target_classes == {"shape": ("long", "round")}
-    batch = found.subset(torch.tensor([2, 0])).batch(torch.tensor([1, 0]))
-    assert batch.labels.tolist() == [1, -1] and batch.targets["shape"].tolist() == [1, 0]
-    with pytest.raises(ConfigError, match="no column 'size'; it has file, label, shape"):
-        load_images(DataConfig(path=str(table), targets=("size",)))
-    table.write_text("photo,label\n0.png,cat\n")
-    with pytest.raises(ConfigError, match="one of the columns file"):
-        load_images(DataConfig(path=str(table)))
-
-
-@pytest.mark.parametrize("stream", [False, True])
-def test_an_unreadable_image_is_left_out_with_a_count(tmp_path, colors, stream, capsys):
-    images, _ = colors
-    for number in range(6):
-        (tmp_path / "ab"[number % 2]).mkdir(exist_ok=True)
-        (tmp_path / "ab"[number % 2] / f"{number}.png").write_bytes(png(images[number]))
-    (tmp_path / "a" / "2.png").write_bytes(b"no image")
-    found = load_images(DataConfig(path=str(tmp_path), image_size=6, stream=stream))
-    batch = found.batch(torch.arange(len(found)))
     said = capsys.readouterr().err
-    assert "1 of 6 images cannot be read and are left out" in said and "2.png" in said
-    assert len(batch.images) == (6 if stream else 5) and (batch.images.flatten(1).max(1).values > 0).all()
-    if stream:  # the next image of the batch, with its label
-        assert torch.equal(batch.images[1], batch.images[2]) and batch.indices.tolist() == [0, 2, 2, 3, 4, 5]
+    assert len(found) == 15 and (found.batch(torch.arange(15)).images.flatten(1).amax(1) > 0).all()
+    assert found.labels.tolist() == [0] * 7 + [1] * 8
+    # in order of rows: the class a, then b
+    names = [str(tmp_path / name) for name in ("a/02.png", "a/06.png", "a/08.png", "b/03.png")]
+    assert said.count("\n") == 1 and "5 of 20 images cannot be read and are left out" in said
+    assert all(name in said for name in names[:3]) and names[3] not in said and "and 2 more" in said
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_unreadable_streamed_images_are_replaced_and_counted_once(tmp_path, colors, workers, capfd):
+    with_damage(tmp_path, colors[0], 20, damaged=(2, 3, 6, 8, 9))
+    found = load_images(DataConfig(path=str(tmp_path), image_size=6, stream=True))
+    batch = found.batch(torch.arange(10))  # class a; rows 1, 3 and 4 are damaged
+    assert batch.indices.tolist() == [0, 2, 2, 5, 5, 5, 6, 7, 8, 9] and batch.labels.tolist() == [0] * 10
+    assert torch.equal(batch.images[1], batch.images[2])
+    loader = Loader(found, Shuffled(), batch_size=5, seed=0, workers=workers)
+    for batch in itertools.islice(loader, 12):  # three epochs
+        assert not set(batch.indices.tolist()) & {1, 3, 4, 11, 14}
         assert torch.equal(batch.labels, found.labels[batch.indices])
+    assert capfd.readouterr().err == ""
+    loader.say()
+    said = capfd.readouterr().err
+    assert "5 of 20 images cannot be read and are replaced by others of their batch" in said
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_more_than_half_unreadable_is_an_error_and_half_is_not(tmp_path, colors, workers):
+    def stream(batch_size):
+        found = load_images(DataConfig(path=str(tmp_path), image_size=6, stream=True))
+        return list(
+            itertools.islice(Loader(found, Shuffled(), batch_size=batch_size, seed=0, workers=workers), 20)
+        )
+
+    with_damage(tmp_path, colors[0], 20, damaged=range(10))
+    assert len(load_images(DataConfig(path=str(tmp_path), image_size=6))) == 10
+    # a batch of which none can be read does not end the run
+    assert all(set(batch.indices.tolist()) <= {5, 6, 7, 8, 9, *range(15, 20)} for batch in stream(10))
+    with_damage(tmp_path, colors[0], 20, damaged=range(11))
+    for refused in (lambda: load_images(DataConfig(path=str(tmp_path))), lambda: stream(20)):
+        with pytest.raises(
+            SourceError, match="11 of 20 images cannot be read, more than half: .*png"
+        ) as error:
+            refused()
+        assert "Traceback" not in str(error.value)
 
 
 def test_images_without_a_label_are_no_class(capsys):

@@ -32,7 +32,8 @@ from embedkit.model.mixture import GaussianMixture
 from embedkit.model.preprocess import Preprocess
 from embedkit.training import recipes, run
 from embedkit.training.config import with_overrides
-from embedkit.training.data.datasets import ArraySource, open_source
+from embedkit.training.data.arrays import ArraySource
+from embedkit.training.data.datasets import open_source
 from embedkit.training.evaluation import baselines, cache, protocol
 from embedkit.training.evaluation.baselines import pca_features, pixel_features, random_network
 from embedkit.training.evaluation.features import open_model, timm_network
