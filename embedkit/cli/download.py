@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from rich.progress import BarColumn, DownloadColumn, TextColumn, TransferSpeedColumn
-
-from embedkit._io.text import safe_for_terminal
-from embedkit.cli.progress import Drawn
 from embedkit.cli.terminal import tell
 from embedkit.hub.cache import Arrival, commercial_only
+from embedkit.hub.progress import DownloadBar
 
 
-class Download(Drawn):
+class Download(DownloadBar):
     """Shows each entry's license and draws bytes."""
 
     def __init__(self, *, accept_license: bool = False):
@@ -19,12 +16,7 @@ class Download(Drawn):
         Args:
             accept_license: Let entries pass that may not be used commercially.
         """
-        super().__init__(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            DownloadColumn(),
-            TransferSpeedColumn(),
-        )
+        super().__init__()
         self._accept = accept_license
 
     def gate(self, arrival: Arrival) -> None:
@@ -33,12 +25,3 @@ class Download(Drawn):
         tell(what)
         if not self._accept:
             commercial_only(arrival)
-
-    def start(self, what: str, total: int) -> None:
-        """`total` bytes of `what` are about to come."""
-        self._task = self._progress.add_task(safe_for_terminal(what), total=total)
-
-    def advance(self, count: int) -> None:
-        """So many more bytes are there."""
-        if self._task is not None:
-            self._progress.advance(self._task, count)
