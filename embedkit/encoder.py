@@ -25,6 +25,7 @@ from embedkit.errors import (
 )
 from embedkit.hub.access import Access, default_cache_dir
 from embedkit.hub.folder import FolderEntry
+from embedkit.hub.progress import DownloadBar
 from embedkit.hub.resolve import find_entry
 from embedkit.hub.verified import VerifiedEntry
 from embedkit.images.transform import ImageLike, ReusedBlocks, read_pixels
@@ -462,6 +463,7 @@ def load_encoder(
     cache_dir: str | os.PathLike[str] | None = None,
     local_files_only: bool = False,
     token: str | None = None,
+    lock: bool = False,
     device: str = "auto",
     providers: Sequence[Provider] | None = None,
     precision: str = "fp32",
@@ -472,7 +474,9 @@ def load_encoder(
     A bare name (`simclr-r50`) is never a path. It is looked up in the zoos of the environment variable `EMBEDKIT_ZOO`
     (separated by commas), then in those of `config.toml` in the user's configuration folder, then in the package, then
     in the default zoo. If the package's index lists the name, the entry must have the indexed digest; write
-    `name@latest` to take what the zoo holds. A remote entry is pulled into the cache first, once.
+    `name@latest` to take what the zoo holds. A remote entry is pulled into the cache first, once, with a progress bar
+    where stderr is a terminal. Last, a `zoo/` folder of the working directory, as a checkout has it, gives the entries
+    whose digests the package's index lists, and nothing else.
 
     Args:
         name: A name, `name@revision`, a URL such as `hf://org/name@revision` or `https://host/zoo/name`, or the
@@ -481,6 +485,7 @@ def load_encoder(
         cache_dir: Folder of downloads and compiled engines; the user's cache folder when None.
         local_files_only: Never open a connection.
         token: Credential of a remote zoo; it is sent to no other origin.
+        lock: Pin the entry in `embedkit.lock`, in place of an older pin; without it, the file is only read.
         device: `auto`, `cpu`, `cuda` or `cuda:<index>`.
         providers: ONNX Runtime providers, in order; overrides `device`.
         precision: `fp32`, `tf32` (CUDA) or `fp16` (TensorRT).
@@ -505,8 +510,10 @@ def load_encoder(
         threads=resolve_threads(threads),
         cache_dir=os.fspath(cache_dir) if cache_dir is not None else default_cache_dir(),
     )
-    access = Access(cache_dir=cache_dir, local_files_only=local_files_only, token=token)
-    return Encoder(find_entry(name, revision=revision, access=access), options)
+    with DownloadBar() as bar:
+        access = Access(cache_dir=cache_dir, local_files_only=local_files_only, token=token, watcher=bar)
+        entry = find_entry(name, revision=revision, access=access, lock=lock)
+    return Encoder(entry, options)
 
 
 def resolve_threads(threads: int | str) -> int:

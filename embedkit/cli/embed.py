@@ -75,6 +75,9 @@ def embed(
         str | None, typer.Option(metavar="I/N", help="Embed part I of N (from 1) into a folder.")
     ] = None,
     local_files_only: Offline = EmbedOptions.local_files_only,
+    lock: Annotated[
+        bool, typer.Option("--lock", help="Pin the encoder in embedkit.lock, in place of an older pin.")
+    ] = EmbedOptions.lock,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Start again.")] = EmbedOptions.overwrite,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON on stdout.")] = False,
 ) -> None:
@@ -110,6 +113,7 @@ def embed(
             worker=worker_of,
             overwrite=overwrite,
             local_files_only=local_files_only,
+            lock=lock,
             progress=bar,
         )
     for note in report.notes:

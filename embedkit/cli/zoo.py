@@ -1,4 +1,4 @@
-"""`embedkit zoo list|info|pull|verify|mirror|bundle|remove` and `embedkit doctor`."""
+"""`embedkit zoo list|info|pull|verify|mirror|bundle|evict|unpublish` and `embedkit doctor`."""
 
 from __future__ import annotations
 
@@ -216,24 +216,29 @@ def bundle(
 
 
 @zoo.command()
-def remove(
-    name: Annotated[str, typer.Argument(help="An entry's whole name, or name@revision in the cache.")],
-    zoo: Annotated[
-        str | None, typer.Option("--zoo", help="Take it out of this zoo; out of the cache when left out.")
-    ] = None,
+def evict(
+    name: Annotated[str, typer.Argument(help="An entry's whole name, or name@revision.")],
+    as_json: AsJson = False,
+) -> None:
+    """Remove an entry from the cache of this machine; a zoo that has it still has it."""
+    from embedkit.hub.bulk import evict as remove
+
+    gone = [f"{name.partition('@')[0]}@{sha256[:12]}" for sha256 in remove(name)]
+    print(json.dumps(gone) if as_json else safe_for_terminal("\n".join(gone), lines=True))
+
+
+@zoo.command()
+def unpublish(
+    name: Annotated[str, typer.Argument(help="An entry's whole name.")],
+    zoo: Annotated[str, typer.Option("--zoo", help="The zoo: a folder, s3://bucket/zoo, hf://organization.")],
     token: Token = None,
     as_json: AsJson = False,
 ) -> None:
-    """Remove an entry from the cache, or with --zoo from a folder, a bucket, or the Hub's index."""
-    from embedkit.hub.bulk import forget
-    from embedkit.hub.publish.publish import withdraw
+    """Remove an entry from a zoo, for everybody: its files in a folder or a bucket, its row in the Hub's index."""
+    from embedkit.hub.publish.publish import unpublish as remove
 
-    if zoo is None:
-        gone = [f"{name.partition('@')[0]}@{sha256[:12]}" for sha256 in forget(name)]
-    else:
-        withdraw(name, zoo, token=token)
-        gone = [f"{zoo}/{name}"]
-    print(json.dumps(gone) if as_json else safe_for_terminal("\n".join(gone), lines=True))
+    remove(name, zoo, token=token)
+    print(json.dumps([f"{zoo}/{name}"]) if as_json else safe_for_terminal(f"{zoo}/{name}"))
 
 
 def doctor(as_json: AsJson = False) -> None:

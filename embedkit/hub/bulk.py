@@ -1,4 +1,4 @@
-"""Operations on lists of entries: pull, pin, bundle, and remove from the cache."""
+"""Operations on lists of entries: pull, pin, bundle, and evict from the cache."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def bundle(
     return write_archive(entries, out)
 
 
-def forget(name: str) -> list[str]:
+def evict(name: str) -> list[str]:
     """Remove an entry from the cache.
 
     Args:
@@ -141,14 +141,14 @@ def _asked(names: Sequence[str], zoo: str | None, access: Access) -> Iterator[tu
 
 
 def _checked(name: str, zoo: str | None, access: Access, lock: bool) -> Pulled:
-    entry = find_entry(name, zoo=zoo, access=access, relock=lock)
+    entry = find_entry(name, zoo=zoo, access=access, lock=lock)
     try:
         size = _read_all(entry)
     except EmbedkitError:
         if access.cache.root not in Path(entry.location).parents:
             raise
         access.cache.remove(entry.revision)  # the disk has changed a byte
-        entry = find_entry(name, zoo=zoo, access=access, relock=lock)
+        entry = find_entry(name, zoo=zoo, access=access, lock=lock)
         size = _read_all(entry)
     return Pulled(
         name=entry.name,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from embedkit.hub.access import Access
 from embedkit.hub.catalog import IndexRow
 from embedkit.hub.open import open_zoo
-from embedkit.hub.resolve import zoos
+from embedkit.hub.resolve import working_zoo, zoos
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,7 @@ def list_encoders(
     """
     access = Access(local_files_only=local_files_only, token=token)
     found: dict[str, EncoderInfo] = {}
-    among = zoos(access) if zoo is None else [open_zoo(zoo, access)]
+    among = [*zoos(access), working_zoo()] if zoo is None else [open_zoo(zoo, access)]
     asked = [(one, one.index()) for one in among]
     for name in {name for _, index in asked for name in index.rows}:
         holder = next((one for one, _ in asked if one.offers(name)), None)

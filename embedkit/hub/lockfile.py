@@ -1,7 +1,7 @@
 """`embedkit.lock` pins the entries of a project by digest.
 
-Where the file exists in the working folder (or `EMBEDKIT_LOCK` names one), each name is pinned in it when it is first
-loaded, and must give the same manifest from then on. `embedkit zoo pull NAME --lock` creates the file and moves a pin.
+Where the file exists in the working folder (or `EMBEDKIT_LOCK` names one), a name that it pins must give that manifest.
+Loading only reads the file: `--lock`, as of `embedkit zoo pull NAME --lock`, creates it and adds or moves a pin.
 A pin names bytes, never their source: entries are looked up in the user's own zoos. The file holds no path of this
 machine, so that it can be committed and shared.
 """

@@ -27,6 +27,7 @@ from embedkit.hub.lockfile import LockFile
 from embedkit.hub.open import open_zoo
 from embedkit.hub.urls import file_path, is_url, parse_entry
 from embedkit.hub.verified import VerifiedEntry
+from embedkit.hub.working import WorkingZoo
 from embedkit.model.layout import REVISION
 
 #: What `load_encoder()` gives: the entry that the wheel carries.
@@ -46,7 +47,7 @@ def find_entry(
     revision: str | None = None,
     access: Access | None = None,
     zoo: str | None = None,
-    relock: bool = False,
+    lock: bool = False,
 ) -> VerifiedEntry:
     """Look up an entry and check its manifest and configuration; a remote entry is downloaded into the cache.
 
@@ -55,7 +56,7 @@ def find_entry(
         revision: As for `load_encoder`.
         access: How remote zoos are read.
         zoo: Look in this zoo only.
-        relock: Pin the entry in the lock file, replacing an older pin.
+        lock: Pin the entry in the lock file, replacing an older pin. Without it, the file is only read.
 
     Raises:
         EntryNotFoundError: No zoo has it.
@@ -77,7 +78,7 @@ def find_entry(
         given = behind if at else None
     if given is not None and revision is not None:
         raise ConfigError(f"{text!r} and revision={revision!r} both name a revision; give one of them")
-    wanted = Wanted.of(bare, given if given is not None else revision, relock=relock)
+    wanted = Wanted.of(bare, given if given is not None else revision, lock=lock)
     if address is not None:
         entry = _in_zoos(address.name, [open_zoo(address.zoo, access)], wanted, access)
         if entry is None:
@@ -87,7 +88,7 @@ def find_entry(
     carried = zoo is None and wanted.pin is not None and _is_carried(bare, wanted.pin)
     # An entry in the package is not requested from a remote zoo: pinned bytes are the same everywhere.
     asked = [one for one in among if not (carried and isinstance(one, CachedZoo))]
-    entry = _in_zoos(bare, asked, wanted, access)
+    entry = _in_zoos(bare, asked, wanted, access, working_zoo() if zoo is None else None)
     if entry is None:
         raise _not_found(bare, access, among, zoo)
     return entry
@@ -103,7 +104,7 @@ class Wanted:
         locked: The pin of the lock file, also when the user asked for a revision.
         folder: The entry of this name in the package's index; empty when it has none.
         key: The name in the lock file.
-        lock: The lock file to write the name into; None when there is none.
+        lock: The lock file to write the name into; None when it is not to be pinned.
     """
 
     key: str
@@ -114,18 +115,19 @@ class Wanted:
     lock: LockFile | None = None
 
     @classmethod
-    def of(cls, key: str, revision: str | None, *, relock: bool = False) -> Wanted:
-        """The requirements for `key`: `latest` lifts every pin, and `relock` that of the lock file."""
-        lock = LockFile.find(create=relock)
+    def of(cls, key: str, revision: str | None, *, lock: bool = False) -> Wanted:
+        """The requirements for `key`: `latest` lifts every pin, and `lock` that of the lock file."""
+        file = LockFile.find(create=lock)
+        writable = file if lock else None
         if revision == "latest":
-            return cls(key=key, lock=lock if relock else None)
-        locked = lock.pin(key) if lock is not None and not relock else None
+            return cls(key=key, lock=writable)
+        locked = file.pin(key) if file is not None and not lock else None
         pin, folder = None, None
         if revision is None:
             index = package_zoo().index()
             folder = index.folder_of(key)
             pin = locked or (index_pin(folder, index.rows[folder].manifest_sha256) if folder else None)
-        return cls(key=key, folder=folder or "", revision=revision, pin=pin, locked=locked, lock=lock)
+        return cls(key=key, folder=folder or "", revision=revision, pin=pin, locked=locked, lock=writable)
 
     def check(self, zoo: Zoo, entry: VerifiedEntry, version: str) -> VerifiedEntry:
         """Check an entry against the lock file, or record it there."""
@@ -138,8 +140,13 @@ class Wanted:
         return entry
 
 
-def _in_zoos(name: str, among: Sequence[Zoo], wanted: Wanted, access: Access) -> VerifiedEntry | None:
-    """The first entry of this name that meets the requirements; None when no zoo has the name."""
+def _in_zoos(
+    name: str, among: Sequence[Zoo], wanted: Wanted, access: Access, last: WorkingZoo | None = None
+) -> VerifiedEntry | None:
+    """The first entry of this name that meets the requirements; None when no zoo has the name.
+
+    Where no zoo has it, the cache is asked for a pinned one, then `last`.
+    """
     revision = wanted.revision
     digest = revision is not None and bool(REVISION.fullmatch(revision))
     if revision is not None and not digest:
@@ -175,13 +182,13 @@ def _in_zoos(name: str, among: Sequence[Zoo], wanted: Wanted, access: Access) ->
             access.admit(entry)
             return wanted.check(zoo, entry, files.version)
         elsewhere.append(f"{zoo.uri} has {entry.revision[:12]}")
-    if elsewhere:
-        raise EntryNotFoundError(f"{name!r} has no revision {revision}: {'; '.join(elsewhere)}")
-    cached = _from_cache(name, wanted, access)
-    if cached is not None:
-        entry = VerifiedEntry(cached.name, cached, pin=wanted.pin)
+    found = _from_cache(name, wanted, access) or (last.find(name, revision, wanted.pin) if last else None)
+    if found is not None:
+        entry = _check_revision(VerifiedEntry(found.name, found, pin=wanted.pin), revision)
         access.admit(entry)
         return wanted.check(package_zoo(), entry, "")
+    if elsewhere:
+        raise EntryNotFoundError(f"{name!r} has no revision {revision}: {'; '.join(elsewhere)}")
     if down is not None:
         raise down
     return None
@@ -234,6 +241,11 @@ def zoos(access: Access | None = None) -> list[Zoo]:
     if DEFAULT_ZOO:
         found.append(open_zoo(DEFAULT_ZOO, access))
     return found
+
+
+def working_zoo() -> WorkingZoo:
+    """The `zoo/` folder of the working directory, which is asked after all others and after the cache."""
+    return WorkingZoo(package_zoo())
 
 
 def is_path(text: str) -> bool:
@@ -297,9 +309,12 @@ def _not_found(name: str, access: Access, among: Sequence[Zoo], zoo: str | None)
     if zoo is not None:
         return EntryNotFoundError(f"{among[0].uri} has no entry {name!r}{_near(name, among)}{offline}")
     if package_zoo().index().folder_of(name) is not None:
+        here = working_zoo().other_version(name)
+        note = f"; to load the other version in .{os.sep}{here}, write its path" if here is not None else ""
         return EntryNotFoundError(
             f"{name!r} is an entry of the zoo that this package does not contain{offline}: name a zoo that has it, "
-            f"with {line}"
+            f"with {line}, or bring it into the cache, with `embedkit zoo pull {name} --zoo URL`, or from a bundle, "
+            f"with `embedkit zoo pull BUNDLE.tar`{note}"
         )
     if os.path.isdir(name):
         return EntryNotFoundError(

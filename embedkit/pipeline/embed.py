@@ -46,6 +46,7 @@ def embed(
     worker: tuple[int, int] | None = EmbedOptions.worker,
     overwrite: bool = EmbedOptions.overwrite,
     local_files_only: bool = EmbedOptions.local_files_only,
+    lock: bool = EmbedOptions.lock,
     progress: Progress | None = None,
 ) -> EmbedReport:
     """Embed folders, lists, tars and Parquet files of images into one file or folder.
@@ -80,6 +81,7 @@ def embed(
         worker: (I, N), counted from 1: embed the I-th of N parts into a folder.
         overwrite: Start again, replacing the output.
         local_files_only: Never open a connection.
+        lock: As for `load_encoder`.
         progress: Told how the job goes.
 
     Returns:
@@ -112,6 +114,7 @@ def embed(
         worker=worker,
         overwrite=overwrite,
         local_files_only=local_files_only,
+        lock=lock,
     )
     given = [source] if isinstance(source, (str, os.PathLike, PathList)) else source
     sources = [one if isinstance(one, PathList) else os.fspath(one) for one in given]
@@ -172,6 +175,7 @@ def _load(options: EmbedOptions) -> Encoder:
         options.encoder,
         revision=options.revision,
         local_files_only=options.local_files_only,
+        lock=options.lock,
         device=options.device,
         providers=options.providers,
         precision=options.precision,

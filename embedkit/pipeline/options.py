@@ -43,6 +43,7 @@ class EmbedOptions:
         worker: (I, N), counted from 1: embed the I-th of N parts.
         overwrite: Whether to start again, replacing the output.
         local_files_only: Never open a connection.
+        lock: As for `load_encoder`.
     """
 
     encoder: str | os.PathLike[str] | Encoder | None = None
@@ -64,6 +65,7 @@ class EmbedOptions:
     worker: tuple[int, int] | None = None
     overwrite: bool = False
     local_files_only: bool = False
+    lock: bool = False
 
     def __post_init__(self) -> None:
         """Check what can be checked without opening anything.

@@ -20,7 +20,7 @@ from embedkit.analysis.neighbors import SearchIndex
 from embedkit.analysis.vectors import Rows
 from embedkit.errors import ConfigError, OutputError, SpaceMismatchError
 from embedkit.hub.access import Access, is_offline
-from embedkit.hub.publish.publish import publish, withdraw
+from embedkit.hub.publish.publish import publish, unpublish
 from embedkit.hub.resolve import DEFAULT_ENCODER, find_entry
 from embedkit.workflows.calibrate import calibrate_images
 from embedkit.workflows.doctor import examine
@@ -187,7 +187,7 @@ def test_offline_nothing_is_asked_and_nothing_is_published(site, zoo, monkeypatc
     for act in (
         lambda: publish(entry, "hf://team"),
         lambda: publish(entry, "s3://bucket/zoo"),
-        lambda: withdraw("linear-tiny.noise", "hf://team"),
+        lambda: unpublish("linear-tiny.noise", "hf://team"),
     ):
         with pytest.raises(
             ConfigError, match="needs a connection, and HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE"

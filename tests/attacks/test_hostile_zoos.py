@@ -184,11 +184,10 @@ def test_indexes_that_are_no_index(site, zoo, attacked):
 def test_a_moved_manifest_beside_a_pin(site, zoo, by_hand, attacked, tmp_path):
     """The same name, other bytes, and an index that says so: only the lock file knows better."""
     url = f"{site.url}/{NAME}"
-    (tmp_path / "work" / "embedkit.lock").write_text('{"schema": 1, "entries": {}}')
-    entry = find_entry(url)
-    from embedkit.hub.bulk import forget
+    entry = find_entry(url, lock=True)
+    from embedkit.hub.bulk import evict
 
-    forget(NAME)
+    evict(NAME)
     by_hand.TinyEntry(seed=1).write(zoo / NAME)
     by_hand.write_index(zoo)
     assert f"pins {entry.revision[:12]}" in attacked(url, IntegrityError)

@@ -23,6 +23,7 @@ from embedkit.errors import ConfigError, EntryError, EntryNotFoundError, Integri
 from embedkit.hub.bulk import pull
 from embedkit.hub.cache import Cache
 from embedkit.hub.folder import FolderZoo
+from embedkit.hub.listing import list_encoders
 from embedkit.hub.lockfile import LockFile
 from embedkit.hub.resolve import find_entry
 from embedkit.model.manifest import Manifest
@@ -202,6 +203,125 @@ def test_a_folder_that_bears_a_name_changes_nothing(zoo, by_hand, tmp_path, monk
         find_entry("linear-new")
 
 
+# --- a zoo/ folder that is not the checkout's ----------------------------------------------------------------
+
+
+@pytest.fixture
+def known(by_hand, tmp_path, monkeypatch) -> str:
+    """The digest of `linear-tiny.noise`, which the package knows by its index alone; `zoo/` is to be filled."""
+    package = tmp_path / "package"
+    revision = find_entry(by_hand.TinyEntry().write(package / NAME)).revision
+    by_hand.write_index(package)
+    shutil.move(package / NAME, tmp_path / "good" / NAME)
+    monkeypatch.setattr("embedkit.hub.resolve.package_zoo", lambda: FolderZoo(package))
+    Path("zoo").mkdir()
+    return revision
+
+
+def refused(name: str) -> str:
+    with pytest.raises(EntryNotFoundError) as caught:
+        load_encoder(name)
+    return str(caught.value)
+
+
+def test_a_zoo_folder_with_other_bytes_under_a_pinned_name(known, by_hand):
+    """Another entry, with a manifest and an index that are true for it."""
+    by_hand.TinyEntry(seed=3).write(Path("zoo") / NAME)
+    by_hand.write_index(Path("zoo"))
+    for name in ("linear-tiny", NAME, f"linear-tiny@{known}", "linear-tiny@latest"):
+        message = refused(name)
+        assert "EMBEDKIT_ZOO" in message
+    assert f"to load the other version in ./zoo/{NAME}, write its path" in refused("linear-tiny")
+    assert not list_encoders("linear-tiny")[0].at_hand
+    assert load_encoder(f"./zoo/{NAME}").revision != known, "asked for as a path, it is what the user wants"
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "model.onnx", "config.json", "README.md"])
+def test_a_zoo_folder_with_the_pinned_manifest_and_other_files(known, by_hand, tmp_path, file):
+    shutil.copytree(tmp_path / "good" / NAME, Path("zoo") / NAME)
+    other = by_hand.TinyEntry(seed=3).write(tmp_path / "other" / NAME) / file
+    content = other.read_bytes()
+    if content == (tmp_path / "good" / NAME / file).read_bytes():
+        content = content[:-1] + bytes([content[-1] ^ 1])
+    (Path("zoo") / NAME / file).write_bytes(content)
+    with pytest.raises(IntegrityError, match=f"{file}: expected"):
+        load_encoder("linear-tiny").card  # noqa: B018
+
+
+def test_a_zoo_folder_with_a_name_that_the_package_does_not_know(known, by_hand):
+    by_hand.TinyEntry(seed=3).write(Path("zoo") / "linear-other.noise")
+    by_hand.TinyEntry(seed=3).write(Path("zoo") / "zoo.x")
+    by_hand.write_index(Path("zoo"))
+    for name in ("linear-other", "linear-other.noise", "zoo.x", "zoo"):
+        refused(name)
+    assert "linear-other.noise" not in {row.name for row in list_encoders()}
+
+
+def test_a_zoo_folder_whose_index_lies(known, by_hand, tmp_path):
+    """Its index says that another entry has the pinned name and digest, or is no index at all: it is not read."""
+    other = by_hand.TinyEntry(seed=3).write(Path("zoo") / "linear-other.noise")
+    by_hand.write_index(
+        Path("zoo"), aliases={"linear-tiny": "linear-other.noise"}, manifest_sha256=known, path="../x"
+    )
+    refused("linear-tiny")
+    shutil.copytree(tmp_path / "good" / NAME, Path("zoo") / NAME)
+    assert load_encoder("linear-tiny").revision == known
+    for text in (b"{", b"[" * 100_000, b'{"schema": 99}'):
+        (Path("zoo") / "index.json").write_bytes(text)
+        assert load_encoder("linear-tiny").revision == known
+        assert list_encoders("linear-tiny")[0].at_hand
+    assert other.is_dir()
+
+
+@posix
+def test_a_zoo_folder_of_links_and_pipes(known, by_hand, tmp_path):
+    """A link leads to the pinned bytes, or to nothing; a pipe in the place of a file ends at once."""
+    by_hand.TinyEntry(seed=3).write(tmp_path / "evil" / NAME)
+    shutil.rmtree("zoo")
+    for target, found in ((tmp_path / "good", True), (tmp_path / "evil", False), (Path("zoo"), False)):
+        Path("zoo").symlink_to(target)
+        assert (load_encoder("linear-tiny").revision == known) if found else refused("linear-tiny")
+        Path("zoo").unlink()
+    Path("zoo").mkdir()
+    entry = Path("zoo") / NAME
+    entry.symlink_to(tmp_path / "evil" / NAME)
+    refused("linear-tiny")
+    entry.unlink()
+    entry.mkdir()
+    (entry / "manifest.json").symlink_to("/etc/passwd")
+    assert "root:" not in refused("linear-tiny")
+    (entry / "manifest.json").unlink()
+    os.mkfifo(entry / "manifest.json")
+    refused("linear-tiny")
+    shutil.rmtree(entry)
+    shutil.copytree(tmp_path / "good" / NAME, entry)
+    (entry / "model.onnx").unlink()
+    os.mkfifo(entry / "model.onnx")
+    with pytest.raises(EntryError, match="model.onnx cannot be read"):
+        load_encoder("linear-tiny")
+    shutil.rmtree("zoo")
+    Path("zoo").write_text("a file")
+    refused("linear-tiny")
+
+
+def test_a_lock_file_does_not_open_a_zoo_folder_for_other_bytes(known, by_hand):
+    """A stranger's folder that brings both: a pin of its own bytes, and the bytes."""
+    other = find_entry(by_hand.TinyEntry(seed=3).write(Path("zoo") / NAME).absolute()).revision
+    by_hand.TinyEntry(seed=3).write(Path("zoo") / "linear-other.noise")
+    lock(linear_tiny=other, linear_other=other)
+    for name in ("linear-tiny", "linear-other"):
+        refused(name)
+
+
+@posix
+def test_a_working_directory_that_is_gone(known, tmp_path, monkeypatch):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    refused("linear-tiny")
+
+
 # --- a lock file ------------------------------------------------------------------------------------------
 
 
@@ -247,13 +367,12 @@ def test_a_lock_file_moves_no_name_of_the_packages_index_to_another_version(
 
 
 def test_the_lock_file_holds_no_path_of_this_machine(zoo, site, tmp_path, monkeypatch):
-    Path("embedkit.lock").write_text('{"schema": 1, "entries": {}}')
     for uri in (str(zoo), zoo.as_uri()):
         monkeypatch.setenv("EMBEDKIT_ZOO", uri)
-        find_entry("linear-tiny")
-        find_entry(NAME)
-    load_encoder()
-    find_entry(f"{site.url}/{NAME}")
+        find_entry("linear-tiny", lock=True)
+        find_entry(NAME, lock=True)
+    load_encoder(lock=True)
+    find_entry(f"{site.url}/{NAME}", lock=True)
     text = Path("embedkit.lock").read_text()
     assert str(tmp_path) not in text and str(Path.home()) not in text and os.getcwd() not in text
     zoos = {facts["zoo"] for facts in json.loads(text)["entries"].values()}

@@ -41,7 +41,7 @@ def test_pull_and_the_lock_file(run, site, zoo, by_hand, tmp_path):
     old = json.loads((tmp_path / "work" / "embedkit.lock").read_text())["entries"][url]["manifest_sha256"]
     by_hand.TinyEntry(seed=1).write(zoo / NAME)
     by_hand.write_index(zoo)
-    assert run("zoo", "remove", NAME)[1] == f"{NAME}@{old[:12]}\n"
+    assert run("zoo", "evict", NAME)[1] == f"{NAME}@{old[:12]}\n"
     status, _, err = run("zoo", "pull", url)
     assert status == 1 and f"to move the pin: embedkit zoo pull {url}@latest --lock" in err
     assert run("zoo", "pull", f"{url}@latest", "--lock")[0] == 0
@@ -89,15 +89,25 @@ def test_publish(run, zoo, tmp_path, hub, monkeypatch):
     assert status == 1 and "a web site cannot be written" in err
 
 
-def test_mirror_and_remove(run, site, tmp_path):
+def test_mirror_unpublish_and_evict(run, site, tmp_path):
     status, out, _ = run("zoo", "mirror", tmp_path / "copy", "--zoo", site.url)
     assert status == 0 and f"{NAME}@" in out and "wrote" in out
     assert "all was there" in run("zoo", "mirror", tmp_path / "copy", "--zoo", site.url)[1]
-    assert run("zoo", "remove", NAME, "--zoo", tmp_path / "copy")[0] == 0
+    assert run("zoo", "evict", NAME)[0] == 0
+    assert len(json.loads(run("zoo", "list", "--zoo", tmp_path / "copy", "--json")[1])) == 1
+    assert run("zoo", "unpublish", NAME, "--zoo", tmp_path / "copy")[1] == f"{tmp_path / 'copy'}/{NAME}\n"
     assert run("zoo", "list", "--zoo", tmp_path / "copy", "--json")[1] == "[]\n"
-    status, _, err = run("zoo", "remove", "linear-nothing.noise")
+    assert load_encoder(f"{site.url}/{NAME}").dim == 4, "another zoo is not touched"
+    status, _, err = run("zoo", "evict", "linear-nothing.noise")
     assert status == 1 and "is not in the cache" in err
-    assert run("zoo", "remove", "../x")[0] == 1
+    assert run("zoo", "evict", "../x")[0] == 1
+
+
+def test_evicting_writes_to_no_zoo_and_unpublishing_needs_one(run, zoo, monkeypatch):
+    """The one command cannot do the work of the other by a forgotten or a doubled option."""
+    monkeypatch.setenv("EMBEDKIT_ZOO", str(zoo))
+    assert run("zoo", "unpublish", NAME)[0] == 2 and run("zoo", "evict", NAME, "--zoo", zoo)[0] == 2
+    assert run("zoo", "evict", NAME)[0] == 1 and (zoo / NAME / "manifest.json").is_file()
 
 
 def test_a_bundle_goes_to_a_machine_without_a_network(run, site, python, tmp_path, monkeypatch):

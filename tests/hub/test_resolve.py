@@ -15,9 +15,11 @@ import pytest
 
 import embedkit
 from embedkit.encoder import load_encoder, resolve_threads
-from embedkit.errors import ConfigError, EntryError, EntryNotFoundError, IntegrityError
+from embedkit.errors import ConfigError, EntryError, EntryNotFoundError, IntegrityError, UnreachableError
 from embedkit.hub import resolve
 from embedkit.hub.access import default_cache_dir
+from embedkit.hub.bulk import bundle, pull
+from embedkit.hub.cache import commercial_only
 from embedkit.hub.catalog import Index
 from embedkit.hub.folder import FolderZoo
 from embedkit.hub.listing import list_encoders
@@ -132,7 +134,8 @@ def test_a_name_that_only_the_index_knows_gives_the_exact_line(package, tmp_path
         message = not_found(name)
         assert message == (
             f"{name!r} is an entry of the zoo that this package does not contain: name a zoo that has it, with "
-            "export EMBEDKIT_ZOO=/path/to/embedkit/zoo"
+            "export EMBEDKIT_ZOO=/path/to/embedkit/zoo, or bring it into the cache, with `embedkit zoo pull "
+            f"{name} --zoo URL`, or from a bundle, with `embedkit zoo pull BUNDLE.tar`"
         )
     monkeypatch.setenv("EMBEDKIT_ZOO", str(tmp_path / "far"))
     assert seed_of(load_encoder("linear-far"), by_hand) == 1
@@ -365,6 +368,63 @@ def test_an_index_may_grow_and_its_dangling_aliases_lead_nowhere(tmp_path):
     assert parsed.names == ["moco-r18", "moco-r18.photos"]
     assert parsed.folder_of("gone") is None
     assert Index.from_json(b'{"schema": 1}', "x").names == []
+
+
+# --- the zoo/ folder of the working directory ---------------------------------------------------------------
+
+
+@pytest.fixture
+def checkout(package, tmp_path, monkeypatch) -> Path:
+    """A working directory whose `zoo/` has what the package knows by its index alone."""
+    folder = tmp_path / "checkout"
+    shutil.copytree(tmp_path / "far", folder / "zoo")
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def test_a_checkouts_zoo_gives_the_entries_that_the_package_knows(checkout, package, by_hand, monkeypatch):
+    revision = find_entry("./zoo/linear-far.noise").revision
+    for name in ("linear-far", "linear-far.noise", f"linear-far@{revision[:12]}", f"linear-far@{revision}"):
+        encoder = load_encoder(name)
+        assert seed_of(encoder, by_hand) == 1 and encoder.revision == revision
+    assert [(row.name, row.zoo, row.at_hand) for row in list_encoders("linear-far")] == [
+        ("linear-far.noise", "zoo", True)
+    ]
+    with pytest.raises(EntryNotFoundError, match="has no entry 'linear-far'"):
+        find_entry("linear-far", zoo=str(package))  # that zoo only
+    encoder = load_encoder("linear-far")
+    monkeypatch.chdir(package)
+    assert encoder.card.startswith("---"), "the folder is remembered as an absolute path"
+    assert "does not contain" in not_found("linear-far")
+
+
+def test_a_checkouts_zoo_is_asked_last(checkout, package, zoo, tmp_path, monkeypatch, by_hand):
+    (checkout / "zoo" / "linear-far.noise" / "model.safetensors").write_bytes(b"damaged")
+    for variable in (str(tmp_path / "far"), f"{package},{tmp_path / 'far'}"):
+        monkeypatch.setenv("EMBEDKIT_ZOO", variable)
+        assert find_entry("linear-far").location == str(tmp_path / "far" / "linear-far.noise")
+    monkeypatch.setattr(resolve, "DEFAULT_ZOO", str(tmp_path / "far"))
+    monkeypatch.delenv("EMBEDKIT_ZOO")
+    assert seed_of(load_encoder("linear-far"), by_hand) == 1
+    assert seed_of(load_encoder("linear-tiny"), by_hand) == 0
+
+
+def test_the_cache_is_asked_before_a_checkouts_zoo(checkout, tmp_path, monkeypatch, by_hand):
+    monkeypatch.setenv("EMBEDKIT_CACHE", str(tmp_path / "cache"))
+    bundle(["./zoo/linear-far.noise"], tmp_path / "far.tar", gate=commercial_only)
+    pull([str(tmp_path / "far.tar")], gate=commercial_only)
+    (checkout / "zoo" / "linear-far.noise" / "model.safetensors").write_bytes(b"damaged")
+    assert str(tmp_path / "cache") in find_entry("linear-far").location
+    assert seed_of(load_encoder("linear-far"), by_hand) == 1
+
+
+def test_a_checkouts_zoo_serves_while_the_default_zoo_is_down(checkout, monkeypatch, by_hand):
+    monkeypatch.setattr(resolve, "DEFAULT_ZOO", "http://127.0.0.1:9")  # nothing listens there
+    monkeypatch.setattr("embedkit.hub.download.PAUSE", 0.0)
+    assert seed_of(load_encoder("linear-far"), by_hand) == 1
+    shutil.rmtree(checkout / "zoo")
+    with pytest.raises(UnreachableError):
+        find_entry("linear-far")
 
 
 # --- layouts of a folder ----------------------------------------------------------------------------------

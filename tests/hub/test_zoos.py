@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 import sys
@@ -9,6 +10,7 @@ import sys
 import numpy as np
 import pytest
 import servers
+from PIL import Image
 
 from embedkit.encoder import load_encoder
 from embedkit.errors import (
@@ -316,10 +318,9 @@ def test_a_protocol_that_nobody_knows():
 def test_the_lock_file(site, zoo, by_hand, tmp_path):
     lock = tmp_path / "work" / "embedkit.lock"
     url = f"{site.url}/{NAME}"
-    find_entry(url)
-    assert not lock.exists(), "nobody asked for one"
-    lock.write_text('{"schema": 1, "entries": {}}')
     revision = find_entry(url).revision
+    assert not lock.exists(), "nobody asked for one"
+    find_entry(url, lock=True)
     assert json.loads(lock.read_text())["entries"] == {
         url: {"zoo": site.url, "revision": revision, "manifest_sha256": revision}
     }
@@ -333,7 +334,7 @@ def test_the_lock_file(site, zoo, by_hand, tmp_path):
     assert new != revision
     with pytest.raises(IntegrityError, match="to move the pin: embedkit zoo pull"):
         find_entry(f"{url}@{new}")
-    assert find_entry(f"{url}@latest", relock=True).revision == new
+    assert find_entry(f"{url}@latest", lock=True).revision == new
     assert find_entry(url).revision == new
     assert json.loads(lock.read_text())["entries"][url]["manifest_sha256"] == new
     lock.write_text("{")
@@ -341,12 +342,52 @@ def test_the_lock_file(site, zoo, by_hand, tmp_path):
         find_entry(url)
 
 
+def test_the_lock_file_is_written_only_when_asked(site, tmp_path, monkeypatch, run):
+    """Also where `EMBEDKIT_LOCK` names one that is not there, and by no command without --lock."""
+    url = f"{site.url}/{NAME}"
+    empty = '{"schema": 1, "entries": {}}'
+    lock, other = tmp_path / "work" / "embedkit.lock", tmp_path / "other.lock"
+    lock.write_text(empty)
+    Image.new("RGB", (8, 8)).save("a.png")
+
+    def load():
+        load_encoder(url)
+        assert run("embed", "a.png", "--encoder", url, "-o", "a.parquet", "--overwrite")[0] == 0
+        assert run("zoo", "pull", url)[0] == run("zoo", "info", url)[0] == 0
+
+    load()
+    assert lock.read_text() == empty
+    monkeypatch.setenv("EMBEDKIT_LOCK", str(other))
+    load()
+    assert not other.exists()
+    assert run("embed", "a.png", "--encoder", url, "-o", "b.parquet", "--lock")[0] == 0
+    assert set(json.loads(other.read_text())["entries"]) == {url}
+    assert lock.read_text() == empty
+
+
+def test_a_lock_file_that_cannot_be_written_is_still_read(site, tmp_path, run, monkeypatch):
+    """As in a folder that is mounted read-only: what is pinned is held, what is not loads, and --lock says why not."""
+    url = f"{site.url}/{NAME}"
+    (tmp_path / "work" / "embedkit.lock").write_text('{"schema": 1, "entries": {}}')
+    Image.new("RGB", (8, 8)).save("a.png")
+
+    def refuse(*_, **__):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr("embedkit.hub.lockfile.locked", refuse)
+    monkeypatch.setattr("embedkit.hub.lockfile.write_file", refuse)
+    words = ("embed", "a.png", "--encoder", url, "-o", "a.parquet")
+    assert run(*words)[0] == 0
+    status, _, err = run(*words, "--lock")
+    assert status == 1 and "embedkit.lock cannot be written (Read-only file system)" in err
+
+
 def test_the_lock_file_brings_an_old_version_from_a_zoo_that_keeps_it(
     hub, zoo, by_hand, tmp_path, monkeypatch
 ):
     publish(find_entry(zoo / NAME), "hf://team", token="hf_writer")
     monkeypatch.setenv("EMBEDKIT_LOCK", str(tmp_path / "pins.lock"))
-    old = find_entry(f"hf://team/{NAME}")
+    old = find_entry(f"hf://team/{NAME}", lock=True)
     pin = json.loads((tmp_path / "pins.lock").read_text())["entries"][f"hf://team/{NAME}"]
     assert pin["revision"] == hub.repos[f"team/{NAME}"].commits[-1][0]
     by_hand.TinyEntry(seed=1).write(tmp_path / "new" / NAME)

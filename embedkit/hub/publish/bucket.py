@@ -75,7 +75,7 @@ def publish_to_bucket(entry: VerifiedEntry, storage: BucketStorage) -> Published
 
 
 def remove_from_bucket(name: str, storage: BucketStorage) -> None:
-    """Remove an entry from a bucket, all revisions of it; see `withdraw`."""
+    """Remove an entry from a bucket, all revisions of it; see `unpublish`."""
     if name not in json.loads(_merged(storage, _read(storage), dict))["entries"]:
         raise ConfigError(f"{storage.uri} lists no entry {name!r}")
     ours = _ours(storage, name)

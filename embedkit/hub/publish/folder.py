@@ -46,7 +46,7 @@ def publish_to_folder(entry: VerifiedEntry, zoo: Path) -> Published:
 
 
 def remove_from_folder(name: str, zoo: Path) -> None:
-    """Remove an entry from a zoo folder; see `withdraw`.
+    """Remove an entry from a zoo folder; see `unpublish`.
 
     Where the folder is a symbolic link, only the link is removed.
     """

@@ -84,7 +84,7 @@ def refresh(zoo: str) -> dict[str, Any]:
     return update_index(folder)
 
 
-def withdraw(name: str, zoo: str, *, token: str | None = None) -> None:
+def unpublish(name: str, zoo: str, *, token: str | None = None) -> None:
     """Remove an entry from a zoo. It disappears in one step, so that no reader finds half of it.
 
     Only files that embedkit wrote are deleted: a folder that holds anything else is refused. On the Hub the

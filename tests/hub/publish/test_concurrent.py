@@ -13,7 +13,7 @@ from embedkit.errors import ConfigError, ZooError
 from embedkit.hub.listing import list_encoders
 from embedkit.hub.lockfile import LockFile
 from embedkit.hub.publish.bucket import change_index
-from embedkit.hub.publish.publish import publish, withdraw
+from embedkit.hub.publish.publish import publish, unpublish
 from embedkit.hub.resolve import find_entry
 from embedkit.model.layout import INDEX
 from embedkit.storage.fsspec import BucketStorage
@@ -155,9 +155,9 @@ def test_an_index_that_always_changes_is_given_up(s3, zoo, monkeypatch):
     monkeypatch.setattr("embedkit.hub.publish.bucket.SETTLE", 0.0)
     monkeypatch.setattr(BucketStorage, "write_if", lambda *_: False)
     with pytest.raises(ZooError, match="other publishers changed it 20 times in a row"):
-        withdraw("linear-tiny.noise", s3)
+        unpublish("linear-tiny.noise", s3)
     with pytest.raises(ConfigError, match="lists no entry"):
-        withdraw("linear-none.noise", s3)
+        unpublish("linear-none.noise", s3)
 
 
 def test_a_condition_that_fails_writes_nothing(s3):

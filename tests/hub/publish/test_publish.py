@@ -23,7 +23,7 @@ from embedkit.hub.catalog import Index
 from embedkit.hub.listing import list_encoders
 from embedkit.hub.mirror import mirror
 from embedkit.hub.publish.index import TABLE, build_index, index_bytes, table_bytes, update_index
-from embedkit.hub.publish.publish import publish, refresh, withdraw
+from embedkit.hub.publish.publish import publish, refresh, unpublish
 from embedkit.hub.resolve import find_entry
 from embedkit.hub.urls import is_url
 from embedkit.model.layout import INDEX, MANIFEST
@@ -79,10 +79,10 @@ def test_an_index_keeps_the_others(entry, to, by_hand, tmp_path):
     assert (rows[NAME].alias, rows["linear-tiny.hum"].alias) == ("linear-tiny", ""), (
         "the first keeps the alias"
     )
-    withdraw(NAME, zoo, token=token)
+    unpublish(NAME, zoo, token=token)
     assert [(row.name, row.alias) for row in list_encoders(zoo=zoo)] == [("linear-tiny.hum", "linear-tiny")]
     with pytest.raises(ConfigError, match="no entry"):
-        withdraw(NAME, zoo, token=token)
+        unpublish(NAME, zoo, token=token)
 
 
 def test_what_is_not_fit_is_not_published(zoo, entry, by_hand, tmp_path, to):

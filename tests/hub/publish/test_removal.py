@@ -12,7 +12,7 @@ import pytest
 from embedkit.errors import ConfigError, OutputError
 from embedkit.hub.listing import list_encoders
 from embedkit.hub.publish.index import TABLE, update_index
-from embedkit.hub.publish.publish import publish, refresh, withdraw
+from embedkit.hub.publish.publish import publish, refresh, unpublish
 from embedkit.hub.resolve import find_entry
 from embedkit.model.layout import INDEX, MANIFEST
 
@@ -37,7 +37,7 @@ def test_an_entry_with_other_files_in_its_folder_is_not_removed(to, other):
     (to / NAME / other).write_text("precious")
     before = sorted(to.rglob("*"))
     with pytest.raises(ConfigError, match="which is not part of the entry: move it away"):
-        withdraw(NAME, str(to))
+        unpublish(NAME, str(to))
     assert sorted(to.rglob("*")) == before and (to / NAME / other).read_text() == "precious"
     assert [row.name for row in list_encoders(zoo=str(to))] == [NAME]
 
@@ -46,14 +46,14 @@ def test_a_folder_that_is_no_entry_is_not_removed(to):
     (to / "linear-mine.noise").mkdir()
     (to / "linear-mine.noise" / "a.txt").write_text("precious")
     with pytest.raises(ConfigError, match="holds no entry"):
-        withdraw("linear-mine.noise", str(to))
+        unpublish("linear-mine.noise", str(to))
     assert (to / "linear-mine.noise" / "a.txt").read_text() == "precious"
 
 
 def test_of_a_link_the_link_is_removed(to, zoo, entry):
     (to / "linear-link.noise").symlink_to(zoo / NAME)
     update_index(to)
-    withdraw("linear-link.noise", str(to))
+    unpublish("linear-link.noise", str(to))
     assert not (to / "linear-link.noise").is_symlink()
     assert all(entry.read(name) for name in entry.manifest.files)
 
@@ -63,12 +63,12 @@ def test_a_removal_is_whole_or_can_be_repeated(to):
     code = (
         "import os, signal, sys, pathlib\nimport embedkit.hub.publish.index as index\n"
         "index.write_file = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "from embedkit.hub.publish.publish import withdraw\nwithdraw(sys.argv[1], sys.argv[2])"
+        "from embedkit.hub.publish.publish import unpublish\nunpublish(sys.argv[1], sys.argv[2])"
     )
     killed = subprocess.run([sys.executable, "-c", code, NAME, str(to)], timeout=60)
     assert killed.returncode == -signal.SIGKILL and not (to / NAME).exists()
     assert [row.name for row in list_encoders(zoo=str(to))] == [NAME]
-    withdraw(NAME, str(to))
+    unpublish(NAME, str(to))
     assert list_encoders(zoo=str(to)) == [] and sorted(os.listdir(to)) == [TABLE, INDEX]
 
 
@@ -84,7 +84,7 @@ def test_a_file_written_by_hand_is_refused_not_replaced(
     other = by_hand.TinyEntry(seed=4).write(tmp_path / "linear-other.noise")
     for act in (
         lambda: publish(find_entry(other), str(to)),
-        lambda: withdraw(NAME, str(to)),
+        lambda: unpublish(NAME, str(to)),
         lambda: refresh(str(to)),
         lambda: update_index(to),
     ):
@@ -117,10 +117,10 @@ def test_of_a_bucket_only_what_was_published_is_removed(entry, by_hand, tmp_path
         store.pipe_file(f"{root}/{NAME}/{other}", b"precious")
         before = store.find(root)
         with pytest.raises(ConfigError, match="which is not part of the entry: move it away"):
-            withdraw(NAME, s3)
+            unpublish(NAME, s3)
         assert store.find(root) == before and len(list_encoders(zoo=s3)) == 1
         store.rm_file(f"{root}/{NAME}/{other}")
-    withdraw(NAME, s3)
+    unpublish(NAME, s3)
     assert store.find(root) == [f"{root}/{INDEX}", f"{root}/linear-tiny.noise2/a"]
 
 
