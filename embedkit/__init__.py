@@ -12,6 +12,7 @@ from embedkit._io.lazy import export_lazily
 if TYPE_CHECKING:
     from embedkit.analysis.clustering.cluster import Clustering, cluster
     from embedkit.analysis.duplicates import Duplicates, find_duplicates
+    from embedkit.analysis.leaks import find_leaks
     from embedkit.analysis.lint import lint
     from embedkit.analysis.matching.calibrate import calibrate
     from embedkit.analysis.matching.calibration import Calibration
@@ -44,9 +45,13 @@ if TYPE_CHECKING:
     from embedkit.pipeline.embed import embed
     from embedkit.pipeline.report import EmbedReport
     from embedkit.workflows.adopt import adopt
+    from embedkit.workflows.evaluate import evaluate
     from embedkit.workflows.faces.encoder import FaceEncoder
     from embedkit.workflows.faces.finder import FaceFinder
+    from embedkit.workflows.search import search
     from embedkit.workflows.verify import verify
+    from embedkit.workflows.visual.atlas import write_atlas
+    from embedkit.workflows.visual.contact_sheet import write_contact_sheet
 
 __version__ = "0.1.0"
 
@@ -84,13 +89,18 @@ __all__ = [
     "calibrate",
     "cluster",
     "embed",
+    "evaluate",
     "find_duplicates",
+    "find_leaks",
     "identify",
     "lint",
     "list_encoders",
     "load_encoder",
+    "search",
     "similarity",
     "verify",
+    "write_atlas",
+    "write_contact_sheet",
 ]
 
 #: Public name -> the module that defines it. Names resolve at first use, so that importing this package stays cheap.
@@ -128,12 +138,17 @@ _MODULES = {
     "calibrate": "analysis.matching.calibrate",
     "cluster": "analysis.clustering.cluster",
     "embed": "pipeline.embed",
+    "evaluate": "workflows.evaluate",
     "find_duplicates": "analysis.duplicates",
+    "find_leaks": "analysis.leaks",
     "identify": "analysis.matching.identification",
     "lint": "analysis.lint",
     "list_encoders": "hub.listing",
     "load_encoder": "encoder",
+    "search": "workflows.search",
     "similarity": "analysis.similarity",
     "verify": "workflows.verify",
+    "write_atlas": "workflows.visual.atlas",
+    "write_contact_sheet": "workflows.visual.contact_sheet",
 }
 export_lazily(__name__, _MODULES)

@@ -242,7 +242,7 @@ class Encoder:
             ImageError: An image cannot be read.
         """
         if self._mixture is None:
-            self._mixture = GaussianMixture.of_entry(self._entry)
+            self._mixture = GaussianMixture._of_entry(self._entry)
         return self._mixture.assign(
             self.encode(images, batch_size=batch_size, normalize=False, decode=decode)
         )

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from embedkit.analysis.matching.calibrate import calibrate, calibrate_pairs
     from embedkit.analysis.matching.calibration import verify_vectors
     from embedkit.analysis.matching.identification import identify
-    from embedkit.analysis.matching.pairs import read_pairs, sample_pairs
+    from embedkit.analysis.matching.pairs import lfw_protocol, read_pairs, sample_pairs
     from embedkit.analysis.similarity import pair_similarity, similarity, top_k
 
 __all__ = [
@@ -34,6 +34,7 @@ __all__ = [
     "find_duplicates",
     "find_leaks",
     "identify",
+    "lfw_protocol",
     "lint",
     "pair_similarity",
     "read_pairs",
@@ -53,6 +54,7 @@ _MODULES = {
     "find_duplicates": "duplicates",
     "find_leaks": "leaks",
     "identify": "matching.identification",
+    "lfw_protocol": "matching.pairs",
     "lint": "lint",
     "pair_similarity": "similarity",
     "read_pairs": "matching.pairs",

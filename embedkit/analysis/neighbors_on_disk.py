@@ -40,6 +40,7 @@ class OnDiskIndex:
             OutputError: The ids cannot be read.
         """
         self._stored = stored
+        self._where = stored.where
         self.kind = stored.engine
         self.metadata: Metadata = stored.metadata
         self.dim: int = self.metadata.dim

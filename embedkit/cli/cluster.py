@@ -112,7 +112,6 @@ def cluster(
         dpmm=config,
         mixture=_mixture(mixture) if mixture is not None else None,
         seed=seed,
-        where=embeddings,
     )
     scores = found.scores(classes) if classes is not None else None
     # Files first: the reader of the table may stop early, as `head` does.
@@ -150,7 +149,7 @@ def _mixture(name: str) -> GaussianMixture:
         return GaussianMixture.load(name)
     from embedkit.hub.resolve import find_entry
 
-    return GaussianMixture.of_entry(find_entry(name))
+    return GaussianMixture._of_entry(find_entry(name))
 
 
 def _facts(found: Clustering, scores: ClusteringScores | None) -> dict[str, Any]:

@@ -74,7 +74,7 @@ def search(
     check_no_image({"--sheet": sheet}, base.names, root)
     if base.recall < 1 or base.kind in ("ivf", "hnsw"):
         tell(f"approximate: {base.recall:.1%} of the true 10 nearest were found at building")
-    found = find(base, query, k, encoder=encoder, where=source, device=device, threads=threads)
+    found = find(base, query, k, encoder=encoder, device=device, threads=threads)
     if sheet is not None:  # before the table: its reader may stop early, as `head` does
         write_sheet(sheet, f"Most similar in {source}", sheets.sheet_of_matches(found), originals)
     if as_json:

@@ -17,7 +17,7 @@ def write_sheet(path: Path, title: str, sections: Sequence[Section], originals: 
     """Write a contact sheet and report it; a warning names an image that could not be read."""
     from embedkit.workflows.visual import contact_sheet as sheets
 
-    done = sheets.write_sheet(path, title, sections, originals)
+    done = sheets.write_contact_sheet(path, title, sections, originals)
     left = f"; {done.left_out} more groups did not fit" if done.left_out else ""
     tell(f"{path} shows {done.images} images{left}")
     if done.missing:

@@ -176,7 +176,7 @@ class GaussianMixture:
         )
 
     @classmethod
-    def of_entry(cls, entry: VerifiedEntry) -> GaussianMixture:
+    def _of_entry(cls, entry: VerifiedEntry) -> GaussianMixture:
         """The mixture of a zoo entry; it accepts embeddings of the spaces for which it was fitted.
 
         Raises:
@@ -198,7 +198,7 @@ class GaussianMixture:
         )
         return dataclasses.replace(mixture, spaces=spaces)
 
-    def check(self, dim: int, fingerprint: str | None, where: str = "the embeddings") -> None:
+    def _check(self, dim: int, fingerprint: str | None, where: str = "the embeddings") -> None:
         """Refuse embeddings of another space.
 
         Args:
@@ -247,7 +247,7 @@ class GaussianMixture:
             raise ConfigError(
                 f"assign: expected embeddings (N, {self.dim}), found {embeddings.dtype} of shape {embeddings.shape}"
             )
-        self.check(embeddings.shape[1], None)
+        self._check(embeddings.shape[1], None)
         labels = np.empty(len(embeddings), np.int64)
         probabilities = np.empty(len(embeddings))
         gaussians = Gaussians(self.means, self.precision_cholesky, _log_diagonals(self.precision_cholesky))

@@ -2,8 +2,8 @@
 
 `embedding` embeds images on the spot. `search`, `verify`, `identify` and `calibrate` compare them; `faces` finds,
 aligns and encodes faces; `cluster_folders` copies images into a folder for each cluster; `visual` draws contact sheets
-and maps. `adopt` gives metadata to a file of another program. `check_entry` verifies an entry on this machine, and
-`doctor` examines the installation.
+and maps. `adopt` gives metadata to a file of another program; `evaluate` measures an encoder on labeled images;
+`check_entry` verifies an entry on this machine, and `doctor` examines the installation.
 """
 
 from __future__ import annotations
@@ -18,17 +18,19 @@ if TYPE_CHECKING:
     from embedkit.workflows.check_entry import verify_entry
     from embedkit.workflows.cluster_folders import cluster_folders
     from embedkit.workflows.doctor import examine
+    from embedkit.workflows.evaluate import evaluate
     from embedkit.workflows.identify import identify_images
     from embedkit.workflows.search import cached_index, open_index, search
     from embedkit.workflows.verify import verify
     from embedkit.workflows.visual.atlas import write_atlas
-    from embedkit.workflows.visual.contact_sheet import write_sheet
+    from embedkit.workflows.visual.contact_sheet import write_contact_sheet
 
 __all__ = [
     "adopt",
     "cached_index",
     "calibrate_images",
     "cluster_folders",
+    "evaluate",
     "examine",
     "identify_images",
     "open_index",
@@ -36,7 +38,7 @@ __all__ = [
     "verify",
     "verify_entry",
     "write_atlas",
-    "write_sheet",
+    "write_contact_sheet",
 ]
 
 #: Public name -> the module that defines it. Names resolve at first use, so that importing this package stays cheap.
@@ -45,6 +47,7 @@ _MODULES = {
     "cached_index": "search",
     "calibrate_images": "calibrate",
     "cluster_folders": "cluster_folders",
+    "evaluate": "evaluate",
     "examine": "doctor",
     "identify_images": "identify",
     "open_index": "search",
@@ -52,6 +55,6 @@ _MODULES = {
     "verify": "verify",
     "verify_entry": "check_entry",
     "write_atlas": "visual.atlas",
-    "write_sheet": "visual.contact_sheet",
+    "write_contact_sheet": "visual.contact_sheet",
 }
 export_lazily(__name__, _MODULES)

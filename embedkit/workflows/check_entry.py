@@ -70,7 +70,7 @@ def verify_entry(name: str | os.PathLike[str], *, device: str = "auto") -> Entry
             ]
         difference = float(np.max(differences))  # max() would ignore a NaN
         if MIXTURE in entry.manifest.files:
-            GaussianMixture.of_entry(entry)
+            GaussianMixture._of_entry(entry)
     except EmbedkitError as error:
         return EntryCheck(name=text, ok=False, files=checked, bytes=size, detail=str(error))
     ok = bool(difference <= allowed)  # false for NaN

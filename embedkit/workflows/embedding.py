@@ -192,7 +192,7 @@ def encoder_of_images(
         found = load_encoder(encoder, device=device, threads=threads)
     if calibration is not None:
         embeds = found.encoder if isinstance(found, FaceEncoder) else found
-        calibration.check_space(embeds.metadata(), f"the encoder {embeds.name}")
+        calibration._check_space(embeds.metadata(), f"the encoder {embeds.name}")
     return found
 
 

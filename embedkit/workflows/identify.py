@@ -122,7 +122,7 @@ def identify_images(
         embeds = model.encoder if isinstance(model, FaceEncoder) else model
         metadata = embeds.metadata()
     if calibration is not None:
-        calibration.check_space(metadata, where)
+        calibration._check_space(metadata, where)
     elif threshold is None:
         threshold = entry_threshold(embeds)
     vectors, faults = embed_images(model, asked)

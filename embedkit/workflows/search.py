@@ -61,9 +61,11 @@ def open_index(source: str | os.PathLike[str]) -> SearchIndex | OnDiskIndex:
     if _is_index(source):
         return SearchIndex.load(source)
     stored = open_rows(source)
-    return (
-        OnDiskIndex(stored) if isinstance(stored, SearchableRows) else SearchIndex.build(Rows(stored), "flat")
-    )
+    if isinstance(stored, SearchableRows):
+        return OnDiskIndex(stored)
+    index = SearchIndex.build(Rows(stored), "flat")
+    index._where = os.fspath(source)
+    return index
 
 
 def cached_index(source: str | os.PathLike[str], path: str | os.PathLike[str]) -> tuple[SearchIndex, bool]:
@@ -98,31 +100,30 @@ def cached_index(source: str | os.PathLike[str], path: str | os.PathLike[str]) -
         if _is_current(index, rows, stored.files, path):
             return index, True
     index = SearchIndex.build(rows)
+    index._where = os.fspath(source)
     if index.kind != "flat":
         index.save(path)
     return index, index.kind != "flat"
 
 
 def search(
-    index: SearchIndex | OnDiskIndex,
-    queries: Sequence[str],
+    index: SearchIndex | OnDiskIndex | str | os.PathLike[str],
+    queries: str | Sequence[str],
     k: int | None = None,
     *,
     encoder: Encoder | str | os.PathLike[str] | None = None,
-    where: str = "the index",
     device: str = "auto",
     threads: int | str = "auto",
 ) -> list[Matches]:
     """Find the rows that are most similar to queries.
 
     Args:
-        index: See `open_index`.
-        queries: Names of rows of the index, or images: paths, or archive members as `file.tar::member`. A text
+        index: An index, or what `open_index` opens.
+        queries: One or several: names of rows of the index, or images by their paths or as `file.tar::member`. A text
             that is both is the row.
         k: Number of matches; 10, or all rows if there are fewer, when None.
         encoder: What embeds query images; by default the encoder that the index names. It is not loaded if all
             queries are rows.
-        where: Name of the index in messages.
         device: For an encoder that is loaded here.
         threads: For an encoder that is loaded here.
 
@@ -136,6 +137,11 @@ def search(
         EntryNotFoundError: No zoo has the encoder.
         SpaceMismatchError: The encoder's space is not the index's.
     """
+    if isinstance(index, (str, os.PathLike)):
+        index = open_index(index)
+    if isinstance(queries, str):
+        queries = [queries]
+    where = index._where
     if not queries:
         raise ConfigError("expected at least one query: an image, or the id of a row")
     names = set(index.names)

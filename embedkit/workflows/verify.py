@@ -45,7 +45,7 @@ def verify(
         encoder = FaceEncoder(encoder)
     embeds = encoder.encoder if isinstance(encoder, FaceEncoder) else encoder
     if calibration is not None:
-        calibration.check_space(embeds.metadata(), "this encoder")
+        calibration._check_space(embeds.metadata(), "this encoder")
     elif threshold is None:
         threshold = entry_threshold(embeds)
     rows = []

@@ -138,7 +138,7 @@ def clusters(tmp_path_factory):
 
 def use_clusters(path, table):
     pq.write_table(table, path)
-    found = Clustering.read(path)
+    found = Clustering.load(path)
     for cluster in range(len(found)):
         found.exemplar_ids(cluster)
     assert 0 <= found.noise <= len(found.ids) and found.sizes.sum() == len(found.ids) - found.noise
@@ -301,7 +301,7 @@ WRITERS = {
         "from embedkit.analysis.clustering.cluster import Clustering\n"
         "def make(n): return Clustering([f'{i}.jpg' for i in range(n)], np.zeros(n, 'i4'), np.zeros(n, int), "
         "np.ones(n), np.array([n]), [[0]], 'kmeans')\n",
-        lambda path: len(Clustering.read(path).ids),
+        lambda path: len(Clustering.load(path).ids),
     ),
     "calibration": (
         "from embedkit.analysis.matching.calibrate import calibrate\n"

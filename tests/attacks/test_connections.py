@@ -254,7 +254,7 @@ def test_a_url_or_a_path_in_a_file_is_not_opened(searched, zoo, site, monkeypatc
     refusal = "is not the name of an entry, and a URL or a path in a file is never opened"
     for source in ("x.parquet", "x.index"):
         with pytest.raises(ConfigError, match=refusal):
-            search(open_index(searched / source), images, where=source)
+            search(open_index(searched / source), images)
     with pytest.raises(ConfigError, match="name the encoder with --encoder"):
         identify_images(images, searched / "x.parquet", identity_from_folder=True, threshold=0.5)
     doctored(searched / "c.json", evil)

@@ -25,7 +25,7 @@ from embedkit.embeddings.schema import schema_of
 from embedkit.errors import OutputError
 from embedkit.images.originals import Originals
 from embedkit.workflows.visual.atlas import write_atlas
-from embedkit.workflows.visual.contact_sheet import Section, Tile, write_sheet
+from embedkit.workflows.visual.contact_sheet import Section, Tile, write_contact_sheet
 
 METADATA = Metadata(
     entry="linear-tiny.noise", manifest_sha256="a" * 64, fingerprint="b" * 64, dim=8, normalized=True
@@ -153,7 +153,7 @@ def test_functions_refuse_it_too(folder):
         write_atlas("e.parquet", "e.html")
     for path in ("p/0/0.png", "p/1/1.png"):
         with pytest.raises(OutputError, match="one of the embedded images"):
-            write_sheet(
+            write_contact_sheet(
                 path, "t", [Section("s", [Tile(name="p/0/0.png"), Tile(name="p/1/1.png")])], Originals()
             )
     os.unlink("e.html")
@@ -191,7 +191,7 @@ def test_files_are_written_before_anything_is_printed(folder, sink):
     for name in ("del.txt", "new.csv", "d.html", "c.html", "s.html", "out/cluster-0"):
         assert Path(name).exists(), name
     assert len(Path("del.txt").read_text().splitlines()) == ROWS - 4
-    assert len(Clustering.read("c.parquet").ids) == ROWS
+    assert len(Clustering.load("c.parquet").ids) == ROWS
     assert Calibration.load("c.json").identities == 4
 
 

@@ -27,7 +27,7 @@ from pathlib import Path
 import numpy as np
 from embedkit import Clustering, Embeddings, Metadata, calibrate
 from embedkit.images.originals import Originals
-from embedkit.workflows import cluster_folders, write_atlas, write_sheet
+from embedkit.workflows import cluster_folders, write_atlas, write_contact_sheet
 from embedkit.workflows.visual.contact_sheet import Section, Tile
 
 ids = [f"p/{n:02d}.png" for n in range(COUNT)]
@@ -43,10 +43,10 @@ def copies():
     cluster_folders(groups, "out")
 
 def html():
-    write_sheet("out.html", "t", sections, Originals())
+    write_contact_sheet("out.html", "t", sections, Originals())
 
 def png():
-    write_sheet("out.png", "t", sections, Originals())
+    write_contact_sheet("out.png", "t", sections, Originals())
 
 def atlas():
     write_atlas(rows, "out.html", method="pca")

@@ -137,7 +137,7 @@ def test_queries_that_are_none(gallery, tmp_path):
         (str(tmp_path / "text.jpg"), ImageError, r"text\.jpg: not an image"),
     ):
         with pytest.raises(error, match=words) as caught:
-            search(base, ["01.png", query], 1, where="emb.parquet")
+            search(base, ["01.png", query], 1)
         assert "\n" not in str(caught.value)
     with pytest.raises(ConfigError, match="expected at least one query"):
         search(base, [], 1)

@@ -121,7 +121,7 @@ def open_model(source: str | os.PathLike[str]) -> EvaluatedModel:
         create=create,
         recreated=recreated,
         weights_sha256=entry.manifest.files[WEIGHTS].sha256,
-        mixture=GaussianMixture.of_entry(entry) if MIXTURE in entry.manifest.files else None,
+        mixture=GaussianMixture._of_entry(entry) if MIXTURE in entry.manifest.files else None,
     )
 
 

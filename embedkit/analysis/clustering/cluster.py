@@ -135,7 +135,7 @@ class Clustering:
             writer.write_table(table, row_group_size=ROW_GROUP)
 
     @classmethod
-    def read(cls, path: str | os.PathLike[str]) -> Clustering:
+    def load(cls, path: str | os.PathLike[str]) -> Clustering:
         """Read what `save` wrote.
 
         Raises:
@@ -202,7 +202,6 @@ def cluster(
     dpmm: DPMMConfig | None = None,
     mixture: GaussianMixture | None = None,
     seed: int = 0,
-    where: str | None = None,
 ) -> Clustering:
     """Find clusters.
 
@@ -218,7 +217,6 @@ def cluster(
         dpmm: The prior and the chain of `dpmm`.
         mixture: With `dpmm`: a fitted mixture to whose clusters the rows are assigned, instead of new ones.
         seed: Of samples, starts and the chain.
-        where: Name of the embeddings in messages; their file by default.
 
     Raises:
         ConfigError: Rows or settings that cannot be used; the message says which.
@@ -240,14 +238,14 @@ def cluster(
         raise ConfigError(
             f"expected starts of 1 and min_cluster_size of 2 or more, found {starts} and {min_cluster_size}"
         )
-    source = _Source.open(embeddings, where, directions=method == "spherical_kmeans")
+    source = _Source.open(embeddings, directions=method == "spherical_kmeans")
     points = source.vectors
     k = None if k is None else as_count(k, "k")
     if k is not None and not 1 <= k <= len(points):
         raise ConfigError(f"k: expected 1 to {len(points)}, the rows of {source.where}; found {k}")
     if mixture is not None:
         fingerprint = source.metadata.fingerprint if source.metadata else None
-        mixture.check(points.shape[1], fingerprint, source.where)
+        mixture._check(points.shape[1], fingerprint, source.where)
         labels, probabilities = mixture.assign(points)
         found = {"mixture": mixture.name, "mixture_k": len(mixture)}
         return _finish(source, mixture.project, labels, probabilities, method, found, mixture, k=len(mixture))
@@ -307,15 +305,16 @@ class _Source:
     def open(
         cls,
         source: Embeddings | np.ndarray | str | os.PathLike[str],
-        where: str | None = None,
         *,
         directions: bool,
     ) -> _Source:
         """Check rows; `directions`: refuse rows of zeros. In embeddings of images these are always refused."""
-        if where is None:
-            where = os.fspath(source) if isinstance(source, (str, os.PathLike)) else "the embeddings"
+        where = "the embeddings"
         if isinstance(source, (str, os.PathLike)):
+            where = os.fspath(source)
             source = Embeddings.load(source)
+        elif isinstance(source, Embeddings):
+            where = source._where
         metadata: Metadata | None = None
         if isinstance(source, Embeddings):
             ids, parts, vectors, metadata = source.ids, source.parts, source.vectors, source.metadata

@@ -200,7 +200,7 @@ class Calibration:
         result: np.ndarray = 1 / (1 + np.exp(-odds))
         return result
 
-    def check_space(self, metadata: Metadata | None, where: str) -> None:
+    def _check_space(self, metadata: Metadata | None, where: str) -> None:
         """Refuse embeddings of another space than the one that was calibrated.
 
         Raises:

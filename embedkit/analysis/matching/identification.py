@@ -79,7 +79,7 @@ def identify(
             f"{labeled.where}: {labeled.names()[int(np.argmin(codes))]} has no identity; give it one, or leave it out"
         )
     if calibration is not None:
-        calibration.check_space(labeled.metadata, labeled.where)
+        calibration._check_space(labeled.metadata, labeled.where)
     if threshold is None:
         if calibration is None:
             raise ConfigError("identify needs a calibration or a threshold")

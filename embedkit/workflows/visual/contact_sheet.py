@@ -18,14 +18,14 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from embedkit._io.atomic import replacing
+from embedkit.analysis.clustering.cluster import Clustering
+from embedkit.analysis.duplicates import Duplicates
 from embedkit.errors import ConfigError, OutputError
 from embedkit.images.ids import check_no_image
 from embedkit.images.originals import Originals, nothing_readable
 from embedkit.workflows.visual.thumbnails import Thumbnail, thumbnails
 
 if TYPE_CHECKING:
-    from embedkit.analysis.clustering.cluster import Clustering
-    from embedkit.analysis.duplicates import Duplicates
     from embedkit.workflows.search import Matches
 
 __all__ = [
@@ -38,7 +38,7 @@ __all__ = [
     "sheet_of_duplicates",
     "sheet_of_matches",
     "visible",
-    "write_sheet",
+    "write_contact_sheet",
 ]
 
 #: Side of a thumbnail in pixels.
@@ -108,11 +108,11 @@ def check_sheet(path: str | os.PathLike[str]) -> None:
         raise OutputError(f"the folder {path.absolute().parent} does not exist; create it first")
 
 
-def write_sheet(
+def write_contact_sheet(
     path: str | os.PathLike[str],
     title: str,
-    sections: Sequence[Section],
-    originals: Originals,
+    content: Duplicates | Clustering | Sequence[Matches] | Sequence[Section],
+    originals: Originals | None = None,
     *,
     note: str = "",
     threads: int | None = None,
@@ -123,8 +123,8 @@ def write_sheet(
         path: `X.html`, one self-contained file, or `X.png`. An HTML shows up to 2,000 images and a PNG up to 400;
             further sections are left out, and the sheet says so.
         title: Of the whole.
-        sections: In order.
-        originals: Where the images come from.
+        content: Duplicates, clusters or the matches of `search`; or sections of images, in order.
+        originals: Where the images come from; ids as paths from the working folder when None.
         note: Below the title.
         threads: Number of threads for thumbnails; all cores when None.
 
@@ -134,6 +134,8 @@ def write_sheet(
         OutputError: The file cannot be written, or is one of the images.
     """
     check_sheet(path)
+    sections = _sections_of(content)
+    originals = originals or Originals()
     tiles = (tile.name for section in sections for tile in section.tiles)
     check_no_image({"the sheet": path}, tiles, originals.root)
     path = Path(path)
@@ -176,6 +178,14 @@ def write_sheet(
     with replacing(path) as file:
         write(file, title, note, shown, watched(), common)
     return ContactSheet(path, count, list(faults), left_out)
+
+
+def _sections_of(content: Duplicates | Clustering | Sequence[Matches] | Sequence[Section]) -> list[Section]:
+    if isinstance(content, Duplicates):
+        return sheet_of_duplicates(content)
+    if isinstance(content, Clustering):
+        return sheet_of_clusters(content)
+    return [one if isinstance(one, Section) else sheet_of_matches([one])[0] for one in content]
 
 
 def sheet_of_matches(matches: Sequence[Matches]) -> list[Section]:

@@ -41,7 +41,7 @@ def groups_of_clusters(rows: Source, path: str | os.PathLike[str]) -> Groups:
         SpaceMismatchError: Clusters of another space.
         ConfigError: Clusters of other images.
     """
-    found, opened = Clustering.read(path), Rows.of(rows)
+    found, opened = Clustering.load(path), Rows.of(rows)
     check_same_space(found.metadata, opened.metadata, os.fspath(path), opened.where)
     names = row_names(found.ids, found.parts, os.fspath(path))
     of = {

@@ -369,7 +369,7 @@ def test_embeddings_of_another_space_than_the_mixture():
     points, _ = blobs()
     mixture = cluster(embeddings(points), "dpmm", dpmm=DPMMConfig(iterations=5)).mixture
     with pytest.raises(
-        SpaceMismatchError, match="belongs to space ffffffffffff and the embeddings to eeeeeeeeeeee"
+        SpaceMismatchError, match="belongs to space ffffffffffff and the set of embeddings to eeeeeeeeeeee"
     ):
         cluster(embeddings(points, fingerprint="e" * 64), "dpmm", mixture=mixture)
     with pytest.raises(ConfigError, match="already fitted"):
@@ -403,7 +403,7 @@ def test_saved_and_read_again(tmp_path):
     assert table.column_names == ["id", "part", "cluster", "probability"]
     card = json.loads(table.schema.metadata[b"embedkit.clusters"])
     assert card["fingerprint"] == "f" * 64 and card["parameters"]["reduction"]["dim"] == 2
-    read = Clustering.read(tmp_path / "c.parquet")
+    read = Clustering.load(tmp_path / "c.parquet")
     assert read.ids == found.ids and read.metadata == found.metadata and read.exemplars == found.exemplars
     assert np.array_equal(read.labels, found.labels) and np.array_equal(read.sizes, found.sizes)
     assert read.method == "hdbscan" and read.parameters == found.parameters
@@ -417,7 +417,7 @@ def test_files_that_are_none(tmp_path):
     (tmp_path / "x.parquet").write_bytes(b"nothing")
     for name in ("e.parquet", "x.parquet", "gone.parquet"):
         with pytest.raises(OutputError, match=r"is not a file of clusters \(.*\); write one with"):
-            Clustering.read(tmp_path / name)
+            Clustering.load(tmp_path / name)
     with pytest.raises(OutputError, match="cannot be read as Parquet"):
         cluster(tmp_path / "x.parquet", "kmeans", 2)
     write(tmp_path / "empty.parquet", embeddings(np.zeros((0, 3), np.float32)))
@@ -626,7 +626,7 @@ def test_a_table_with_sizes_and_ids(run, tmp_path):
     done = run("-k", 4, "-o", "c.parquet", "--labels", "kind", "--copy-into", "out")
     assert done.exit_code == 0, done.output
     lines = done.stdout.splitlines()
-    found = Clustering.read(tmp_path / "c.parquet")
+    found = Clustering.load(tmp_path / "c.parquet")
     assert len(lines) == 6 and lines[1].split()[:2] == ["0", str(found.sizes[0])]
     assert ", ".join(found.exemplar_ids(0)) in lines[1]
     assert lines[-1].startswith("ACC 1.0000  NMI 1.0000  ARI 1.0000")
@@ -674,7 +674,7 @@ def test_an_entrys_mixture_takes_the_entrys_embeddings_alone(by_hand, tmp_path):
             {**files, "mixture.safetensors": (tmp_path / "m.safetensors").read_bytes()},
         )
         found = find_entry(folder)
-        loaded = GaussianMixture.of_entry(found)
+        loaded = GaussianMixture._of_entry(found)
         assert len(loaded.spaces) == spaces
         raw, unit = (space_fingerprint(found.manifest, found.config, normalized=n) for n in (False, True))
         points = rng.random((4, dim)).astype(np.float32)

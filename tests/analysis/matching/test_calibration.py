@@ -518,9 +518,9 @@ def test_saved_and_loaded_is_the_same(calibration, scored, tmp_path):
         again.groups == found.groups and again.spread == found.spread and again.threshold == found.threshold
     )
     assert isinstance(again.curve, Curve) and again.fingerprint == METADATA.fingerprint
-    again.check_space(METADATA, "x.parquet")
+    again._check_space(METADATA, "x.parquet")
     with pytest.raises(SpaceMismatchError, match="linear-tiny.noise .* x.parquet .* other-tiny.noise"):
-        again.check_space(OTHER, "x.parquet")
+        again._check_space(OTHER, "x.parquet")
     assert [path.name for path in tmp_path.iterdir()] == ["c.json"]
 
 

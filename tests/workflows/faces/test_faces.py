@@ -355,7 +355,7 @@ def test_a_threshold_or_a_calibration_decides(people, encoder, astronaut):
     class Other:
         """Stands for a calibration; only the check of its space is asked for."""
 
-        def check_space(self, metadata, where):
+        def _check_space(self, metadata, where):
             raise SpaceMismatchError(f"{metadata.entry} {metadata.fingerprint[:12]} {where}")
 
     with pytest.raises(SpaceMismatchError, match="face-r29.dlib"):

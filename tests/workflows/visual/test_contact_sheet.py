@@ -30,7 +30,7 @@ from embedkit.workflows.visual.contact_sheet import (
     sheet_of_duplicates,
     sheet_of_matches,
     visible,
-    write_sheet,
+    write_contact_sheet,
 )
 
 HOSTILE = [
@@ -88,7 +88,9 @@ def run(command, *arguments):
 
 def test_html_holds_its_images_and_its_words(folder):
     tiles = [Tile(name="0.png", badge="query"), Tile(name="1.png", title="one", note="cosine 0.5")]
-    done = write_sheet(folder / "s.html", "A <sheet>", [Section("first", tiles, "2 of 3")], Originals(folder))
+    done = write_contact_sheet(
+        folder / "s.html", "A <sheet>", [Section("first", tiles, "2 of 3")], Originals(folder)
+    )
     assert done.images == 2 and not done.missing and not done.left_out
     text = (folder / "s.html").read_text("utf-8")
     page = Page(text)
@@ -109,7 +111,7 @@ def test_no_name_injects_anything(tmp_path):
         Image.new("RGB", (8, 8), "red").save(tmp_path / name)
     tiles = [Tile(name=name, note=name, badge=name) for name in HOSTILE]
     sections = [Section(name, tiles, name) for name in HOSTILE]
-    write_sheet(tmp_path / "s.html", HOSTILE[0], sections, Originals(tmp_path), note=HOSTILE[1])
+    write_contact_sheet(tmp_path / "s.html", HOSTILE[0], sections, Originals(tmp_path), note=HOSTILE[1])
     text = (tmp_path / "s.html").read_text("utf-8")
     page = Page(text)
     plain = set(
@@ -122,14 +124,14 @@ def test_no_name_injects_anything(tmp_path):
     for name in HOSTILE:
         assert visible(name) in written
     assert "\u202e" not in text and "new\nline" not in text and "ünïcödé 图.png" in written
-    write_sheet(tmp_path / "s.png", HOSTILE[0], sections, Originals(tmp_path), note=HOSTILE[1])
+    write_contact_sheet(tmp_path / "s.png", HOSTILE[0], sections, Originals(tmp_path), note=HOSTILE[1])
     with Image.open(tmp_path / "s.png") as image:
         assert image.format == "PNG"
 
 
 def test_png_shows_the_images_where_they_belong(folder):
     tiles = [Tile(name=f"{number}.png", badge="keep" * (number == 0)) for number in range(10)]
-    write_sheet(
+    write_contact_sheet(
         folder / "s.png", "title", [Section("a", tiles[:9]), Section("b", tiles[9:])], Originals(folder)
     )
     with Image.open(folder / "s.png") as image:
@@ -142,15 +144,15 @@ def test_png_shows_the_images_where_they_belong(folder):
 
 def test_some_or_all_images_are_gone(folder):
     tiles = [Tile(name="0.png"), Tile(name="gone.png", note="cosine 1")]
-    done = write_sheet(folder / "s.html", "t", [Section("a", tiles)], Originals(folder))
+    done = write_contact_sheet(folder / "s.html", "t", [Section("a", tiles)], Originals(folder))
     assert done.missing == ["gone.png"]
     assert "the image no longer exists" in (folder / "s.html").read_text("utf-8")
     before = sorted(folder.iterdir())
     with pytest.raises(SourceError, match=r"the image 'x\.png' cannot be read \(.*\); run .*--root"):
-        write_sheet(folder / "one.html", "t", [Section("a", [Tile(name="x.png")])], Originals(folder))
+        write_contact_sheet(folder / "one.html", "t", [Section("a", [Tile(name="x.png")])], Originals(folder))
     for path in ("all.html", "all.png"):
         with pytest.raises(SourceError, match=r"none of the 2 images .*'x\.png'.*--root") as error:
-            write_sheet(
+            write_contact_sheet(
                 folder / path,
                 "t",
                 [Section("a", [Tile(name="x.png"), Tile(name="y.png")])],
@@ -168,16 +170,16 @@ def test_outputs_that_cannot_be(folder):
         ("0.png/s.html", OutputError, "does not exist"),
     ):
         with pytest.raises(error, match=words):
-            write_sheet(folder / path, "t", sections, Originals(folder))
+            write_contact_sheet(folder / path, "t", sections, Originals(folder))
     (folder / "d.html").mkdir()
     with pytest.raises(OutputError, match="is a folder"):
-        write_sheet(folder / "d.html", "t", sections, Originals(folder))
+        write_contact_sheet(folder / "d.html", "t", sections, Originals(folder))
     with pytest.raises(ConfigError, match="no image"):
-        write_sheet(folder / "s.html", "t", [], Originals(folder))
+        write_contact_sheet(folder / "s.html", "t", [], Originals(folder))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sheets, "_write_html", full_disk)
         with pytest.raises(OutputError, match="the disk is full"):
-            write_sheet(folder / "s.html", "t", sections, Originals(folder))
+            write_contact_sheet(folder / "s.html", "t", sections, Originals(folder))
     assert not list(folder.glob(".*"))
 
 
@@ -188,10 +190,10 @@ def full_disk(*_):
 def test_what_finds_no_room_is_said(folder, monkeypatch):
     monkeypatch.setattr(sheets, "MOST", {".html": 5, ".png": 16})
     sections = [Section(f"s{n}", [Tile(name="0.png"), Tile(name="1.png")]) for n in range(4)]
-    done = write_sheet(folder / "s.html", "t", sections, Originals(folder))
+    done = write_contact_sheet(folder / "s.html", "t", sections, Originals(folder))
     assert (done.images, done.left_out) == (4, 2)
     assert "2 more did not fit" in (folder / "s.html").read_text("utf-8")
-    done = write_sheet(folder / "s.png", "t", sections, Originals(folder))
+    done = write_contact_sheet(folder / "s.png", "t", sections, Originals(folder))
     assert (done.images, done.left_out) == (4, 2)  # a section takes a whole row of eight
 
 
