@@ -58,6 +58,11 @@ class EncodedBatch:
         ids: One per row.
         embeddings: float32 (n, D).
         errors: (id, error) of the images of this batch that could not be read; they have no row.
+
+    Examples:
+        >>> batch = next(embedkit.load_encoder().stream("samples/", batch_size=4))
+        >>> batch.ids[:2], batch.embeddings.shape, batch.errors
+        (['samples/astronaut.jpg', 'samples/bricks.jpg'], (4, 1280), [])
     """
 
     ids: list[str]
@@ -76,6 +81,13 @@ class Encoder:
         revision: The manifest's sha256, 64 hex digits.
         card: The model card, Markdown.
         note: One sentence when `device="auto"` could not use the GPU that it found, else empty.
+
+    Examples:
+        >>> encoder = embedkit.load_encoder()
+        >>> encoder.name, encoder.dim, encoder.preprocess.size
+        ('supervised-efficientnet_lite0.in1k', 1280, (224, 224))
+        >>> len(encoder.fingerprint), encoder.card.startswith("---")
+        (64, True)
     """
 
     def __init__(self, entry: VerifiedEntry, options: EngineOptions):
@@ -198,6 +210,15 @@ class Encoder:
         Raises:
             ImageError: An image cannot be read; the message names it by path or position. Use `stream`, or
                 `embedkit.embed` for a folder, to skip such images.
+
+        Examples:
+            >>> encoder = embedkit.load_encoder()
+            >>> names = ["samples/cat.jpg", "samples/cat-closer.jpg", "samples/rocket.jpg"]
+            >>> cat, closer, rocket = encoder.encode(names)
+            >>> bool(cat @ closer > 0.8 > cat @ rocket)
+            True
+            >>> encoder.encode(np.zeros((5, 64, 48, 3), np.uint8)).shape
+            (5, 1280)
         """
         if isinstance(images, np.ndarray) and images.dtype.kind in "UO" and images.ndim < 2:
             images = images.tolist()  # paths, for example a column of a table
@@ -240,6 +261,12 @@ class Encoder:
         Raises:
             EntryError: The entry has no mixture, or a damaged one.
             ImageError: An image cannot be read.
+
+        Examples:
+            >>> encoder = embedkit.load_encoder("deepdpm-r10")
+            >>> labels, probabilities = encoder.assign(["samples/cat.jpg", "samples/rocket.jpg"])
+            >>> labels.shape, bool((probabilities <= 1).all())
+            ((2,), True)
         """
         if self._mixture is None:
             self._mixture = GaussianMixture._of_entry(self._entry)
@@ -269,6 +296,13 @@ class Encoder:
 
         Yields:
             Batches in source order; an image that cannot be read is in `errors` and has no row.
+
+        Examples:
+            >>> for batch in embedkit.load_encoder().stream("samples/", batch_size=4):
+            ...     print(batch.embeddings.shape)
+            (4, 1280)
+            (4, 1280)
+            (2, 1280)
         """
         items: Iterable[tuple[str, Readable]]
         if isinstance(source, (str, os.PathLike)):
@@ -500,6 +534,12 @@ def load_encoder(
         ConfigError: The name is not valid, or the license requires `embedkit zoo pull --accept-license` first.
         ZooError: A remote zoo refuses, or is down and the entry is not in the cache.
         DeviceError: The requested device, provider or precision cannot run.
+
+    Examples:
+        >>> embedkit.load_encoder().name
+        'supervised-efficientnet_lite0.in1k'
+        >>> embedkit.load_encoder("simclr-r10", device="cpu", threads=1)
+        <Encoder simclr-r10.fmnist@... dim=256 provider=CPUExecutionProvider>
     """
     if isinstance(providers, str):
         raise ConfigError(f"providers: expected a list of names, found {providers!r}; write [{providers!r}]")

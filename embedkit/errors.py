@@ -27,63 +27,167 @@ __all__ = [
 
 
 class EmbedkitError(Exception):
-    """The root of the tree: catches every error that embedkit raises on purpose."""
+    """The root of the tree: catches every error that embedkit raises on purpose.
+
+    Examples:
+        >>> try:
+        ...     encoder = embedkit.load_encoder("simclr-r99")
+        ... except embedkit.EmbedkitError as error:
+        ...     print(type(error).__name__)
+        EntryNotFoundError
+    """
 
 
 class MissingDependencyError(EmbedkitError, ImportError):
-    """An optional package is not installed; the message holds the pip line that installs it."""
+    """An optional package is not installed; the message holds the pip line that installs it.
+
+    Examples:
+        >>> issubclass(embedkit.MissingDependencyError, ImportError)
+        True
+    """
 
 
 class ConfigError(EmbedkitError, ValueError):
-    """An argument, an option or a setting is invalid."""
+    """An argument, an option or a setting is invalid.
+
+    Examples:
+        >>> embedkit.SearchIndex.build(np.eye(3), kind="tree")
+        Traceback (most recent call last):
+            ...
+        embedkit.errors.ConfigError: kind: expected one of auto, flat, ivf, hnsw, found 'tree'
+    """
 
 
 class EntryError(EmbedkitError):
-    """A zoo entry is invalid: its schema, graph or preprocess contract."""
+    """A zoo entry is invalid: its schema, graph or preprocess contract.
+
+    Examples:
+        >>> embedkit.load_encoder("face_detector-ssd_mobilenet1")
+        Traceback (most recent call last):
+            ...
+        embedkit.errors.EntryError: ... is a detector, not an encoder
+    """
 
 
 class IntegrityError(EntryError):
-    """The bytes of an entry differ from the digest in its manifest or its pin."""
+    """The bytes of an entry differ from the digest in its manifest or its pin.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> import shutil
+        >>> entry = embedkit.list_encoders("simclr-r10")[0]
+        >>> copy = Path(shutil.copytree(f"{entry.zoo}/{entry.name}", f"copies/{entry.name}"))
+        >>> size = (copy / "model.onnx").write_bytes(b"another graph")
+        >>> embedkit.load_encoder(copy)
+        Traceback (most recent call last):
+            ...
+        embedkit.errors.IntegrityError: .../model.onnx: expected ... bytes of sha256 ..., found 13 bytes of ...
+    """
 
 
 class SignatureError(EntryError):
-    """An entry is not signed, or its signature is of another key or of other files."""
+    """An entry is not signed, or its signature is of another key or of other files.
+
+    Examples:
+        >>> issubclass(embedkit.SignatureError, embedkit.EntryError)
+        True
+    """
 
 
 class EntryNotFoundError(EmbedkitError, LookupError):
-    """None of the zoos has an entry of this name or revision."""
+    """None of the zoos has an entry of this name or revision.
+
+    Examples:
+        >>> embedkit.load_encoder("simclr-r11")
+        Traceback (most recent call last):
+            ...
+        embedkit.errors.EntryNotFoundError: there is no encoder 'simclr-r11' (did you mean 'simclr-r10'...
+    """
 
 
 class DeviceError(EmbedkitError, RuntimeError):
-    """The requested device, provider or precision is not available."""
+    """The requested device, provider or precision is not available.
+
+    Examples:
+        >>> embedkit.load_encoder(providers=["QuantumExecutionProvider"])
+        Traceback (most recent call last):
+            ...
+        embedkit.errors.DeviceError: ...QuantumExecutionProvider...
+    """
 
 
 class ImageError(EmbedkitError, ValueError):
-    """One image cannot be read; the reason describes the image, not the decoder."""
+    """One image cannot be read; the reason describes the image, not the decoder.
+
+    Examples:
+        >>> embedkit.load_encoder().encode(["samples/cat.jpg", b"not an image"])
+        Traceback (most recent call last):
+            ...
+        embedkit.errors.ImageError: image 1: not an image...
+    """
 
 
 class SourceError(EmbedkitError):
-    """A source of images (folder, list, tar, Parquet) cannot be listed or read."""
+    """A source of images (folder, list, tar, Parquet) cannot be listed or read.
+
+    Examples:
+        >>> embedkit.embed("no/such/folder", "out.parquet")
+        Traceback (most recent call last):
+            ...
+        embedkit.errors.SourceError: ...no/such/folder...
+    """
 
 
 class OutputError(EmbedkitError):
-    """An output cannot be written, or cannot be continued."""
+    """An output cannot be written, or cannot be continued.
+
+    Examples:
+        >>> embedkit.embed("samples/", "no/such/folder/out.parquet")
+        Traceback (most recent call last):
+            ...
+        embedkit.errors.OutputError: ...
+    """
 
 
 class SpaceMismatchError(EmbedkitError):
-    """Embeddings of two different spaces would be mixed."""
+    """Embeddings of two different spaces would be mixed.
+
+    Examples:
+        >>> embedkit.embed("samples/", "samples.parquet", encoder="simclr-r10")
+        Traceback (most recent call last):
+            ...
+        embedkit.errors.SpaceMismatchError: samples.parquet ...
+    """
 
 
 class ParityError(EmbedkitError):
-    """Two forms of one encoder (torch and ONNX, stored and computed) differ by more than the tolerance."""
+    """Two forms of one encoder (torch and ONNX, stored and computed) differ by more than the tolerance.
+
+    Examples:
+        >>> issubclass(embedkit.ParityError, embedkit.EmbedkitError)
+        True
+    """
 
 
 class ZooError(EmbedkitError):
-    """A remote zoo refuses a request, or its answer is not one of a zoo."""
+    """A remote zoo refuses a request, or its answer is not one of a zoo.
+
+    Examples:
+        >>> try:
+        ...     encoder = embedkit.load_encoder("http://127.0.0.1:9/zoo/simclr-r10.fmnist")
+        ... except embedkit.ZooError as error:
+        ...     print(type(error).__name__)
+        UnreachableError
+    """
 
 
 class AccessError(ZooError):
-    """A remote zoo refuses access: a token is missing, or lacks the right."""
+    """A remote zoo refuses access: a token is missing, or lacks the right.
+
+    Examples:
+        >>> issubclass(embedkit.AccessError, embedkit.ZooError)
+        True
+    """
 
 
 class UnreachableError(ZooError):
@@ -91,6 +195,13 @@ class UnreachableError(ZooError):
 
     Attributes:
         retry_after: Seconds after which the zoo allows another request.
+
+    Examples:
+        >>> try:
+        ...     encoder = embedkit.load_encoder("http://127.0.0.1:9/zoo/simclr-r10.fmnist")
+        ... except embedkit.UnreachableError as error:
+        ...     print(f"asked again after {error.retry_after:.0f} seconds")
+        asked again after 0 seconds
     """
 
     def __init__(self, message: str, retry_after: float = 0.0):

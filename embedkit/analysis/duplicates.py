@@ -77,6 +77,11 @@ class Duplicates:
         root: The folder that ids are relative to; the working folder when None.
         recorded: int64 (N,), (N,), sizes in bytes and modification times in ns of the images at embedding;
             None if unknown.
+
+    Examples:
+        >>> found = embedkit.find_duplicates("samples.parquet", threshold=0.9)
+        >>> found.pairs, [found.names[row] for row in found.redundant]
+        (2, ['samples/cat.jpg', 'samples/espresso.jpg'])
     """
 
     names: list[str]
@@ -109,6 +114,13 @@ class Duplicates:
         Raises:
             ConfigError: A row is a part of an image.
             OutputError: The list cannot be written, or would overwrite one of the images.
+
+        Examples:
+            >>> found = embedkit.find_duplicates("samples.parquet", threshold=0.9)
+            >>> done = found.write_delete_list("doubles.txt")
+            >>> from pathlib import Path
+            >>> [Path(line).name for line in Path("doubles.txt").read_text().splitlines()]
+            ['cat.jpg', 'espresso.jpg']
         """
         if self.has_parts:
             raise ConfigError(
@@ -151,6 +163,11 @@ def find_duplicates(
     Raises:
         ConfigError: One row, duplicate ids, neither or both of threshold and precision, or labeled
             pairs that cannot support the precision.
+
+    Examples:
+        >>> found = embedkit.find_duplicates("samples.parquet", threshold=0.9)
+        >>> [[found.names[row] for row in (*group.kept, *group.redundant)] for group in found.groups]
+        [['samples/cat-closer.jpg', 'samples/cat.jpg'], ['samples/coffee.jpg', 'samples/espresso.jpg']]
     """
     rows = Rows.of(embeddings)
     if len(rows) < 2:
@@ -294,6 +311,12 @@ def threshold_for_precision(scores: np.ndarray, same: np.ndarray, precision: flo
 
     Raises:
         ConfigError: Too few pairs for this precision, even if all of them were right, or too many wrong ones.
+
+    Examples:
+        >>> scores = np.linspace(0.8, 1, 201)
+        >>> threshold = embedkit.analysis.threshold_for_precision(scores, same=scores > 0.9, precision=0.9)
+        >>> round(threshold, 2)
+        0.9
     """
     if not 0 < precision < 1:
         raise ConfigError(f"precision: expected a share in (0, 1), found {precision}")

@@ -59,6 +59,11 @@ def find_leaks(train: Source, test: Source, threshold: float) -> Leaks:
     Raises:
         ConfigError: Rows that cannot be compared, or duplicate ids.
         SpaceMismatchError: Embeddings of two spaces.
+
+    Examples:
+        >>> leaks = embedkit.find_leaks("things.parquet", "samples.parquet", threshold=0.8)
+        >>> leaks.tested, 0 < leaks.rate <= 1
+        (10, True)
     """
     base, asked = Rows.of(train, "the training set"), Rows.of(test, "the test set")
     if not -1 < threshold <= 1:

@@ -110,6 +110,13 @@ def lint(
     Raises:
         ConfigError: Fewer than 2 rows with a direction, or settings that cannot be used.
         OutputError: Not a file of embeddings.
+
+    Examples:
+        >>> report = embedkit.lint("samples.parquet")
+        >>> [check.name for check in report.checks][:3]
+        ['bad_rows', 'effective_rank', 'collapse']
+        >>> "dead_dimensions" in [check.name for check in report.warnings]
+        True
     """
     if k < 1 or not -1 <= near_duplicate <= 1:
         raise ConfigError(

@@ -77,6 +77,11 @@ class SearchIndex:
         recall: Share of the exact 10 nearest neighbors that are found, measured at building; 1 for `flat`. It was
             measured with rows of the index as queries; it may be lower for queries unlike all rows.
         effort: Number of cells (`ivf`) or candidates (`hnsw`) that a search visits; 0 for `flat`.
+
+    Examples:
+        >>> index = embedkit.SearchIndex.build("samples.parquet")
+        >>> index.kind, len(index), index.dim
+        ('flat', 10, 1280)
     """
 
     def __init__(
@@ -121,6 +126,10 @@ class SearchIndex:
         Raises:
             ConfigError: No row, duplicate ids, an unknown kind, or too few rows for it.
             MissingDependencyError: faiss is not installed and the kind needs it.
+
+        Examples:
+            >>> embedkit.SearchIndex.build("samples.parquet")
+            <SearchIndex flat of 10 x 1280, recall@10 1.000>
         """
         if kind not in KINDS:
             raise ConfigError(f"kind: expected one of {', '.join(KINDS)}, found {kind!r}")
@@ -174,6 +183,14 @@ class SearchIndex:
         Raises:
             ConfigError: An unknown name, k larger than the number of rows, or vectors that cannot be compared.
             SpaceMismatchError: Embeddings of another space.
+
+        Examples:
+            >>> index = embedkit.SearchIndex.build("samples.parquet")
+            >>> index.search("samples/cat.jpg", k=1).ids
+            [['samples/cat-closer.jpg']]
+            >>> vectors = embedkit.load_encoder().encode(["samples/coffee.jpg", "samples/grass.jpg"])
+            >>> index.search(vectors, k=1).ids
+            [['samples/coffee.jpg'], ['samples/grass.jpg']]
         """
         own: np.ndarray | None = None
         if isinstance(queries, str) or (
@@ -256,6 +273,9 @@ class SearchIndex:
 
         Raises:
             OutputError: It cannot be written.
+
+        Examples:
+            >>> embedkit.SearchIndex.build("samples.parquet").save("samples.index")
         """
         path = Path(path)
         if not path.parent.is_dir():
@@ -295,6 +315,11 @@ class SearchIndex:
         Raises:
             OutputError: Not such a file, one that is cut off or changed, or one of a later version.
             MissingDependencyError: faiss is not installed and the index needs it.
+
+        Examples:
+            >>> embedkit.SearchIndex.build("samples.parquet").save("samples.index")
+            >>> len(embedkit.SearchIndex.load("samples.index"))
+            10
         """
         where = os.fspath(path)
         try:

@@ -49,6 +49,11 @@ def similarity(a: Source, b: Source | None = None) -> np.ndarray:
     Raises:
         ConfigError: Rows that cannot be compared, or a matrix above 4 GB.
         SpaceMismatchError: Embeddings of two spaces.
+
+    Examples:
+        >>> cosines = embedkit.similarity("samples.parquet")
+        >>> cosines.shape, bool(np.allclose(np.diag(cosines), 1, atol=1e-5))
+        ((10, 10), True)
     """
     left = Rows.of(a, "the first embeddings")
     right = left if b is None else Rows.of(b, "the second embeddings")
@@ -78,6 +83,10 @@ def pair_similarity(embeddings: Source, a: np.ndarray, b: np.ndarray) -> np.ndar
 
     Raises:
         ConfigError: Rows that do not exist, or rows that cannot be compared.
+
+    Examples:
+        >>> embedkit.analysis.pair_similarity(np.eye(3), np.array([0, 0]), np.array([0, 1]))
+        array([1., 0.], dtype=float32)
     """
     rows = Rows.of(embeddings)
     a, b = np.asarray(a, np.int64), np.asarray(b, np.int64)
@@ -112,6 +121,12 @@ def top_k(
         ConfigError: k larger than there are rows, or rows that cannot be compared.
         SpaceMismatchError: Embeddings of two spaces.
         MissingDependencyError: faiss is not installed, and the search is too large for numpy.
+
+    Examples:
+        >>> cosines, rows = embedkit.analysis.top_k("samples.parquet", None, 1, exclude_self=True)
+        >>> ids = embedkit.Embeddings.load("samples.parquet").ids
+        >>> ids[rows[ids.index("samples/cat.jpg"), 0]]
+        'samples/cat-closer.jpg'
     """
     left = Rows.of(queries, "the queries")
     right = left if base is None else Rows.of(base)

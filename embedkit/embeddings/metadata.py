@@ -66,6 +66,13 @@ class Metadata:
         dim: Width D.
         normalized: Whether rows have Euclidean length 1.
         runs: The different ways in which the rows were computed.
+
+    Examples:
+        >>> metadata = embedkit.Embeddings.load("samples.parquet").metadata
+        >>> metadata.entry, metadata.dim, metadata.normalized
+        ('supervised-efficientnet_lite0.in1k', 1280, True)
+        >>> metadata.fingerprint == embedkit.load_encoder().fingerprint
+        True
     """
 
     entry: str
@@ -84,11 +91,24 @@ class Metadata:
         )
 
     def with_run(self, run: Run) -> Metadata:
-        """The metadata after rows of `run` were added; a run that is listed already changes nothing."""
+        """The metadata after rows of `run` were added; a run that is listed already changes nothing.
+
+        Examples:
+            >>> metadata = embedkit.Embeddings.load("samples.parquet").metadata
+            >>> metadata.with_run(metadata.runs[0]) == metadata
+            True
+        """
         return self if run in self.runs else replace(self, runs=(*self.runs, run))
 
     def to_json(self) -> str:
-        """The metadata as JSON, as the Arrow schema of a file holds it."""
+        """The metadata as JSON, as the Arrow schema of a file holds it.
+
+        Examples:
+            >>> metadata = embedkit.Embeddings.load("samples.parquet").metadata
+            >>> import json
+            >>> json.loads(metadata.to_json())["dim"]
+            1280
+        """
         return json.dumps({"version": METADATA_VERSION, **asdict(self)}, sort_keys=True)
 
     @classmethod
@@ -101,6 +121,11 @@ class Metadata:
 
         Raises:
             OutputError: The text is not metadata, or is of a later version.
+
+        Examples:
+            >>> metadata = embedkit.Embeddings.load("samples.parquet").metadata
+            >>> embedkit.Metadata.from_json(metadata.to_json()) == metadata
+            True
         """
         fields = _FORMAT.fields(_FORMAT.parse(text, where), where)
         fields.version("version", METADATA_VERSION)

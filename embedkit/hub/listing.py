@@ -19,6 +19,11 @@ class EncoderInfo(IndexRow):
         alias: The bare name; empty when another entry has it.
         zoo: The zoo it would be loaded from; empty when it is only in the package's index.
         at_hand: Whether it can be loaded without a connection.
+
+    Examples:
+        >>> info = embedkit.list_encoders("simclr-r10")[0]
+        >>> info.name, info.alias, info.dim, info.license
+        ('simclr-r10.fmnist', 'simclr-r10', 256, 'MIT')
     """
 
     alias: str = ""
@@ -45,6 +50,12 @@ def list_encoders(
 
     Returns:
         Sorted by name; those that are only in the package's index have an empty `zoo`.
+
+    Examples:
+        >>> [info.name for info in embedkit.list_encoders("sim*-r10")]
+        ['simclr-r10.fmnist', 'simsiam-r10.fmnist']
+        >>> [info.name for info in embedkit.list_encoders(kind="landmarks")]
+        ['face_landmarks-dense68.faceapi']
     """
     access = Access(local_files_only=local_files_only, token=token)
     found: dict[str, EncoderInfo] = {}

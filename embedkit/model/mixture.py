@@ -92,6 +92,11 @@ class GaussianMixture:
         normalize: Whether y is brought to length 1.
         spaces: Fingerprints of the spaces whose embeddings it accepts, 64 hex digits each; empty: any of width D.
         name: How messages name it.
+
+    Examples:
+        >>> mixture = embedkit.cluster("things.parquet", "dpmm", reduce="pca:4").mixture
+        >>> mixture.dim, mixture.means.shape[1], len(mixture.weights) == len(mixture.means)
+        (1280, 4, True)
     """
 
     weights: np.ndarray
@@ -127,6 +132,12 @@ class GaussianMixture:
 
         Raises:
             EntryError: It cannot be read, or does not hold a mixture.
+
+        Examples:
+            >>> mixture = embedkit.cluster("things.parquet", "dpmm", reduce="pca:4").mixture
+            >>> mixture.save("things.safetensors")
+            >>> embedkit.GaussianMixture.load("things.safetensors").dim
+            1280
         """
         from safetensors import SafetensorError
         from safetensors.numpy import load
@@ -156,6 +167,10 @@ class GaussianMixture:
 
         Raises:
             OutputError: The file cannot be written.
+
+        Examples:
+            >>> mixture = embedkit.cluster("things.parquet", "dpmm", reduce="pca:4").mixture
+            >>> mixture.save("things.safetensors")
         """
         from safetensors.numpy import save
 
@@ -167,7 +182,13 @@ class GaussianMixture:
         write_file(Path(path), content)
 
     def take(self, order: np.ndarray) -> GaussianMixture:
-        """The mixture of these clusters only, in this order."""
+        """The mixture of these clusters only, in this order.
+
+        Examples:
+            >>> mixture = embedkit.cluster("things.parquet", "dpmm", reduce="pca:4").mixture
+            >>> mixture.take(np.array([0])).weights
+            array([1.])
+        """
         return dataclasses.replace(
             self,
             weights=self.weights[order] / self.weights[order].sum(),
@@ -222,7 +243,13 @@ class GaussianMixture:
             )
 
     def project(self, embeddings: np.ndarray) -> np.ndarray:
-        """Project embeddings (N, D) to y, float64 (N, d)."""
+        """Project embeddings (N, D) to y, float64 (N, d).
+
+        Examples:
+            >>> mixture = embedkit.cluster("things.parquet", "dpmm", reduce="pca:4").mixture
+            >>> mixture.project(embedkit.Embeddings.load("samples.parquet").vectors).shape
+            (10, 4)
+        """
         y: np.ndarray = (embeddings.astype(np.float64) - self.center) @ self.components
         if self.normalize:
             length = np.linalg.norm(y, axis=1, keepdims=True)
@@ -238,6 +265,12 @@ class GaussianMixture:
         Raises:
             ConfigError: Not an array of rows, or numbers that are not finite.
             SpaceMismatchError: Of another width.
+
+        Examples:
+            >>> mixture = embedkit.cluster("things.parquet", "dpmm", reduce="pca:4").mixture
+            >>> labels, probabilities = mixture.assign(embedkit.Embeddings.load("samples.parquet").vectors)
+            >>> labels.shape, probabilities.shape
+            ((10,), (10,))
         """
         try:
             embeddings = np.asarray(embeddings)

@@ -93,6 +93,13 @@ def embed(
         SpaceMismatchError: The output holds embeddings of another space.
         OutputError: The output cannot be written.
         ImageError: `on_error="stop"` and an image that cannot be read.
+
+    Examples:
+        >>> embedkit.embed(["samples/cat.jpg", "samples/rocket.jpg"], "two.parquet").images
+        2
+        >>> report = embedkit.embed("samples/", "two.parquet")
+        >>> report.images, report.kept
+        (8, 2)
     """
     options = EmbedOptions(
         encoder=encoder,

@@ -23,6 +23,13 @@ class EmbedReport:
         dim: Width D.
         errors: The table of failures (`id`, `error`, `reason`), None when there is none.
         notes: What the user should know, one sentence each.
+
+    Examples:
+        >>> report = embedkit.embed("samples/", "new.parquet")
+        >>> report.images, report.failed, report.dim, report.errors
+        (10, 0, 1280, None)
+        >>> report.images_per_second > 0
+        True
     """
 
     output: str

@@ -185,6 +185,11 @@ def calibrate_images(
     Raises:
         ConfigError: No such pairs, a missing image, or too few pairs for the rate.
         SourceError: No image, or none that can be embedded.
+
+    Examples:
+        >>> done = embedkit.workflows.calibrate_images("things/", target_fmr=0.1, replicates=50)
+        >>> done.calibration.identities, done.left_out
+        (10, [])
     """
     where = os.fspath(source)
     left_out: list[str] = []

@@ -49,6 +49,11 @@ def verify_entry(name: str | os.PathLike[str], *, device: str = "auto") -> Entry
     Args:
         name: A name, `name@revision`, or an entry's folder.
         device: As for `load_encoder`.
+
+    Examples:
+        >>> check = embedkit.workflows.verify_entry("supervised-efficientnet_lite0")
+        >>> check.ok, check.files
+        (True, 5)
     """
     text, checked, size = os.fspath(name), 0, 0
     try:

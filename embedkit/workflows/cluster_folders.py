@@ -71,6 +71,11 @@ def cluster_folders(
         OutputError: The folder is not empty, or cannot be written.
         SourceError: None of the images exists, all are outside the root, or links to members of an archive are
             requested.
+
+    Examples:
+        >>> done = embedkit.workflows.cluster_folders(embedkit.cluster("samples.parquet", k=3), "sorted")
+        >>> done.images, sorted(path.name for path in done.folder.iterdir())
+        (10, ['cluster-0', 'cluster-1', 'cluster-2'])
     """
     folder = Path(folder)
     check_free(folder)

@@ -32,7 +32,13 @@ class Diagnosis:
 
 
 def examine() -> Diagnosis:
-    """Look at the installation; nothing is changed and no connection is opened."""
+    """Look at the installation; nothing is changed and no connection is opened.
+
+    Examples:
+        >>> diagnosis = embedkit.workflows.examine()
+        >>> diagnosis.facts["embedkit"] == embedkit.__version__
+        True
+    """
     facts = {"python": f"{sys.version.split()[0]} on {platform.system()} {platform.machine()}"}
     problems: list[str] = []
     for name in ("embedkit", "numpy", "pillow", "pyarrow"):

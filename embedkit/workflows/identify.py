@@ -93,6 +93,11 @@ def identify_images(
         ImageError: No query can be read, or none has one face; the message names the first.
         SourceError: No image in the gallery, or an identity none of whose images can be embedded.
         SpaceMismatchError: Gallery, encoder and calibration of different spaces.
+
+    Examples:
+        >>> done = embedkit.workflows.identify_images(["samples/rocket.jpg"], "things/", threshold=0.5)
+        >>> done.found[0].identity
+        'rocket'
     """
     if not queries:
         raise ConfigError("expected at least one query image")

@@ -57,6 +57,11 @@ def open_index(source: str | os.PathLike[str]) -> SearchIndex | OnDiskIndex:
     Raises:
         OutputError: None of these.
         ConfigError: It has no row.
+
+    Examples:
+        >>> index = embedkit.workflows.open_index("samples.parquet")
+        >>> index.kind, len(index)
+        ('flat', 10)
     """
     if _is_index(source):
         return SearchIndex.load(source)
@@ -85,6 +90,11 @@ def cached_index(source: str | os.PathLike[str], path: str | os.PathLike[str]) -
         ConfigError: `source` is an index itself, or a database.
         OutputError: `path` is not an index, or cannot be written.
         SpaceMismatchError: `path` is an index of another space.
+
+    Examples:
+        >>> index, is_cached = embedkit.workflows.cached_index("samples.parquet", "samples.index")
+        >>> len(index), is_cached
+        (10, False)
     """
     path = Path(path)
     if _is_index(source):
@@ -136,6 +146,11 @@ def search(
         ImageError: A query cannot be read as an image; the message names it.
         EntryNotFoundError: No zoo has the encoder.
         SpaceMismatchError: The encoder's space is not the index's.
+
+    Examples:
+        >>> matches = embedkit.search("samples.parquet", "samples/cat.jpg", k=1)
+        >>> matches[0].found[0].name
+        'samples/cat-closer.jpg'
     """
     if isinstance(index, (str, os.PathLike)):
         index = open_index(index)

@@ -40,6 +40,15 @@ def verify(
         ImageError: An image cannot be read, has no face, or has several; the message names it.
         ConfigError: Neither a calibration nor a threshold, nor one in the entry.
         SpaceMismatchError: The calibration is of another space.
+
+    Examples:
+        >>> encoder = embedkit.load_encoder()
+        >>> embedkit.verify(encoder, "samples/cat.jpg", "samples/cat-closer.jpg", threshold=0.8).is_match
+        True
+        >>> calibration = embedkit.Calibration.load("calibration.json")
+        >>> result = embedkit.verify(encoder, "samples/cat.jpg", "samples/rocket.jpg", calibration=calibration)
+        >>> result.is_match, result.threshold == calibration.threshold
+        (False, True)
     """
     if faces and not isinstance(encoder, FaceEncoder):
         encoder = FaceEncoder(encoder)

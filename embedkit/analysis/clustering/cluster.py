@@ -69,6 +69,11 @@ class Clustering:
         metadata: Of the embeddings, None for arrays.
         mixture: The mixture that `dpmm` fitted or was given; it assigns further embeddings. None for other methods,
             and for clusters that were read from a file.
+
+    Examples:
+        >>> found = embedkit.cluster("things.parquet", k=10)
+        >>> found.method, found.labels.shape, int(found.sizes.sum())
+        ('kmeans', (40,), 40)
     """
 
     ids: list[str]
@@ -92,7 +97,14 @@ class Clustering:
         return int((self.labels < 0).sum())
 
     def exemplar_ids(self, cluster: int) -> list[str]:
-        """The names of a cluster's exemplars: the id, with `#part` for further parts of an image."""
+        """The names of a cluster's exemplars: the id, with `#part` for further parts of an image.
+
+        Examples:
+            >>> found = embedkit.cluster("things.parquet", k=10)
+            >>> things = {name.split("/")[1] for name in found.exemplar_ids(9)}
+            >>> len(things)
+            1
+        """
         rows = self.exemplars[cluster]
         return [f"{self.ids[row]}#{self.parts[row]}" if self.parts[row] else self.ids[row] for row in rows]
 
@@ -105,6 +117,11 @@ class Clustering:
         Raises:
             ConfigError: Of another length, or no label at all.
             MissingDependencyError: scipy is not installed.
+
+        Examples:
+            >>> table = embedkit.Embeddings.load("things.parquet")
+            >>> embedkit.cluster(table, k=10).scores(table.label("thing")).acc > 0.7
+            True
         """
         return clustering_scores(self.labels, labels)
 
@@ -113,6 +130,9 @@ class Clustering:
 
         Raises:
             OutputError: The file cannot be written.
+
+        Examples:
+            >>> embedkit.cluster("things.parquet", k=10).save("clusters.parquet")
         """
         metadata = self.metadata
         header = {
@@ -140,6 +160,12 @@ class Clustering:
 
         Raises:
             OutputError: Not such a file.
+
+        Examples:
+            >>> found = embedkit.cluster("things.parquet", k=10)
+            >>> found.save("clusters.parquet")
+            >>> bool((embedkit.Clustering.load("clusters.parquet").labels == found.labels).all())
+            True
         """
         where = os.fspath(path)
         try:
@@ -223,6 +249,12 @@ def cluster(
         SpaceMismatchError: The mixture belongs to another space than the embeddings.
         OutputError: Not a file of embeddings.
         MissingDependencyError: faiss or scikit-learn is not installed.
+
+    Examples:
+        >>> found = embedkit.cluster("samples.parquet", k=8)
+        >>> cats = [found.labels[found.ids.index(f"samples/{name}.jpg")] for name in ("cat", "cat-closer")]
+        >>> bool(cats[0] == cats[1])
+        True
     """
     if method not in METHODS:
         raise ConfigError(f"method: expected one of {', '.join(METHODS)}, found {method!r}")

@@ -51,6 +51,11 @@ def clustering_scores(clusters: np.ndarray, labels: Sequence[Hashable] | np.ndar
     Raises:
         ConfigError: Of another length, no label at all, or too many different labels.
         MissingDependencyError: scipy is not installed.
+
+    Examples:
+        >>> scores = embedkit.analysis.clustering_scores(np.array([0, 0, 1, 1]), ["cat", "cat", "dog", "cat"])
+        >>> scores.acc, scores.classes
+        (0.75, 2)
     """
     with requires("a clustering score", "analysis"):
         from scipy.optimize import linear_sum_assignment

@@ -62,6 +62,13 @@ def calibrate(
     Raises:
         ConfigError: Scores that are not finite, pairs of one kind only, or too few of them, or of too few
             identities, for this target.
+
+    Examples:
+        >>> scores = np.concatenate([np.linspace(0.4, 1, 200), np.linspace(-0.5, 0.6, 2000)])
+        >>> same = np.repeat([True, False], [200, 2000])
+        >>> calibration = embedkit.calibrate(scores, same, target_fmr=0.05, replicates=50)
+        >>> round(calibration.threshold, 1), round(calibration.fnmr, 1)
+        (0.5, 0.2)
     """
     try:
         scores, same = np.asarray(scores), np.asarray(labels).astype(bool)
@@ -159,6 +166,13 @@ def calibrate_pairs(
 
     Raises:
         ConfigError: As `calibrate` does.
+
+    Examples:
+        >>> table = embedkit.Embeddings.load("things.parquet")
+        >>> pairs = embedkit.analysis.sample_pairs(table.label("thing"))
+        >>> calibration = embedkit.analysis.calibrate_pairs(table, pairs, target_fmr=0.1, replicates=50)
+        >>> calibration.identities, calibration.genuine, calibration.impostors
+        (10, 60, 720)
     """
     rows = Rows.of(embeddings)
     of_pair = None

@@ -115,6 +115,14 @@ class Calibration:
         groups: Error rates of each group.
         entry: The encoder's name, empty for plain scores.
         fingerprint: The space's identity, 64 hex digits, empty for plain scores.
+
+    Examples:
+        >>> calibration = embedkit.Calibration.load("calibration.json")
+        >>> calibration.target_fmr, calibration.fmr <= calibration.target_fmr
+        (0.1, True)
+        >>> low, high = calibration.threshold_interval
+        >>> low <= calibration.threshold <= high
+        True
     """
 
     threshold: float
@@ -161,6 +169,12 @@ class Calibration:
         Raises:
             ConfigError: A sample without a pair.
             MissingDependencyError: scipy is not installed.
+
+        Examples:
+            >>> calibration = embedkit.Calibration.load("calibration.json")
+            >>> low, high = calibration.predict(identities=500)
+            >>> 0 <= low < calibration.fmr < high < 1
+            True
         """
         others = self.impostors if impostors is None else impostors
         people = self.identities if identities is None else identities
@@ -177,7 +191,13 @@ class Calibration:
         return prediction_interval(self.fmr * self.effective_impostors, self.effective_impostors, exposure)
 
     def false_match_rate(self, threshold: float) -> float:
-        """Expected false-match rate at `threshold`, at least the bound of the rule of three for these pairs."""
+        """Expected false-match rate at `threshold`, at least the bound of the rule of three for these pairs.
+
+        Examples:
+            >>> calibration = embedkit.Calibration.load("calibration.json")
+            >>> calibration.false_match_rate(0.9) < calibration.false_match_rate(0.3)
+            True
+        """
         if threshold == self.threshold:
             return self.fmr
         index = int(np.searchsorted(-self.curve.thresholds, -threshold))  # the first one that accepts as much
@@ -193,6 +213,12 @@ class Calibration:
 
         Returns:
             float64, of the scores' shape.
+
+        Examples:
+            >>> calibration = embedkit.Calibration.load("calibration.json")
+            >>> unlikely, likely = calibration.probability(np.array([0.1, 0.9]))
+            >>> bool(unlikely < 0.5 < likely)
+            True
         """
         if not 0 < prior < 1:
             raise ConfigError(f"prior: expected a share in (0, 1), found {prior}")
@@ -214,7 +240,12 @@ class Calibration:
             )
 
     def to_json(self) -> dict[str, Any]:
-        """The calibration as plain values; without a bootstrap sample, intervals are None."""
+        """The calibration as plain values; without a bootstrap sample, intervals are None.
+
+        Examples:
+            >>> embedkit.Calibration.load("calibration.json").to_json()["target_fmr"]
+            0.1
+        """
         data = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         data |= {key: None for key in _INTERVALS if math.isnan(data[key][0])}
         data["spread"] = dataclasses.asdict(self.spread)
@@ -228,6 +259,9 @@ class Calibration:
 
         Raises:
             OutputError: The file cannot be written.
+
+        Examples:
+            >>> embedkit.Calibration.load("calibration.json").save("copy.json")
         """
         write_file(Path(path), indented_json(self.to_json()))
 
@@ -237,6 +271,10 @@ class Calibration:
 
         Raises:
             OutputError: Not such a file, a damaged one, or one of another version.
+
+        Examples:
+            >>> embedkit.Calibration.load("calibration.json").entry
+            'supervised-efficientnet_lite0.in1k'
         """
         return _parsed(_FILE.read(path))
 
@@ -357,6 +395,12 @@ def verify_vectors(
     Raises:
         ConfigError: Neither a calibration nor a threshold, a threshold that is not a cosine, a vector with NaN or of
             zeros, or two widths.
+
+    Examples:
+        >>> table = embedkit.Embeddings.load("samples.parquet")
+        >>> cat, closer = (table.vectors[table.ids.index(f"samples/{name}.jpg")] for name in ("cat", "cat-closer"))
+        >>> embedkit.analysis.verify_vectors(cat, closer, threshold=0.8).is_match
+        True
     """
     if threshold is None:
         if calibration is None:

@@ -69,6 +69,12 @@ def identify(
         ConfigError: A row without an identity, neither a calibration nor a threshold, or a threshold that is not a
         cosine.
         SpaceMismatchError: Queries, gallery and calibration of different spaces.
+
+    Examples:
+        >>> table = embedkit.Embeddings.load("things.parquet")
+        >>> found = embedkit.identify("samples.parquet", table, table.label("thing"), threshold=0.5)
+        >>> [(one.query, one.identity) for one in found][:2]
+        [('samples/astronaut.jpg', 'astronaut'), ('samples/bricks.jpg', 'bricks')]
     """
     asked, labeled = Rows.of(queries, "the queries"), Rows.of(gallery, "the gallery")
     if len(identities) != len(labeled):

@@ -141,6 +141,15 @@ def read_pairs(
     Raises:
         ConfigError: Not such a file, an id that the embeddings do not have, pairs of one kind only, or a pair
             of two identities that other pairs make one.
+
+    Examples:
+        >>> with open("pairs.csv", "w") as file:
+        ...     print("a,b,same", file=file)
+        ...     print("samples/cat.jpg,samples/cat-closer.jpg,1", file=file)
+        ...     print("samples/cat.jpg,samples/rocket.jpg,0", file=file)
+        >>> pairs = embedkit.analysis.read_pairs("pairs.csv", embedkit.Embeddings.load("samples.parquet").ids)
+        >>> pairs.same
+        array([ True, False])
     """
     where = os.fspath(path)
     lines = _lines_of(path)
@@ -268,6 +277,11 @@ def sample_pairs(
 
     Raises:
         ConfigError: Fewer than two identities, or no identity with two images.
+
+    Examples:
+        >>> pairs = embedkit.analysis.sample_pairs(["ann", "ann", "bob", "bob", "bob"])
+        >>> len(pairs.same), int(pairs.same.sum())
+        (10, 4)
     """
     codes = identity_codes(identities)
     rows = np.flatnonzero(codes >= 0)
@@ -347,6 +361,11 @@ def lfw_protocol(scores: np.ndarray, same: np.ndarray, folds: np.ndarray | int =
 
     Raises:
         ConfigError: Fewer than two folds, sizes that do not divide, or a fold with one kind of pairs only.
+
+    Examples:
+        >>> scores, same = np.array([0.9, 0.1, 0.8, 0.2, 0.7, 0.3]), np.array([True, False] * 3)
+        >>> embedkit.analysis.lfw_protocol(scores, same, folds=3).accuracy
+        1.0
     """
     scores, same = np.asarray(scores, np.float64), np.asarray(same, bool)
     if isinstance(folds, int):

@@ -23,6 +23,11 @@ class FaceEncoder:
     Attributes:
         finder: Finds and cuts out the faces.
         encoder: Embeds the chips.
+
+    Examples:
+        >>> faces, rows = embedkit.FaceEncoder().encode("samples/astronaut.jpg")
+        >>> len(faces), rows.shape
+        (1, (1, 128))
     """
 
     def __init__(
@@ -61,12 +66,23 @@ class FaceEncoder:
 
         Raises:
             ImageError: The image cannot be read.
+
+        Examples:
+            >>> faces, rows = embedkit.FaceEncoder().encode("samples/astronaut.jpg")
+            >>> [round(edge, -1) for edge in faces[0].box], rows.shape
+            ([170.0, 70.0, 250.0, 160.0], (1, 128))
         """
         faces = self.finder.find(image, min_score=min_score)
         return faces, self.encode_faces(faces, normalize=normalize)
 
     def encode_faces(self, faces: Sequence[Face], *, normalize: bool = True) -> np.ndarray:
-        """Embed faces that were found: float32 (F, D)."""
+        """Embed faces that were found: float32 (F, D).
+
+        Examples:
+            >>> faces = embedkit.FaceFinder().find("samples/astronaut.jpg")
+            >>> embedkit.FaceEncoder().encode_faces(faces).shape
+            (1, 128)
+        """
         return self.encoder.encode([face.chip for face in faces], decode="exact", normalize=normalize)
 
     def embed(self, images: Iterable[str | os.PathLike[str]], *, min_score: float = MIN_SCORE) -> Embeddings:
@@ -82,6 +98,11 @@ class FaceEncoder:
 
         Raises:
             ImageError: An image cannot be read; the message names it.
+
+        Examples:
+            >>> table = embedkit.FaceEncoder().embed(["samples/astronaut.jpg", "samples/rocket.jpg"])
+            >>> table.ids, table.vectors.shape, sorted(table.labels)
+            (['samples/astronaut.jpg'], (1, 128), ['bottom', 'left', 'right', 'score', 'top'])
         """
         ids: list[str] = []
         parts: list[int] = []

@@ -64,7 +64,13 @@ class Face:
 
 
 class FaceFinder:
-    """Images -> faces, by a detector and a landmark network of the zoo. Thread-safe."""
+    """Images -> faces, by a detector and a landmark network of the zoo. Thread-safe.
+
+    Examples:
+        >>> (face,) = embedkit.FaceFinder().find("samples/astronaut.jpg")
+        >>> face.points.shape, face.chip.shape
+        ((68, 2), (150, 150, 3))
+    """
 
     def __init__(
         self,
@@ -108,6 +114,11 @@ class FaceFinder:
         Raises:
             ImageError: The image cannot be read; the message names it where it is a path.
             ConfigError: `min_score` is not a share.
+
+        Examples:
+            >>> finder = embedkit.FaceFinder()
+            >>> len(finder.find("samples/astronaut.jpg")), finder.find("samples/rocket.jpg")
+            (1, [])
         """
         if not 0 <= min_score <= 1:
             raise ConfigError(f"min_score: expected a number in [0, 1], found {min_score}")

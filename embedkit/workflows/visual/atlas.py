@@ -129,6 +129,11 @@ def write_atlas(
         SourceError: None of the images can be read.
         OutputError: The file cannot be written, is one of the images, or the embeddings cannot be read.
         MissingDependencyError: `umap` is requested and not installed.
+
+    Examples:
+        >>> atlas = embedkit.write_atlas("samples.parquet", "samples.html", method="pca")
+        >>> atlas.images, atlas.missing
+        (10, [])
     """
     check_atlas(path)
     path = Path(path)

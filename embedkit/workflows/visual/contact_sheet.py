@@ -132,6 +132,14 @@ def write_contact_sheet(
         ConfigError: The name ends neither in .html nor in .png, or there is nothing to show.
         SourceError: None of the images can be read.
         OutputError: The file cannot be written, or is one of the images.
+
+    Examples:
+        >>> found = embedkit.find_duplicates("samples.parquet", threshold=0.9)
+        >>> embedkit.write_contact_sheet("doubles.html", "Duplicates", found).images
+        4
+        >>> matches = embedkit.search("samples.parquet", "samples/cat.jpg", k=3)
+        >>> embedkit.write_contact_sheet("found.png", "Like this cat", matches).images
+        4
     """
     check_sheet(path)
     sections = _sections_of(content)
