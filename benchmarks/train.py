@@ -3,7 +3,7 @@
 Every contender runs in a process of its own, interleaved. lightly brings its transform, head and loss, in a
 DataLoader with two workers: once as its documentation shows it, and once with what embedkit does by default as
 well (channels-last memory, bfloat16 where the processor multiplies it, and only the recipe's augmentations).
-Needs the packages of `embedkit[train,dev]`.
+Needs what `pip install '.[train,dev]'` installs.
 """
 
 from __future__ import annotations

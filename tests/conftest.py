@@ -31,7 +31,8 @@ DEFAULT_ENTRY = "supervised-efficientnet_lite0.in1k"
 #: Below `tests/`, what `pytest -m fast` leaves out: three seconds and more a module, or everything that needs torch.
 SLOW = frozenset(
     """
-    test_wheel.py training zoo _io/test_json.py _io/test_columns.py analysis/clustering/test_dpmm.py
+    test_examples.py test_install_hints.py test_wheel.py
+    training zoo _io/test_json.py _io/test_columns.py analysis/clustering/test_dpmm.py
     analysis/matching/test_calibration.py analysis/test_hostile_files.py analysis/test_vectors.py
     attacks cli/test_cli.py cli/test_outputs.py embeddings/test_formats.py hub/publish
     hub/test_bulk.py hub/test_zoos.py images/test_memory.py model/test_onnx_guard.py

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import importlib
 import sys
-from pathlib import Path
 
 import pytest
 
-import embedkit
-import embedkit.training
 from embedkit._io import optional
 from embedkit._io.optional import install_hint, requires
 from embedkit.errors import MissingDependencyError
@@ -52,10 +49,3 @@ def test_a_fault_of_embedkit_itself_is_not_blamed_on_a_package(monkeypatch):
     first = MissingDependencyError("the inner one")
     with pytest.raises(MissingDependencyError, match="^the inner one$"), requires("a chart", "charts"):
         raise first
-
-
-def test_no_other_module_writes_such_a_hint():
-    root = Path(embedkit.__file__).parent
-    files = [*root.rglob("*.py"), *Path(embedkit.training.__file__).parent.rglob("*.py")]
-    found = [str(path) for path in files if "install 'embedkit" + "[" in path.read_text()]
-    assert found == [] and len(files) > 100
