@@ -151,4 +151,4 @@ _MODULES = {
     "write_atlas": "workflows.visual.atlas",
     "write_contact_sheet": "workflows.visual.contact_sheet",
 }
-export_lazily(__name__, _MODULES)
+export_lazily(__name__, _MODULES, packages=("analysis", "workflows"))

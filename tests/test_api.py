@@ -6,6 +6,7 @@ import ast
 import importlib
 import inspect
 import os
+import re
 import resource
 import statistics
 import subprocess
@@ -27,6 +28,7 @@ def python(code: str, **environment: str) -> str:
     return done.stdout
 
 
+ROOT = Path(__file__).parents[1]
 PACKAGES = ("embedkit", "embedkit.analysis", "embedkit.workflows")
 
 
@@ -48,6 +50,88 @@ def test_one_mapping_says_what_is_public(name):
         assert value is getattr(importlib.import_module(module), public)
         assert value.__module__ == module, f"{public} is defined in another module than the mapping says"
     assert set(dir(package)) - {"__version__"} == set(package.__all__)
+
+
+#: Command -> the public function that does its work, where the names differ.
+FUNCTIONS = {"atlas": "write_atlas", "duplicates": "find_duplicates", "leaks": "find_leaks"}
+#: What the project has always promised; further promises are read from its pages below.
+PROMISED = {
+    "calibrate", "cluster", "embed", "evaluate", "find_duplicates", "find_leaks", "identify", "lint", "list_encoders",
+    "load_encoder", "search", "verify", "write_atlas", "write_contact_sheet", "SearchIndex",
+}  # fmt: skip
+
+
+def test_what_is_promised_is_public():
+    assert set(embedkit.__all__) >= PROMISED
+
+
+def defined() -> set[str]:
+    """Every function and class of the runtime's modules, public or not, the command line left out."""
+    found = set()
+    for path in Path(embedkit.__file__).parent.rglob("*.py"):
+        if "cli" not in path.parts[-2:-1]:
+            body = ast.parse(path.read_text("utf-8")).body
+            found |= {node.name for node in body if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
+    return found
+
+
+def page(name: str) -> str:
+    if not (ROOT / name).is_file():
+        pytest.skip("the pages are in the checkout")
+    return (ROOT / name).read_text("utf-8")
+
+
+def reaches(name: str) -> bool:
+    """Whether a name such as `embed`, `Encoder.encode` or `analysis.lint` is public."""
+    home, _, rest = name.partition(".")
+    if f"embedkit.{home}" in PACKAGES and rest:
+        return rest.partition(".")[0] in importlib.import_module(f"embedkit.{home}").__all__
+    for package in map(importlib.import_module, PACKAGES):
+        if home in package.__all__:
+            return (
+                not rest
+                or all(not part.startswith("_") for part in rest.split("."))
+                and hasattr(getattr(package, home), rest)
+            )
+    return name in ("analysis", "workflows", "training")
+
+
+@pytest.mark.parametrize("name", ["README.md", "CHANGELOG.md", "SECURITY.md"])
+def test_what_a_page_promises_can_be_imported(name):
+    """Code spans that name a function or a class of the runtime, and all that stands behind `embedkit.`."""
+    text = page(name)
+    spans = set(re.findall(r"`(?:embedkit\.)?([A-Za-z_]\w*(?:\.\w+)*)(?:\([^`\n]*\))?`", text))
+    ours = defined()
+    promised = {span for span in spans if span.partition(".")[0] in ours}
+    promised |= set(re.findall(r"\bembedkit\.(?!lock\b)([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*)", text))
+    assert [one for one in sorted(promised) if not reaches(one)] == []
+
+
+def test_the_reader_of_pages_sees_a_broken_promise():
+    assert reaches("find_leaks") and reaches("Encoder.encode") and reaches("analysis.top_k")
+    for name in (
+        "find_entry",
+        "leaks",
+        "Encoder.flow",
+        "Encoder._space",
+        "analysis.vectors",
+        "images.decode",
+    ):
+        assert not reaches(name), name
+
+
+def test_each_command_on_embeddings_is_a_public_function():
+    part = page("README.md").partition("## What embeddings are for")[2].partition("\n## ")[0]
+    commands = set(re.findall(r"^embedkit ([a-z]+) ", part, re.MULTILINE))
+    line = re.search(r"`embedkit ([a-z|]+)` and the functions of the same names", page("CHANGELOG.md"))
+    commands |= set(line[1].split("|")) if line else set()
+    assert len(commands) >= 9
+    assert {FUNCTIONS.get(command, command) for command in commands} <= set(embedkit.__all__)
+
+
+def test_the_packages_of_functions_need_no_import_of_their_own():
+    code = "import embedkit; print(embedkit.analysis.top_k.__name__, embedkit.workflows.examine.__name__)"
+    assert python(code) == "top_k examine\n"
 
 
 def test_a_function_wins_over_the_module_of_its_name():

@@ -17,8 +17,11 @@ class _LazyPackage(ModuleType):
     """A package whose public names are resolved at first use."""
 
     _modules: Mapping[str, str]
+    _packages: tuple[str, ...]
 
     def __getattr__(self, name: str) -> Any:
+        if name in self._packages:
+            return importlib.import_module(f"{self.__name__}.{name}")
         if name not in self._modules:
             raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
         value = getattr(importlib.import_module(f"{self.__name__}.{self._modules[name]}"), name)
@@ -34,13 +37,14 @@ class _LazyPackage(ModuleType):
         return [*self._modules, *(("__version__",) if "__version__" in vars(self) else ())]
 
 
-def export_lazily(package: str, modules: Mapping[str, str]) -> None:
+def export_lazily(package: str, modules: Mapping[str, str], packages: tuple[str, ...] = ()) -> None:
     """Let a package resolve its public names at first use.
 
     Args:
         package: Its `__name__`.
         modules: Public name -> the module that defines it, relative to the package.
+        packages: Public packages inside it, which need no import of their own.
     """
     module = sys.modules[package]
     module.__class__ = _LazyPackage
-    module.__dict__["_modules"] = modules
+    module.__dict__.update(_modules=modules, _packages=packages)
