@@ -67,6 +67,7 @@ def closure(*names: str) -> dict[str, list[Path]]:
 def wheel(tmp_path_factory) -> Path:
     """The wheel, built from a copy of the sources: setuptools leaves files beside them."""
     pytest.importorskip("build")
+    pytest.importorskip("setuptools", minversion="77")
     source = tmp_path_factory.mktemp("source")
     for name in ("embedkit", "training"):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
