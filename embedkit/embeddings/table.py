@@ -56,6 +56,11 @@ class Embeddings:
         vectors: float32 (N, D).
         metadata: Which encoder made them, in which space.
         labels: Label columns by name, each of length N.
+
+    Examples:
+        >>> table = embedkit.Embeddings.load("things.parquet")
+        >>> len(table), table.vectors.shape, table.metadata.dim, list(table.labels)
+        (40, (40, 1280), 1280, ['thing'])
     """
 
     ids: list[str]
@@ -95,6 +100,10 @@ class Embeddings:
 
         Raises:
             ConfigError: There is no such column; the message lists the label columns.
+
+        Examples:
+            >>> sorted(set(embedkit.Embeddings.load("things.parquet").label("thing")))[:3]
+            ['astronaut', 'bricks', 'cat']
         """
         if name not in self.labels:
             raise no_column(self._where, name, self.labels)
@@ -108,6 +117,10 @@ class Embeddings:
             OutputError: No embeddings of ours, a folder with a missing part, or damaged ones.
             SpaceMismatchError: Parts of different spaces.
             MissingDependencyError: A table, and pylance is not installed.
+
+        Examples:
+            >>> embedkit.Embeddings.load("samples.parquet").ids[:2]
+            ['samples/astronaut.jpg', 'samples/bricks.jpg']
         """
         stored = open_rows(source)
         ids, parts = stored.keys()
@@ -315,6 +328,11 @@ class Embeddings:
 
         The rows hold no sizes and times of images, so `embedkit.embed` embeds all images again where it extends
         this output.
+
+        Examples:
+            >>> embedkit.Embeddings.load("samples.parquet").save("samples.npy")
+            >>> embedkit.Embeddings.load("samples.npy").vectors.shape
+            (10, 1280)
 
         Args:
             output: `X.parquet`, `X.npy`, a folder ending in `/`, or `lance://FOLDER/TABLE`. Embeddings that embedkit
