@@ -10,6 +10,7 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     TaskID,
     TextColumn,
     TimeRemainingColumn,
@@ -18,27 +19,17 @@ from rich.progress import (
 from embedkit.pipeline import report
 
 
-class Bar(report.Progress):
-    """Draws images/s and the time left while its block runs; silent on a stderr that is no terminal."""
+class Drawn:
+    """A bar that is drawn on stderr while its block runs; on a stderr that is no terminal it stays silent."""
 
-    def __init__(self, what: str):
-        """Prepare a bar that says `what` it does."""
+    def __init__(self, *columns: ProgressColumn):
+        """Prepare a bar of these columns."""
         console = Console(stderr=True)
-        self._progress = Progress(
-            TextColumn(what),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}"),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[failures]}"),
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
-        )
+        self._progress = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
         self._task: TaskID | None = None
-        self._failed = 0
 
     def __enter__(self) -> Self:
+        self._progress.start()
         return self
 
     def __exit__(
@@ -46,10 +37,24 @@ class Bar(report.Progress):
     ) -> None:
         self._progress.stop()
 
+
+class Bar(Drawn, report.Progress):
+    """Draws images/s and the time left."""
+
+    def __init__(self, what: str):
+        """Prepare a bar that says `what` it does."""
+        super().__init__(
+            TextColumn(what),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[failures]}"),
+        )
+        self._failed = 0
+
     def start(self, total: int) -> None:
         """`total` images are about to be embedded."""
-        # Not before: the download of an encoder draws its own bar, and two at once would overwrite each other.
-        self._progress.start()
         self._task = self._progress.add_task("", total=total, rate="", failures="")
 
     def advance(self, images: int, failed: int) -> None:
