@@ -165,10 +165,14 @@ class Encoder:
     def metadata(self, *, normalize: bool = True) -> Metadata:
         """What a file says of this encoder's rows, with no run recorded: for rows that were computed elsewhere.
 
-            Embeddings.from_arrays(encoder.encode(paths), paths, encoder.metadata())
-
         Args:
             normalize: Whether the rows have Euclidean length 1, as for `encode`.
+
+        Examples:
+            >>> encoder = embedkit.load_encoder()
+            >>> metadata = encoder.metadata()
+            >>> metadata.fingerprint == encoder.fingerprint, metadata.normalized
+            (True, True)
         """
         return Metadata(
             entry=self.name,

@@ -40,7 +40,9 @@ def public() -> dict[str, Any]:
                 continue  # exported by two packages
             found[f"{package}.{name}"] = value
             if inspect.isclass(value):
-                methods = {key: getattr(value, key) for key in vars(value) if not key.startswith("_")}
+                methods = {
+                    key: getattr(value, key) for key in vars(value) if key == "__getitem__" or key[0] != "_"
+                }
                 found |= {
                     f"{package}.{name}.{key}": it for key, it in methods.items() if inspect.isroutine(it)
                 }

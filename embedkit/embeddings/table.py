@@ -46,10 +46,6 @@ _NULLABLE = {
 class Embeddings:
     """Embeddings in memory, with their ids, labels and metadata.
 
-        table = Embeddings.load("images.parquet")
-        cats = table[[who == "cat" for who in table.label("who")]]
-        cats.save("cats.parquet")
-
     Attributes:
         ids: One per row.
         parts: int32 (N,), 0 unless an image has several rows.
@@ -61,6 +57,10 @@ class Embeddings:
         >>> table = embedkit.Embeddings.load("things.parquet")
         >>> len(table), table.vectors.shape, table.metadata.dim, list(table.labels)
         (40, (40, 1280), 1280, ['thing'])
+        >>> cats = table[[thing == "cat" for thing in table.label("thing")]]
+        >>> cats.save("cats.parquet")
+        >>> len(embedkit.Embeddings.load("cats.parquet"))
+        4
     """
 
     ids: list[str]
@@ -78,13 +78,16 @@ class Embeddings:
     def __getitem__(self, rows: slice | Sequence[bool] | Sequence[int] | npt.NDArray[Any]) -> Embeddings:
         """Some of the rows, with their labels and the metadata.
 
-            table[table.vectors[:, 0] > 0], table[:100], table[[3, 1, 2]]
-
         Args:
             rows: A boolean mask (N,), numbers of rows in any order, or a slice.
 
         Raises:
             ConfigError: A mask of another length, a number that is out of range or occurs twice, or something else.
+
+        Examples:
+            >>> table = embedkit.Embeddings.load("samples.parquet")
+            >>> table[[9, 0]].ids, len(table[:3]), len(table[table.vectors[:, 0] >= -1])
+            (['samples/rocket.jpg', 'samples/astronaut.jpg'], 3, 10)
         """
         picked = row_numbers(rows, len(self))
         return replace(
@@ -139,9 +142,6 @@ class Embeddings:
     ) -> Embeddings:
         """Embeddings of rows that were computed elsewhere.
 
-            encoder = embedkit.load_encoder()
-            table = Embeddings.from_arrays(encoder.encode(paths), paths, encoder.metadata())
-
         Args:
             vectors: Floating-point numbers (N, D).
             ids: N paths or names of images.
@@ -153,6 +153,13 @@ class Embeddings:
             ConfigError: Columns of different lengths, a width that is not the encoder's, rows with NaN, infinity or
                 only zeros, rows that are not of length 1 under metadata that says so, an id that is not a text, or
                 one part of one image twice.
+
+        Examples:
+            >>> encoder = embedkit.load_encoder()
+            >>> paths = ["samples/cat.jpg", "samples/rocket.jpg"]
+            >>> table = embedkit.Embeddings.from_arrays(encoder.encode(paths), paths, encoder.metadata())
+            >>> table.vectors.shape, table.metadata.entry
+            ((2, 1280), 'supervised-efficientnet_lite0.in1k')
         """
         try:
             array = np.asarray(vectors)
@@ -183,8 +190,6 @@ class Embeddings:
     def from_arrow(cls, table: Any, metadata: Metadata | None = None) -> Embeddings:
         """Embeddings of an Arrow table, or of what gives one: a Polars data frame, a DuckDB relation.
 
-            cats = Embeddings.from_arrow(duckdb.sql("from 'images.parquet' where who = 'cat'"), table.metadata)
-
         Args:
             table: The columns `id` (texts) and `embedding` (lists of floating-point numbers), `part` where images have
                 several rows, and label columns of any type. Sizes and times of images are left out.
@@ -193,6 +198,13 @@ class Embeddings:
         Raises:
             ConfigError: No metadata, a column that is missing or of another type, or rows as for `from_arrays`.
             SpaceMismatchError: The table's own metadata says another space.
+
+        Examples:
+            >>> import pyarrow.compute
+            >>> table = embedkit.Embeddings.load("things.parquet")
+            >>> cats = table.to_arrow().filter(pyarrow.compute.field("thing") == "cat")
+            >>> len(embedkit.Embeddings.from_arrow(cats, table.metadata))
+            4
         """
         if not isinstance(table, pa.Table):
             if not hasattr(table, "__arrow_c_stream__"):
@@ -207,9 +219,6 @@ class Embeddings:
     def from_pandas(cls, frame: pd.DataFrame, metadata: Metadata | None = None) -> Embeddings:
         """Embeddings of a pandas data frame.
 
-            frame = table.to_pandas()
-            cats = Embeddings.from_pandas(frame[frame.who == "cat"])
-
         Args:
             frame: The columns of `from_arrow`; a vector is an array or a list.
             metadata: Which encoder made them; when None, what `to_pandas` left in `frame.attrs`. Most operations of
@@ -218,6 +227,11 @@ class Embeddings:
         Raises:
             ConfigError: As for `from_arrow`.
             SpaceMismatchError: The frame's own metadata says another space.
+
+        Examples:
+            >>> frame = embedkit.Embeddings.load("things.parquet").to_pandas()
+            >>> embedkit.Embeddings.from_pandas(frame[frame.thing == "cat"]).ids[0]
+            'things/cat/0.png'
         """
         text = frame.attrs.get(_ATTRIBUTE)
         own = Metadata.from_json(text, "the data frame") if isinstance(text, (str, bytes)) else None
@@ -247,11 +261,14 @@ class Embeddings:
     def concat(cls, tables: Sequence[Embeddings]) -> Embeddings:
         """The rows of several sets of one space, one after another. A label column that a set lacks is None there.
 
-            Embeddings.concat([Embeddings.load("2024.parquet"), Embeddings.load("2025.parquet")])
-
         Raises:
             ConfigError: No set, one part of one image twice, or a label column of types that do not go together.
             SpaceMismatchError: Sets of two spaces.
+
+        Examples:
+            >>> tables = [embedkit.Embeddings.load(f"{name}.parquet") for name in ("samples", "things")]
+            >>> len(embedkit.Embeddings.concat(tables))
+            50
         """
         if not tables:
             raise ConfigError("concat: expected at least one set of embeddings")
@@ -279,11 +296,13 @@ class Embeddings:
     def to_arrow(self) -> pa.Table:
         """The columns `id`, `part`, `embedding` and the labels as an Arrow table, the metadata in its schema.
 
-            polars.from_arrow(table.to_arrow())
-
         Raises:
             ConfigError: Ids, parts, vectors and labels of different lengths or widths, or a label column that is
                 reserved or holds several types.
+
+        Examples:
+            >>> embedkit.Embeddings.load("things.parquet").to_arrow().column_names
+            ['id', 'part', 'embedding', 'thing']
         """
         rows = len(self.ids)
         lengths = {len(self.parts), *map(len, self.labels.values())}
@@ -307,12 +326,14 @@ class Embeddings:
         `embedding` holds an array for each row. Whole numbers and booleans have the types of pandas that keep them
         beside missing ones; the other columns have Arrow's types, which keep dates and lists.
 
-            frame = table.to_pandas()
-            matrix = numpy.stack(frame.embedding)
-
         Raises:
             ConfigError: As for `to_arrow`.
             MissingDependencyError: pandas is not installed.
+
+        Examples:
+            >>> frame = embedkit.Embeddings.load("things.parquet").to_pandas()
+            >>> np.stack(frame.embedding).shape, frame.thing.nunique()
+            ((40, 1280), 10)
         """
         with requires("a data frame", package="pandas"):
             import pandas as pd
@@ -329,11 +350,6 @@ class Embeddings:
         The rows hold no sizes and times of images, so `embedkit.embed` embeds all images again where it extends
         this output.
 
-        Examples:
-            >>> embedkit.Embeddings.load("samples.parquet").save("samples.npy")
-            >>> embedkit.Embeddings.load("samples.npy").vectors.shape
-            (10, 1280)
-
         Args:
             output: `X.parquet`, `X.npy`, a folder ending in `/`, or `lance://FOLDER/TABLE`. Embeddings that embedkit
                 wrote there before are replaced.
@@ -343,6 +359,11 @@ class Embeddings:
                 `to_arrow`.
             OutputError: The output cannot be written, was not written by embedkit, or a job is not finished with it.
             MissingDependencyError: A table, and pylance is not installed.
+
+        Examples:
+            >>> embedkit.Embeddings.load("samples.parquet").save("samples.npy")
+            >>> embedkit.Embeddings.load("samples.npy").vectors.shape
+            (10, 1280)
         """
         table = self.to_arrow()
         kinds = {field.name: field.type for field in table.schema if field.name not in RESERVED}

@@ -73,9 +73,6 @@ def adopt(
 ) -> Adopted:
     """Write a file of embeddings from one that has no metadata; the source is not changed.
 
-        duckdb.sql("copy (from 'images.parquet' where who = 'cat') to 'cats.parquet'")
-        embedkit.adopt("cats.parquet", "supervised-efficientnet_lite0", "cats.emb.parquet")
-
     Args:
         source: A Parquet file with a column of ids and a column of vectors, or a `.npy` file with its ids beside it in
             `X.ids.txt` (one a line) or `X.ids.jsonl`.
@@ -96,6 +93,14 @@ def adopt(
         ConfigError: Columns or rows that are not such, with the first one's name.
         SpaceMismatchError: Another encoder made the rows; the message has the cosine that was found.
         OutputError: The source cannot be read, or the output cannot be written or is the source.
+
+    Examples:
+        >>> import pyarrow.parquet
+        >>> table = pyarrow.parquet.read_table("samples.parquet", columns=["id", "embedding"])
+        >>> pyarrow.parquet.write_table(table.slice(0, 5).replace_schema_metadata(), "five.parquet")
+        >>> adopted = embedkit.adopt("five.parquet", "supervised-efficientnet_lite0")
+        >>> adopted.output, adopted.rows, adopted.compared
+        ('five.adopted.parquet', 5, 5)
     """
     path = Path(source)
     file = open_foreign(path, id=id, embedding=embedding)
