@@ -25,7 +25,6 @@ from embedkit.errors import (
 )
 from embedkit.hub.access import Access, default_cache_dir
 from embedkit.hub.folder import FolderEntry
-from embedkit.hub.progress import DownloadBar
 from embedkit.hub.resolve import find_entry
 from embedkit.hub.verified import VerifiedEntry
 from embedkit.images.transform import ImageLike, ReusedBlocks, read_pixels
@@ -554,10 +553,8 @@ def load_encoder(
         threads=resolve_threads(threads),
         cache_dir=os.fspath(cache_dir) if cache_dir is not None else default_cache_dir(),
     )
-    with DownloadBar() as bar:
-        access = Access(cache_dir=cache_dir, local_files_only=local_files_only, token=token, watcher=bar)
-        entry = find_entry(name, revision=revision, access=access, lock=lock)
-    return Encoder(entry, options)
+    access = Access(cache_dir=cache_dir, local_files_only=local_files_only, token=token)
+    return Encoder(find_entry(name, revision=revision, access=access, lock=lock), options)
 
 
 def resolve_threads(threads: int | str) -> int:

@@ -57,7 +57,7 @@ class Access:
         local_files_only: Never open a connection; the environment can ask for the same, see `is_offline`.
         token: Credential for the named zoo; it is sent to no other origin.
         gate: Accepts or refuses an entry by its license before the weights are downloaded.
-        watcher: Receives the progress of a download.
+        watcher: Receives the progress of a download; where None, a bar is drawn if stderr is a terminal.
         trust: Checks an entry before it is returned, pinned or cached; it raises to refuse it.
     """
 

@@ -11,6 +11,7 @@ from embedkit.hub.access import Access
 from embedkit.hub.base import EntryFiles, RemoteZoo
 from embedkit.hub.catalog import Index, Pin
 from embedkit.hub.folder import FolderEntry
+from embedkit.hub.progress import DownloadBar
 from embedkit.model.layout import INDEX, REVISION
 
 
@@ -87,9 +88,10 @@ class CachedZoo:
             if located is None:
                 return None
             access = self._access
-            entry = self._cache.pull(
-                located, pin=pin, gate=access.gate, watcher=access.watcher, admit=access.admit
-            )
+            with DownloadBar() as bar:
+                entry = self._cache.pull(
+                    located, pin=pin, gate=access.gate, watcher=access.watcher or bar, admit=access.admit
+                )
         except UnreachableError as error:
             last = self._cache.noted(self.uri, asked) if pin is None else None
             if last is None:
