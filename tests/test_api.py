@@ -189,6 +189,20 @@ print([name for name in {HEAVY} if name in sys.modules])
     assert python(code) == "[]\n"
 
 
+def test_evaluate_says_what_to_install_without_torch():
+    code = """
+import sys
+sys.modules["torch"] = None
+import embedkit
+evaluate = embedkit.evaluate
+try: evaluate("simclr-r10", data="sklearn:digits")
+except embedkit.MissingDependencyError as error: print(error)
+"""
+    said = python(code)
+    assert said.startswith("torch cannot be imported (") and said.count("\n") == 1
+    assert said.endswith("and evaluation needs it: pip install '.[train,cpu]' in a checkout of embedkit\n")
+
+
 def test_the_help_page_imports_nothing_heavy():
     code = f"""
 import sys
