@@ -186,9 +186,7 @@ def standalone(entry: Path, work: Path, python: str, contract: dict[str, Any]) -
     if not path.exists():
         path.parent.mkdir(exist_ok=True)
         code = "from embedkit.cli import main; main()"
-        subprocess.run(
-            [python, "-c", code, "export", entry, "--standalone", path], check=True, stdout=sys.stderr
-        )
+        subprocess.run([python, "-c", code, "export-onnx", entry, "-o", path], check=True, stdout=sys.stderr)
     bicubic, off = 3, False  # the graph takes uint8 and scales it itself
     processor = {
         "do_resize": True, "size": {"shortest_edge": contract["resize_size"]}, "resample": bicubic,

@@ -132,7 +132,7 @@ print(rows[0] @ rows[1])  # cosine
 ```"""
     plain = (
         "`model.onnx` holds the graph alone and takes its weights from `model.safetensors`; for one ordinary ONNX "
-        f"file:\n`embedkit export {name} --standalone encoder.onnx`."
+        f"file:\n`embedkit export-onnx {name} -o encoder.onnx`."
     )
     if mixture:
         plain += f"\n\n{_ASSIGN}"

@@ -23,6 +23,7 @@ from embedkit.cli.duplicates import duplicates, leaks
 from embedkit.cli.embed import embed
 from embedkit.cli.evaluate import evaluate
 from embedkit.cli.export import export
+from embedkit.cli.export_onnx import export_onnx
 from embedkit.cli.identify import identify
 from embedkit.cli.importing import importing
 from embedkit.cli.lint import lint
@@ -57,6 +58,7 @@ app.add_typer(zoo, name="zoo")
 app.command()(train)
 app.command()(evaluate)
 app.command()(export)
+app.command("export-onnx")(export_onnx)
 app.command("import")(importing)
 app.command()(publish)
 app.command()(doctor)

@@ -1,4 +1,4 @@
-"""`embedkit export`: a training run to a zoo entry, an entry to one ordinary ONNX file."""
+"""`embedkit export`: a training run to a zoo entry."""
 
 from __future__ import annotations
 
@@ -8,22 +8,15 @@ from typing import Annotated
 import typer
 
 from embedkit._io.optional import requires
-from embedkit._io.outputs import check_outputs
 from embedkit._io.text import safe_for_terminal
 from embedkit.errors import ConfigError
 from embedkit.model.layout import MANIFEST
 
 
 def export(
-    source: Annotated[
-        str, typer.Argument(help="A run's folder; with --standalone an entry's folder or name.")
-    ],
+    source: Annotated[str, typer.Argument(metavar="RUN", help="A run's folder.")],
     name: Annotated[
         str | None, typer.Option(help="The new entry, <method>-<arch>.<data>, for example simclr-r10.fmnist.")
-    ] = None,
-    standalone: Annotated[
-        Path | None,
-        typer.Option(metavar="OUT.onnx", help="Write an entry as one self-contained float32 ONNX."),
     ] = None,
     zoo: Annotated[Path, typer.Option(help="The folder that holds the entries.")] = Path("zoo"),
     license: Annotated[str, typer.Option(help="SPDX identifier of the new entry's license.")] = "other",
@@ -35,25 +28,15 @@ def export(
         typer.Option(metavar="SENTENCE", help="One limit of the encoder, for its card. Repeatable."),
     ] = None,
 ) -> None:
-    """Write a training run as a zoo entry, or an entry as one ordinary ONNX file."""
+    """Write a training run as a zoo entry."""
+    if (Path(source) / MANIFEST).is_file():
+        raise ConfigError(
+            f"{source} is already an entry; write it as one ONNX file with `embedkit export-onnx {source} -o OUT.onnx`"
+        )
+    if name is None:
+        raise ConfigError("--name is missing: <method>-<arch>.<data>, for example simclr-r10.fmnist")
     with requires("export", "train,cpu"):
-        if standalone is not None:
-            if name is not None:
-                raise ConfigError("--name writes an entry and --standalone an ONNX file: give one of them")
-            folder = Path(source)
-            held = sorted(folder.iterdir()) if folder.is_dir() else [folder]
-            check_outputs({"--standalone": standalone}, {str(path): path for path in held})
-            from embedkit.authoring.onnx_export import standalone as write_standalone
+        from embedkit.training.export.from_run import export_run
 
-            print(safe_for_terminal(str(write_standalone(source, standalone))))
-        elif (Path(source) / MANIFEST).is_file():
-            raise ConfigError(
-                f"{source} is already an entry; write it as one ONNX file with --standalone OUT.onnx"
-            )
-        elif name is None:
-            raise ConfigError("--name is missing: <method>-<arch>.<data>, for example simclr-r10.fmnist")
-        else:
-            from embedkit.training.export.from_run import export_run
-
-            done = export_run(source, name, zoo, license=license, data=data, limits=limit or ())
-            print(safe_for_terminal(str(done)))
+        done = export_run(source, name, zoo, license=license, data=data, limits=limit or ())
+    print(safe_for_terminal(str(done)))

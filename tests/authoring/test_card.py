@@ -86,7 +86,7 @@ def test_figures_alone_need_no_baselines():
 
 
 def test_what_timm_does_not_build_can_still_be_one_onnx_file():
-    assert f"embedkit export {NAME} --standalone" in card() and "timm.create_model" not in card()
+    assert f"embedkit export-onnx {NAME} -o" in card() and "timm.create_model" not in card()
 
 
 def test_a_mixture_is_shown_in_use():

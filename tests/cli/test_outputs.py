@@ -117,7 +117,7 @@ def snapshot(folder: Path) -> dict[str, bytes]:
         "embed e.parquet -o e.parquet --overwrite",
         "embed *.parquet -o e.parquet --overwrite",
         "embed p/0/0.png -o p/0/0.png --overwrite",
-        "export linear-tiny.noise --standalone linear-tiny.noise/model.onnx",
+        "export-onnx linear-tiny.noise -o linear-tiny.noise/model.onnx",
         "zoo bundle z.tar -o z.tar",
         "zoo bundle --zoo z.tar -o z.tar",
         "train simclr --data p --out p",

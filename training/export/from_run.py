@@ -64,7 +64,7 @@ def export_run(
     if not (run / RUN_CONFIG).is_file():
         raise ConfigError(
             f"{run} is neither an entry (it has no {MANIFEST}) nor a training run; give the folder that "
-            "`embedkit train` wrote, or an entry's folder with --standalone"
+            "`embedkit train` wrote"
         )
     if not (run / COST).is_file():
         raise ConfigError(

@@ -21,7 +21,6 @@ from torch import nn
 from embedkit._io.atomic import replacing_folder
 from embedkit.authoring.card import render_card
 from embedkit.authoring.golden import TOLERANCES, npz_bytes, synthetic_images
-from embedkit.authoring.onnx_export import standalone
 from embedkit.errors import ConfigError
 from embedkit.hub.folder import check_replaceable
 from embedkit.hub.publish.index import update_index
@@ -52,7 +51,7 @@ from embedkit.training.export.parity import (
 from embedkit.training.export.torch_to_onnx import export_graph, holding, stored_state
 from embedkit.training.methods import family_of
 
-__all__ = ["standalone", "timm_config", "update_index", "write_entry"]
+__all__ = ["timm_config", "update_index", "write_entry"]
 
 
 def write_entry(

@@ -23,12 +23,12 @@ from torch import nn
 
 from embedkit._io import atomic
 from embedkit.authoring.golden import npz_bytes, sample_pixels, synthetic_images
+from embedkit.authoring.onnx_export import export_onnx
 from embedkit.cli.export import export
 from embedkit.encoder import load_encoder
 from embedkit.errors import (
     ConfigError,
     EntryError,
-    IntegrityError,
     MissingDependencyError,
     OutputError,
     ParityError,
@@ -40,7 +40,7 @@ from embedkit.model.manifest import Manifest
 from embedkit.model.onnx_guard import check_graph
 from embedkit.model.preprocess import Preprocess
 from embedkit.training.export import writer as exporter
-from embedkit.training.export.writer import standalone, timm_config, update_index, write_entry
+from embedkit.training.export.writer import timm_config, update_index, write_entry
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 PREPROCESS = Preprocess(size=(32, 32), resize="squash", mean=MEAN, std=STD)
@@ -616,12 +616,12 @@ def test_the_caller_s_network_is_left_alone(tmp_path, quick):
         torch.testing.assert_close(tensor, before[name], rtol=0, atol=0)
 
 
-# -- standalone, index, command --------------------------------------------------------------------------------
+# -- one ordinary file, index, command --------------------------------------------------------------------------------
 
 
-def test_standalone_is_one_ordinary_file(written, tmp_path):
+def test_an_export_to_onnx_is_one_ordinary_file(written, tmp_path):
     folder, network, _ = written
-    out = standalone(folder, tmp_path / "encoder.onnx")
+    out = export_onnx(folder, tmp_path / "encoder.onnx")
     model = onnx.load(out)
     kinds = {t.name: t.data_type for t in model.graph.initializer}
     assert onnx.TensorProto.FLOAT16 not in kinds.values()
@@ -633,16 +633,6 @@ def test_standalone_is_one_ordinary_file(written, tmp_path):
         feed = {"pixels": SAMPLES[:size]}
         ours, theirs = alone.run(None, feed)[0], session(folder).run(None, feed)[0]
         np.testing.assert_allclose(unit(ours), unit(theirs), atol=1e-6)
-
-
-def test_standalone_reads_what_the_manifest_names(tiny_entry, tmp_path):
-    folder = Path(shutil.copytree(tiny_entry, tmp_path / tiny_entry.name))
-    weights = bytearray((folder / WEIGHTS).read_bytes())
-    weights[-1] ^= 1
-    (folder / WEIGHTS).write_bytes(weights)
-    with pytest.raises(IntegrityError):
-        standalone(folder, tmp_path / "encoder.onnx")
-    assert not (tmp_path / "encoder.onnx").exists()
 
 
 def test_index_is_a_function_of_the_entries(tmp_path, tiny_entry):
@@ -674,24 +664,20 @@ def test_index_is_a_function_of_the_entries(tmp_path, tiny_entry):
         update_index(tmp_path)
 
 
-def test_command(tiny_entry, tmp_path, capsys):
-    export(str(tiny_entry), standalone=tmp_path / "x.onnx")
-    assert capsys.readouterr().out == f"{tmp_path / 'x.onnx'}\n" and (tmp_path / "x.onnx").exists()
+def test_command(tiny_entry, tmp_path):
     with pytest.raises(ConfigError, match="is already an entry"):
         export(str(tiny_entry), name="supervised-tiny.b")
     with pytest.raises(ConfigError, match="neither an entry .* nor a training run"):
         export(str(tmp_path), name="supervised-tiny.b", zoo=tmp_path / "zoo")
     with pytest.raises(ConfigError, match="--name is missing"):
         export(str(tmp_path))
-    with pytest.raises(OutputError, match="No such file or directory"):
-        export(str(tiny_entry), standalone=tmp_path / "missing" / "x.onnx")
 
 
-def test_command_names_the_extra(tiny_entry, tmp_path, monkeypatch):
-    monkeypatch.delitem(sys.modules, "embedkit.authoring.onnx_export")
-    monkeypatch.setitem(sys.modules, "onnx", None)
+def test_command_names_the_extra(tmp_path, monkeypatch):
+    monkeypatch.delitem(sys.modules, "embedkit.training.export.from_run")
+    monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(MissingDependencyError, match=r"pip install '\.\[train,cpu\]'"):
-        export(str(tiny_entry), standalone=tmp_path / "x.onnx")
+        export(str(tmp_path), name="supervised-tiny.b")
 
 
 def test_config_round_trip_is_checked_before_writing(tmp_path):
