@@ -37,6 +37,7 @@ if TYPE_CHECKING:
         SignatureError,
         SourceError,
         SpaceMismatchError,
+        TooManyFailuresError,
         UnreachableError,
         ZooError,
     )
@@ -83,6 +84,7 @@ __all__ = [
     "SignatureError",
     "SourceError",
     "SpaceMismatchError",
+    "TooManyFailuresError",
     "UnreachableError",
     "ZooError",
     "adopt",
@@ -132,6 +134,7 @@ _MODULES = {
     "SignatureError": "errors",
     "SourceError": "errors",
     "SpaceMismatchError": "errors",
+    "TooManyFailuresError": "errors",
     "UnreachableError": "errors",
     "ZooError": "errors",
     "adopt": "workflows.adopt",

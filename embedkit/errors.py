@@ -21,6 +21,7 @@ __all__ = [
     "SignatureError",
     "SourceError",
     "SpaceMismatchError",
+    "TooManyFailuresError",
     "UnreachableError",
     "ZooError",
 ]
@@ -147,6 +148,21 @@ class OutputError(EmbedkitError):
             ...
         embedkit.errors.OutputError: ...
     """
+
+
+class TooManyFailuresError(EmbedkitError):
+    """More images failed than a job allowed; what it embedded is kept, and the same call continues it.
+
+    Attributes:
+        failed: How many failed.
+        allowed: How many were allowed to.
+        errors: The table of failures (`id`, `error`, `reason`).
+    """
+
+    def __init__(self, message: str, failed: int = 0, allowed: int = 0, errors: str = ""):
+        """Take the message, both counts and the path of the table."""
+        super().__init__(message)
+        self.failed, self.allowed, self.errors = failed, allowed, errors
 
 
 class SpaceMismatchError(EmbedkitError):

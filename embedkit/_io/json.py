@@ -230,6 +230,13 @@ class Fields:
             self.fail(key, f"a list of whole numbers {_range(low, high)}")
         return value
 
+    def texts(self, key: str) -> tuple[str, ...]:
+        """A list of texts, which may be empty."""
+        value = self._data.get(key)
+        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+            self.fail(key, "a list of texts")
+        return tuple(value)
+
     def items(self, key: str) -> list[Any]:
         """A list of anything."""
         value = self._data.get(key)

@@ -12,6 +12,7 @@ import typer
 from embedkit._io.text import safe_for_terminal
 from embedkit.cli.options import Device, Offline, Threads
 from embedkit.cli.terminal import tell
+from embedkit.errors import TooManyFailuresError
 from embedkit.pipeline.options import EmbedOptions
 
 
@@ -58,10 +59,38 @@ def embed(
         bool, typer.Option("--null", help="The list on stdin is separated by NUL bytes.")
     ] = False,
     normalize: Annotated[bool, typer.Option(help="Rows of Euclidean length 1.")] = EmbedOptions.normalize,
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            help="float16 stores rows in half the size; they are read as float32.", show_default="float32"
+        ),
+    ] = EmbedOptions.dtype,
     recursive: Annotated[bool, typer.Option(help="Enter folders inside folders.")] = EmbedOptions.recursive,
+    exclude: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PATTERN",
+            help="Leave out images and folders of this name, or with a / this path from the source on. Repeatable; "
+            "added to ._*, @eaDir and #recycle, which --exclude '' turns off.",
+        ),
+    ] = EmbedOptions.exclude,
+    label_from_folder: Annotated[
+        bool,
+        typer.Option(
+            "--label-from-folder",
+            help="Store each image's class folder, the first below the source, as label.",
+        ),
+    ] = EmbedOptions.label_from_folder,
     on_error: Annotated[
         str, typer.Option(help="skip lists bad images beside the output; stop ends.")
     ] = EmbedOptions.on_error,
+    max_failures: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N",
+            help="Stop with status 3 when more than N images fail, or a share such as 1%; what is done stays.",
+        ),
+    ] = EmbedOptions.max_failures,
     prune: Annotated[
         bool,
         typer.Option(
@@ -84,38 +113,49 @@ def embed(
     """Embed images into a Parquet file, a .npy file or a folder of shards.
 
     The same command continues a job that was killed, and embeds only what is new or changed in a finished output.
+
+    Exit status: 0 also where images failed, which OUT.errors.parquet lists; 3 where more failed than --max-failures
+    allows.
     """
     from embedkit.cli.inputs import sources_of
     from embedkit.cli.progress import Bar
     from embedkit.pipeline.embed import embed as run
 
     worker_of = _worker(worker)
-    with Bar("embedding") as bar:
-        report = run(
-            sources_of(source, null=null),
-            output,
-            encoder=encoder,
-            revision=revision,
-            batch_size=batch_size,
-            device=device,
-            providers=[name.strip() for name in providers.split(",")] if providers else None,
-            precision=precision,
-            threads=threads,
-            decode=decode,
-            max_pixels=max_pixels,
-            image_column=image_column,
-            normalize=normalize,
-            root=root,
-            recursive=recursive,
-            on_error=on_error,
-            prune=prune,
-            verify_content=verify_content,
-            worker=worker_of,
-            overwrite=overwrite,
-            local_files_only=local_files_only,
-            lock=lock,
-            progress=bar,
-        )
+    try:
+        with Bar("embedding") as bar:
+            report = run(
+                sources_of(source, null=null),
+                output,
+                encoder=encoder,
+                revision=revision,
+                batch_size=batch_size,
+                device=device,
+                providers=[name.strip() for name in providers.split(",")] if providers else None,
+                precision=precision,
+                threads=threads,
+                decode=decode,
+                max_pixels=max_pixels,
+                image_column=image_column,
+                normalize=normalize,
+                dtype=dtype,
+                root=root,
+                recursive=recursive,
+                exclude=exclude or None,
+                label_from_folder=label_from_folder,
+                on_error=on_error,
+                max_failures=max_failures,
+                prune=prune,
+                verify_content=verify_content,
+                worker=worker_of,
+                overwrite=overwrite,
+                local_files_only=local_files_only,
+                lock=lock,
+                progress=bar,
+            )
+    except TooManyFailuresError as error:
+        tell(str(error))
+        raise typer.Exit(3) from None
     for note in report.notes:
         tell(note)
     if as_json:

@@ -90,7 +90,7 @@ def check_extendable(schema: pa.Schema, metadata: Metadata, path: Path) -> None:
     Raises:
         OutputError: Naming the first column of another type.
     """
-    check_schema(schema, metadata.dim, str(path))
+    check_schema(schema, metadata, str(path))
     for name, kind in RECORD_TYPES.items():
         found = column_type(schema, name)
         if found != kind and not (name == "sha256" and found == "nothing"):

@@ -118,7 +118,7 @@ class LanceRows(TableRows, SearchableRows):
         """
         self._lance = _open(path)
         metadata = metadata_of(self._lance.schema, str(path), "a table")
-        check_schema(self._lance.schema, metadata.dim, where)
+        check_schema(self._lance.schema, metadata, where)
         columns = {field.name: field.type for field in self._lance.schema}
         super().__init__(where, metadata, self._lance.count_rows(), columns, [path])
 

@@ -9,13 +9,16 @@ from dataclasses import asdict, dataclass, replace
 from embedkit._io.json import Fields, JsonFormat
 from embedkit.errors import OutputError, SpaceMismatchError
 
-__all__ = ["MAX_DIM", "METADATA_KEY", "METADATA_VERSION", "Metadata", "Run", "check_same_space"]
+__all__ = ["DTYPES", "MAX_DIM", "METADATA_KEY", "METADATA_VERSION", "Metadata", "Run", "check_same_space"]
 
 #: The key of the metadata in an Arrow schema.
 METADATA_KEY = b"embedkit"
 METADATA_VERSION = 1
 #: The widest embedding; entries have the same limit.
 MAX_DIM = 1 << 20
+
+#: How the numbers of rows may be stored; they are float32 wherever they are read.
+DTYPES = ("float32", "float16")
 
 _SHA256 = "[0-9a-f]{64}"
 _FORMAT = JsonFormat(error=OutputError, step="was it written by another program?")
@@ -66,6 +69,7 @@ class Metadata:
         dim: Width D.
         normalized: Whether rows have Euclidean length 1.
         runs: The different ways in which the rows were computed.
+        dtype: How their numbers are stored: `float32` or `float16`. It does not change the space.
 
     Examples:
         >>> metadata = embedkit.Embeddings.load("samples.parquet").metadata
@@ -81,6 +85,7 @@ class Metadata:
     dim: int
     normalized: bool
     runs: tuple[Run, ...] = ()
+    dtype: str = "float32"
 
     @property
     def space(self) -> str:
@@ -129,7 +134,9 @@ class Metadata:
         """
         fields = _FORMAT.fields(_FORMAT.parse(text, where), where)
         fields.version("version", METADATA_VERSION)
-        fields.only("version", "entry", "manifest_sha256", "fingerprint", "dim", "normalized", "runs")
+        fields.only(
+            "version", "entry", "manifest_sha256", "fingerprint", "dim", "normalized", "runs", "dtype"
+        )
         return cls(
             entry=fields.text("entry"),
             manifest_sha256=fields.text("manifest_sha256", pattern=_SHA256),
@@ -137,6 +144,7 @@ class Metadata:
             dim=fields.whole("dim", 1, MAX_DIM),
             normalized=fields.flag("normalized"),
             runs=tuple(Run._from_fields(run) for run in fields.each("runs")),
+            dtype=fields.text("dtype", choices=DTYPES) if "dtype" in fields else "float32",
         )
 
 

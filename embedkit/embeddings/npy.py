@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
@@ -161,8 +162,9 @@ class NpyRows(StoredRows):
         return [line.get(name) for line in self._lines[start:stop]]
 
     def vectors(self, start: int = 0, stop: int | None = None) -> npt.NDArray[Any]:
-        """The mapped rows."""
-        return self._array[start:stop]
+        """The mapped rows; those of float16 are read as float32."""
+        rows = self._array[start:stop]
+        return rows.astype(np.float32) if rows.dtype.itemsize < 4 else rows
 
 
 def read_npy(path: Path) -> tuple[npt.NDArray[Any], Beside]:
@@ -270,7 +272,7 @@ def _blocks(path: Path) -> Iterator[pa.Table]:
     schema = guarded(str(path), _schema_of, found)
     for start in range(0, len(vectors), ROW_GROUP):
         table = pa.Table.from_pylist(found.lines[start : start + ROW_GROUP], schema)
-        yield with_vectors(table, vectors[start : start + ROW_GROUP])
+        yield with_vectors(table, vectors[start : start + ROW_GROUP], found.metadata.dtype)
 
 
 def _schema_of(found: Beside) -> pa.Schema:

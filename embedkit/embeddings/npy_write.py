@@ -76,15 +76,15 @@ def write_npy(tables: Iterable[pa.Table], path: Path, metadata: Metadata, rows: 
     try:
         folder.mkdir(exist_ok=True)
         count, columns = 0, {}
-        header = {"descr": "<f4", "fortran_order": False, "shape": (rows, metadata.dim)}
+        stored = "<f2" if metadata.dtype == "float16" else "<f4"
+        header = {"descr": stored, "fortran_order": False, "shape": (rows, metadata.dim)}
         with open(staged[0], "wb") as array, open(staged[1], "wb") as ids:
             np.lib.format.write_array_header_1_0(array, header)
             digest = hashlib.sha256()
             for table in tables:
                 # Written, not mapped: on a full disk a mapped page ends the process.
-                array.write(
-                    np.ascontiguousarray(vectors_of(table, metadata.dim, os.fspath(path)), "<f4").data
-                )
+                vectors = vectors_of(table, metadata.dim, os.fspath(path))
+                array.write(np.ascontiguousarray(vectors, stored).data)
                 count += table.num_rows
                 columns = {f.name: str(f.type) for f in table.schema if f.name not in RESERVED}
                 for line in table.drop_columns(["embedding"]).to_pylist():

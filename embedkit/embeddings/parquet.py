@@ -119,6 +119,11 @@ class ParquetRows(TableRows):
         for file in files[1:]:
             found = read_metadata(file)
             check_same_space(metadata, found, where, str(file), "embed the images again into another folder")
+            if found.dtype != metadata.dtype:
+                raise OutputError(
+                    f"{where} mixes rows of {metadata.dtype} and, in {file.name}, of {found.dtype}; embed the images "
+                    "again into another folder"
+                )
             for run in found.runs:
                 metadata = metadata.with_run(run)
         self._checked: set[tuple[int, str]] = set()
@@ -134,7 +139,7 @@ class ParquetRows(TableRows):
             if pa.types.is_null(columns.get(field.name, pa.null())):
                 columns[field.name] = field.type
         for file, schema in zip(files, self._schemas, strict=True):
-            check_schema(schema, metadata.dim, str(file), adopt_step(str(file)))
+            check_schema(schema, metadata, str(file), adopt_step(str(file)))
         self._groups = [
             (index, group)
             for index, footer in enumerate(self._footers)

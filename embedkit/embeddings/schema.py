@@ -17,6 +17,8 @@ from embedkit.errors import ConfigError, OutputError
 
 #: Columns that are ours; a label column of the same name is stored as `source_<name>`.
 RESERVED = ("id", "part", "embedding", "size", "mtime_ns", "sha256")
+#: How numbers are stored -> the type of one in Arrow.
+_VALUE_TYPES = {"float32": pa.float32(), "float16": pa.float16()}
 #: Rows of a row group: 2.6 MB at D = 1280; several are in memory while a file is assembled.
 ROW_GROUP = 512
 
@@ -29,7 +31,7 @@ def schema_of(metadata: Metadata, labels: Mapping[str, str | pa.DataType], *, sh
     fields = [
         pa.field("id", pa.string(), nullable=False),
         pa.field("part", pa.int32(), nullable=False),
-        pa.field("embedding", pa.list_(pa.float32(), metadata.dim), nullable=False),
+        pa.field("embedding", vector_type(metadata), nullable=False),
         pa.field("size", pa.int64()),
         pa.field("mtime_ns", pa.int64()),
     ]
@@ -40,6 +42,11 @@ def schema_of(metadata: Metadata, labels: Mapping[str, str | pa.DataType], *, sh
         for name, kind in labels.items()
     ]
     return pa.schema(fields, metadata={METADATA_KEY: metadata.to_json().encode()})
+
+
+def vector_type(metadata: Metadata) -> pa.DataType:
+    """The Arrow type of the `embedding` column."""
+    return pa.list_(_VALUE_TYPES[metadata.dtype], metadata.dim)
 
 
 def metadata_of(schema: pa.Schema, where: str, what: str, step: str = "") -> Metadata:
@@ -87,12 +94,14 @@ def adopt_step(where: str) -> str:
     return f"if it holds embeddings, `embedkit adopt {where} --encoder NAME` writes a file with metadata"
 
 
-def check_schema(schema: pa.Schema, dim: int, where: str, step: str = "embed the images again") -> None:
+def check_schema(
+    schema: pa.Schema, metadata: Metadata, where: str, step: str = "embed the images again"
+) -> None:
     """Refuse a file whose columns are not those that its metadata promises.
 
     Args:
         schema: The columns.
-        dim: Width D.
+        metadata: What the file says of its rows.
         where: How messages name the file.
         step: What the message tells the user to do.
 
@@ -102,7 +111,7 @@ def check_schema(schema: pa.Schema, dim: int, where: str, step: str = "embed the
     twice = [name for name, count in Counter(schema.names).items() if count > 1]
     if twice:
         raise OutputError(f"{where}: there are two columns {twice[0]!r}; embed the images again")
-    expected = {"id": pa.string(), "part": pa.int32(), "embedding": pa.list_(pa.float32(), dim)}
+    expected = {"id": pa.string(), "part": pa.int32(), "embedding": vector_type(metadata)}
     for name, kind in expected.items():
         found = column_type(schema, name)
         if found != kind:
@@ -125,7 +134,7 @@ def guarded(where: str, read: Callable[..., _T], *arguments: Any) -> _T:
 
 
 def vectors_of(table: pa.Table, dim: int, where: str) -> npt.NDArray[np.float32]:
-    """The `embedding` column as float32 (N, D).
+    """The `embedding` column as float32 (N, D), however its numbers are stored.
 
     Raises:
         OutputError: A row, or a number of a row, is missing; `where` names what was read.
@@ -142,18 +151,41 @@ def vectors_of(table: pa.Table, dim: int, where: str) -> npt.NDArray[np.float32]
             f"{where} is damaged (expected {table.num_rows} rows of {dim} numbers, found {len(vectors)} numbers); "
             "embed the images again"
         )
-    return vectors.reshape(-1, dim)
+    return vectors.astype(np.float32, copy=False).reshape(-1, dim)
 
 
-def with_vectors(table: pa.Table, vectors: npt.NDArray[np.floating[Any]]) -> pa.Table:
+def with_vectors(
+    table: pa.Table, vectors: npt.NDArray[np.floating[Any]], dtype: str = Metadata.dtype
+) -> pa.Table:
     """A table with an `embedding` column appended.
 
     Args:
         table: N rows.
         vectors: float (N, D).
+        dtype: How their numbers are stored.
+
+    Raises:
+        OutputError: A number that float16 cannot hold.
     """
-    flat = pa.array(np.asarray(vectors, np.float32).reshape(-1), pa.float32())
-    return table.append_column("embedding", pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1]))
+    return table.append_column("embedding", vector_array(vectors, dtype))
+
+
+def vector_array(vectors: npt.NDArray[np.floating[Any]], dtype: str) -> pa.FixedSizeListArray:
+    """Rows, float (N, D), as an `embedding` column.
+
+    Raises:
+        OutputError: A number that float16 cannot hold: it would become infinity.
+    """
+    with np.errstate(over="ignore"):
+        stored = np.asarray(vectors, dtype)
+    if dtype == "float16" and np.isfinite(vectors).all() and not np.isfinite(stored).all():
+        raise OutputError(
+            f"an embedding holds {np.abs(vectors).max():.3g}, and float16 at most {np.finfo(np.float16).max:g}: store "
+            "the rows as float32, or normalized"
+        )
+    return pa.FixedSizeListArray.from_arrays(
+        pa.array(stored.reshape(-1), _VALUE_TYPES[dtype]), vectors.shape[1]
+    )
 
 
 def regroup(tables: Iterable[pa.Table], rows: int) -> Iterator[pa.Table]:
@@ -175,7 +207,11 @@ def conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
     """The same rows under `schema`: columns that the table lacks become nulls."""
     names = table.column_names
     columns = [
-        table[field.name].cast(field.type) if field.name in names else pa.nulls(len(table), field.type)
+        _as_type(table[field.name], field.type) if field.name in names else pa.nulls(len(table), field.type)
         for field in schema
     ]
     return pa.Table.from_arrays(columns, schema=schema)
+
+
+def _as_type(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
+    return column if column.type == kind else column.cast(kind)

@@ -317,7 +317,7 @@ class Embeddings:
         keys = {"id": key_array("id", self.ids, pa.string()), "part": pa.array(self.parts, pa.int32())}
         schema = schema_of(self.metadata, {name: one.type for name, one in labels.items()}, sha256=False)
         fields = [schema.field(name) for name in ("id", "part", "embedding", *labels)]
-        table = with_vectors(pa.table({**keys, **labels}), self.vectors)
+        table = with_vectors(pa.table({**keys, **labels}), self.vectors, self.metadata.dtype)
         return conform(table, pa.schema(fields, schema.metadata))
 
     def to_pandas(self) -> pd.DataFrame:

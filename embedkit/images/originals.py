@@ -110,7 +110,8 @@ class Originals:
                 root = self.root
                 if root is not None and not _is_inside(container, root):
                     root = None  # absolute ids do not depend on the root
-                items = list_sources([container], root=root).items
+                # Nothing is left out here: a row may be of a job that turned the default patterns off.
+                items = list_sources([container], root=root, exclude=("",)).items
                 self._members[container] = {item.id: item.read for item in items}
             return self._members[container]
 

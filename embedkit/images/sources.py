@@ -12,14 +12,16 @@ import os
 import re
 import stat
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from embedkit._io.text import one_line
 from embedkit.errors import SourceError
 from embedkit.images.archives import Archives
 from embedkit.images.containers import EMPTY, Contents
+from embedkit.images.exclude import Excludes
 from embedkit.images.files import other_form, read_file
+from embedkit.images.folder_labels import FolderLabels
 from embedkit.images.ids import id_of
 from embedkit.images.patterns import is_folder, is_pattern, matches
 from embedkit.images.tables import Tables
@@ -48,7 +50,7 @@ class Item:
         size: Bytes of the file or the tar member; of the whole file for a Parquet row.
         mtime_ns: Of the file, within an int64; of the container for members and rows, whose own times are often 0.
         read: Returns the encoded bytes, in any thread. Raises OSError, `ImageError` or `SourceError`.
-        labels: The scalar columns of a Parquet row; empty elsewhere.
+        labels: The scalar columns of a Parquet row, or the label from the image's folder; empty elsewhere.
         path: The file itself (`surrogateescape` where it is not UTF-8); None for members and rows.
     """
 
@@ -66,15 +68,17 @@ class Listing:
 
     Attributes:
         items: Every image once, in source order.
-        label_schema: Label column -> Arrow type name; empty when no source is a Parquet file.
+        label_schema: Label column -> Arrow type name; empty when no source has labels.
         errors: (id, error class name, reason) of what was found but cannot be listed.
         notes: Sentences for the user.
+        folder_column: The label column that holds the images' folders; None when they were not asked for.
     """
 
     items: list[Item]
     label_schema: dict[str, str]
     errors: list[tuple[str, str, str]]
     notes: list[str]
+    folder_column: str | None = None
 
     def empty(self, where: str) -> SourceError:
         """The error of a listing without an image; it names what was skipped."""
@@ -113,6 +117,8 @@ def list_sources(
     root: str | os.PathLike[str] | None = None,
     recursive: bool = True,
     image_column: str | None = None,
+    exclude: Sequence[str] = (),
+    label_from_folder: bool = False,
 ) -> Listing:
     """List the images of `sources`, each once, at its first position.
 
@@ -121,16 +127,30 @@ def list_sources(
     not opened. A pattern (`*`, `?`, `[a-z]`, `**`) stands for its matches, as if the shell had expanded it. A file
     that a pattern or a list names and that cannot be read is an error row and does not stop the listing.
 
+    `exclude` leaves images out by their path: in a folder or an archive the path from there on, in a list or a match of
+    a pattern the path as given, of a file that is a source itself its name.
+
     Args:
         sources: Paths, patterns or lists of paths.
         root: The folder that ids are relative to; without it they are the paths as given.
         recursive: Whether subfolders are included.
         image_column: The column of Parquet files that holds the images; found by type and name when None.
+        exclude: Patterns, added to the default ones, which an empty pattern turns off; see
+            `embedkit.images.exclude.Excludes`.
+        label_from_folder: Whether images get a label column with the name of their folder: in a folder the first one
+            below the source, elsewhere the one that holds the image. Rows of a Parquet file with labels keep those.
 
     Raises:
-        SourceError: A source does not exist, cannot be opened, is of an unknown kind, or is outside `root`.
+        SourceError: A source does not exist, cannot be opened, is of an unknown kind, or is outside `root`; or labels
+            are asked for, and no image has such a folder.
     """
-    lister = _Lister(None if root is None else os.fspath(root), recursive, image_column)
+    lister = _Lister(
+        None if root is None else os.fspath(root),
+        recursive,
+        image_column,
+        Excludes(exclude),
+        FolderLabels() if label_from_folder else None,
+    )
     given = [sources] if isinstance(sources, PathList | str | bytes | os.PathLike) else sources
     for source in given:
         if isinstance(source, PathList):
@@ -138,22 +158,33 @@ def list_sources(
                 lister.add(path, listed=True)
         else:
             lister.add(os.fsdecode(source))
+    label_schema = {name: type_name for name, (type_name, _) in lister.labels.items()}
+    column = lister.name_folder_column(label_schema)
     return Listing(
         items=list(lister.items.values()),
-        label_schema={name: type_name for name, (type_name, _) in lister.labels.items()},
+        label_schema=label_schema if column is None else {**label_schema, column: "string"},
         errors=[(name, kind, reason) for name, (kind, reason) in lister.errors.items()],
         notes=lister.notes(),
+        folder_column=column,
     )
 
 
 class _Lister:
     """A listing under construction. Its dicts keep the order and drop duplicates."""
 
-    def __init__(self, root: str | None, recursive: bool, image_column: str | None):
+    def __init__(
+        self,
+        root: str | None,
+        recursive: bool,
+        image_column: str | None,
+        excludes: Excludes,
+        folders: FolderLabels | None,
+    ):
         if root is not None and not os.path.isdir(root):
             raise SourceError(f"the root {root!r} is not a folder; give one that holds every source")
         self._root = None if root is None else os.path.abspath(root)
         self._recursive = recursive
+        self._excludes, self._folders = excludes, folders
         self._containers: dict[str, Archives | Tables] = {
             ".tar": Archives(_is_image),
             ".parquet": Tables(image_column),
@@ -168,6 +199,8 @@ class _Lister:
 
     def add(self, given: str, listed: bool = False) -> None:
         """Add one source; if it comes from a list or a pattern (`listed`), a failure is an error row."""
+        if listed and self._excludes.leaves_out(_slashes(given)):
+            return
         try:
             self._add(given, pattern=not listed)
         except _Unlistable as error:
@@ -193,11 +226,13 @@ class _Lister:
             return self._add_folder(given)
         if not stat.S_ISREG(status.st_mode):
             raise _Unlistable(f"{given!r} is neither a file nor a folder; write its content to a file first")
+        if self._excludes.leaves_out(os.path.basename(given)):
+            return
         if _PACKED.search(given):
             raise _Unlistable(f"{given!r} is compressed; unpack it and give the folder or the plain .tar")
         container = self._containers.get(_suffix(given))
         if container is None:
-            self._add_file(given, status)
+            self._add_file(given, status, EMPTY if self._folders is None else self._folders.beside(given))
         elif (name := self._name(given)) not in self._opened:
             self._opened.add(name)
             try:
@@ -208,7 +243,7 @@ class _Lister:
 
     def notes(self) -> list[str]:
         """Sentences for the user about what is not in the listing."""
-        notes = list(self._remarks)
+        notes = [*self._remarks, *self._excludes.notes()]
         left = [_suffix(name) for name in self._passed if name not in self.items and name not in self._opened]
         closed = [suffix for suffix in left if suffix in self._containers]
         other = [suffix or "no suffix" for suffix in left if suffix not in self._containers]
@@ -226,6 +261,22 @@ class _Lister:
                 "unpack the archive and name the files to include them"
             )
         return notes
+
+    def name_folder_column(self, taken: Collection[str]) -> str | None:
+        """Name the column of the images' folders; None when they were not asked for."""
+        if self._folders is None:
+            return None
+        if self.items and not self._folders:
+            raise SourceError(
+                f"label_from_folder: none of the {len(self.items)} images lies in a folder below its source; give the "
+                "folder that holds the class folders"
+            )
+        column = self._folders.name_column(taken)
+        if column != "label":
+            self._remarks.append(
+                f"the folders of images are the column {column!r}, since a source has a column 'label'"
+            )
+        return column
 
     def _name(self, path: str, inner: str = "") -> str:
         """The id of `path`, or of the image `inner` in a container at `path`."""
@@ -270,6 +321,7 @@ class _Lister:
         set of links to each other would grow with the factorial of their number.
         """
         entered: set[tuple[int, int]] = set()
+        above_all = len(os.path.join(top, ""))
         # A folder to walk, the folders above it, whether it is below a link, whether it must be new.
         pending: list[tuple[str, tuple[tuple[int, int], ...], bool, bool]] = [(top, (), False, False)]
         while pending:
@@ -285,35 +337,36 @@ class _Lister:
             entered.add(here)
             folders = []
             for entry in self._scan(path):
-                if entry.name.startswith("."):
+                relative = entry.path[above_all:]
+                if entry.name.startswith(".") or self._excludes.leaves_out_entry(_slashes(relative)):
                     continue
                 if is_folder(entry):
                     link = entry.is_symlink()
                     folders.append((entry.path, (*above, here), linked or link, linked and link))
                 elif _is_image(entry.name):
-                    self._add_entry(entry)
+                    self._add_entry(entry, EMPTY if self._folders is None else self._folders.below(relative))
                 else:
                     self._passed[self._name(entry.path)] = None
             if self._recursive:
                 pending.extend(reversed(folders))
 
-    def _add_entry(self, entry: os.DirEntry[str]) -> None:
+    def _add_entry(self, entry: os.DirEntry[str], labels: Mapping[str, object]) -> None:
         try:
             status = os.stat(entry.path)  # entry.stat() would keep half a kilobyte as long as the entry lives
         except OSError as error:
             return self._fail(entry.path, error)
         if stat.S_ISREG(status.st_mode):
-            self._add_file(entry.path, status)
+            self._add_file(entry.path, status, labels)
         else:  # a FIFO would hang its reader
             self.errors[self._name(entry.path)] = ("SourceError", "neither a file nor a folder")
 
-    def _add_file(self, path: str, status: os.stat_result) -> None:
+    def _add_file(self, path: str, status: os.stat_result, labels: Mapping[str, object]) -> None:
         name = self._name(path)
         if name not in self.items:
             if ".." not in path:  # else `..` may follow a link, and the normalized path may be another file
                 path = os.path.normpath(path)
             path = name if name == path else path  # one string in memory instead of two
-            self.items[name] = Item(name, status.st_size, _time_of(status), _File(path), path=path)
+            self.items[name] = Item(name, status.st_size, _time_of(status), _File(path), labels, path)
 
     def _add_contents(self, path: str, status: os.stat_result, contents: Contents) -> None:
         for column, type_name in contents.label_schema.items():
@@ -328,6 +381,10 @@ class _Lister:
         self._remarks.extend(contents.notes)
         self._members.update(contents.passed)
         for inner, size, read, labels in contents.images:
+            if self._excludes.leaves_out(inner):
+                continue
+            if self._folders is not None and not contents.label_schema:
+                labels = self._folders.beside(inner)
             id = self._name(path, inner)
             self.items.setdefault(id, Item(id, size, _time_of(status), read, labels))
 
@@ -366,6 +423,10 @@ def _without_mark(text: bytes) -> bytes:
 
 def _time_of(status: os.stat_result) -> int:
     return max(-_LAST_NS, min(status.st_mtime_ns, _LAST_NS))
+
+
+def _slashes(path: str) -> str:
+    return path.replace(os.sep, "/")
 
 
 def _suffix(name: str) -> str:

@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from embedkit.embeddings.schema import label_column
+from embedkit.embeddings.metadata import Metadata
+from embedkit.embeddings.schema import label_column, vector_array
 from embedkit.encoder import Encoder, reason_of
 from embedkit.errors import ImageError
 from embedkit.images.sources import Item
@@ -49,12 +50,13 @@ class BatchRun:
         self._last = 0.0
         self.failures: list[Failure] = []
 
-    def run(self, todo: list[Item], progress: Progress) -> int:
+    def run(self, todo: list[Item], progress: Progress, *, most: int | None = None) -> int:
         """Embed images and commit shards; on a stop or an interrupt, commit the finished batches first.
 
         Args:
             todo: The images, in source order.
             progress: Told of every batch.
+            most: How many of them may fail; after the batch that exceeds it, the run ends. Any number when None.
 
         Returns:
             The number of images embedded; those that failed are in `failures`.
@@ -92,6 +94,8 @@ class BatchRun:
                         for index, fault in sorted(faults.items())
                     ]
                     progress.advance(len(good), len(faults))
+                    if most is not None and len(self.failures) + len(self._pending) > most:
+                        break
                     if len(self._done) >= SHARD_ROWS or time.monotonic() - self._last > SHARD_SECONDS:
                         self._commit()
             except (KeyboardInterrupt, ImageError):
@@ -124,7 +128,7 @@ class BatchRun:
     def _table(self) -> pa.Table:
         """The rows that are done."""
         items, dim = self._done, self._encoder.dim
-        flat = np.concatenate(self._blocks or [np.empty((0, dim), np.float32)]).reshape(-1)
+        vectors = np.concatenate(self._blocks or [np.empty((0, dim), np.float32)])
         columns: dict[str, list[Any]] = {
             "id": [item.id for item in items],
             "part": [0] * len(items),
@@ -134,10 +138,10 @@ class BatchRun:
         }
         for name in dict.fromkeys(name for item in items for name in item.labels):
             columns[label_column(name)] = [item.labels.get(name) for item in items]
-        vectors = pa.FixedSizeListArray.from_arrays(pa.array(flat, pa.float32()), dim)
+        column = vector_array(vectors, self._options.dtype or Metadata.dtype)
         absent = [None] * len(items)
         arrays = [
-            vectors if field.name == "embedding" else pa.array(columns.get(field.name, absent), field.type)
+            column if field.name == "embedding" else pa.array(columns.get(field.name, absent), field.type)
             for field in self._schema
         ]
         return pa.Table.from_arrays(arrays, schema=self._schema)

@@ -48,6 +48,8 @@ class JobRecord:
         decode: `auto` or `exact`.
         threads: Number of cores in use.
         verify_content: Whether changed images are found by their sha256.
+        exclude: The patterns of images that were left out, as given.
+        label_from_folder: Whether rows have the label of their folder.
     """
 
     metadata: Metadata
@@ -55,6 +57,8 @@ class JobRecord:
     decode: str
     threads: int
     verify_content: bool
+    exclude: tuple[str, ...]
+    label_from_folder: bool
 
     @classmethod
     def of(cls, fields: Fields, where: str) -> JobRecord:
@@ -65,6 +69,8 @@ class JobRecord:
             decode=fields.text("decode"),
             threads=fields.whole("threads"),
             verify_content=fields.flag("verify_content"),
+            exclude=fields.texts("exclude"),
+            label_from_folder=fields.flag("label_from_folder"),
         )
 
     def to_json(self) -> bytes:
@@ -200,6 +206,28 @@ class ShardStore:
                     f"{path}: its list of failures is damaged; start again with --overwrite"
                 ) from None
         return rows, failures
+
+    def first(self) -> tuple[Metadata, set[str]] | None:
+        """The metadata and the columns of the first shard; None where there is none.
+
+        Raises:
+            OutputError: It is damaged, or embedkit did not write it.
+        """
+        for path in self.shards():
+            metadata = read_metadata(path)
+            with opened(path) as file:
+                return metadata, set(file.schema_arrow.names)
+        return None
+
+    def forget_failures(self) -> None:
+        """Remove all failures from the shards, so that the next run tries those images again."""
+        for path in self.shards():
+            table = self._read(path)
+            if not table.num_rows:
+                path.unlink()
+            elif table.schema.metadata.get(_ERRORS_KEY, b"[]") != b"[]":
+                metadata = {**table.schema.metadata, _ERRORS_KEY: b"[]"}
+                write_table(table.replace_schema_metadata(metadata), path)
 
     def drop(self, ids: Collection[str]) -> None:
         """Remove rows from the shards that hold them; one rename replaces a shard."""

@@ -10,6 +10,8 @@ from __future__ import annotations
 import errno
 import time
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import PIL
@@ -20,7 +22,7 @@ from embedkit.embeddings.earlier import EarlierRows, Record
 from embedkit.embeddings.metadata import Metadata, Run, check_same_space
 from embedkit.embeddings.schema import conform, label_column, schema_of
 from embedkit.encoder import Encoder
-from embedkit.errors import EmbedkitError, OutputError, SourceError
+from embedkit.errors import EmbedkitError, OutputError, SourceError, TooManyFailuresError
 from embedkit.images.sources import Item, Listing
 from embedkit.model.layout import sha256_hex
 from embedkit.model.providers import onnxruntime
@@ -74,7 +76,7 @@ class Job:
             for item in listing.items
             if target.parts == 1 or part_of(item.id, target.parts) == target.part
         }
-        mine = encoder.metadata(normalize=options.normalize)
+        mine = replace(encoder.metadata(normalize=options.normalize), dtype=options.dtype or Metadata.dtype)
         check_same_space(unfinished, mine, f"the unfinished job {store.folder}", "this job", START_AGAIN)
         if earlier is not None:
             check_same_space(earlier.metadata, mine, str(target.path), "this job", START_AGAIN)
@@ -115,6 +117,8 @@ class Job:
         # An image that failed keeps its place until the job is done, so that the batches stay the same; a
         # later job tries it again.
         failures = {f[0]: f for f in failed_before if f[0] in self.current} if self.resumed else {}
+        listed = self.listing.errors if self.target.part == 1 else []
+        allowed = self.options.failures_allowed(len(self.current) + len(listed))
         todo = [
             item for name, item in self.current.items()
             if name not in keep_old and name not in keep_new and name not in failures
@@ -133,12 +137,13 @@ class Job:
                 self._begin()
                 progress.start(len(todo))
                 batches = BatchRun(self.encoder, self.store, self.schema, self.options)
-                images = batches.run(todo, progress)
+                most = None if allowed is None else allowed - len(failures) - len(listed)
+                images = batches.run(todo, progress, most=most)
                 failures.update((failure[0], failure) for failure in batches.failures)
             order = {name: index for index, name in enumerate(self.current)}
-            errors = sorted(failures.values(), key=lambda failure: order[failure[0]])
-            if self.target.part == 1:
-                errors += self.listing.errors
+            errors = sorted(failures.values(), key=lambda failure: order[failure[0]]) + listed
+            if allowed is not None and len(errors) > allowed:
+                self._refuse_failures(errors, allowed)
             if not sharded:
                 write_failures(errors, self.target.errors(self.store))
             if errors and not kept and not images:
@@ -250,6 +255,25 @@ class Job:
             f"none of the {len(errors)} images could be read; {where} lists the reasons, the first: {name}: {reason}"
         )
 
+    def _refuse_failures(self, errors: list[Failure], allowed: int) -> None:
+        """Stop an unfinished job; its rows stay, and the next run tries the failed images again.
+
+        Raises:
+            TooManyFailuresError: Always.
+        """
+        where = str(self.target.errors(self.store))
+        write_failures(errors, Path(where))
+        self.store.forget_failures()
+        name, _, reason = errors[0]
+        failed = "1 image" if len(errors) == 1 else f"{len(errors)} images"
+        raise TooManyFailuresError(
+            f"{failed} failed, and max_failures allows {allowed}; {where} lists the reasons, the first: {name}: "
+            f"{reason}; what is embedded is kept: solve that, or allow more, and run the same command again",
+            len(errors),
+            allowed,
+            where,
+        )
+
     def _begin(self) -> None:
         """Record what this job chose, so that the same call after a kill chooses the same."""
         batch_size = self.options.batch_size or self.encoder.default_batch_size
@@ -271,6 +295,8 @@ class Job:
                 decode=decode,
                 threads=self.encoder.threads,
                 verify_content=self.options.verify_content,
+                exclude=tuple(self.options.exclude or ()),
+                label_from_folder=self.options.label_from_folder,
             )
         )
 
