@@ -1,10 +1,15 @@
 """embedkit: image embeddings without PyTorch.
 
 The public API is flat and stands here; other modules may move.
+
+What runs is logged under the name `embedkit` and its children (`embedkit.encoder`, `embedkit.hub`,
+`embedkit.pipeline`): INFO for encoders loaded, downloads and jobs, WARNING for what a user should look at. Nothing is
+shown until the application configures `logging`.
 """
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
 from embedkit._io.lazy import export_lazily
@@ -155,3 +160,5 @@ _MODULES = {
     "write_contact_sheet": "workflows.visual.contact_sheet",
 }
 export_lazily(__name__, _MODULES, packages=("analysis", "workflows"))
+
+logging.getLogger(__name__).addHandler(logging.NullHandler())

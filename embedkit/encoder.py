@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from collections import deque
@@ -36,6 +37,8 @@ from embedkit.model.manifest import space_fingerprint
 from embedkit.model.mixture import Assignment, GaussianMixture
 from embedkit.model.preprocess import Preprocess
 from embedkit.model.providers import EngineOptions, Provider, available_cpus
+
+_LOGGER = logging.getLogger(__name__)
 
 #: Images in one batch. On the CPU a small batch stays in the cache of the core that works on it.
 CPU_BATCH_SIZE = 4
@@ -115,6 +118,11 @@ class Encoder:
         self._engine: Engine = engine
         self.note: str = engine.note
         self._mixture: GaussianMixture | None = None
+        _LOGGER.info(
+            "loaded %s@%s from %s, on %s", self.name, self.revision[:12], entry.location, self.provider
+        )
+        if self.note:
+            _LOGGER.warning("%s", self.note)
 
     def __repr__(self) -> str:
         return f"<Encoder {self.name}@{self.revision[:12]} dim={self.dim} provider={self.provider}>"

@@ -29,7 +29,7 @@ from embedkit.cli.importing import importing
 from embedkit.cli.lint import lint
 from embedkit.cli.publish import publish
 from embedkit.cli.search import search
-from embedkit.cli.terminal import StreamError, drop_output, prepare_streams, tell
+from embedkit.cli.terminal import StreamError, drop_output, prepare_streams, show_warnings, tell
 from embedkit.cli.train import train
 from embedkit.cli.verify import verify
 from embedkit.cli.zoo import doctor, zoo
@@ -83,6 +83,7 @@ def main() -> None:
     """Run the command line and exit."""
     warnings.showwarning = _one_line
     prepare_streams()
+    show_warnings()
     try:
         try:
             status = _run()

@@ -161,14 +161,7 @@ def embed(
     if as_json:
         fields = {**dataclasses.asdict(report), "images_per_second": round(report.images_per_second, 1)}
         print(json.dumps(fields))
-    kept = f", {report.kept} kept" if report.kept else ""
-    removed = f", {report.removed} removed" if report.removed else ""
-    failed = f", {report.failed} failed ({report.errors})" if report.failed else ", none failed"
-    done = (
-        f"{report.output}: {report.images} embedded{kept}{removed}{failed}; dim {report.dim}, "
-        f"{report.images_per_second:.1f} images/s on {report.provider}"
-    )
-    print(safe_for_terminal(done), file=sys.stderr)
+    print(safe_for_terminal(str(report)), file=sys.stderr)
 
 
 def _worker(text: str | None) -> tuple[int, int] | None:

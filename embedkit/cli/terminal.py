@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -19,6 +20,24 @@ class StreamError(Exception):
 def tell(message: str) -> None:
     """Print one sentence on stderr. Names in it are untrusted, so control characters are escaped."""
     print(f"embedkit: {safe_for_terminal(message)}", file=sys.stderr)
+
+
+class _Warnings(logging.Handler):
+    """Tells warnings of the library. What a job notes is in its report, which the command prints."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.addFilter(lambda record: not record.name.startswith("embedkit.pipeline"))
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tell(f"warning: {record.getMessage()}")
+
+
+def show_warnings() -> None:
+    """Print the warnings that the library logs, one line each. A second call changes nothing."""
+    logger = logging.getLogger("embedkit")
+    if not any(isinstance(handler, _Warnings) for handler in logger.handlers):
+        logger.addHandler(_Warnings())
 
 
 def tell_left_out(left_out: Sequence[str], what: str) -> None:

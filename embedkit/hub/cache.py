@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import re
 import shutil
@@ -35,6 +36,8 @@ from embedkit.hub.verified import VerifiedEntry
 from embedkit.model.config import EntryConfig
 from embedkit.model.layout import CONFIG, INDEX, MANIFEST, sha256_hex
 from embedkit.model.manifest import FileRecord, Manifest
+
+_LOGGER = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -252,6 +255,7 @@ class Cache:
             with locked(self.root / "locks" / manifest.sha256) as alone:
                 found = self.get(manifest.sha256)
                 if found is None:
+                    _LOGGER.info("downloading %s from %s, %d bytes", located.name, where, total)
                     with self._aside(manifest.sha256, alone) as aside:
                         self._fetch(aside, located, manifest, raw, total, gate, watcher, admit)
         except FileNotFoundError as error:

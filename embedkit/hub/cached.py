@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
+import logging
 from functools import cached_property
 from pathlib import Path
 
@@ -13,6 +13,8 @@ from embedkit.hub.catalog import Index, Pin
 from embedkit.hub.folder import FolderEntry
 from embedkit.hub.progress import DownloadBar
 from embedkit.model.layout import INDEX, REVISION
+
+_LOGGER = logging.getLogger(__name__)
 
 
 class CachedZoo:
@@ -56,7 +58,7 @@ class CachedZoo:
                 raw = self._cache.noted_index(self.uri)
                 if raw is None:
                     raise
-                _warn(f"{self.uri} is down ({error}); using its last list from the cache")
+                _LOGGER.warning("%s is down (%s); using its last list from the cache", self.uri, error)
         return Index() if raw is None else Index.from_json(raw, f"{self.uri}/{INDEX}")
 
     def offers(self, name: str) -> bool:
@@ -96,7 +98,7 @@ class CachedZoo:
             last = self._cache.noted(self.uri, asked) if pin is None else None
             if last is None:
                 raise
-            _warn(f"{self.uri} is down ({error}); {last.name} comes from the cache")
+            _LOGGER.warning("%s is down (%s); %s comes from the cache", self.uri, error, last.name)
             return last
         self._cache.note(self.uri, asked, located, Path(entry.location).parent.name)
         entry.version = located.revision
@@ -113,7 +115,3 @@ class CachedZoo:
             if entry is not None and name in (entry.name, entry.name.partition(".")[0]):
                 return entry
         return None
-
-
-def _warn(message: str) -> None:
-    warnings.warn(message, stacklevel=4)

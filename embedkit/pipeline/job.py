@@ -8,6 +8,7 @@ that was killed and started again gives the same bytes as one that was not.
 from __future__ import annotations
 
 import errno
+import logging
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -34,6 +35,8 @@ from embedkit.pipeline.scope import Scope
 from embedkit.pipeline.target import Target
 
 __all__ = ["Job"]
+
+_LOGGER = logging.getLogger(__name__)
 
 
 class Job:
@@ -135,6 +138,11 @@ class Job:
                 self.store.drop(outdated)
             if todo:
                 self._begin()
+                if self.resumed:
+                    _LOGGER.info(
+                        "continuing the unfinished job of %s: %d images were done", self.target, len(keep_new)
+                    )
+                _LOGGER.info("embedding %d of %d images into %s", len(todo), len(self.current), self.target)
                 progress.start(len(todo))
                 batches = BatchRun(self.encoder, self.store, self.schema, self.options)
                 most = None if allowed is None else allowed - len(failures) - len(listed)
@@ -158,7 +166,12 @@ class Job:
         except (OSError, OutputError) as error:
             raise self._stopped(error) from None
         elsewhere, gone = self._outside(kept)
-        return EmbedReport(
+        notes = list(self._notes(elsewhere=elsewhere, gone=gone))
+        for note in notes:
+            _LOGGER.warning("%s", note)
+        if self.resumed:
+            notes.append(f"continued an unfinished job: {len(keep_new)} images were done")
+        report = EmbedReport(
             output=str(self.target),
             images=images,
             kept=len(kept),
@@ -169,21 +182,19 @@ class Job:
             provider=self.encoder.provider,
             dim=self.encoder.dim,
             errors=str(self.target.errors(self.store)) if errors else None,
-            notes=tuple(self._notes(resumed=len(keep_new), elsewhere=elsewhere, gone=gone)),
+            notes=tuple(notes),
         )
+        _LOGGER.info("%s", report)
+        return report
 
-    def _notes(self, *, resumed: int, elsewhere: int, gone: int) -> Iterator[str]:
+    def _notes(self, *, elsewhere: int, gone: int) -> Iterator[str]:
         """What the user should know, one sentence each."""
         yield from self.listing.notes
-        if self.encoder.note:
-            yield self.encoder.note
         if self.encoder.config.takes_aligned_faces:
             yield (
                 f"{self.encoder.name} takes aligned faces; its embeddings of whole photographs are meaningless. "
                 "`embedkit verify`, `identify` and `calibrate` find the faces of photographs with --faces"
             )
-        if self.resumed:
-            yield f"continued an unfinished job: {resumed} images were done"
         if self.earlier is not None and self.earlier.uncertain:
             yield (
                 f"{self.target.path} and the files beside it did not belong together; all images were embedded again"

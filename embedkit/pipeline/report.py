@@ -44,6 +44,16 @@ class EmbedReport:
     gone: int = 0
     notes: tuple[str, ...] = ()
 
+    def __str__(self) -> str:
+        """The report as one line: rows, failures and speed."""
+        kept = f", {self.kept} kept" if self.kept else ""
+        removed = f", {self.removed} removed" if self.removed else ""
+        failed = f"{self.failed} failed ({self.errors})" if self.failed else "none failed"
+        return (
+            f"{self.output}: {self.images} embedded{kept}{removed}, {failed}; dim {self.dim}, "
+            f"{self.images_per_second:.1f} images/s on {self.provider}"
+        )
+
     @property
     def images_per_second(self) -> float:
         """Images embedded by this run per second."""

@@ -7,8 +7,8 @@ zoos: a URL or a path in a file is never opened.
 
 from __future__ import annotations
 
+import logging
 import os
-import warnings
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -45,6 +45,8 @@ __all__ = [
     "encoder_of_space",
     "find_image",
 ]
+
+_LOGGER = logging.getLogger(__name__)
 
 #: Number of faces in one batch: 17 MB of pixels.
 CHIPS = 256
@@ -128,10 +130,13 @@ def encoder_of_space(
             "same encoder; name it with --encoder, or embed the images again"
         )
     if encoder.revision != metadata.manifest_sha256:
-        warnings.warn(
-            f"{where} was made with {metadata.entry}@{metadata.manifest_sha256[:12]}, and {encoder.name}@"
-            f"{encoder.revision[:12]} is used; both give the same space",
-            stacklevel=2,
+        _LOGGER.warning(
+            "%s was made with %s@%s, and %s@%s is used; both give the same space",
+            where,
+            metadata.entry,
+            metadata.manifest_sha256[:12],
+            encoder.name,
+            encoder.revision[:12],
         )
     return encoder
 

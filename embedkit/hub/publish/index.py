@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-import warnings
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,8 @@ from embedkit.hub.limits import INDEX_LIMIT
 from embedkit.hub.publish.pages import HEAD, TABLE, pages, table_bytes
 from embedkit.hub.verified import VerifiedEntry
 from embedkit.model.layout import ENTRY_NAME, INDEX, MANIFEST, SCHEMA_VERSION
+
+_LOGGER = logging.getLogger(__name__)
 
 __all__ = [
     "TABLE",
@@ -44,6 +46,8 @@ __all__ = [
 def update_index(zoo: Path) -> dict[str, Any]:
     """Write `index.json` and the pages again from the entries in a zoo folder.
 
+    An entry that is damaged keeps its old row, or is left out, and a warning is logged.
+
     Args:
         zoo: The folder whose subfolders are entries.
 
@@ -53,9 +57,6 @@ def update_index(zoo: Path) -> dict[str, Any]:
     Raises:
         ConfigError: There is no such folder.
         OutputError: The folder cannot be written, or holds a file of these names that embedkit did not write.
-
-    Warns:
-        UserWarning: An entry is damaged: it keeps its old row, or is left out.
     """
     with changed_index(zoo) as index:
         pass
@@ -82,9 +83,6 @@ def changed_index(
     Raises:
         EntryError: The pages cannot show an entry that is added.
         ConfigError, OutputError: As for `update_index`.
-
-    Warns:
-        UserWarning: As for `update_index`.
     """
     check_zoo(zoo)
     FolderZoo(zoo)  # refuse a missing folder before it is locked
@@ -118,9 +116,8 @@ def _old(path: Path) -> bytes | None:
 
 def _keep_row(zoo: Path, name: str, error: EntryError) -> dict[str, Any] | None:
     """The row that a damaged entry has in the old index, if the row is valid."""
-    warnings.warn(
-        f"{plain_line(error)}; its row of the index stays as it was, and the other entries are not affected",
-        stacklevel=6,
+    _LOGGER.warning(
+        "%s; its row of the index stays as it was, and the other entries are not affected", plain_line(error)
     )
     text = _old(zoo / INDEX)
     try:
