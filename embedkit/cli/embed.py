@@ -73,7 +73,7 @@ def embed(
             help="Leave out images and folders of this name, or with a / this path from the source on. Repeatable; "
             "added to ._*, @eaDir and #recycle, which --exclude '' turns off.",
         ),
-    ] = EmbedOptions.exclude,
+    ] = None,
     label_from_folder: Annotated[
         bool,
         typer.Option(
@@ -90,7 +90,7 @@ def embed(
             metavar="N",
             help="Stop with status 3 when more than N images fail, or a share such as 1%; what is done stays.",
         ),
-    ] = EmbedOptions.max_failures,
+    ] = None,
     prune: Annotated[
         bool,
         typer.Option(

@@ -14,6 +14,7 @@ import embedkit
 from embedkit.embeddings.table import Embeddings
 from embedkit.pipeline import batches
 from embedkit.pipeline.options import EmbedOptions
+from embedkit.pipeline.report import Progress
 
 
 @pytest.fixture
@@ -94,6 +95,36 @@ def test_a_job_stops_keeps_its_rows_and_goes_on_when_the_images_are_back(folder,
     found = Embeddings.load(target)
     assert sorted(Path(name).name for name in found.ids) == [f"{index:02d}.png" for index in range(12)]
     assert np.abs(found.vectors - tiny.encode(found.ids)).max() < 1e-6
+
+
+class Unmount(Progress):
+    """Moves the folder of the images away after the first batches, as a mount that vanishes."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.seen = folder, 0
+
+    def advance(self, images: int, failed: int) -> None:
+        self.seen += images + failed
+        if self.folder.exists() and self.seen >= 20:
+            self.folder.rename(self.folder.with_name("away"))
+
+
+def test_a_mount_that_vanishes_ends_the_job_early_and_nothing_is_lost(tiny, tmp_path):
+    folder, output = tmp_path / "mount", tmp_path / "o.parquet"
+    folder.mkdir()
+    for index in range(400):
+        repair(folder, index)
+    away = Unmount(folder)
+    with pytest.raises(embedkit.TooManyFailuresError, match="No such file or directory"):
+        embedkit.embed(folder, output, encoder=tiny, batch_size=2, max_failures="1%", progress=away)
+    assert 20 <= away.seen < 200, "it went on after more than 1% had failed"
+    with pytest.raises(embedkit.SourceError, match="does not exist"):
+        embedkit.embed(folder, output, encoder=tiny, max_failures="1%")
+    (tmp_path / "away").rename(folder)
+    report = embedkit.embed(folder, output, encoder=tiny, max_failures="1%")
+    assert report.failed == 0 and report.kept >= 20 and report.kept + report.images == 400
+    found = Embeddings.load(output)
+    assert len(found) == 400 and np.abs(found.vectors - tiny.encode(found.ids)).max() < 1e-6
 
 
 def test_more_is_allowed_the_second_time(folder, tiny, tmp_path):
