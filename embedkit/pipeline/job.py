@@ -166,7 +166,7 @@ class Job:
         except (OSError, OutputError) as error:
             raise self._stopped(error) from None
         elsewhere, gone = self._outside(kept)
-        notes = list(self._notes(elsewhere=elsewhere, gone=gone))
+        notes = list(self._notes(images=images, elsewhere=elsewhere, gone=gone))
         for note in notes:
             _LOGGER.warning("%s", note)
         if self.resumed:
@@ -187,7 +187,7 @@ class Job:
         _LOGGER.info("%s", report)
         return report
 
-    def _notes(self, *, elsewhere: int, gone: int) -> Iterator[str]:
+    def _notes(self, *, images: int, elsewhere: int, gone: int) -> Iterator[str]:
         """What the user should know, one sentence each."""
         yield from self.listing.notes
         if self.encoder.config.takes_aligned_faces:
@@ -199,6 +199,12 @@ class Job:
             yield (
                 f"{self.target.path} and the files beside it did not belong together; all images were embedded again"
             )
+        given = {label_column(name) for name in self.listing.label_schema}
+        absent = [name for name in self.labels if name not in given]
+        if images and absent:
+            rows = "1 new row has" if images == 1 else f"{images} new rows have"
+            hint = "; --label-from-folder gives one" if "label" in absent else ""
+            yield f"{rows} no {', '.join(map(repr, absent))}, which rows of earlier runs have{hint}"
         if not self.store.has_lock:
             yield (
                 f"the file system of {self.store.folder} has no locks; do not start another run on this output "

@@ -96,10 +96,8 @@ class EmbedOptions:
             raise ConfigError(f"on_error: expected skip or stop, found {self.on_error!r}")
         if self.dtype is not None and self.dtype not in DTYPES:
             raise ConfigError(f"dtype: expected {' or '.join(DTYPES)}, found {self.dtype!r}")
-        if isinstance(self.exclude, str):
-            raise ConfigError(
-                f"exclude: expected a list of patterns, found {self.exclude!r}; write [{self.exclude!r}]"
-            )
+        if isinstance(self.exclude, str) or not all(isinstance(one, str) for one in self.exclude or ()):
+            raise ConfigError(f"exclude: expected a list of patterns such as ['raw'], found {self.exclude!r}")
         self.failures_allowed(0)
         if self.worker is not None:
             part, parts = self.worker

@@ -158,10 +158,9 @@ def test_a_number_that_float16_cannot_hold_is_refused(tmp_path):
 def test_an_option_out_of_range(tmp_path):
     with pytest.raises(embedkit.ConfigError, match="dtype: expected float32 or float16, found 'half'"):
         embedkit.embed(tmp_path, tmp_path / "o.parquet", dtype="half")
-    with pytest.raises(
-        embedkit.ConfigError, match="exclude: expected a list of patterns, found 'raw'; write"
-    ):
-        embedkit.embed(tmp_path, tmp_path / "o.parquet", exclude="raw")
+    for patterns in ("raw", [Path("raw")]):
+        with pytest.raises(embedkit.ConfigError, match="exclude: expected a list of patterns such as"):
+            embedkit.embed(tmp_path, tmp_path / "o.parquet", exclude=patterns)
 
 
 def test_metadata_of_an_unknown_type_is_refused_and_none_is_float32():
@@ -185,6 +184,18 @@ def test_class_folders_are_a_column(folder, tiny, tmp_path, output):
     embedkit.embed(folder, name, encoder=tiny, label_from_folder=True)
     found = Embeddings.load(name)
     assert found.labels == {"label": ["cat"] * 6 + ["dog"] * 6}
+
+
+def test_new_rows_without_the_labels_of_earlier_ones_are_noted(folder, tiny, tmp_path):
+    output = tmp_path / "o.parquet"
+    embedkit.embed(folder, output, encoder=tiny, exclude=["00.png"], label_from_folder=True)
+    report = embedkit.embed(folder, output, encoder=tiny)
+    assert (
+        "1 new row has no 'label', which rows of earlier runs have; --label-from-folder gives one"
+        in report.notes
+    )
+    assert Embeddings.load(output).labels["label"].count(None) == 1
+    assert embedkit.embed(folder, output, encoder=tiny).notes == ()
 
 
 @pytest.mark.parametrize("output", ["o.parquet", "shards/"])
