@@ -16,6 +16,7 @@ from embedkit.embeddings.formats import open_rows
 from embedkit.embeddings.metadata import Metadata
 from embedkit.embeddings.table import Embeddings
 from embedkit.images.sources import PathList
+from embedkit.workflows.adopt import adopt
 
 OUTPUTS = ["o.parquet", "o.npy", "shards/", "lance"]
 
@@ -61,6 +62,26 @@ def test_rows_of_float16_are_read_as_float32_by_every_reader(folder, tiny, tmp_p
         found.save(tmp_path / other)
         again = Embeddings.load(tmp_path / other)
         assert again.metadata == found.metadata and np.array_equal(again.vectors, expected)
+
+
+def test_float16_comes_back_through_arrow_pandas_and_adopt(folder, tiny, tmp_path):
+    name = tmp_path / "o.parquet"
+    embedkit.embed(folder, name, encoder=tiny, dtype="float16")
+    found = Embeddings.load(name)
+    for again in (
+        Embeddings.from_arrow(found.to_arrow()),
+        Embeddings.from_pandas(found.to_pandas()),
+        Embeddings.concat([found[:5], found[5:]]),
+    ):
+        assert again.metadata == found.metadata and again.vectors.dtype == np.float32
+        assert np.array_equal(again.vectors, found.vectors)
+    adopt(name, tiny, tmp_path / "same.parquet", images=folder)
+    assert Embeddings.load(tmp_path / "same.parquet").metadata == found.metadata
+    pq.write_table(pq.read_table(name).replace_schema_metadata(), tmp_path / "bare.parquet")
+    done = adopt(tmp_path / "bare.parquet", tiny, tmp_path / "wide.parquet", images="/")
+    assert done.compared == 12 and done.cosine > 0.9999
+    wide = Embeddings.load(tmp_path / "wide.parquet")
+    assert wide.metadata.dtype == "float32" and np.array_equal(wide.vectors, found.vectors)
 
 
 @pytest.mark.parametrize("output", OUTPUTS)
