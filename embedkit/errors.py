@@ -157,6 +157,14 @@ class TooManyFailuresError(EmbedkitError):
         failed: How many failed.
         allowed: How many were allowed to.
         errors: The table of failures (`id`, `error`, `reason`).
+
+    Examples:
+        >>> np.save("broken.npy", [0])  # no image
+        >>> try:
+        ...     embedkit.embed(["samples/cat.jpg", "broken.npy"], "strict.parquet", max_failures=0)
+        ... except embedkit.TooManyFailuresError as error:
+        ...     print(error.failed, error.allowed, error.errors)
+        1 0 strict.errors.parquet
     """
 
     def __init__(self, message: str, failed: int = 0, allowed: int = 0, errors: str = ""):

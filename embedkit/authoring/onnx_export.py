@@ -31,8 +31,6 @@ def export_onnx(
 ) -> Path:
     """Write an entry's encoder as one file: weights inside, in float32, and the preprocessing in its metadata.
 
-        export_onnx("supervised-efficientnet_lite0", "encoder.onnx", float_input=True)
-
     The output is `embedding`, float32 (N, D), not L2-normalized. The file's metadata (`metadata_props`) hold `entry`,
     `revision`, `license`, `input`, `output` (a sentence each), and `preprocess`, the contract as JSON.
 
@@ -50,6 +48,11 @@ def export_onnx(
         EntryNotFoundError: No zoo has an entry of this name.
         EntryError: Not an entry, or (IntegrityError) its bytes are not those of its manifest.
         OutputError: `out` cannot be written.
+
+    Examples:
+        >>> from embedkit.authoring.onnx_export import export_onnx
+        >>> export_onnx("supervised-efficientnet_lite0", "encoder.onnx", float_input=True)
+        PosixPath('encoder.onnx')
     """
     if not isinstance(entry, VerifiedEntry):
         entry = find_entry(entry)
