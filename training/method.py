@@ -43,6 +43,7 @@ class Method(lightning.LightningModule):
         streams: Purposes of `generator` that change the loss beside the augmentations: a draw, masks, a prior.
         stops_gradient: Whether part of the loss is held constant by design, so that the gradient is not the loss's.
         overfits: Whether the loss falls on one batch seen again and again; not so for an adversary's.
+        takes_weights: Whether the backbone may start from `RunConfig.init`; not one of an adversarial pair.
         inert: Numbers of the Config that change neither loss nor network in the recipe: of another form, or of a rate.
         backbone: In channels-last memory.
         config: The method's own `Config`.
@@ -55,6 +56,7 @@ class Method(lightning.LightningModule):
     streams: tuple[str, ...] = ()
     stops_gradient: ClassVar[bool] = False
     overfits: ClassVar[bool] = True
+    takes_weights: ClassVar[bool] = True
     inert: ClassVar[tuple[str, ...]] = ()
 
     mean: Tensor  # (1, C, 1, 1)

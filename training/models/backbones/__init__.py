@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from embedkit._io.text import did_you_mean
 from embedkit.errors import ConfigError
+from embedkit.training.models.backbones.arguments import args_from_file
 from embedkit.training.models.backbones.norms import NORMS, ChannelAffine, Norm, norm_layer
 from embedkit.training.models.backbones.plain import (
     MLP,
@@ -49,6 +50,7 @@ __all__ = [
     "Norm",
     "SmallStemResNet",
     "StagedConvNet",
+    "args_from_file",
     "create_backbone",
     "embedkit_alexnet",
     "embedkit_gru",
