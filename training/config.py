@@ -37,6 +37,8 @@ class RunConfig:
         backbone_args: Further arguments of `create_backbone`, and of the network for timm: `norm`, `drop_path_rate`.
         init: What the backbone's weights are at the start: an entry's name or folder, a run's folder or `timm:NAME`,
             whose backbone and preprocess contract the run takes over; empty for random ones. See `parents`.
+        freeze: Parts of the backbone that keep the weights of `init`, from the input on: 1 is the stem, 2 the stem and
+            the first stage of a ResNet or block of a ViT; 0 for none. Their BatchNorm stays in eval mode.
         parents: Name, digest and license of what `init` named; the run writes them down.
         data: Where the images come from and how they are brought to size.
         optimizer: And its schedule.
@@ -62,6 +64,7 @@ class RunConfig:
     backbone: str = "r10"
     backbone_args: Mapping[str, Any] = field(default_factory=dict)
     init: str = ""
+    freeze: int = 0
     parents: tuple[Mapping[str, str], ...] = ()
     data: DataConfig = DataConfig()
     optimizer: Optimizer = Optimizer()

@@ -175,6 +175,40 @@ def tuned(tmp_path_factory):
     return run.train(config, data="synthetic:80", out=folder, progress=False).run
 
 
+def trained(folder, *settings):
+    """The encoder's tensors of a run of three steps from the gray entry."""
+    config = with_overrides(
+        recipes.recipe("supervised"),
+        [f"init={GRAY}", "data.image_size=16", "steps=3", "batch_size=16", "threads=1", *settings],
+    )
+    run.train(config, data="synthetic:80", out=folder, progress=False)
+    return load_file(folder / "encoder.safetensors")
+
+
+@pytest.mark.parametrize(("parts", "frozen"), [(2, ("conv1", "bn1", "layer1")), (5, ("",))])
+def test_frozen_parts_keep_parameters_and_statistics_bit_for_bit(parts, frozen, gray, tmp_path):
+    found = trained(tmp_path / "run", f"freeze={parts}")
+    for name, value in found.items():
+        same = torch.equal(value, gray.state[name].to(value.dtype))
+        assert same == name.startswith(frozen), name
+    assert {"bn1.running_mean", "layer1.0.bn1.running_var", "layer2.0.bn1.running_mean"} <= set(found)
+
+
+def test_freeze_that_the_network_does_not_have_or_without_weights(gray):
+    with pytest.raises(ConfigError, match="freeze: expected 0 to 5 for embedkit_r10, 5 for the whole"):
+        started(gray, "freeze=6")
+    with pytest.raises(ConfigError, match="freeze: it keeps the weights that init names"):
+        run.train(with_overrides(recipes.recipe("supervised"), ["freeze=1"]), data="synthetic:80", out="no")
+
+
+def test_frozen_layers_of_a_teacher_and_of_the_default_encoder(default):
+    _, method = started(default, "freeze=8", "data.image_size=32", name="mean_teacher")
+    method.train()
+    modes = {module.training for module in method.backbone.net.modules()}
+    assert modes == {False} and method.training
+    assert not any(parameter.requires_grad for parameter in method.backbone.parameters())
+
+
 def test_a_resumed_run_never_loads_again(tuned, monkeypatch):
     before = (tuned / "encoder.safetensors").read_bytes()
 
