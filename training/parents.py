@@ -120,7 +120,7 @@ def _of_timm(name: str) -> Parent:
         record={
             "name": f"{TIMM}{name}",
             **{key: str(value) for key, value in facts.items() if value},
-            **({"license": known} if known else {}),
+            "license": known or "unknown",
         },
     )
 

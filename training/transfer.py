@@ -39,7 +39,7 @@ class Parent:
         model_args: What timm needs to build the same backbone.
         preprocess: Its contract.
         state: Its tensors by name, those of other parts among them.
-        record: What `provenance.parents` says of it: `name`, a digest, and `license` where one is known.
+        record: What `provenance.parents` says of it: `name`, a digest, and `license`, which a run has not.
         ancestors: The records of what it was trained from itself, where no license of its own covers them.
     """
 
@@ -70,7 +70,7 @@ class Loaded:
 def say_loaded(config: RunConfig, parent: Parent, found: Loaded) -> None:
     """Say on stderr what a run starts from, which tensors were changed to fit, and which have no place in it."""
     size, data = parent.preprocess.size, config.data
-    parts = [f"init: {parent.name} ({parent.record.get('license', 'no license known')})"]
+    parts = [f"init: {parent.name} ({parent.record.get('license', 'a run')})"]
     parts.append(f"all {found.loaded} tensors of {parent.architecture} loaded")
     if found.adapted:
         parts.append(f"adapted to {data.color} at {data.image_size} pixels: {_some(found.adapted)}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import yaml
@@ -45,18 +45,19 @@ def render_card(name: str, config: EntryConfig, *, mixture: bool = False) -> str
     Args:
         name: The entry's folder name.
         config: Its final configuration. Of `metrics` the card reads what `write_metrics` puts there; of `provenance`
-            it reads `stored`, `parity`, `run` and `cost` (of which `co2_grams` also goes to the front matter) and
-            lists the rest.
+            it reads `stored`, `parity`, `parents`, `run` and `cost` (of which `co2_grams` also goes to the front
+            matter) and lists the rest.
         mixture: Whether the entry holds a fitted mixture, which the usual words on its use then show.
     """
     card = config.card
-    shown = ("stored", "parity", "cost", "run")
+    shown = ("stored", "parity", "cost", "run", "parents")
     blocks = [
         f"---\n{yaml.safe_dump(_front_matter(name, config), sort_keys=False, width=110)}---",
         f"# {name}",
         card.summary,
         f"Trained by {code(config.method)} on {escape(config.data)}. Network {code(config.architecture)}, "
         f"{_gives(config)}. License of the weights: {escape(config.license)}.",
+        _parents(config.provenance.get("parents", ())),
         "## Use",
         card.use or _use(name, config, mixture),
         "## Preprocessing",
@@ -114,6 +115,18 @@ def _front_matter(name: str, config: EntryConfig) -> dict[str, Any]:
             "training_type": "pre-training",
         }
     return front
+
+
+def _parents(parents: Sequence[Mapping[str, str]]) -> str:
+    """The weights that the training started from, with their licenses."""
+    lines = []
+    for parent in parents:
+        digests = [
+            f"{escape(key)} {code(value[:12])}" for key, value in parent.items() if key.endswith("sha256")
+        ]
+        facts = [*digests, *([f"license {escape(parent['license'])}"] if "license" in parent else [])]
+        lines.append(f"- {code(parent['name'])}: {', '.join(facts)}")
+    return "\n".join(["Its training started from the weights of", "", *lines]) if lines else ""
 
 
 def _gives(config: EntryConfig) -> str:

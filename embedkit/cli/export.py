@@ -26,7 +26,13 @@ def export(
         typer.Option(metavar="OUT.onnx", help="Write an entry as one self-contained float32 ONNX."),
     ] = None,
     zoo: Annotated[Path, typer.Option(help="The folder that holds the entries.")] = Path("zoo"),
-    license: Annotated[str, typer.Option(help="SPDX identifier of the new entry's license.")] = "other",
+    license: Annotated[
+        str | None,
+        typer.Option(
+            help="SPDX identifier of the new entry's license.",
+            show_default="that of the weights it started from, or other",
+        ),
+    ] = None,
     data: Annotated[
         str | None, typer.Option(help="What it was trained on, in words; by default as the run says.")
     ] = None,

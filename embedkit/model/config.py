@@ -117,6 +117,7 @@ class EntryConfig:
         provenance = _object(ours.get("provenance", {}), f"{where}: embedkit.provenance")
         metrics = _object(ours.get("metrics", {}), f"{where}: embedkit.metrics")
         _check_metrics(metrics, provenance, f"{where}: embedkit")
+        _check_parents(provenance.get("parents", []), f"{where}: embedkit.provenance.parents")
         return cls(
             architecture=_text(data, "architecture", where),
             kind=ours["kind"],
@@ -133,6 +134,16 @@ class EntryConfig:
             ),
             timm={key: value for key, value in data.items() if key not in ("architecture", "embedkit")},
         )
+
+
+def _check_parents(parents: object, where: str) -> None:
+    """Refuse what is no list of the weights that the training started from: a name, a digest and a license each."""
+    if not isinstance(parents, list):
+        raise EntryError(f"{where}: expected a list, found {_short(parents)}")
+    for index, parent in enumerate(parents):
+        at = f"{where}.{index}"
+        for key in {"name", *_object(parent, at)}:
+            _text(parent, key, at)
 
 
 def _check_metrics(metrics: Mapping[str, Any], provenance: Mapping[str, Any], where: str) -> None:

@@ -21,6 +21,7 @@ from embedkit.model.preprocess import Preprocess
 from embedkit.training import config as configuration
 from embedkit.training.config import RunConfig, method_name
 from embedkit.training.data import ImageSet, load_images, split_validation
+from embedkit.training.export.licenses import license_of
 from embedkit.training.export.writer import timm_config, update_index, write_entry
 from embedkit.training.method import Method
 from embedkit.training.methods import summary_of
@@ -39,7 +40,7 @@ def export_run(
     name: str,
     zoo: str | os.PathLike[str],
     *,
-    license: str = "other",
+    license: str | None = None,
     data: str | None = None,
     limits: Sequence[str] = (),
 ) -> Path:
@@ -49,7 +50,8 @@ def export_run(
         run: The folder that `embedkit train` wrote.
         name: `<method>-<arch>.<data>`.
         zoo: The folder that holds the entries; its index is updated.
-        license: SPDX identifier of the weights' license.
+        license: SPDX identifier of the weights' license; by default that of the weights that the run started from, and
+            `other` where it started from none.
         data: What it was trained on, in words; taken from the run when None.
         limits: Sentences about what the encoder is not good for, for its card.
 
@@ -57,7 +59,8 @@ def export_run(
         The folder of the entry.
 
     Raises:
-        ConfigError: The folder is not a run, or the name cannot be an entry's.
+        ConfigError: The folder is not a run, the name cannot be an entry's, or the license is more open than that of
+            the weights that the run started from.
         ParityError: ONNX Runtime and torch disagree; nothing is written.
     """
     run, folder = Path(run), Path(zoo) / name
@@ -76,6 +79,7 @@ def export_run(
         )
     check_zoo(Path(zoo))
     config, method = load_run(run)
+    license = license_of(config.parents, license)
     encoder = method.encoder().eval()
     preprocess = config.data.preprocess(method.facts.mean, method.facts.std)
     network = encoder.net if isinstance(encoder, Backbone) else encoder
@@ -137,7 +141,10 @@ def _provenance(run: Path, config: RunConfig, pretext: dict[str, float]) -> dict
     stored["data"]["path"] = Path(config.data.path).name
     if stored["method"].get("weights"):
         stored["method"]["weights"] = Path(stored["method"]["weights"]).name
+    stored["init"] = Path(config.init).name
     provenance = {"trained_by": "embedkit train", "recipe": config.recipe, "run": stored}
+    if stored.pop("parents"):
+        provenance["parents"] = [dict(parent) for parent in config.parents]
     if pretext:
         provenance["pretext"] = {name: round(value, 6) for name, value in pretext.items()}
     return {**provenance, "cost": json.loads((run / COST).read_text("utf-8"))}
