@@ -95,6 +95,10 @@ class Method(lightning.LightningModule):
         """What is exported: normalized images (N, C, H, W) -> embedding (N, D)."""
         return self.backbone
 
+    def head(self) -> nn.Module | None:
+        """The classifier on what `encoder` gives, (N, D) -> logits (N, K) of the data's classes; None without one."""
+        return None
+
     def files(self) -> dict[str, bytes]:
         """What an entry of the encoder holds beside it, by file name: a mixture that was fitted to its embeddings."""
         return {}

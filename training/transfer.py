@@ -154,7 +154,7 @@ def load_weights(backbone: nn.Module, parent: Parent, method: str) -> Loaded:
     wanted = backbone.net.state_dict()
     prefix = _prefix(wanted, parent)
     own = {key.removeprefix(prefix): key for key in parent.state if key.startswith(prefix)}
-    modules = {name for name, _ in backbone.net.named_modules()}
+    modules = {name.rpartition(".")[0] or "." for name in wanted}
     missing = [name for name in wanted if name not in own]
     # a tensor without a place, of a module that has one: a norm of another kind under the same name
     strange = [name for name in own if name not in wanted and (name.rpartition(".")[0] or ".") in modules]

@@ -40,6 +40,9 @@ def export(
         list[str] | None,
         typer.Option(metavar="SENTENCE", help="One limit of the encoder, for its card. Repeatable."),
     ] = None,
+    with_head: Annotated[
+        bool, typer.Option("--with-head", help="Store the classifier too, for `embedkit classify`.")
+    ] = False,
 ) -> None:
     """Write a training run as a zoo entry, or an entry as one ordinary ONNX file."""
     with requires("export", "train,cpu"):
@@ -61,5 +64,7 @@ def export(
         else:
             from embedkit.training.export.from_run import export_run
 
-            done = export_run(source, name, zoo, license=license, data=data, limits=limit or ())
+            done = export_run(
+                source, name, zoo, license=license, data=data, limits=limit or (), with_head=with_head
+            )
             print(safe_for_terminal(str(done)))

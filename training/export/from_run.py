@@ -21,6 +21,8 @@ from embedkit.model.preprocess import Preprocess
 from embedkit.training import config as configuration
 from embedkit.training.config import RunConfig, method_name
 from embedkit.training.data import ImageSet, load_images, split_validation
+from embedkit.training.export.head import classifier_name
+from embedkit.training.export.head import with_head as add_head
 from embedkit.training.export.licenses import license_of
 from embedkit.training.export.writer import timm_config, update_index, write_entry
 from embedkit.training.method import Method
@@ -43,6 +45,7 @@ def export_run(
     license: str | None = None,
     data: str | None = None,
     limits: Sequence[str] = (),
+    with_head: bool = False,
 ) -> Path:
     """Write the encoder of a training run as the entry `<zoo>/<name>`.
 
@@ -54,6 +57,7 @@ def export_run(
             `other` where it started from none.
         data: What it was trained on, in words; taken from the run when None.
         limits: Sentences about what the encoder is not good for, for its card.
+        with_head: Store the method's classifier too, which gives `logits` beside `embedding`.
 
     Returns:
         The folder of the entry.
@@ -86,17 +90,23 @@ def export_run(
     images = load_images(config.data)
     held_out = split_validation(images, config.data.validation, config.seed)[1]
     samples = _samples(held_out if len(held_out) else images)
+    outputs = {"embedding": (_width(network, samples),)}
+    classes = tuple(images.classes) if with_head else ()
+    if with_head:
+        network = add_head(encoder, method.head())
+        outputs["logits"] = (len(classes),)
     entry = EntryConfig(
         architecture=encoder.architecture if isinstance(encoder, Backbone) else config.backbone,
-        outputs={"embedding": (_width(network, samples),)},
+        outputs=outputs,
         method=method_name(config),
-        dim=_width(network, samples),
+        dim=outputs["embedding"][0],
         preprocess=preprocess,
         data=" ".join((data or _data_in_words(config, method)).split()),
         license=license,
         provenance=_provenance(run, config, pretext_on(method, held_out)),
         card=_card(method_name(config), method, encoder, limits),
-        timm=_timm(encoder, preprocess, name, license),
+        classes=classes,
+        timm=_timm(encoder, preprocess, name, license, network if with_head else None),
     )
     write_entry(
         folder,
@@ -109,12 +119,24 @@ def export_run(
     return folder
 
 
-def _timm(encoder: nn.Module, preprocess: Preprocess, name: str, license: str) -> dict[str, Any]:
-    """The keys that timm reads; none for an encoder that is more than a timm network."""
+def _timm(
+    encoder: nn.Module, preprocess: Preprocess, name: str, license: str, network: nn.Module | None
+) -> dict[str, Any]:
+    """The keys that timm reads, with a classifier those of `network`; none for more than a timm network."""
     if not isinstance(encoder, Backbone) or encoder.model_args is None:
         return {}
+    head = (
+        {"num_classes": network.num_classes, "classifier": classifier_name(network)}
+        if network is not None
+        else None
+    )
     return timm_config(
-        encoder.net, preprocess, model_args=encoder.model_args, tag=name.partition(".")[2], license=license
+        encoder.net if network is None else network,
+        preprocess,
+        model_args=encoder.model_args,
+        tag=name.partition(".")[2],
+        license=license,
+        head=head,
     )
 
 

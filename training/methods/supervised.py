@@ -90,6 +90,10 @@ class Supervised(Method):
         loss = smoothed_cross_entropy(logits, batch.labels, self.config.label_smoothing)
         return {"loss": loss, "accuracy": accuracy(logits, batch.labels)}
 
+    def head(self) -> nn.Module:
+        """The classifier."""
+        return self.classifier
+
     def pretext_metric(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         """Accuracy on images as they are; 1 / K by chance."""
         return {"accuracy": accuracy(self.classifier(self.backbone(self.view(batch.images))), batch.labels)}
