@@ -529,7 +529,7 @@ def comparable(name: str, rows: np.ndarray) -> np.ndarray:
 
 def softmax(logits: np.ndarray) -> np.ndarray:
     """Logits float32 (N, K) -> probabilities float32 (N, K), which sum to 1."""
-    powers = np.exp(logits - logits.max(1, keepdims=True), dtype=np.float32)
+    powers: np.ndarray = np.exp(logits - logits.max(1, keepdims=True), dtype=np.float32)
     return powers / powers.sum(1, keepdims=True)
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 torch = pytest.importorskip("torch")
+timm = pytest.importorskip("timm")
+pytest.importorskip("onnx")
 
 from safetensors.torch import load_file
 
@@ -16,6 +18,7 @@ from embedkit.hub.resolve import find_entry
 from embedkit.training import recipes, run
 from embedkit.training.build import build_method
 from embedkit.training.config import Facts, with_overrides
+from embedkit.training.importers import timm_models
 from embedkit.training.parents import find_parent
 from embedkit.training.transfer import adapt_channels, load_weights, starting_from
 
@@ -142,6 +145,12 @@ def test_methods_that_cannot_start_from_weights(name, message, gray):
         started(gray, "data.color=rgb", "data.image_size=64", name=name)
 
 
+def test_a_method_that_is_given_an_encoder_takes_no_other(tmp_path):
+    config = with_overrides(recipes.recipe("deepdpm"), [f"init={GRAY}", f"method.weights={GRAY}"])
+    with pytest.raises(ConfigError, match=r"init: method.weights gives deepdpm its encoder"):
+        run.train(config, data="synthetic:40", out=tmp_path / "run", progress=False)
+
+
 def test_what_is_no_encoder_that_timm_builds():
     with pytest.raises(ConfigError, match=r"face_detector.* is a detector"):
         find_parent(str(ZOO / "face_detector-ssd_mobilenet1.widerface"))
@@ -239,6 +248,26 @@ def test_the_stored_configuration_names_the_parent(tuned):
     stored = json.loads((tuned / "config.json").read_text())["config"]
     assert stored["init"] == GRAY and stored["backbone"] == "r10"
     assert stored["parents"][0]["items"]["manifest_sha256"] == find_entry(GRAY).revision
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "convnext_atto", "mobilenetv3_small_050"])
+def test_a_network_of_timm_gives_what_timm_gives(name, monkeypatch):
+    """Pooling and norms are timm's own, not what embedkit chooses for a network that it starts at random."""
+    network = timm.create_model(name, num_classes=5).eval()
+    cfg = {**timm.get_pretrained_cfg(name).to_dict(), "license": "mit"}
+    source = timm_models.Source(
+        where=name, architecture=name, model_args={}, cfg=cfg, state=network.state_dict(),
+        preprocess=timm_models.preprocess_of(cfg, name), licenses=("mit",), provenance={},
+    )  # fmt: skip
+    monkeypatch.setattr(timm_models, "from_name", lambda name: source)
+    _, method = started(find_parent(f"timm:{name}"))
+    size = source.preprocess.size
+    x = torch.rand(2, 3, *size, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = network.forward_head(network.forward_features(x), pre_logits=True)
+        torch.testing.assert_close(method.eval().backbone(x), expected, rtol=1e-4, atol=1e-4)
+    _, smaller = started(find_parent(f"timm:{name}"), "data.image_size=64", "data.color=gray")
+    assert smaller.backbone.image_size == (64, 64) and smaller.backbone.in_chans == 1
 
 
 def test_timm_without_a_network_is_one_sentence_in_seconds(monkeypatch):
