@@ -529,8 +529,9 @@ def comparable(name: str, rows: np.ndarray) -> np.ndarray:
 
 def softmax(logits: np.ndarray) -> np.ndarray:
     """Logits float32 (N, K) -> probabilities float32 (N, K), which sum to 1."""
-    powers: np.ndarray = np.exp(logits - logits.max(1, keepdims=True), dtype=np.float32)
-    return powers / powers.sum(1, keepdims=True)
+    powers = np.exp(logits - logits.max(1, keepdims=True), dtype=np.float32)
+    probabilities: np.ndarray = powers / powers.sum(1, keepdims=True)
+    return probabilities
 
 
 def l2_normalize(rows: np.ndarray) -> np.ndarray:

@@ -38,6 +38,13 @@ _ASSIGN = """The entry holds a mixture of Gaussians over its embeddings, too: th
 labels, probabilities = encoder.assign(["a.jpg", "b.jpg"])  # the likeliest cluster of each, and how likely
 ```"""
 
+#: What the card says of an entry with the output `logits`.
+_CLASSIFY = """The entry holds a classifier of {} classes, too; their names are in `config.json`.
+
+```python
+probabilities = encoder.classify(["a.jpg", "b.jpg"])  # float32, a column for each of encoder.classes
+```"""
+
 
 def render_card(name: str, config: EntryConfig, *, mixture: bool = False) -> str:
     """The text of `README.md`, the same text for the same entry.
@@ -112,7 +119,7 @@ def _front_matter(name: str, config: EntryConfig) -> dict[str, Any]:
         front["co2_eq_emissions"] = {
             "emissions": cost["co2_grams"],
             "source": f"an estimate by embedkit ({assumed})" if assumed else "an estimate by embedkit",
-            "training_type": "pre-training",
+            "training_type": "fine-tuning" if config.provenance.get("parents") else "pre-training",
         }
     return front
 
@@ -149,6 +156,8 @@ print(rows[0] @ rows[1])  # cosine
     )
     if mixture:
         plain += f"\n\n{_ASSIGN}"
+    if config.classes:
+        plain += f"\n\n{_CLASSIFY.format(len(config.classes))}"
     if not config.timm or config.preprocess.color == "lab_l":
         return f"{text}\n\n{plain}"
     mode = "RGB" if config.preprocess.color == "rgb" else "L"

@@ -117,6 +117,16 @@ def test_golden_vectors_and_the_standalone_file_have_both_outputs(trained, tmp_p
     assert [output.name for output in session.get_outputs()] == ["embedding", "logits"]
 
 
+def test_the_card_shows_how_to_classify(trained):
+    _, whole, plain = trained
+    count = len(find_entry(whole).config.classes)
+    assert (
+        f"a classifier of {count} classes" in find_entry(whole).card
+        and "encoder.classify(" in find_entry(whole).card
+    )
+    assert "classify" not in find_entry(plain).card
+
+
 def test_the_classes_are_the_datas_in_order(trained):
     _, whole, _ = trained
     config = json.loads((whole / "config.json").read_text())

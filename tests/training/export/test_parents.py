@@ -74,6 +74,7 @@ def test_a_frozen_encoder_is_exported_as_its_parent_with_its_name_and_license(tm
     ]
     assert "parents" not in found.config.provenance["run"]
     assert f"- `{DEFAULT}`: {escape('manifest_sha256')} `{revision[:12]}`, license Apache-2.0" in found.card
+    assert "training_type: fine-tuning" in found.card
     images = list(synthetic_images(6))
     rows, expected = (load_encoder(name, threads=1).encode(images) for name in (folder, DEFAULT))
     np.testing.assert_allclose(rows, expected, atol=1e-5)
