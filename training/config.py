@@ -194,7 +194,7 @@ def with_overrides(config: RunConfig, assignments: Iterable[str]) -> RunConfig:
     paths = [assignment.partition("=")[0].strip() for assignment in assignments]
     if "init" in paths and not config.init:
         # size, color and network were the recipe's for weights of its own; now they are the given encoder's
-        data = dataclasses.replace(config.data, image_size=0, color="auto")
+        data = dataclasses.replace(config.data, image_size=0, load_size=0, color="auto")
         config = dataclasses.replace(config, backbone_args={}, data=data)
     for assignment in assignments:
         path, equals, text = assignment.partition("=")

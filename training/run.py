@@ -146,7 +146,7 @@ def train(
         threads=config.threads or torch.get_num_threads(),
     )
     if _rank() == 0:  # before all images are decoded
-        check_color(config, given=color_given or contract is not None)
+        check_color(config, given=color_given or contract is not None or parent is not None)
     images, validation = open_data(config)
     steps_per_epoch = steps_per_epoch_of(config, images)
     total: int | None = config.steps or round(config.epochs * steps_per_epoch)

@@ -76,6 +76,9 @@ def test_a_recipe_with_an_init_keeps_its_size_and_color_and_another_loses_them()
     own = recipes.recipe("supervised")
     with_init = dataclasses.replace(own, init="one", data=dataclasses.replace(own.data, image_size=64))
     assert with_overrides(with_init, ["init=other"]).data.image_size == 64
+    stored = dataclasses.replace(own, data=dataclasses.replace(own.data, load_size=32))
+    assert with_overrides(stored, ["init=other"]).data.load_size == 0
+    assert with_overrides(stored, ["init=other", "data.load_size=256"]).data.load_size == 256
     data = with_overrides(own, ["init=other"]).data
     assert (data.image_size, data.color) == (0, "auto")
     with pytest.raises(ConfigError, match="data.mean: with init it is as in the given encoder"):
