@@ -84,7 +84,7 @@ class FewLabels(Method):
         """The average of the backbone."""
         return cast(nn.Sequential, self.ema.module)[0]
 
-    def head(self) -> nn.Module:
+    def class_head(self) -> nn.Module:
         """The average of the classifier."""
         return cast(nn.Sequential, self.ema.module)[1]
 

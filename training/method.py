@@ -95,7 +95,7 @@ class Method(lightning.LightningModule):
         """What is exported: normalized images (N, C, H, W) -> embedding (N, D)."""
         return self.backbone
 
-    def head(self) -> nn.Module | None:
+    def class_head(self) -> nn.Module | None:
         """The classifier on what `encoder` gives, (N, D) -> logits (N, K) of the data's classes; None without one."""
         return None
 

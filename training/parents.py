@@ -57,10 +57,11 @@ def _of_entry(entry: VerifiedEntry) -> Parent:
         raise ConfigError(f"init: {entry.name} is a {config.kind}, and a run starts from an encoder")
     run = config.provenance.get("run")
     if config.timm.get("model_args") is not None:
-        architecture, args = config.architecture, config.timm["model_args"]
+        architecture: str = config.architecture
+        args: Any = config.timm["model_args"]
     elif isinstance(run, Mapping) and isinstance(run.get("backbone"), str):
         # an encoder of more than a backbone, such as a backbone and a linear layer: the run knows the backbone
-        architecture = SHORT_NAMES.get(run["backbone"], run["backbone"])
+        architecture = SHORT_NAMES.get(run["backbone"]) or run["backbone"]
         args = run.get("backbone_args") or {}  # of runs before there were any: none
         args = from_json(args, f"{entry.location}: provenance.run.backbone_args") if args else {}
     else:

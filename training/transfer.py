@@ -201,7 +201,8 @@ def _fit(name: str, value: Tensor, target: Tensor, backbone: Backbone, parent: P
     grid = getattr(getattr(backbone.net, "patch_embed", None), "grid_size", None)
     if name == "pos_embed" and grid is not None and value.ndim == 3 and value.shape[2] == target.shape[2]:
         prefixed = target.shape[1] - grid[0] * grid[1]
-        return resample_abs_pos_embed(value.float(), list(grid), num_prefix_tokens=prefixed)
+        resized: Tensor = resample_abs_pos_embed(value.float(), list(grid), num_prefix_tokens=prefixed)
+        return resized
     raise ConfigError(
         f"init: {name} of {parent.name} is {tuple(value.shape)}, and {tuple(target.shape)} in the run: "
         f"{parent.architecture} cannot change to images of {backbone.in_chans}x{backbone.image_size[0]}x"

@@ -93,7 +93,7 @@ def export_run(
     outputs = {"embedding": (_width(network, samples),)}
     classes = tuple(images.classes) if with_head else ()
     if with_head:
-        network = add_head(encoder, method.head())
+        network = add_head(encoder, method.class_head())
         outputs["logits"] = (len(classes),)
     entry = EntryConfig(
         architecture=encoder.architecture if isinstance(encoder, Backbone) else config.backbone,

@@ -58,5 +58,5 @@ def with_head(encoder: nn.Module, head: nn.Module | None) -> nn.Module:
 
 def classifier_name(net: nn.Module) -> str:
     """The name of the linear classifier in a timm network."""
-    classifier = cast(Any, net).get_classifier()
+    classifier: nn.Module = cast(Any, net).get_classifier()
     return next(name for name, module in net.named_modules() if module is classifier)

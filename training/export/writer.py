@@ -208,10 +208,10 @@ def _check_request(folder: Path, network: nn.Module, config: EntryConfig, sample
         )
     logits = {"logits": (len(config.classes),)} if config.classes else {}
     if config.kind == "encoder" and config.outputs != {"embedding": (config.dim,), **logits}:
-        expected = (
+        given = (
             f"the outputs embedding and logits {logits['logits']}" if logits else "the one output embedding"
         )
-        raise ConfigError(f"{folder.name}: expected an encoder with {expected}, D = {config.dim}")
+        raise ConfigError(f"{folder.name}: expected an encoder with {given}, D = {config.dim}")
     wanted = {"detector": {"boxes", "scores"}, "landmarks": {"points"}}.get(
         config.kind, {"embedding", *logits}
     )

@@ -87,7 +87,7 @@ class Supervised(Method):
         loss = smoothed_cross_entropy(logits, batch.labels, self.config.label_smoothing)
         return {"loss": loss, "accuracy": accuracy(logits, batch.labels)}
 
-    def head(self) -> nn.Module:
+    def class_head(self) -> nn.Module:
         """The classifier."""
         return self.classifier
 

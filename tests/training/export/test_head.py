@@ -226,7 +226,7 @@ def test_the_average_is_exported_with_its_own_classifier(name):
     method = build_method(recipes.recipe(name), facts).eval()
     average = method.ema.module
     torch.nn.init.normal_(average[1].weight)
-    network = with_head(method.encoder(), method.head())
+    network = with_head(method.encoder(), method.class_head())
     x = torch.rand(2, 1, 28, 28, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         found = network(x)

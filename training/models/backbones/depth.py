@@ -34,5 +34,5 @@ def depths(net: nn.Module, *, coarse: bool) -> tuple[dict[str, int], int]:
             f"freeze, optimizer.layer_decay: timm does not say which layers {type(net).__name__} has; leave them out"
         )
     with_head: Any = SimpleNamespace(named_parameters=lambda: [*net.named_parameters(), (_ON_TOP, None)])
-    found: dict[str, int] = group_parameters(with_head, matcher(coarse=coarse), reverse=True)  # type: ignore[assignment]
+    found: dict[str, int] = group_parameters(with_head, matcher(coarse=coarse), reverse=True)
     return found, found.pop(_ON_TOP)
