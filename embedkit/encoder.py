@@ -331,11 +331,13 @@ class Encoder:
             EntryError: The entry has no classifier.
             ImageError: An image cannot be read.
 
-        Example:
-            >>> encoder = load_encoder("./zoo/supervised-lite0.flowers")
-            >>> probabilities = encoder.classify("a.jpg")
-            >>> encoder.classes[probabilities[0].argmax()]
-            'tulip'
+        Examples:
+            >>> encoder = embedkit.load_encoder()  # exported without its classifier
+            >>> encoder.classes
+            ()
+            >>> encoder.classify("samples/cat.jpg")
+            Traceback (most recent call last):
+            embedkit.errors.EntryError: ... has no classifier; export its run again with --with-head, or name ...
         """
         self._check_head()
         return self._rows(images, "logits", batch_size=batch_size, decode=decode, max_pixels=max_pixels)
