@@ -231,6 +231,28 @@ class Encoder:
             >>> encoder.encode(np.zeros((5, 64, 48, 3), np.uint8)).shape
             (5, 1280)
         """
+        return self._rows(
+            images,
+            "embedding",
+            batch_size=batch_size,
+            normalize=normalize,
+            decode=decode,
+            max_pixels=max_pixels,
+            show_progress=show_progress,
+        )
+
+    def _rows(
+        self,
+        images: ImageLike | Iterable[ImageLike],
+        output: str,
+        *,
+        batch_size: int | None,
+        decode: str,
+        max_pixels: int | None,
+        normalize: bool = True,
+        show_progress: bool = False,
+    ) -> np.ndarray:
+        """One output for every image, in order; the first image that cannot be read is an error."""
         if isinstance(images, np.ndarray) and images.dtype.kind in "UO" and images.ndim < 2:
             images = images.tolist()  # paths, for example a column of a table
         many: Iterable[ImageLike] = [images] if _is_image(images) else images  # type: ignore[assignment, list-item]
@@ -244,7 +266,11 @@ class Encoder:
         blocks: list[np.ndarray] = []
         first = 0
         flow = self._flow(
-            _chunks(many, batch_size), normalize=normalize, decode=decode, max_pixels=max_pixels
+            _chunks(many, batch_size),
+            normalize=normalize,
+            decode=decode,
+            max_pixels=max_pixels,
+            output=output,
         )
         with closing(flow):  # a stored traceback would otherwise keep the workers alive
             for block, faults in _progress(flow, many, batch_size) if show_progress else flow:
@@ -254,7 +280,7 @@ class Encoder:
                     raise ImageError(f"{name}: {reason_of(faults[index])}") from None
                 blocks.append(block)
                 first += len(block)
-        return np.concatenate(blocks) if blocks else np.empty((0, self.dim), np.float32)
+        return np.concatenate(blocks) if blocks else np.empty((0, self._width(output)), np.float32)
 
     def assign(
         self, images: ImageLike | Iterable[ImageLike], *, batch_size: int | None = None, decode: str = "auto"
@@ -284,6 +310,55 @@ class Encoder:
         return self._mixture.assign(
             self.encode(images, batch_size=batch_size, normalize=False, decode=decode)
         )
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes that `classify` tells apart, in order; empty for an entry without a classifier."""
+        return self.config.classes
+
+    def classify(
+        self,
+        images: ImageLike | Iterable[ImageLike],
+        *,
+        batch_size: int | None = None,
+        decode: str = "auto",
+        max_pixels: int | None = None,
+    ) -> np.ndarray:
+        """The probability of each class, for one image or many.
+
+        Args:
+            images: As for `encode`.
+            batch_size: As for `encode`.
+            decode: As for `encode`.
+            max_pixels: As for `encode`.
+
+        Returns:
+            float32 (N, K), the softmax of the logits; columns are in the order of `classes`.
+
+        Raises:
+            EntryError: The entry has no classifier.
+            ImageError: An image cannot be read.
+
+        Examples:
+            >>> encoder = embedkit.load_encoder()  # exported without its classifier
+            >>> encoder.classes
+            ()
+            >>> encoder.classify("samples/cat.jpg")
+            Traceback (most recent call last):
+            embedkit.errors.EntryError: ... has no classifier; export its run again with --with-head, or name ...
+        """
+        self._check_head()
+        return self._rows(images, "logits", batch_size=batch_size, decode=decode, max_pixels=max_pixels)
+
+    def _width(self, output: str) -> int:
+        return self.dim if output == "embedding" else len(self.classes)
+
+    def _check_head(self) -> None:
+        if not self.classes:
+            raise EntryError(
+                f"{self._entry.location} has no classifier; export its run again with --with-head, or name an entry "
+                "that has one"
+            )
 
     def stream(
         self,
@@ -350,6 +425,7 @@ class Encoder:
         decode: str = "auto",
         max_pixels: int | None = None,
         pad_to: int = 0,
+        output: str = "embedding",
     ) -> Generator[tuple[np.ndarray, dict[int, EmbedkitError | OSError]], None, None]:
         """Embed batches in a pool of workers, and yield them in order.
 
@@ -363,6 +439,7 @@ class Encoder:
             decode: `auto` or `exact`.
             max_pixels: As for `encode`.
             pad_to: Pad every batch to this size, so that the last one is computed exactly like the others.
+            output: `embedding`, or `logits` for the probabilities of classes.
 
         Yields:
             float32 (n, D) with a row for every image, zeros where it failed, and the errors by row.
@@ -391,11 +468,13 @@ class Encoder:
                     pixels[index] = 0
             pixels[len(sources) :] = 0
             if len(faults) == len(sources):
-                return np.zeros((len(sources), self.dim), np.float32), faults
-            block = self._engine.run(pixels)[: len(sources)]
+                return np.zeros((len(sources), self._width(output)), np.float32), faults
+            embeds = output == "embedding"
+            block = self._engine.run(pixels) if embeds else self._engine.run_all(pixels)[output]
+            block = block[: len(sources)]
             if faults:
                 block[list(faults)] = 0
-            return l2_normalize(block) if normalize else block, faults
+            return comparable(output, block) if normalize or not embeds else block, faults
 
         source = iter(batches)
         first = list(islice(source, 2))
@@ -452,8 +531,17 @@ def open_engine(entry: VerifiedEntry, options: EngineOptions) -> OnnxEngine:
 
 
 def comparable(name: str, rows: np.ndarray) -> np.ndarray:
-    """An output as two runs are compared: `embedding` L2-normalized, any other output unchanged."""
+    """An output as it is used: `embedding` L2-normalized, `logits` as probabilities, any other output unchanged."""
+    if name == "logits":
+        return softmax(rows)
     return l2_normalize(rows) if name == "embedding" else rows
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Logits float32 (N, K) -> probabilities float32 (N, K), which sum to 1."""
+    powers = np.exp(logits - logits.max(1, keepdims=True), dtype=np.float32)
+    probabilities: np.ndarray = powers / powers.sum(1, keepdims=True)
+    return probabilities
 
 
 def l2_normalize(rows: np.ndarray) -> np.ndarray:

@@ -12,7 +12,8 @@ from embedkit.training.data import ImageSet, Loader, load_parts
 from embedkit.training.hardware import multiplies_bf16
 from embedkit.training.method import Method
 from embedkit.training.methods import method_class
-from embedkit.training.models.backbones import BackboneRequest
+from embedkit.training.models.backbones import Backbone, BackboneRequest
+from embedkit.training.transfer import Parent, load_weights, say_loaded
 
 __all__ = [
     "build_method",
@@ -37,11 +38,19 @@ def check_numbers(config: RunConfig) -> None:
         "max_images": (0, config.max_images, 2**63 - 1),
         "max_flops": (0, config.max_flops, 1e30),
         "optimizer.accumulate": (1, config.optimizer.accumulate, 2**31),
+        "optimizer.layer_decay": (0, config.optimizer.layer_decay, 1),
         "optimizer.clip_norm": (0, config.optimizer.clip_norm, 1e30),
     }
     for name, (least, value, most) in numbers.items():
         if not least <= value <= most:
             raise ConfigError(f"{name}: expected {least} to {most:g}, found {value}")
+    if config.freeze and not config.init:
+        raise ConfigError("freeze: it keeps the weights that init names, and none are named; set init too")
+    if not config.init and (config.data.color == "auto" or not config.data.image_size):
+        raise ConfigError(
+            "data.color and data.image_size: auto and 0 stand for those of an encoder that init names; name one, or "
+            "set both"
+        )
 
 
 def open_data(config: RunConfig) -> tuple[ImageSet, ImageSet]:
@@ -75,8 +84,17 @@ def steps_per_epoch_of(config: RunConfig, images: ImageSet) -> int:
     return Loader(images, sampler, batch_size=config.batch_size, seed=config.seed).steps_per_epoch
 
 
-def build_method(config: RunConfig, facts: Facts) -> Method:
-    """The method at its random initialization, a function of the seed; torch's own generator stays as it was."""
+def build_method(config: RunConfig, facts: Facts, parent: Parent | None = None) -> Method:
+    """The method at its random initialization, a function of the seed; torch's own generator stays as it was.
+
+    Args:
+        config: Of the run.
+        facts: Of its data.
+        parent: Fills the backbone before the method copies it: a teacher starts from the same weights.
+
+    Raises:
+        ConfigError: Settings that do not fit together, or a backbone that the parent cannot fill.
+    """
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
         channels, height, width = facts.image_shape
@@ -85,6 +103,14 @@ def build_method(config: RunConfig, facts: Facts) -> Method:
         )
         kind = method_class(method_name(config))
         backbone = kind.build_backbone(request, config.method, facts)
+        if parent is not None and not kind.takes_weights:
+            raise ConfigError(
+                f"init: {method_name(config)} trains networks against each other, which start at random; leave init out"
+            )
+        if parent is not None:
+            say_loaded(config, parent, load_weights(backbone, parent, method_name(config)))
+        if config.freeze and isinstance(backbone, Backbone):
+            backbone.freeze(config.freeze)
         return kind(backbone, config.method, facts)
 
 

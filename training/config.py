@@ -15,12 +15,15 @@ from typing import Any, Literal
 from embedkit._io.text import did_you_mean
 from embedkit.errors import ConfigError
 from embedkit.training.data import DataConfig
+from embedkit.training.data.config import CONTRACT
 from embedkit.training.optim import Optimizer
 
 __all__ = ["Facts", "RunConfig", "from_json", "method_name", "to_json", "with_overrides"]
 
 _PACKAGE = "embedkit.training."
 _MAPPING = "mapping"
+#: Fields that an encoder named by `init` decides.
+_OF_THE_GIVEN = ("parents", *(f"data.{name}" for name in CONTRACT if name not in ("image_size", "color")))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +35,11 @@ class RunConfig:
         method: The `Config` of a module of `embedkit.training.methods`; which module says which method.
         backbone: As `create_backbone` takes it; the method says which channels and size it is built for.
         backbone_args: Further arguments of `create_backbone`, and of the network for timm: `norm`, `drop_path_rate`.
+        init: What the backbone's weights are at the start: an entry's name or folder, a run's folder or `timm:NAME`,
+            whose backbone and preprocess contract the run takes over; empty for random ones. See `parents`.
+        freeze: Parts of the backbone that keep the weights of `init`, from the input on: 1 is the stem, 2 the stem and
+            the first stage of a ResNet or block of a ViT; 0 for none. Their BatchNorm stays in eval mode.
+        parents: Name, digest and license of what `init` named; the run writes them down.
         data: Where the images come from and how they are brought to size.
         optimizer: And its schedule.
         optimizers: Of single networks of the method (`Method.networks`), by name, where they differ.
@@ -55,6 +63,9 @@ class RunConfig:
     method: Any
     backbone: str = "r10"
     backbone_args: Mapping[str, Any] = field(default_factory=dict)
+    init: str = ""
+    freeze: int = 0
+    parents: tuple[Mapping[str, str], ...] = ()
     data: DataConfig = DataConfig()
     optimizer: Optimizer = Optimizer()
     optimizers: Mapping[str, Optimizer] = field(default_factory=dict)
@@ -173,16 +184,27 @@ def with_overrides(config: RunConfig, assignments: Iterable[str]) -> RunConfig:
     Args:
         config: A complete configuration, as a recipe returns it.
         assignments: `field=value`, dotted into nested fields and numbered into tuples:
-            `method.temperature=0.2`, `optimizer.lr=1e-3`, `method.augment.steps.0.scale=0.3,1`.
+            `method.temperature=0.2`, `optimizer.lr=1e-3`, `method.augment.steps.0.scale=0.3,1`. Where `init` is set and
+            the configuration has none, size, color and backbone become the given encoder's, unless they are set too.
 
     Raises:
         ConfigError: No `=`, an unknown field, or a value that the field's type does not take.
     """
+    assignments = list(assignments)
+    paths = [assignment.partition("=")[0].strip() for assignment in assignments]
+    if "init" in paths and not config.init:
+        # size, color and network were the recipe's for weights of its own; now they are the given encoder's
+        data = dataclasses.replace(config.data, image_size=0, load_size=0, color="auto")
+        config = dataclasses.replace(config, backbone_args={}, data=data)
     for assignment in assignments:
         path, equals, text = assignment.partition("=")
         if not equals:
             raise ConfigError(f"--set {assignment}: expected field=value, such as optimizer.lr=0.001")
         config = _replace(config, path.strip().split("."), text.strip(), f"--set {path.strip()}")
+    if config.init:
+        for path in paths:
+            if path in _OF_THE_GIVEN:
+                raise ConfigError(f"--set {path}: with init it is as in the given encoder; leave it out")
     return config
 
 

@@ -43,6 +43,7 @@ class Method(lightning.LightningModule):
         streams: Purposes of `generator` that change the loss beside the augmentations: a draw, masks, a prior.
         stops_gradient: Whether part of the loss is held constant by design, so that the gradient is not the loss's.
         overfits: Whether the loss falls on one batch seen again and again; not so for an adversary's.
+        takes_weights: Whether the backbone may start from `RunConfig.init`; not one of an adversarial pair.
         inert: Numbers of the Config that change neither loss nor network in the recipe: of another form, or of a rate.
         backbone: In channels-last memory.
         config: The method's own `Config`.
@@ -55,6 +56,7 @@ class Method(lightning.LightningModule):
     streams: tuple[str, ...] = ()
     stops_gradient: ClassVar[bool] = False
     overfits: ClassVar[bool] = True
+    takes_weights: ClassVar[bool] = True
     inert: ClassVar[tuple[str, ...]] = ()
 
     mean: Tensor  # (1, C, 1, 1)
@@ -92,6 +94,10 @@ class Method(lightning.LightningModule):
     def encoder(self) -> nn.Module:
         """What is exported: normalized images (N, C, H, W) -> embedding (N, D)."""
         return self.backbone
+
+    def class_head(self) -> nn.Module | None:
+        """The classifier on what `encoder` gives, (N, D) -> logits (N, K) of the data's classes; None without one."""
+        return None
 
     def files(self) -> dict[str, bytes]:
         """What an entry of the encoder holds beside it, by file name: a mixture that was fitted to its embeddings."""

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from embedkit.errors import ConfigError
+from embedkit.training.models.backbones import Backbone
 from embedkit.training.schedules import Schedule, lr_factor
 
 __all__ = ["LARS", "Optimizer"]
@@ -39,6 +40,9 @@ class Optimizer:
         gamma: Of `step`.
         end: Share of the peak at the end of `cosine` and `exponential`.
         clip_norm: Largest norm of the gradient of all that this optimizer moves; 0 for no limit.
+        layer_decay: Factor of the learning rate per layer of a backbone, counted from its top, as timm's: what stands
+            on the backbone has the full rate, its last block `layer_decay` of it, the block before the square of it; 1
+            for none.
         accumulate: Batches whose gradients are added up (their mean) to one step.
     """
 
@@ -53,6 +57,7 @@ class Optimizer:
     gamma: float = 0.1
     end: float = 0.0
     clip_norm: float = 0.0
+    layer_decay: float = 1.0
     accumulate: int = 1
 
     def create(self, *modules: nn.Module) -> torch.optim.Optimizer:
@@ -62,11 +67,22 @@ class Optimizer:
             ConfigError: An unknown name.
         """
         parameters = list(dict.fromkeys(p for m in modules for p in m.parameters() if p.requires_grad))
+        scales: dict[nn.Parameter, float] = {}
+        if self.layer_decay != 1.0:
+            for backbone in (found for m in modules for found in m.modules() if isinstance(found, Backbone)):
+                scales |= backbone.lr_scales(self.layer_decay)
+        by_kind: dict[tuple[float, bool], list[nn.Parameter]] = {}
+        for parameter in parameters:
+            by_kind.setdefault((scales.get(parameter, 1.0), parameter.ndim > 1), []).append(parameter)
+        # from the top down, so that the first group's learning rate is the run's
         groups: list[dict[str, Any]] = [
-            {"params": [p for p in parameters if p.ndim > 1], "weight_decay": self.weight_decay},
-            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+            {
+                "params": by_kind[scale, matrices],
+                "weight_decay": self.weight_decay if matrices else 0.0,
+                **({"lr_scale": scale} if scale != 1.0 else {}),
+            }
+            for scale, matrices in sorted(by_kind, reverse=True)
         ]
-        groups = [group for group in groups if group["params"]]
         if self.name == "adamw":
             return torch.optim.AdamW(groups, lr=self.lr, betas=self.betas, fused=True)
         if self.name == "adam":

@@ -42,6 +42,7 @@ from embedkit.training.hardware import describe, keep_freed_memory
 from embedkit.training.init import ENCODER, under_contract
 from embedkit.training.lost_color import check_color
 from embedkit.training.methods import method_class
+from embedkit.training.parents import find_parent
 from embedkit.training.pretext import pretext_on
 from embedkit.training.run_folder import (
     CHECKPOINT,
@@ -57,6 +58,7 @@ from embedkit.training.run_folder import (
     write_config,
     write_json,
 )
+from embedkit.training.transfer import Parent, starting_from
 
 __all__ = [
     "CHECKPOINT",
@@ -129,8 +131,12 @@ def train(
     if max_minutes is not None and not 0 < max_minutes < 1e6:
         raise ConfigError(f"max_minutes: expected more than 0 and less than a million, found {max_minutes}")
     check_numbers(config)
+    parent = find_parent(config.init) if config.init else None
+    config = dataclasses.replace(config, parents=()) if parent is None else starting_from(config, parent)
     contract = method_class(method_name(config)).contract(config.method)
     if contract is not None:
+        if parent is not None:
+            raise ConfigError(f"init: method.weights gives {method_name(config)} its encoder; leave init out")
         config = dataclasses.replace(config, data=under_contract(config.data, contract))
     path = absolute(config.data.path if data is None else data)
     config = dataclasses.replace(
@@ -140,7 +146,7 @@ def train(
         threads=config.threads or torch.get_num_threads(),
     )
     if _rank() == 0:  # before all images are decoded
-        check_color(config, given=color_given or contract is not None)
+        check_color(config, given=color_given or contract is not None or parent is not None)
     images, validation = open_data(config)
     steps_per_epoch = steps_per_epoch_of(config, images)
     total: int | None = config.steps or round(config.epochs * steps_per_epoch)
@@ -158,7 +164,7 @@ def train(
     facts = facts_of(config, images, None if measured else total)
     deadline = None if max_minutes is None else started + 60 * max_minutes
     try:
-        return _run(config, facts, images, validation, out, deadline, None, progress)
+        return _run(config, facts, images, validation, out, deadline, None, progress, parent)
     except ConfigError:  # the next try may use the same folder, unless something was trained there
         if _rank() == 0 and not (out / CHECKPOINT).exists():
             (out / CONFIG).unlink(missing_ok=True)
@@ -209,10 +215,11 @@ def _run(
     deadline: float | None,
     checkpoint: Path | None,
     progress: bool,
+    parent: Parent | None = None,
 ) -> RunResult:
     torch.set_num_threads(config.threads)
     keep_freed_memory()
-    method = build_method(config, facts)
+    method = build_method(config, facts, parent)
     metrics, cost = Metrics(run / METRICS, config.log_every), Cost()
     if config.optimizer.accumulate > 1 and not method.automatic_optimization:
         raise ConfigError(f"optimizer.accumulate: {method_name(config)} moves several networks; expected 1")

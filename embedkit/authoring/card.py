@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import yaml
@@ -38,6 +38,13 @@ _ASSIGN = """The entry holds a mixture of Gaussians over its embeddings, too: th
 labels, probabilities = encoder.assign(["a.jpg", "b.jpg"])  # the likeliest cluster of each, and how likely
 ```"""
 
+#: What the card says of an entry with the output `logits`.
+_CLASSIFY = """The entry holds a classifier of {} classes, too; their names are in `config.json`.
+
+```python
+probabilities = encoder.classify(["a.jpg", "b.jpg"])  # float32, a column for each of encoder.classes
+```"""
+
 
 def render_card(name: str, config: EntryConfig, *, mixture: bool = False) -> str:
     """The text of `README.md`, the same text for the same entry.
@@ -45,18 +52,19 @@ def render_card(name: str, config: EntryConfig, *, mixture: bool = False) -> str
     Args:
         name: The entry's folder name.
         config: Its final configuration. Of `metrics` the card reads what `write_metrics` puts there; of `provenance`
-            it reads `stored`, `parity`, `run` and `cost` (of which `co2_grams` also goes to the front matter) and
-            lists the rest.
+            it reads `stored`, `parity`, `parents`, `run` and `cost` (of which `co2_grams` also goes to the front
+            matter) and lists the rest.
         mixture: Whether the entry holds a fitted mixture, which the usual words on its use then show.
     """
     card = config.card
-    shown = ("stored", "parity", "cost", "run")
+    shown = ("stored", "parity", "cost", "run", "parents")
     blocks = [
         f"---\n{yaml.safe_dump(_front_matter(name, config), sort_keys=False, width=110)}---",
         f"# {name}",
         card.summary,
         f"Trained by {code(config.method)} on {escape(config.data)}. Network {code(config.architecture)}, "
         f"{_gives(config)}. License of the weights: {escape(config.license)}.",
+        _parents(config.provenance.get("parents", ())),
         "## Use",
         card.use or _use(name, config, mixture),
         "## Preprocessing",
@@ -111,9 +119,21 @@ def _front_matter(name: str, config: EntryConfig) -> dict[str, Any]:
         front["co2_eq_emissions"] = {
             "emissions": cost["co2_grams"],
             "source": f"an estimate by embedkit ({assumed})" if assumed else "an estimate by embedkit",
-            "training_type": "pre-training",
+            "training_type": "fine-tuning" if config.provenance.get("parents") else "pre-training",
         }
     return front
+
+
+def _parents(parents: Sequence[Mapping[str, str]]) -> str:
+    """The weights that the training started from, with their licenses."""
+    lines = []
+    for parent in parents:
+        digests = [
+            f"{escape(key)} {code(value[:12])}" for key, value in parent.items() if key.endswith("sha256")
+        ]
+        facts = [*digests, *([f"license {escape(parent['license'])}"] if "license" in parent else [])]
+        lines.append(f"- {code(parent['name'])}: {', '.join(facts)}")
+    return "\n".join(["Its training started from the weights of", "", *lines]) if lines else ""
 
 
 def _gives(config: EntryConfig) -> str:
@@ -136,6 +156,8 @@ print(rows[0] @ rows[1])  # cosine
     )
     if mixture:
         plain += f"\n\n{_ASSIGN}"
+    if config.classes:
+        plain += f"\n\n{_CLASSIFY.format(len(config.classes))}"
     if not config.timm or config.preprocess.color == "lab_l":
         return f"{text}\n\n{plain}"
     mode = "RGB" if config.preprocess.color == "rgb" else "L"

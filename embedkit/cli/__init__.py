@@ -17,6 +17,7 @@ from embedkit._io.text import safe_for_terminal
 from embedkit.cli.adopt import adopt
 from embedkit.cli.atlas import atlas
 from embedkit.cli.calibrate import calibrate
+from embedkit.cli.classify import classify
 from embedkit.cli.cluster import cluster
 from embedkit.cli.compare import compare
 from embedkit.cli.duplicates import duplicates, leaks
@@ -51,6 +52,7 @@ app.command()(leaks)
 app.command()(calibrate)
 app.command()(verify)
 app.command()(identify)
+app.command()(classify)
 app.command()(lint)
 app.command()(atlas)
 zoo.command()(compare)

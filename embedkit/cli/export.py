@@ -19,7 +19,13 @@ def export(
         str | None, typer.Option(help="The new entry, <method>-<arch>.<data>, for example simclr-r10.fmnist.")
     ] = None,
     zoo: Annotated[Path, typer.Option(help="The folder that holds the entries.")] = Path("zoo"),
-    license: Annotated[str, typer.Option(help="SPDX identifier of the new entry's license.")] = "other",
+    license: Annotated[
+        str | None,
+        typer.Option(
+            help="SPDX identifier of the new entry's license.",
+            show_default="that of the weights it started from, or other",
+        ),
+    ] = None,
     data: Annotated[
         str | None, typer.Option(help="What it was trained on, in words; by default as the run says.")
     ] = None,
@@ -27,6 +33,9 @@ def export(
         list[str] | None,
         typer.Option(metavar="SENTENCE", help="One limit of the encoder, for its card. Repeatable."),
     ] = None,
+    with_head: Annotated[
+        bool, typer.Option("--with-head", help="Store the classifier too, for `embedkit classify`.")
+    ] = False,
 ) -> None:
     """Write a training run as a zoo entry."""
     if (Path(source) / MANIFEST).is_file():
@@ -38,5 +47,7 @@ def export(
     with requires("export", "train,cpu"):
         from embedkit.training.export.from_run import export_run
 
-        done = export_run(source, name, zoo, license=license, data=data, limits=limit or ())
+        done = export_run(
+            source, name, zoo, license=license, data=data, limits=limit or (), with_head=with_head
+        )
     print(safe_for_terminal(str(done)))

@@ -37,6 +37,7 @@ class EntryConfig:
         provenance: Where the weights come from: source, commit, run configuration.
         metrics: Results of `embedkit evaluate`, bound to the weights' sha256.
         card: The sentences of the model card.
+        classes: Names of the classes of the output `logits`, in order; empty for an entry without a classifier.
         timm: The other top-level keys (`model_args`, `pretrained_cfg`, ...), in timm's form.
     """
 
@@ -51,6 +52,7 @@ class EntryConfig:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     metrics: Mapping[str, Any] = field(default_factory=dict)
     card: Card = Card()
+    classes: tuple[str, ...] = ()
     timm: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -75,6 +77,7 @@ class EntryConfig:
                 "provenance": dict(self.provenance),
                 "metrics": dict(self.metrics),
                 "card": self.card.to_json(),
+                **({"classes": list(self.classes)} if self.classes else {}),
             },
         }
 
@@ -117,6 +120,7 @@ class EntryConfig:
         provenance = _object(ours.get("provenance", {}), f"{where}: embedkit.provenance")
         metrics = _object(ours.get("metrics", {}), f"{where}: embedkit.metrics")
         _check_metrics(metrics, provenance, f"{where}: embedkit")
+        _check_parents(provenance.get("parents", []), f"{where}: embedkit.provenance.parents")
         return cls(
             architecture=_text(data, "architecture", where),
             kind=ours["kind"],
@@ -131,8 +135,32 @@ class EntryConfig:
             card=Card.from_json(
                 _object(ours.get("card", {}), f"{where}: embedkit.card"), f"{where}: embedkit.card"
             ),
+            classes=_classes(
+                ours.get("classes", []), outputs.get("logits", (0,)), f"{where}: embedkit.classes"
+            ),
             timm={key: value for key, value in data.items() if key not in ("architecture", "embedkit")},
         )
+
+
+def _classes(classes: object, shape: tuple[int, ...], where: str) -> tuple[str, ...]:
+    """The names of the classes: as many as there are logits, each once."""
+    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+        raise EntryError(f"{where}: expected a list of names, found {_short(classes)}")
+    if shape != (len(classes),) or len(set(classes)) != len(classes):
+        raise EntryError(
+            f"{where}: expected a name for each of the logits, {list(shape)}, and no name twice; found {len(classes)}"
+        )
+    return tuple(classes)
+
+
+def _check_parents(parents: object, where: str) -> None:
+    """Refuse what is no list of the weights that the training started from: a name, a digest and a license each."""
+    if not isinstance(parents, list):
+        raise EntryError(f"{where}: expected a list, found {_short(parents)}")
+    for index, parent in enumerate(parents):
+        at = f"{where}.{index}"
+        for key in {"name", *_object(parent, at)}:
+            _text(parent, key, at)
 
 
 def _check_metrics(metrics: Mapping[str, Any], provenance: Mapping[str, Any], where: str) -> None:

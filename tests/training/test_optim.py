@@ -5,8 +5,10 @@ import math
 import pytest
 
 torch = pytest.importorskip("torch")
+timm = pytest.importorskip("timm")
 
 from embedkit.errors import ConfigError
+from embedkit.training.models.backbones import create_backbone
 from embedkit.training.optim import LARS, Optimizer
 
 
@@ -109,3 +111,55 @@ def test_steps_and_exponential_end():
     assert Optimizer(lr=1.0, schedule="cosine", end=0.25, warmup_steps=0).lr_at(100, 100) == pytest.approx(
         0.25
     )
+
+
+def test_learning_rates_fall_with_depth_by_hand():
+    backbone = create_backbone("r10", in_chans=1, image_size=16)
+    module = torch.nn.ModuleDict({"backbone": backbone, "classifier": torch.nn.Linear(256, 2)})
+    settings = Optimizer(lr=1.0, layer_decay=0.5, schedule="constant", warmup_steps=0)
+    optimizer = settings.create(module)
+    settings.set_lr(optimizer, 0, 10)
+    names = {parameter: name for name, parameter in module.named_parameters()}
+    rates = {names[p]: group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    assert set(rates) == set(names.values())
+    expected = {
+        "classifier": 1,
+        "layer4": 1 / 2,
+        "layer3": 1 / 4,
+        "layer2": 1 / 8,
+        "layer1": 1 / 16,
+        "conv1": 1 / 32,
+    }
+    for part, rate in {**expected, "net.bn1": 1 / 32}.items():
+        assert {rates[name] for name in rates if part in name.replace("backbone.net.layer", "layer")} >= {
+            rate
+        }
+    assert rates["backbone.net.layer3.0.bn1.weight"] == 1 / 4 and rates["backbone.net.bn1.bias"] == 1 / 32
+    assert optimizer.param_groups[0]["lr"] == 1.0  # what metrics.csv shows
+    decays = {names[p]: group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    assert decays["backbone.net.layer3.0.bn1.weight"] == 0.0 and decays["backbone.net.conv1.weight"] == 0.05
+
+
+@pytest.mark.parametrize(
+    "name", ["resnet18", "tf_efficientnet_lite0", "vit_tiny_patch16_224", "convnext_atto"]
+)
+def test_the_factors_are_timms(name):
+    from timm.optim import param_groups_layer_decay
+
+    network = timm.create_model(name, num_classes=3)
+    names = {parameter: key for key, parameter in network.named_parameters()}
+    groups = param_groups_layer_decay(network, layer_decay=0.75)
+    theirs = {names[p]: group["lr_scale"] for group in groups for p in group["params"]}
+    backbone = create_backbone(name, in_chans=3, image_size=224, global_pool="avg")
+    of = {parameter: key for key, parameter in backbone.net.named_parameters()}
+    ours = {of[parameter]: scale for parameter, scale in backbone.lr_scales(0.75).items()}
+    shared = set(ours) & set(theirs)
+    assert len(shared) >= len(theirs) - 4  # all but the classifier
+    assert {key: ours[key] for key in shared} == pytest.approx({key: theirs[key] for key in shared})
+
+
+@pytest.mark.parametrize("name", ["mlp", "gru", "alexnet_bn"])
+def test_plain_networks_have_depth_too(name):
+    scales = create_backbone(name, in_chans=1, image_size=28).lr_scales(0.5)
+    layers = {"mlp": 2, "gru": 1, "alexnet_bn": 5}[name]
+    assert sorted(set(scales.values())) == [0.5**k for k in range(layers, 0, -1)]

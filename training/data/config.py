@@ -21,8 +21,10 @@ from embedkit.training.data.samplers import Sampler, Shuffled
 from embedkit.training.data.source import Source
 from embedkit.training.hardware import free_memory
 
-__all__ = ["DataConfig", "keep_labels", "load_images", "load_parts", "split_validation"]
+__all__ = ["CONTRACT", "DataConfig", "keep_labels", "load_images", "load_parts", "split_validation"]
 
+#: Fields that stand in the preprocess contract of the encoder.
+CONTRACT = ("color", "image_size", "resize", "resize_size", "interpolation", "pad", "mean", "std")
 #: Bytes of images in memory that are worth a line on stderr.
 _LARGE = 100_000_000
 
@@ -39,8 +41,8 @@ class DataConfig:
         label: Column of a Parquet or CSV file; images with the same value are positives of the methods that compare
             pairs. `label`, the default, may be missing; with an empty name the images of a table have no labels.
         targets: Further columns that a method learns from, by name; `Batch.targets` holds them.
-        color: `gray`, `rgb` or `lab_l`.
-        image_size: Side in pixels of what the encoder sees.
+        color: `gray`, `rgb` or `lab_l`; `auto` for that of the encoder that `RunConfig.init` names.
+        image_size: Side in pixels of what the encoder sees; 0 for that of the encoder that `RunConfig.init` names.
         resize: As in the preprocess contract: `shortest` brings the shorter side to `resize_size` and keeps the middle.
         resize_size: In pixels; 0 for `image_size`.
         load_size: Side in pixels of the training images as they are stored: squares of the whole shorter side, out of
@@ -60,7 +62,7 @@ class DataConfig:
     path: str = ""
     label: str = "label"
     targets: tuple[str, ...] = ()
-    color: Literal["gray", "rgb", "lab_l"] = "gray"
+    color: Literal["gray", "rgb", "lab_l", "auto"] = "gray"
     image_size: int = 28
     resize: Literal["shortest", "longest", "squash"] = "shortest"
     resize_size: int = 0

@@ -21,6 +21,9 @@ from embedkit.model.preprocess import Preprocess
 from embedkit.training import config as configuration
 from embedkit.training.config import RunConfig, method_name
 from embedkit.training.data import ImageSet, load_images, split_validation
+from embedkit.training.export.head import classifier_name
+from embedkit.training.export.head import with_head as add_head
+from embedkit.training.export.licenses import license_of
 from embedkit.training.export.writer import timm_config, update_index, write_entry
 from embedkit.training.method import Method
 from embedkit.training.methods import summary_of
@@ -39,9 +42,10 @@ def export_run(
     name: str,
     zoo: str | os.PathLike[str],
     *,
-    license: str = "other",
+    license: str | None = None,
     data: str | None = None,
     limits: Sequence[str] = (),
+    with_head: bool = False,
 ) -> Path:
     """Write the encoder of a training run as the entry `<zoo>/<name>`.
 
@@ -49,15 +53,18 @@ def export_run(
         run: The folder that `embedkit train` wrote.
         name: `<method>-<arch>.<data>`.
         zoo: The folder that holds the entries; its index is updated.
-        license: SPDX identifier of the weights' license.
+        license: SPDX identifier of the weights' license; by default that of the weights that the run started from, and
+            `other` where it started from none.
         data: What it was trained on, in words; taken from the run when None.
         limits: Sentences about what the encoder is not good for, for its card.
+        with_head: Store the method's classifier too, which gives `logits` beside `embedding`.
 
     Returns:
         The folder of the entry.
 
     Raises:
-        ConfigError: The folder is not a run, or the name cannot be an entry's.
+        ConfigError: The folder is not a run, the name cannot be an entry's, or the license is more open than that of
+            the weights that the run started from.
         ParityError: ONNX Runtime and torch disagree; nothing is written.
     """
     run, folder = Path(run), Path(zoo) / name
@@ -76,23 +83,30 @@ def export_run(
         )
     check_zoo(Path(zoo))
     config, method = load_run(run)
+    license = license_of(config.parents, license)
     encoder = method.encoder().eval()
     preprocess = config.data.preprocess(method.facts.mean, method.facts.std)
     network = encoder.net if isinstance(encoder, Backbone) else encoder
     images = load_images(config.data)
     held_out = split_validation(images, config.data.validation, config.seed)[1]
     samples = _samples(held_out if len(held_out) else images)
+    outputs = {"embedding": (_width(network, samples),)}
+    classes = tuple(images.classes) if with_head else ()
+    if with_head:
+        network = add_head(encoder, method.class_head())
+        outputs["logits"] = (len(classes),)
     entry = EntryConfig(
         architecture=encoder.architecture if isinstance(encoder, Backbone) else config.backbone,
-        outputs={"embedding": (_width(network, samples),)},
+        outputs=outputs,
         method=method_name(config),
-        dim=_width(network, samples),
+        dim=outputs["embedding"][0],
         preprocess=preprocess,
         data=" ".join((data or _data_in_words(config, method)).split()),
         license=license,
         provenance=_provenance(run, config, pretext_on(method, held_out)),
         card=_card(method_name(config), method, encoder, limits),
-        timm=_timm(encoder, preprocess, name, license),
+        classes=classes,
+        timm=_timm(encoder, preprocess, name, license, network if with_head else None),
     )
     write_entry(
         folder,
@@ -105,12 +119,24 @@ def export_run(
     return folder
 
 
-def _timm(encoder: nn.Module, preprocess: Preprocess, name: str, license: str) -> dict[str, Any]:
-    """The keys that timm reads; none for an encoder that is more than a timm network."""
+def _timm(
+    encoder: nn.Module, preprocess: Preprocess, name: str, license: str, network: nn.Module | None
+) -> dict[str, Any]:
+    """The keys that timm reads, with a classifier those of `network`; none for more than a timm network."""
     if not isinstance(encoder, Backbone) or encoder.model_args is None:
         return {}
+    head = (
+        {"num_classes": network.num_classes, "classifier": classifier_name(network)}
+        if network is not None
+        else None
+    )
     return timm_config(
-        encoder.net, preprocess, model_args=encoder.model_args, tag=name.partition(".")[2], license=license
+        encoder.net if network is None else network,
+        preprocess,
+        model_args=encoder.model_args,
+        tag=name.partition(".")[2],
+        license=license,
+        head=head,
     )
 
 
@@ -137,7 +163,10 @@ def _provenance(run: Path, config: RunConfig, pretext: dict[str, float]) -> dict
     stored["data"]["path"] = Path(config.data.path).name
     if stored["method"].get("weights"):
         stored["method"]["weights"] = Path(stored["method"]["weights"]).name
+    stored["init"] = Path(config.init).name
     provenance = {"trained_by": "embedkit train", "recipe": config.recipe, "run": stored}
+    if stored.pop("parents"):
+        provenance["parents"] = [dict(parent) for parent in config.parents]
     if pretext:
         provenance["pretext"] = {name: round(value, 6) for name, value in pretext.items()}
     return {**provenance, "cost": json.loads((run / COST).read_text("utf-8"))}

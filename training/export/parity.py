@@ -32,8 +32,8 @@ FLOAT16_COSINE = 0.9999
 #: The same for other outputs: above one of these absolute differences float32 is stored. Boxes and points are shares
 #: of the input's side (a thousandth is half a pixel of 512), scores lie in [0, 1]; only boxes whose score
 #: reaches `BOX_SCORE` are compared. A twentieth of a score and 2.5 pixels of 512 change no detection that was not
-#: at the threshold.
-FLOAT16_DIFFERENCE = {"boxes": 5e-3, "scores": 0.05, "points": 1e-3}
+#: at the threshold. Of logits the probabilities are compared.
+FLOAT16_DIFFERENCE = {"boxes": 5e-3, "scores": 0.05, "points": 1e-3, "logits": 0.01}
 BOX_SCORE = 0.1
 #: ONNX Runtime against torch, largest absolute difference on L2-normalized rows.
 PARITY_LIMIT = 1e-4
@@ -76,16 +76,18 @@ def rounding_cost(
     # Written so that a NaN (a weight beyond float16's 65504) also means float32.
     if "embedding" in original:
         cosines = np.einsum("nd,nd->n", found["embedding"], original["embedding"], dtype=np.float64)
-        return bool(cosines.min() >= FLOAT16_COSINE), {
+        moved = np.abs(found["logits"] - original["logits"]).max() if "logits" in original else np.float64(0)
+        return bool(cosines.min() >= FLOAT16_COSINE and moved <= FLOAT16_DIFFERENCE["logits"]), {
             "min_cosine": _rounded(cosines.min()),
             "mean_cosine": _rounded(cosines.mean()),
             "threshold": FLOAT16_COSINE,
+            **({"probability_difference": _rounded(moved)} if "logits" in original else {}),
         }
     limits = {name: FLOAT16_DIFFERENCE[name] for name in original}
-    moved = {name: np.abs(found[name] - rows) for name, rows in original.items()}
-    if "boxes" in moved:
-        moved["boxes"] = moved["boxes"][original["scores"] >= BOX_SCORE]
-    most = {name: float(rows.max()) if rows.size else 0.0 for name, rows in moved.items()}
+    differences = {name: np.abs(found[name] - rows) for name, rows in original.items()}
+    if "boxes" in differences:
+        differences["boxes"] = differences["boxes"][original["scores"] >= BOX_SCORE]
+    most = {name: float(rows.max()) if rows.size else 0.0 for name, rows in differences.items()}
     return all(most[name] <= limit for name, limit in limits.items()), {
         "max_difference": {name: _rounded(np.float64(value)) for name, value in most.items()},
         "threshold": limits,
@@ -157,6 +159,7 @@ def check_timm(name: str, folder: Path, network: nn.Module, preprocess: Preproce
 
     try:
         loaded = timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=0).eval()
+        whole = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     except (RuntimeError, TypeError, ValueError, AttributeError) as error:
         raise ParityError(
             f"{name}: timm does not load what config.json and {WEIGHTS} say ({one_line(error, 300)}); fix "
@@ -165,8 +168,15 @@ def check_timm(name: str, folder: Path, network: nn.Module, preprocess: Preproce
     pixels = torch.zeros((2, preprocess.channels, *preprocess.size))
     pixels += torch.linspace(-2, 2, preprocess.size[1])
     with torch.inference_mode():
-        found, expected = loaded(pixels), network(pixels)
-    if found.shape != expected.shape or not torch.allclose(found, expected, rtol=1e-4, atol=1e-5):
+        outputs = network(pixels)
+        if isinstance(outputs, dict):
+            pairs = [(loaded(pixels), outputs["embedding"]), (whole(pixels), outputs["logits"])]
+        else:
+            pairs = [(loaded(pixels), outputs)]
+    if any(
+        found.shape != expected.shape or not torch.allclose(found, expected, rtol=1e-4, atol=1e-5)
+        for found, expected in pairs
+    ):
         raise ParityError(
             f"{name}: timm loads another function than the one exported: give in config.timm's model_args "
             "whatever shapes the module; nothing was written"

@@ -152,16 +152,23 @@ def write_entry(
 
 
 def timm_config(
-    network: nn.Module, preprocess: Preprocess, *, model_args: Mapping[str, Any], tag: str, license: str
+    network: nn.Module,
+    preprocess: Preprocess,
+    *,
+    model_args: Mapping[str, Any],
+    tag: str,
+    license: str,
+    head: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The top-level keys of `config.json` with which timm builds and feeds the network.
 
     Args:
-        network: A timm network with `num_classes=0`.
+        network: A timm network, with `num_classes=0` unless `head` is given.
         preprocess: The contract; `lab_l` has no timm counterpart and is described as `gray`.
         model_args: Whatever shapes the module, for `timm.create_model`; `global_pool` is added.
         tag: The data part of the entry's name.
         license: SPDX identifier.
+        head: `num_classes`, and the name of the `classifier`, of a network with one.
 
     Returns:
         `num_classes`, `num_features`, `global_pool`, `model_args` and `pretrained_cfg`.
@@ -171,8 +178,9 @@ def timm_config(
     pool = pool if isinstance(pool, str) else getattr(pool, "pool_type", "")
     # timm resizes the shorter side to size / crop_pct; its other two modes go straight to the size.
     shortest = preprocess.resize == "shortest"
+    head = head or {"num_classes": 0}
     return {
-        "num_classes": 0,
+        "num_classes": head["num_classes"],
         "num_features": getattr(network, "num_features", 0),
         **({"global_pool": pool} if pool else {}),
         "model_args": {**({"global_pool": pool} if pool else {}), **model_args},
@@ -186,7 +194,7 @@ def timm_config(
             "crop_mode": {"shortest": "center", "longest": "border", "squash": "squash"}[preprocess.resize],
             "mean": list(preprocess.mean),
             "std": list(preprocess.std),
-            "num_classes": 0,
+            **head,
             "license": license.lower(),
         },
     }
@@ -197,9 +205,15 @@ def _check_request(folder: Path, network: nn.Module, config: EntryConfig, sample
         raise ConfigError(
             f"{folder.name!r}: expected the name {config.method}-<arch>.<data> in small letters"
         )
-    if config.kind == "encoder" and config.outputs != {"embedding": (config.dim,)}:
-        raise ConfigError(f"{folder.name}: expected an encoder with the one output embedding ({config.dim},)")
-    wanted = {"detector": {"boxes", "scores"}, "landmarks": {"points"}}.get(config.kind, {"embedding"})
+    logits = {"logits": (len(config.classes),)} if config.classes else {}
+    if config.kind == "encoder" and config.outputs != {"embedding": (config.dim,), **logits}:
+        given = (
+            f"the outputs embedding and logits {logits['logits']}" if logits else "the one output embedding"
+        )
+        raise ConfigError(f"{folder.name}: expected an encoder with {given}, D = {config.dim}")
+    wanted = {"detector": {"boxes", "scores"}, "landmarks": {"points"}}.get(
+        config.kind, {"embedding", *logits}
+    )
     if set(config.outputs) != wanted:
         raise ConfigError(
             f"{folder.name}: expected of a {config.kind} the outputs {', '.join(sorted(wanted))}"

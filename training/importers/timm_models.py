@@ -13,7 +13,6 @@ Preprocessing, license and the shape of the module are those of `pretrained_cfg`
 from __future__ import annotations
 
 import codecs
-import inspect
 import math
 import re
 import tempfile
@@ -28,9 +27,8 @@ from timm.data import resolve_data_config
 from timm.models import PretrainedCfg
 from torch import nn
 
-import embedkit.training.models.backbones  # noqa: F401  registers embedkit's own networks with timm
 from embedkit._io.text import did_you_mean
-from embedkit.errors import ConfigError, EntryError, SourceError, ZooError
+from embedkit.errors import ConfigError, EntryError, SourceError, UnreachableError, ZooError
 from embedkit.hub.download import download, persistent
 from embedkit.hub.hf import HubZoo, Value, ask, hub_module
 from embedkit.hub.limits import CONFIG_LIMIT, MOST_BYTES, is_non_commercial
@@ -46,8 +44,9 @@ from embedkit.training.importers.foreign import (
     write_import,
 )
 from embedkit.training.importers.request import Request, decide_license, license_in
+from embedkit.training.models.backbones import args_from_file
 
-__all__ = ["import_timm", "preprocess_of"]
+__all__ = ["Source", "build_network", "from_name", "import_timm", "preprocess_of"]
 
 HUB, FOLDER = "hf-hub:", "local-dir:"
 PICKLE = "pytorch_model.bin"
@@ -55,13 +54,22 @@ PICKLE = "pytorch_model.bin"
 #: The front matter of a model card, its line ends being those of Unix.
 _FRONT = re.compile(rb"\s*---[ \t]*\n(.*?)(?<=\n)---[ \t]*(?:\n|\Z)", re.DOTALL)
 _REPOSITORY = re.compile(r"(\w[\w.-]*)/(\w[\w.-]*)(?:@(\w[\w./-]*))?", re.ASCII)
-#: Options of `timm.create_model` that say what is loaded, not what is built; a file has no say in them.
-_NOT_FOR_FILES = {*inspect.signature(timm.create_model).parameters, "features_only", "pretrained_strict"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Source:
-    """Weights, and what timm says about them."""
+class Source:
+    """Weights, and what timm says about them.
+
+    Attributes:
+        where: For messages.
+        architecture: timm's name of the network.
+        model_args: What shapes it.
+        cfg: timm's `pretrained_cfg`.
+        state: Its tensors, those of its classifier among them.
+        preprocess: Its contract.
+        licenses: Those that are stated.
+        provenance: Where the weights are from.
+    """
 
     where: str
     architecture: str
@@ -96,12 +104,12 @@ def import_timm(source: str, request: Request, *, token: str | None = None) -> I
     elif source.startswith(FOLDER):
         found = _from_folder(Path(source.removeprefix(FOLDER)))
     else:
-        found = _from_name(source)
+        found = from_name(source)
     # Where two are stated (the MAE of one card and of its source), the stricter one counts.
     strict = [license for license in found.licenses if is_non_commercial(license)]
     known = next(iter([*strict, *found.licenses]), None)
     license = decide_license(request, known, stated=True, where=found.where)
-    network = _network(found)
+    network = build_network(found)
     classifier = found.cfg.get("classifier")
     heads = classifier if isinstance(classifier, list | tuple) else (classifier,) if classifier else ()
     dropped = fill(
@@ -175,7 +183,7 @@ def preprocess_of(cfg: Mapping[str, Any], where: str) -> Preprocess:
     )
 
 
-def _from_folder(folder: Path) -> _Source:
+def _from_folder(folder: Path) -> Source:
     def read(name: str) -> bytes | None:
         path = folder / name
         try:
@@ -189,7 +197,7 @@ def _from_folder(folder: Path) -> _Source:
     return _of_timm_layout(read, name, {"folder": name})
 
 
-def _from_hub(address: str, token: str | None) -> _Source:
+def _from_hub(address: str, token: str | None) -> Source:
     match = _REPOSITORY.fullmatch(address)
     if match is None or ".." in address:
         raise ConfigError(f"{HUB}{address}: expected {HUB}org/name or {HUB}org/name@revision")
@@ -226,9 +234,7 @@ def _from_hub(address: str, token: str | None) -> _Source:
     return _of_timm_layout(read, where, {"repository": f"{organization}/{name}", "commit": commit})
 
 
-def _of_timm_layout(
-    read: Callable[[str], bytes | None], where: str, provenance: Mapping[str, Any]
-) -> _Source:
+def _of_timm_layout(read: Callable[[str], bytes | None], where: str, provenance: Mapping[str, Any]) -> Source:
     """What the files of a folder or a repository say; `read` gives None for one that is not there."""
     text = read(CONFIG)
     if text is None:
@@ -239,13 +245,7 @@ def _of_timm_layout(
     cfg, model_args = config.get("pretrained_cfg", config), config.get("model_args", {})
     if not isinstance(cfg, dict) or not isinstance(model_args, dict):
         raise EntryError(f"{where}: {CONFIG}: expected objects as pretrained_cfg and model_args")
-    model_args = {key: value for key, value in model_args.items() if key != "num_classes"}
-    refused = sorted(_NOT_FOR_FILES & set(model_args))
-    if refused:
-        raise EntryError(
-            f"{where}: {CONFIG}: model_args: {refused[0]} says what is loaded, not what is built; it is not taken from "
-            "a file"
-        )
+    model_args = args_from_file(model_args, f"{where}: {CONFIG}")
     for file in (WEIGHTS, PICKLE):
         content = read(file)
         if content is not None:
@@ -264,7 +264,7 @@ def _of_timm_layout(
         config.get("license"),
         ours.get("license") if isinstance(ours, dict) else None,
     )
-    return _Source(
+    return Source(
         where=where,
         architecture=config["architecture"],
         model_args=model_args,
@@ -279,7 +279,13 @@ def _of_timm_layout(
     )
 
 
-def _from_name(name: str) -> _Source:
+def from_name(name: str) -> Source:
+    """A network of timm's own table with its weights, from the Hub's cache or the Hub.
+
+    Raises:
+        ConfigError: No such name, or one without weights.
+        ZooError: The Hub refuses, or (UnreachableError) gives no answer.
+    """
     if not timm.is_model(name):
         near = did_you_mean(name, timm.list_models(pretrained=True), most=3)
         raise ConfigError(
@@ -293,10 +299,11 @@ def _from_name(name: str) -> _Source:
             f"{name}: timm has no weights of this name"
             + (f"; it has {', '.join(tagged)}" if tagged else "; name one of its networks that has")
         )
+    _check_reachable(declared.hf_hub_id, f"timm's {name}")
     # With its classifier, since timm is strict about missing tensors only then.
     network = _ask(f"timm's {name}", lambda: timm.create_model(name, pretrained=True))
     cfg = declared.to_dict()
-    return _Source(
+    return Source(
         where=f"timm's {name}",
         architecture=name.partition(".")[0],
         model_args={},
@@ -321,6 +328,25 @@ def _ask(where: str, function: Callable[[], Value]) -> Value:
         raise ZooError(f"{where}: the hub shows no such repository; a private one asks for a token") from None
 
 
+def _check_reachable(repository: str | None, where: str) -> None:
+    """Ask once for a file of a repository that is not in the cache: without a network timm's client tries for minutes.
+
+    Raises:
+        UnreachableError: No answer.
+    """
+    if not repository or _cached(repository):
+        return
+    organization, _, name = repository.partition("/")
+    try:
+        HubZoo(organization).storage(name).read(CONFIG, CONFIG_LIMIT)
+    except UnreachableError as error:
+        raise UnreachableError(
+            f"{where}: its weights are not in the cache, and the hub gives no answer ({error})"
+        ) from None
+    except (FileNotFoundError, ZooError):
+        pass  # an answer; what it means is for timm's client
+
+
 def _cached(repository: str | None) -> dict[str, str]:
     """Commit and sha256 of the weights file that timm has just taken from the Hub."""
     for file in (WEIGHTS, PICKLE) if repository else ():
@@ -334,8 +360,12 @@ def _cached(repository: str | None) -> dict[str, str]:
     return {}
 
 
-def _network(source: _Source) -> nn.Module:
-    """The network without its classifier, at random initialization."""
+def build_network(source: Source) -> nn.Module:
+    """The network without its classifier, at random initialization.
+
+    Raises:
+        EntryError: timm does not know it, or cannot build it so.
+    """
     known = {field.name for field in fields(PretrainedCfg)}
     cfg = {key: value for key, value in source.cfg.items() if key in known}
     if not timm.is_model(source.architecture) or "." in source.architecture:

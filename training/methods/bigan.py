@@ -139,6 +139,7 @@ class BiGAN(Method):
     streams = ("prior",)
     stops_gradient = True
     overfits = False
+    takes_weights = False
     inert = ("discriminator_lr",)
 
     def __init__(self, backbone: Backbone, config: Config, facts: Facts) -> None:

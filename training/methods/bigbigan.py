@@ -224,6 +224,7 @@ class BigBiGAN(Method):
 
     streams = ("prior", "posterior")
     overfits = False
+    takes_weights = False
     inert = ("discriminator_steps",)
 
     def __init__(self, backbone: Backbone, config: Config, facts: Facts) -> None:

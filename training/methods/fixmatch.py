@@ -177,6 +177,10 @@ class FixMatch(Method):
         """The average of the backbone."""
         return cast(nn.Sequential, self.ema.module)[0]
 
+    def class_head(self) -> nn.Module:
+        """The average of the classifier."""
+        return cast(nn.Sequential, self.ema.module)[1]
+
     def pretext_metric(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         """Accuracy of the average on labeled images as they are; 1 / K by chance."""
         return {"accuracy": accuracy(self.ema(self.view(batch.images)), batch.labels)}

@@ -101,6 +101,7 @@ class GAN(Method):
 
     streams = ("prior", "dequantization")
     overfits = False
+    takes_weights = False
 
     def __init__(self, backbone: Backbone, config: Config, facts: Facts) -> None:
         super().__init__(backbone, config, facts)

@@ -1,4 +1,4 @@
-"""Supervised classification: a linear classifier on pooled features, trained with the network, then dropped.
+"""Supervised classification: a linear classifier on pooled features, trained with the network.
 
 It is the yardstick of all other methods: what the same backbone learns in the same steps when it is told the
 labels.
@@ -31,10 +31,7 @@ __all__ = ["FAMILY", "SUMMARY", "Config", "Supervised", "smoothed_cross_entropy"
 #: The supervision that the method learns from.
 FAMILY = "labels"
 #: The sentence that the card of an entry shows.
-SUMMARY = (
-    "Supervised classification: a linear classifier on pooled features, trained with the network "
-    "and dropped afterwards."
-)
+SUMMARY = "Supervised classification: a linear classifier on pooled features, trained with the network."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +86,10 @@ class Supervised(Method):
         )  # (N, K)
         loss = smoothed_cross_entropy(logits, batch.labels, self.config.label_smoothing)
         return {"loss": loss, "accuracy": accuracy(logits, batch.labels)}
+
+    def class_head(self) -> nn.Module:
+        """The classifier."""
+        return self.classifier
 
     def pretext_metric(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         """Accuracy on images as they are; 1 / K by chance."""

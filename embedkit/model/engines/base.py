@@ -20,3 +20,6 @@ class Engine(Protocol):
 
     def run(self, pixels: np.ndarray) -> np.ndarray:
         """uint8 (N, C, H, W) -> float32 (N, D); called from several threads at once."""
+
+    def run_all(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
+        """uint8 (N, C, H, W) -> float32 (N, ...) by the name of each output; called as `run` is."""

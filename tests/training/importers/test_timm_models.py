@@ -25,7 +25,7 @@ from importing import (
     sha256_of,
     under,
 )
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from embedkit import load_encoder
 from embedkit.authoring.golden import synthetic_images
@@ -420,3 +420,37 @@ def test_names_without_weights(tmp_path):
         import_timm("embedkit_r10", ask)
     with pytest.raises(SourceError, match="no such folder"):
         import_timm(f"local-dir:{tmp_path}/none", ask)
+
+
+STARTED = """
+import sys
+import torch
+from safetensors.torch import load_file, save_file
+from embedkit.training.parents import find_parent
+parent = find_parent("timm:test_resnet.r160_in1k")
+print(parent.record, parent.model_args, parent.preprocess.size)
+save_file(dict(parent.state), sys.argv[1])
+"""
+
+
+def test_a_run_starts_from_a_name_of_timm_s(hub, tmp_path):
+    network = random_network("test_resnet")
+    state = {**network.state_dict(), "fc.weight": torch.zeros(1000, 96), "fc.bias": torch.zeros(1000)}
+    folder = tmp_path / "there"
+    folder.mkdir()
+    save_file(state, folder / "model.safetensors")
+    put(hub, "timm/test_resnet.r160_in1k", folder)
+    done = subprocess.run(
+        [sys.executable, "-c", STARTED, str(tmp_path / "found.safetensors")],
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = load_file(tmp_path / "found.safetensors")
+    assert all(torch.equal(found[name], value) for name, value in state.items())
+    for part in (
+        "'license': 'apache-2.0'",
+        sha256_of(folder / "model.safetensors"),
+        "'global_pool': 'avg'",
+        "(160, 160)",
+    ):
+        assert part in done.stdout

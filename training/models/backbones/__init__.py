@@ -20,6 +20,8 @@ from torch import Tensor, nn
 
 from embedkit._io.text import did_you_mean
 from embedkit.errors import ConfigError
+from embedkit.training.models.backbones.arguments import args_from_file
+from embedkit.training.models.backbones.depth import depths
 from embedkit.training.models.backbones.norms import NORMS, ChannelAffine, Norm, norm_layer
 from embedkit.training.models.backbones.plain import (
     MLP,
@@ -49,6 +51,7 @@ __all__ = [
     "Norm",
     "SmallStemResNet",
     "StagedConvNet",
+    "args_from_file",
     "create_backbone",
     "embedkit_alexnet",
     "embedkit_gru",
@@ -108,6 +111,7 @@ class Backbone(nn.Module):
         self.model_args = model_args
         self.dim = dim
         self.in_chans, self.image_size = in_chans, image_size
+        self._frozen: list[str] = []
 
     def forward(self, x: Tensor) -> Tensor:
         """Images (N, C, H, W), normalized -> pooled features (N, D)."""
@@ -120,6 +124,48 @@ class Backbone(nn.Module):
     def pool(self, features: Tensor) -> Tensor:
         """What `forward_features` gives -> pooled features (N, D)."""
         return cast(Any, self.net).forward_head(features, pre_logits=True)
+
+    def freeze(self, parts: int) -> None:
+        """Keep the first parts of the network as they are: parameters, and BatchNorm's statistics, in eval mode.
+
+        Args:
+            parts: Counted from the input: the stem is the first, each stage of a ResNet or block of a ViT another one;
+                0 for none.
+
+        Raises:
+            ConfigError: More than the network has.
+        """
+        if not parts:
+            return
+        depth, count = depths(self.net, coarse=True)
+        if not 0 <= parts <= count:
+            raise ConfigError(
+                f"freeze: expected 0 to {count} for {self.architecture}, {count} for the whole network; found {parts}"
+            )
+        for name, parameter in self.net.named_parameters():
+            if min(depth[name], count - 1) < parts:
+                parameter.requires_grad_(False)
+        # by name, since modules are replaced where BatchNorm is shared by several devices
+        for name, module in self.net.named_modules():
+            own = list(module.parameters())
+            if own and not any(parameter.requires_grad for parameter in own):
+                self._frozen.append(name)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Backbone:
+        """As of any module; what is frozen stays in eval mode."""
+        super().train(mode)
+        for name in self._frozen:
+            self.net.get_submodule(name).eval()
+        return self
+
+    def lr_scales(self, decay: float) -> dict[nn.Parameter, float]:
+        """Factors of the learning rate: `decay` for the last layer, and once more for each layer below it.
+
+        What stands on the backbone has the factor 1. Layers are timm's finest groups, such as one residual block.
+        """
+        depth, top = depths(self.net, coarse=False)
+        return {parameter: decay ** (top - depth[name]) for name, parameter in self.net.named_parameters()}
 
     @property
     def num_stages(self) -> int:

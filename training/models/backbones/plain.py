@@ -47,6 +47,9 @@ class _Plain(nn.Module):
     def forward_features(self, x: Tensor) -> Tensor:
         raise NotImplementedError
 
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        return {"blocks": [(r"^(?:stages|layers)\.(\d+)", None), (r"^gru", (0,))]}
+
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         return x.mean((2, 3)) if x.ndim == 4 else x
 
