@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from typing import Any
 
 import torch
@@ -17,10 +19,13 @@ from embedkit.training.transfer import Parent, load_weights, say_loaded
 
 __all__ = [
     "build_method",
+    "check_method",
     "check_numbers",
+    "digest_of",
     "facts_of",
     "most_steps_of",
     "open_data",
+    "planned_steps",
     "resolve_precision",
     "steps_per_epoch_of",
 ]
@@ -40,6 +45,9 @@ def check_numbers(config: RunConfig) -> None:
         "optimizer.accumulate": (1, config.optimizer.accumulate, 2**31),
         "optimizer.layer_decay": (0, config.optimizer.layer_decay, 1),
         "optimizer.clip_norm": (0, config.optimizer.clip_norm, 1e30),
+        "evaluation.every": (0, config.evaluation.every, 2**63 - 1),
+        "evaluation.patience": (0, config.evaluation.patience, 2**63 - 1),
+        "evaluation.images": (2, config.evaluation.images, 2**31),
     }
     for name, (least, value, most) in numbers.items():
         if not least <= value <= most:
@@ -51,6 +59,29 @@ def check_numbers(config: RunConfig) -> None:
             "data.color and data.image_size: auto and 0 stand for those of an encoder that init names; name one, or "
             "set both"
         )
+
+
+def check_method(config: RunConfig, method: Method) -> str:
+    """Refuse what a method cannot do with accumulated gradients, fp16 or evaluation.
+
+    Returns:
+        A sentence on what accumulated gradients mean for a loss over the whole batch; empty otherwise.
+    """
+    name, each = method_name(config), config.optimizer.accumulate
+    if each > 1 and not method.automatic_optimization:
+        raise ConfigError(f"optimizer.accumulate: {name} moves several networks; expected 1")
+    if config.precision == "fp16" and not method.automatic_optimization:
+        raise ConfigError(f"precision: {name} moves several networks, which fp16 cannot; take fp32")
+    if config.evaluation.every % each:
+        raise ConfigError(
+            f"evaluation.every: expected a multiple of optimizer.accumulate, {each}; found {config.evaluation.every}"
+        )
+    if each == 1 or not method.compares_images:
+        return ""
+    return (
+        f"{name} compares the images of a batch: {each} batches of {config.batch_size} make one step, but their images "
+        f"are not compared as those of one batch of {each * config.batch_size} would be"
+    )
 
 
 def open_data(config: RunConfig) -> tuple[ImageSet, ImageSet]:
@@ -75,7 +106,47 @@ def facts_of(config: RunConfig, images: ImageSet, total_steps: int | None) -> Fa
         optimizer=config.optimizer,
         optimizers=config.optimizers,
         seed=config.seed,
+        data_sha256=digest_of(images),
     )
+
+
+def digest_of(images: ImageSet, sample: int = 32) -> str:
+    """A digest that says whether two sets are the same: of all labels, and of `sample` evenly spread images.
+
+    Example:
+        digest_of(images) == facts.data_sha256
+    """
+    digest = hashlib.sha256(json.dumps([len(images), images.classes]).encode())
+    digest.update(images.labels.numpy().tobytes())
+    rows = torch.linspace(0, len(images) - 1, min(sample, len(images))).long()
+    digest.update(images.batch(rows).images.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def planned_steps(config: RunConfig, steps_per_epoch: int) -> int:
+    """The steps that `steps` or `epochs`, `max_images` and `optimizer.accumulate` come to.
+
+    Example:
+        planned_steps(with_overrides(config, ["steps=11", "optimizer.accumulate=4"]), 50)  # 8
+
+    Raises:
+        ConfigError: Less than one.
+    """
+    total = config.steps or round(config.epochs * steps_per_epoch)
+    if total < 1:
+        raise ConfigError(
+            f"epochs: {config.epochs:g} epochs of {steps_per_epoch} batches are less than one step"
+        )
+    if config.max_images:
+        total = min(total, config.max_images // config.batch_size)
+        if not total:
+            raise ConfigError(
+                f"max_images: {config.max_images} are less than one batch of {config.batch_size}"
+            )
+    each = config.optimizer.accumulate
+    if total < each:
+        raise ConfigError(f"optimizer.accumulate: {total} batches are less than one step of {each}")
+    return total // each * each
 
 
 def steps_per_epoch_of(config: RunConfig, images: ImageSet) -> int:
@@ -122,7 +193,16 @@ def most_steps_of(config: RunConfig, facts: Facts) -> int | None:
 
 
 def resolve_precision(config: RunConfig) -> Any:
-    """The precision of the run: `auto` is bf16 where this machine multiplies it natively, else fp32."""
+    """The precision of the run: `auto` is bf16 where this machine multiplies it natively, else fp16 on a GPU.
+
+    Raises:
+        ConfigError: fp16 on a CPU.
+    """
+    on_gpu = config.accelerator != "cpu" and torch.cuda.is_available()
+    if config.precision == "fp16" and not on_gpu:
+        raise ConfigError("precision: fp16 is for GPUs; on a CPU take bf16 or fp32")
     if config.precision != "auto":
         return config.precision
-    return "bf16" if multiplies_bf16(config.accelerator) else "fp32"
+    if multiplies_bf16(config.accelerator):
+        return "bf16"
+    return "fp16" if on_gpu else "fp32"

@@ -12,9 +12,9 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import lightning
 import torch
@@ -25,7 +25,23 @@ from rich.progress import Progress as Bar
 from embedkit.training.config import Facts
 from embedkit.training.cost import Cost
 
-__all__ = ["Budget", "Checkpoint", "Metrics", "ProgressLine", "Waiting"]
+__all__ = ["Budget", "Checkpoint", "Metrics", "ProgressLine", "Waiting", "write_checkpoint"]
+
+
+def write_checkpoint(trainer: lightning.Trainer, path: Path, *, weights_only: bool = False) -> None:
+    """Write a checkpoint on all ranks: to another file, on disk before it takes the name.
+
+    Args:
+        trainer: In training.
+        path: The file.
+        weights_only: Leave out optimizers and callbacks, so that it can be loaded and not gone on from.
+    """
+    partial = path.with_name(path.name + ".tmp")
+    trainer.save_checkpoint(partial, weights_only=weights_only)
+    if trainer.is_global_zero:
+        with open(partial, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(partial, path)
 
 
 class Checkpoint(lightning.Callback):
@@ -58,14 +74,29 @@ class Checkpoint(lightning.Callback):
             progress[part] = {**progress[part], "ready": 1, "started": 1, "processed": 0, "completed": 0}
 
     def save(self, trainer: lightning.Trainer) -> None:
-        """Save now: to another file, on disk before it takes the name."""
-        partial = self.path.with_name(self.path.name + ".tmp")
-        trainer.save_checkpoint(partial)
-        if trainer.is_global_zero:
-            with open(partial, "rb") as file:
-                os.fsync(file.fileno())
-            os.replace(partial, self.path)
+        """Save now."""
+        write_checkpoint(trainer, self.path)
         self._last = time.monotonic()
+
+
+class Pauses(Protocol):
+    """What takes time between steps, once before the first and then every so many.
+
+    Attributes:
+        every: Steps between two pauses.
+        seconds: That all of them took.
+        count: How many there were.
+    """
+
+    @property
+    def every(self) -> int: ...
+
+    seconds: float
+    count: int
+
+    def due(self, step: int) -> float:
+        """Seconds that the pause before batch `step` will take; 0 where none is due."""
+        ...
 
 
 class Budget(lightning.Callback):
@@ -80,6 +111,8 @@ class Budget(lightning.Callback):
         flops: Of the whole run; 0 for no such budget.
         cost: Where the operations of the steps are counted.
         most_steps: Steps at most, whatever the budget would allow.
+        every: Batches whose gradients make one step: the run ends after a multiple of them.
+        pauses: Evaluations, whose time is planned for too.
     """
 
     MEASURED = 50
@@ -96,11 +129,13 @@ class Budget(lightning.Callback):
         flops: float = 0.0,
         cost: Cost | None = None,
         most_steps: int | None = None,
+        every: int = 1,
+        pauses: Pauses | None = None,
     ) -> None:
-        self.deadline, self.planned = deadline, planned
+        self.deadline, self.planned, self.every, self.pauses = deadline, planned, every, pauses
         self.flops, self.cost, self.most_steps = flops, cost, most_steps
         self._begun = 0.0
-        self._timed: tuple[int, float] | None = None
+        self._timed: tuple[int, float] | None = None  # a step, and the time without pauses
         if deadline is not None:
             # the last checkpoint, the validation images and the encoder still take a moment
             self.deadline = deadline - min(5.0, 0.1 * (deadline - time.monotonic()))
@@ -127,21 +162,27 @@ class Budget(lightning.Callback):
                 return
         assert self.deadline is not None
         now, step = time.monotonic(), method.batches_seen
+        working = now - (self.pauses.seconds if self.pauses is not None else 0.0)
         if step == self.SKIPPED:
-            self._timed = step, now
+            self._timed = step, working
         if self._timed is None or step == self._timed[0]:
             return
         # a quarter of the budget is enough to know the pace of slow steps
         enough = step >= self.MEASURED or now - self._begun > (self.deadline - self._begun) / 4
         if not trainer.strategy.broadcast(enough):
             return
-        pace = (now - self._timed[1]) / (step - self._timed[0])  # seconds per step
-        left = int(self.FILLED * (self.deadline - now) / pace)
+        pace = (working - self._timed[1]) / (step - self._timed[0])  # seconds per step
+        free = self.FILLED * (self.deadline - now)
+        if self.pauses is not None and self.pauses.count:
+            pause = self.pauses.seconds / self.pauses.count
+            pace, free = pace + pause / self.pauses.every, free - pause  # the last is after the last step
+        left = int(free / pace)
         self._plan(trainer, method, min(step + max(1, left), by_flops or sys.maxsize))
 
     def _plan(self, trainer: lightning.Trainer, method: Any, steps: int) -> None:
         """Fix the number of steps, on all ranks."""
         steps = max(method.batches_seen + 1, min(steps, self.most_steps or sys.maxsize))
+        steps = max(self.every, steps // self.every * self.every)
         method.total_steps = trainer.strategy.broadcast(steps)
         method.facts = dataclasses.replace(method.facts, total_steps=method.total_steps)
         if trainer.is_global_zero:
@@ -151,10 +192,14 @@ class Budget(lightning.Callback):
         self, trainer: lightning.Trainer, method: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Stop after the last step, or at the deadline."""
-        late = self.deadline is not None and trainer.strategy.broadcast(time.monotonic() > self.deadline)
+        pause = 0.0 if self.pauses is None else self.pauses.due(method.batches_seen)
+        late = self.deadline is not None and trainer.strategy.broadcast(
+            time.monotonic() + pause > self.deadline
+        )
         spent = self.flops and self.cost is not None and self.cost.flops >= self.flops
         late = late or trainer.strategy.broadcast(bool(spent))
-        if late or (method.total_steps is not None and method.batches_seen >= method.total_steps):
+        whole = method.batches_seen % self.every == 0  # no gradient is left that a checkpoint would lose
+        if (late and whole) or (method.total_steps is not None and method.batches_seen >= method.total_steps):
             trainer.should_stop = True
 
 
@@ -205,16 +250,27 @@ class Metrics(lightning.Callback):
         found = {name: float(value) for name, value in trainer.callback_metrics.items()}
         # a metric of labels is no number in a batch without any; a loss that is none is to be seen
         self.last = {name: value for name, value in found.items() if name == "loss" or not math.isnan(value)}
-        if not trainer.is_global_zero:
-            return
+        pace = {
+            "lr": f"{trainer.optimizers[0].param_groups[0]['lr']:.6g}",
+            "images_per_second": f"{images / max(now - self._since[1], 1e-9):.1f}",
+        }
+        self._since = step, now
+        if trainer.is_global_zero:
+            self.add(method, self.last, pace)
+
+    def add(self, method: Any, values: Mapping[str, float], pace: Mapping[str, str] | None = None) -> None:
+        """Write values of the steps made so far: a row, or further columns of the row that is there."""
+        step = method.batches_seen
         row = {
             "step": str(step),
             "epoch": f"{step / method.facts.steps_per_epoch:.3f}",
-            "lr": f"{trainer.optimizers[0].param_groups[0]['lr']:.6g}",
-            "images_per_second": f"{images / max(now - self._since[1], 1e-9):.1f}",
-            **{name: f"{value:.6g}" for name, value in self.last.items()},
+            **(pace or {}),
+            **{name: f"{value:.6g}" for name, value in values.items()},
         }
-        self._since = step, now
+        if self._rows and self._rows[-1]["step"] == row["step"]:
+            self._rows[-1] |= row
+            self._rewrite()
+            return
         self._rows.append(row)
         if not set(row) <= set(self._columns):
             self._rewrite()

@@ -6,10 +6,13 @@ import dataclasses
 import importlib
 import json
 import math
+import os
 import sys
+import types
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from embedkit._io.text import did_you_mean
@@ -18,12 +21,39 @@ from embedkit.training.data import DataConfig
 from embedkit.training.data.config import CONTRACT
 from embedkit.training.optim import Optimizer
 
-__all__ = ["Facts", "RunConfig", "from_json", "method_name", "to_json", "with_overrides"]
+__all__ = [
+    "Evaluation",
+    "Facts",
+    "RunConfig",
+    "from_json",
+    "method_name",
+    "read_config_file",
+    "to_json",
+    "with_overrides",
+]
 
 _PACKAGE = "embedkit.training."
 _MAPPING = "mapping"
 #: Fields that an encoder named by `init` decides.
 _OF_THE_GIVEN = ("parents", *(f"data.{name}" for name in CONTRACT if name not in ("image_size", "color")))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Evaluation while training, on the held-out training images: never on the test part.
+
+    Attributes:
+        every: Steps between two evaluations, the first before the first step; 0 for none.
+        metric: Chooses the best weights: `knn_top1`, `map_at_r`, or `auto`, which is kNN where the held-out images'
+            classes are trained on, and MAP@R where they are not.
+        patience: End the run after so many evaluations in a row without better weights; 0 never does.
+        images: Held-out images at most, and training images at most that kNN searches.
+    """
+
+    every: int = 0
+    metric: Literal["auto", "knn_top1", "map_at_r"] = "auto"
+    patience: int = 0
+    images: int = 2048
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,12 +79,15 @@ class RunConfig:
         max_images: End after so many images, counted as often as they are seen; 0: no such limit.
         max_flops: End after so many floating-point operations of training (see `callbacks.Cost`); 0: no such limit.
         seed: Of weights, batches, views and masks.
-        precision: `bf16` (autocast), `fp32`, or `auto`: bf16 where the processor multiplies it natively.
+        precision: `bf16` (autocast), `fp16` (autocast and scaled gradients; on a GPU), `fp32`, or `auto`: bf16 where
+            the processor multiplies it natively, else fp16 on a GPU and fp32 on a CPU.
         threads: Of torch on the CPU; 0: its own choice. The resolved number is used again on resume.
         accelerator: As Lightning's Trainer takes it.
         devices: As Lightning's Trainer takes it; `batch_size` must be a multiple of all devices.
+        compile: Whether torch compiles the backbone; a method that calls only parts of it (`mae`) gains nothing.
         sync_batch_norm: BatchNorm over the images of all devices; torch has it on GPU alone.
         num_nodes: As Lightning's Trainer takes it.
+        evaluation: While training, on held-out images.
         checkpoint_seconds: Time between two checkpoints.
         log_every: Steps between two rows of `metrics.csv`.
     """
@@ -75,12 +108,14 @@ class RunConfig:
     max_images: int = 0
     max_flops: float = 0.0
     seed: int = 0
-    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     threads: int = 0
     accelerator: str = "auto"
     devices: int = 1
     num_nodes: int = 1
     sync_batch_norm: bool = False
+    compile: bool = False
+    evaluation: Evaluation = Evaluation()
     checkpoint_seconds: float = 60.0
     log_every: int = 10
 
@@ -102,6 +137,7 @@ class Facts:
         optimizer: Of the run.
         optimizers: Of single networks, by name.
         seed: Of the run.
+        data_sha256: Digest of a sample of the training images and of all their labels; empty in older runs.
     """
 
     image_shape: tuple[int, int, int]
@@ -116,6 +152,7 @@ class Facts:
     optimizer: Optimizer = Optimizer()
     optimizers: Mapping[str, Optimizer] = field(default_factory=dict)
     seed: int = 0
+    data_sha256: str = ""
 
 
 def method_name(config: RunConfig) -> str:
@@ -175,7 +212,69 @@ def from_json(value: Any, where: str = "config") -> Any:
     for key in fields:
         if key not in known:
             raise ConfigError(f"{where}: {kind} has no field {key!r}; {_nearest(key, known)}")
-    return cls(**fields)
+    try:
+        return cls(**fields)
+    except TypeError as error:  # a field without a default is missing, or a value is of another type
+        raise ConfigError(f"{where}: {kind}: {error}") from None
+
+
+def read_config_file(path: str | os.PathLike[str]) -> RunConfig:
+    """The configuration in a run's `config.json`, or one that `to_json` made.
+
+    Example:
+        config = read_config_file("runs/simclr-color/config.json")
+
+    Raises:
+        ConfigError: No such file, no configuration of a run, or a value of another type than its field's.
+    """
+    try:
+        stored = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: expected a run's config.json ({error})") from None
+    if isinstance(stored, dict) and isinstance(stored.get("config"), dict):
+        stored = stored["config"]
+    config = from_json(stored, str(path))
+    if not isinstance(config, RunConfig):
+        raise ConfigError(f"{path}: expected a run's config.json, found other JSON")
+    _check_types(config, str(path))
+    return config
+
+
+def _check_types(node: Any, where: str) -> None:
+    """Refuse values that their fields do not take: a file may have been written by hand."""
+    hints = typing.get_type_hints(type(node))
+    for f in dataclasses.fields(node):
+        value = getattr(node, f.name)
+        if not _fits(value, hints[f.name]):
+            raise ConfigError(f"{where}: {f.name}: expected {_in_words(hints[f.name])}, found {value!r}")
+        for item in value if isinstance(value, tuple) else (value,):
+            if dataclasses.is_dataclass(item):
+                _check_types(item, f"{where}: {f.name}")
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return True
+    if origin is Literal:
+        return value in arguments
+    if origin is tuple:
+        if not isinstance(value, tuple) or (arguments[-1] is not ... and len(value) != len(arguments)):
+            return False
+        kinds = arguments[:1] * len(value) if arguments[-1] is ... else arguments
+        return all(map(_fits, value, kinds))
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, kind) for kind in arguments)
+    if hint is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, origin or hint)
+
+
+def _in_words(hint: Any) -> str:
+    kinds = {int: "a whole number", float: "a number", bool: "true or false", str: "a string"}
+    return kinds.get(hint) or str(getattr(hint, "__name__", hint)).replace("typing.", "")
 
 
 def with_overrides(config: RunConfig, assignments: Iterable[str]) -> RunConfig:
@@ -282,5 +381,4 @@ def _parse(text: str, hint: Any, where: str) -> Any:
                 return number
     except ValueError:
         pass
-    kinds = {int: "a whole number", float: "a number", bool: "true or false"}
-    raise ConfigError(f"{where}: expected {kinds.get(hint, str(hint))}, found {text!r}")
+    raise ConfigError(f"{where}: expected {_in_words(hint)}, found {text!r}")

@@ -43,6 +43,8 @@ class Method(lightning.LightningModule):
         streams: Purposes of `generator` that change the loss beside the augmentations: a draw, masks, a prior.
         stops_gradient: Whether part of the loss is held constant by design, so that the gradient is not the loss's.
         overfits: Whether the loss falls on one batch seen again and again; not so for an adversary's.
+        compares_images: Whether the loss compares the images of a batch with each other, so that the mean over two
+            batches is not the loss of both together.
         takes_weights: Whether the backbone may start from `RunConfig.init`; not one of an adversarial pair.
         inert: Numbers of the Config that change neither loss nor network in the recipe: of another form, or of a rate.
         backbone: In channels-last memory.
@@ -56,6 +58,7 @@ class Method(lightning.LightningModule):
     streams: tuple[str, ...] = ()
     stops_gradient: ClassVar[bool] = False
     overfits: ClassVar[bool] = True
+    compares_images: ClassVar[bool] = False
     takes_weights: ClassVar[bool] = True
     inert: ClassVar[tuple[str, ...]] = ()
 
@@ -213,6 +216,10 @@ class Method(lightning.LightningModule):
         """With automatic optimization: no longer than the optimizer's `clip_norm`."""
         limit = self.optimizer_of(next(iter(self.networks()))).clip_norm
         if limit:
+            scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+            # a fused optimizer is left to divide fp16's scale out by itself, which would be after the clipping
+            if scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False):
+                scaler.unscale_(optimizer)
             nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], limit)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:

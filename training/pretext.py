@@ -7,6 +7,7 @@ import math
 import torch
 
 from embedkit.training.data import ImageSet
+from embedkit.training.data.targets import MISSING
 from embedkit.training.method import Method
 
 __all__ = ["pretext_on"]
@@ -30,6 +31,9 @@ def pretext_on(
     with torch.no_grad():
         for rows in torch.arange(min(2048, len(images)) // size * size).split(size):
             batch = images.batch(rows).to(method.device)
+            if method.facts.num_classes:  # a class that was held out whole has no place among the method's
+                unseen = batch.labels >= method.facts.num_classes
+                batch = batch._replace(labels=batch.labels.masked_fill(unseen, MISSING))
             draws = generator or method.generator("validation")
             for name, value in method.pretext_metric(batch, draws).items():
                 if not math.isnan(float(value)):  # of a batch without any label

@@ -1,7 +1,7 @@
 """The files of a run.
 
-`config.json` (resolved), `environment.json`, `metrics.csv`, `tensorboard/`, `checkpoints/last.ckpt`, and at the end
-`encoder.safetensors` and `cost.json`.
+`config.json` (resolved), `environment.json`, `metrics.csv`, `tensorboard/`, `checkpoints/last.ckpt`, with evaluation
+while training `checkpoints/best.ckpt`, and at the end `encoder.safetensors` and `cost.json`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import json
 import os
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors.torch import save_file
@@ -25,13 +25,16 @@ from embedkit.training.method import Method
 from embedkit.training.models.backbones import Backbone
 
 __all__ = [
+    "BEST",
     "CHECKPOINT",
     "CONFIG",
     "COST",
     "ENVIRONMENT",
     "METRICS",
     "check_out",
+    "kept_in",
     "load_run",
+    "load_weights",
     "read_checkpoint",
     "read_config",
     "save_encoder",
@@ -44,21 +47,42 @@ ENVIRONMENT = "environment.json"
 METRICS = "metrics.csv"
 COST = "cost.json"
 CHECKPOINT = Path("checkpoints") / "last.ckpt"
+#: The weights of the best evaluation, of a run with evaluation while training.
+BEST = CHECKPOINT.with_name("best.ckpt")
+
+Kept = Literal["best", "last"]
 
 
-def load_run(run: str | os.PathLike[str]) -> tuple[RunConfig, Method]:
-    """A run's resolved configuration and its method, in eval mode, with the weights of the last checkpoint.
+def load_run(run: str | os.PathLike[str], checkpoint: Kept | None = None) -> tuple[RunConfig, Method]:
+    """A run's resolved configuration and its method, in eval mode, with the weights of a checkpoint.
+
+    Example:
+        config, method = load_run("runs/first", "last")
+
+    Args:
+        run: The run folder.
+        checkpoint: `best` or `last`; by default as `kept_in` says.
 
     Raises:
-        OutputError: No run there, or none with a checkpoint.
+        OutputError: No run there, or none with that checkpoint.
     """
     run = Path(run)
     config, facts = read_config(run)
-    checkpoint = read_checkpoint(run)
+    weights = read_checkpoint(run, BEST if (checkpoint or kept_in(run)) == "best" else CHECKPOINT)
     method = build_method(config, facts)
+    load_weights(method, weights)
+    return config, method.eval()
+
+
+def kept_in(run: Path) -> Kept:
+    """Which weights are a run's result: the best of a run with evaluation while training, else the last."""
+    return "best" if (run / BEST).is_file() else "last"
+
+
+def load_weights(method: Method, checkpoint: dict[str, Any]) -> None:
+    """Give a method the weights and the counters of a checkpoint."""
     method.on_load_checkpoint(checkpoint)  # a method whose parameters change shape resizes them here
     method.load_state_dict(checkpoint["state_dict"])
-    return config, method.eval()
 
 
 def check_out(out: Path) -> None:
@@ -70,18 +94,18 @@ def check_out(out: Path) -> None:
             else "it has no checkpoint: remove it"
         )
         raise OutputError(f"{out}: there is a run in this folder; {there} or choose another --out")
-    for name in (CHECKPOINT, ENCODER, METRICS):
+    for name in (CHECKPOINT, BEST, ENCODER, METRICS):
         if (out / name).exists():
             raise OutputError(f"{out / name} is there, and would be overwritten: choose another --out")
 
 
-def read_checkpoint(run: Path) -> dict[str, Any]:
-    """The last checkpoint of a run; only tensors and plain values are loaded.
+def read_checkpoint(run: Path, name: Path = CHECKPOINT) -> dict[str, Any]:
+    """A checkpoint of a run, the last by default; only tensors and plain values are loaded.
 
     Raises:
         OutputError: None there, or a damaged one.
     """
-    path = run / CHECKPOINT
+    path = run / name
     try:
         with zipfile.ZipFile(path) as parts:
             if (part := parts.testzip()) is not None:  # torch does not check the checksums

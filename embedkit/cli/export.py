@@ -29,6 +29,13 @@ def export(
     data: Annotated[
         str | None, typer.Option(help="What it was trained on, in words; by default as the run says.")
     ] = None,
+    checkpoint: Annotated[
+        str | None,
+        typer.Option(
+            metavar="best|last",
+            help="Which weights of a run: those of its best evaluation while training, or the last.",
+        ),
+    ] = None,
     limit: Annotated[
         list[str] | None,
         typer.Option(metavar="SENTENCE", help="One limit of the encoder, for its card. Repeatable."),
@@ -48,6 +55,13 @@ def export(
         from embedkit.training.export.from_run import export_run
 
         done = export_run(
-            source, name, zoo, license=license, data=data, limits=limit or (), with_head=with_head
+            source,
+            name,
+            zoo,
+            license=license,
+            data=data,
+            limits=limit or (),
+            checkpoint=checkpoint,
+            with_head=with_head,
         )
     print(safe_for_terminal(str(done)))

@@ -18,7 +18,11 @@ from embedkit.errors import ConfigError
 
 def train(
     recipe: Annotated[
-        str | None, typer.Argument(help="A recipe's name, such as simclr; none with --resume.")
+        str | None, typer.Argument(help="A recipe's name, such as simclr; none with --config or --resume.")
+    ] = None,
+    config: Annotated[
+        str | None,
+        typer.Option(metavar="FILE.json", help="A configuration in place of a recipe: RUN/config.json."),
     ] = None,
     data: Annotated[
         str | None,
@@ -27,17 +31,26 @@ def train(
     set_: Annotated[
         list[str] | None,
         typer.Option(
-            "--set", metavar="FIELD=VALUE", help="One field, such as optimizer.lr=0.001. Repeatable."
+            "--set",
+            metavar="FIELD=VALUE",
+            help="One field, such as optimizer.lr=0.001; with --resume epochs, steps and what else only makes the "
+            "run longer. Repeatable.",
         ),
     ] = None,
     max_minutes: Annotated[
-        float | None, typer.Option(min=0.0, help="Plan the steps so that the run ends within this time.")
+        float | None,
+        typer.Option(
+            min=0.0,
+            help="Plan the steps so that the run ends within this time; with --resume the most that it goes on, and "
+            "a finished run is made longer by it.",
+        ),
     ] = None,
     out: Annotated[
         str | None, typer.Option(metavar="RUN", help="The run folder.", show_default="runs/RECIPE-DATE")
     ] = None,
     resume: Annotated[
-        str | None, typer.Option(metavar="RUN", help="Go on from this run's last checkpoint.")
+        str | None,
+        typer.Option(metavar="RUN", help="Go on from this run's last checkpoint; --data if its data moved."),
     ] = None,
     list_: Annotated[
         bool, typer.Option("--list", help="Print all recipes, and what each reached, and train none.")
@@ -49,32 +62,41 @@ def train(
     The run folder holds the resolved configuration, metrics.csv, TensorBoard's log, checkpoints and at the end
     encoder.safetensors. A killed run goes on with --resume, to the weights that it would have had.
     """
-    if not list_ and (recipe is None) == (resume is None):
-        raise typer.BadParameter("name a recipe (embedkit train --list shows all), or a run with --resume")
-    if resume is not None and (data or set_ or out):
-        raise ConfigError("--resume goes on with what the run was told; leave out --data, --set and --out")
-    check_outputs({"--out": out}, {"--data": data})
+    if not list_ and [recipe, config, resume].count(None) != 2:
+        raise typer.BadParameter(
+            "name one of a recipe (embedkit train --list shows all), a --config or a run with --resume"
+        )
+    if resume is not None and out is not None:
+        raise ConfigError("--resume goes on in the run's own folder; leave out --out")
+    check_outputs({"--out": out}, {"--data": data, "--config": config})
     with requires("training", "train,cpu"):
         from embedkit.training import recipes, run
-        from embedkit.training.config import with_overrides
+        from embedkit.training.config import read_config_file, with_overrides
     if list_:
         found = recipes.summaries()
         width = max(map(len, found))
         print(json.dumps(found) if as_json else "\n".join(f"{k:{width}}  {v}" for k, v in found.items()))
         return
     if resume is not None:
-        result = run.resume(resume, max_minutes=max_minutes)
+        result = run.resume(resume, overrides=set_ or (), data=data, max_minutes=max_minutes)
     else:
-        config = with_overrides(recipes.recipe(recipe or ""), set_ or ())
-        name = (recipe or "").replace(":", "-")
-        folder = out or f"runs/{name}-{time.strftime('%Y%m%d-%H%M%S')}"
-        chosen = any(line.partition("=")[0].strip() == "data.color" for line in set_ or ())
-        result = run.train(config, data=data, out=folder, max_minutes=max_minutes, color_given=chosen)
+        given = recipes.recipe(recipe) if recipe is not None else read_config_file(config or "")
+        chosen = with_overrides(given, set_ or ())
+        folder = out or f"runs/{chosen.recipe.replace(':', '-') or 'run'}-{time.strftime('%Y%m%d-%H%M%S')}"
+        colored = any(line.partition("=")[0].strip() == "data.color" for line in set_ or ())
+        result = run.train(
+            chosen, data=data, out=folder, max_minutes=max_minutes, color_given=colored or recipe is None
+        )
     if os.environ.get("LOCAL_RANK", "0") != "0":
         return  # with several devices, Lightning starts this command once for each
     if as_json:
         print(json.dumps({**dataclasses.asdict(result), "run": str(result.run)}))
     else:
         print(result.run)
+    if result.best_step is not None:
+        tell(
+            f"the weights are the best evaluated, after {result.best_step} of {result.steps} steps; embedkit export "
+            "takes them"
+        )
     if not result.finished:
         tell(f"{result.steps} steps made and some are left: embedkit train --resume {result.run}")

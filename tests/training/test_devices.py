@@ -1,5 +1,6 @@
 """Several devices: two processes compute what one does, and groups stay whole on a rank."""
 
+import csv
 import os
 import runpy
 import subprocess
@@ -63,7 +64,15 @@ def test_a_run_on_two_devices_is_that_on_one(tmp_path):
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    one, two = (run.load_run(tmp_path / name)[1].state_dict() for name in ("one", "two"))
+    # evaluated is on the first rank, and both ranks act on it
+    scores = []
+    for name in ("one", "two"):
+        with open(tmp_path / name / "metrics.csv", newline="") as file:
+            scores.append({row["step"]: row["validation_knn_top1"] for row in csv.DictReader(file)})
+    assert scores[0] == scores[1] and list(scores[0]) == ["0", "2", "4"] and all(scores[0].values())
+    kept = [run.load_run(tmp_path / name)[1].batches_seen for name in ("one", "two")]
+    assert kept[0] == kept[1]
+    one, two = (run.load_run(tmp_path / name, "last")[1].state_dict() for name in ("one", "two"))
     for key, value in one.items():
         if isinstance(value, torch.Tensor):
             torch.testing.assert_close(two[key], value, atol=2e-5, rtol=1e-4, msg=key)

@@ -266,7 +266,7 @@ def test_overrides_are_typed_by_the_dataclass():
         ("batch_size=1.5", "expected a whole number"),
         ("data.stream=maybe", "expected true or false"),
         ("optimizer.betas=0.9", "expected 2 values"),
-        ("precision=fp8", "expected one of auto, bf16, fp32"),
+        ("precision=fp8", "expected one of auto, bf16, fp16, fp32"),
         ("optimizer=adam", "set one of its fields"),
         ("seed.x=1", "one name too many"),
         ("method.augment.steps.9.scale=0,1", "expected a number of 0 to 2"),
@@ -307,8 +307,9 @@ def test_the_command_trains_resumes_and_refuses(tmp_path):
     shown = CliRunner().invoke(app, ["--list", "--json"])
     assert json.loads(shown.output) == recipes.summaries() and "simclr:photos" in recipes.summaries()
     assert CliRunner().invoke(app, []).exit_code == 2
-    refused = CliRunner().invoke(app, ["--resume", folder, "--data", "synthetic:80"])
-    assert isinstance(refused.exception, ConfigError)
+    for more in (["--out", folder], ["--set", "seed=1"], ["--data", "synthetic:81"]):
+        refused = CliRunner().invoke(app, ["--resume", folder, *more])
+        assert isinstance(refused.exception, ConfigError)
 
 
 def test_supervised_needs_labels(tmp_path):

@@ -21,7 +21,8 @@ SETTINGS = [
     "threads=1",
     "accelerator=cpu",
     "data.image_size=16",
-    "data.validation=0",
+    "data.validation=0.25",
+    "evaluation.every=2",
 ]
 
 
@@ -30,7 +31,7 @@ def train(folder, devices):
     sgd = Optimizer(name="sgd", lr=0.05, schedule="constant", warmup_steps=0)
     method = dataclasses.replace(config.method, augment=Compose(steps=()))
     config = dataclasses.replace(config, method=method, optimizer=sgd)
-    run.train(config, data="synthetic:64", out=folder, progress=False)
+    run.train(config, data="synthetic:80", out=folder, progress=False)
 
 
 if __name__ == "__main__":

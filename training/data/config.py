@@ -23,10 +23,10 @@ from embedkit.training.hardware import free_memory
 
 __all__ = ["CONTRACT", "DataConfig", "keep_labels", "load_images", "load_parts", "split_validation"]
 
-#: Fields that stand in the preprocess contract of the encoder.
-CONTRACT = ("color", "image_size", "resize", "resize_size", "interpolation", "pad", "mean", "std")
 #: Bytes of images in memory that are worth a line on stderr.
 _LARGE = 100_000_000
+#: Fields that stand in the preprocess contract of the encoder.
+CONTRACT = ("color", "image_size", "resize", "resize_size", "interpolation", "pad", "mean", "std")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +52,9 @@ class DataConfig:
         pad: As in the preprocess contract.
         mean: Per channel, in units of [0, 1]; by default those of the training images as they are stored.
         std: Likewise.
-        validation: Share of the training images that is set aside, by class; 0 for none.
+        validation: Share of the training images that is set aside; 0 for none.
+        validation_of: `images` sets aside so much of every class; `classes` sets so many classes aside, whole, for an
+            encoder of classes that it never saw.
         labels_per_class: Labels that are kept; 0 for all.
         stream: Decode batch by batch, for data larger than memory.
         workers: Processes that decode when streaming.
@@ -72,6 +74,7 @@ class DataConfig:
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     validation: float = 0.1
+    validation_of: Literal["images", "classes"] = "images"
     labels_per_class: int = 0
     stream: bool = False
     workers: int = 2
@@ -148,7 +151,7 @@ def load_parts(config: DataConfig, seed: int) -> tuple[ImageSet, ImageSet]:
     """
     source = _open(config, "train")
     images = _load(config, source, config.stored())
-    train, validation = split_validation(images, config.validation, seed)
+    train, validation = split_validation(images, config.validation, seed, config.validation_of)
     if config.labels_per_class:
         train = keep_labels(train, config.labels_per_class, seed)
     if config.stored() != config.contract():
@@ -216,16 +219,51 @@ def _check_memory(count: int, contract: Preprocess) -> None:
         print(f"embedkit: {what}", file=sys.stderr)
 
 
-def split_validation(images: ImageSet, share: float, seed: int) -> tuple[ImageSet, ImageSet]:
-    """Training and validation part: `share` of every class, drawn by `seed`, goes to the second.
+def split_validation(
+    images: ImageSet, share: float, seed: int, of: Literal["images", "classes"] = "images"
+) -> tuple[ImageSet, ImageSet]:
+    """Training and validation part: `share` of every class, or of the classes, drawn by `seed`, goes to the second.
 
-    Images without a label are no class: the same share of them is drawn on its own, so that methods which need no
-    labels have held-out images too, and metrics of labels leave them out.
+    Images without a label are no class: of `images`, the same share of them is drawn on its own, so that methods which
+    need no labels have held-out images too, and metrics of labels leave them out; of `classes`, all are trained on.
+
+    Args:
+        images: All of them.
+        share: 0 to below 1.
+        seed: Of the draw.
+        of: With `classes` the training part's classes are numbered 0..K-1 in their old order, and those that are set
+            aside K and on.
+
+    Raises:
+        ConfigError: Another share, or `classes` where fewer than two would be set aside or trained on.
     """
     if not 0 <= share < 1:
         raise ConfigError(f"data.validation: expected a share of 0 to below 1, found {share}")
+    if of == "classes" and share:
+        return _split_classes(images, share, seed)
     held_out = _first_per_class(images.labels, seed, lambda count: round(count * share))
     return images.subset(torch.nonzero(~held_out)[:, 0]), images.subset(torch.nonzero(held_out)[:, 0])
+
+
+def _split_classes(images: ImageSet, share: float, seed: int) -> tuple[ImageSet, ImageSet]:
+    count = len(images.classes)
+    aside = round(count * share)
+    if not 2 <= aside <= count - 2:
+        raise ConfigError(
+            f"data.validation: {share:g} of {count} classes are {aside}; expected two or more to set aside, and two or "
+            "more to train on; --set data.validation_of=images sets aside images of each"
+        )
+    order = np.random.default_rng(seed).permutation(count)
+    kept, held = np.sort(order[aside:]), np.sort(order[:aside])
+    number = torch.empty(count + 1, dtype=torch.int64)
+    number[torch.from_numpy(np.concatenate([kept, held]))] = torch.arange(count)
+    number[-1] = -1  # the label -1 finds the last
+    labels = number[images.labels]
+    names = [images.classes[old] for old in (*kept, *held)]
+    held_out = labels >= len(kept)
+    train = dataclasses.replace(images, labels=labels, classes=tuple(names[: len(kept)]))
+    every = dataclasses.replace(images, labels=labels, classes=tuple(names))
+    return train.subset(torch.nonzero(~held_out)[:, 0]), every.subset(torch.nonzero(held_out)[:, 0])
 
 
 def keep_labels(images: ImageSet, per_class: int, seed: int) -> ImageSet:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from embedkit.model.layout import ENTRY_NAME, MANIFEST
 from embedkit.model.preprocess import Preprocess
 from embedkit.training import config as configuration
 from embedkit.training.config import RunConfig, method_name
-from embedkit.training.data import ImageSet, load_images, split_validation
+from embedkit.training.data import ImageSet, load_parts
 from embedkit.training.export.head import classifier_name
 from embedkit.training.export.head import with_head as add_head
 from embedkit.training.export.licenses import license_of
@@ -30,7 +32,7 @@ from embedkit.training.methods import summary_of
 from embedkit.training.models.backbones import Backbone
 from embedkit.training.pretext import pretext_on
 from embedkit.training.run_folder import CONFIG as RUN_CONFIG
-from embedkit.training.run_folder import COST, load_run
+from embedkit.training.run_folder import COST, Kept, kept_in, load_run
 
 __all__ = ["export_run"]
 
@@ -45,6 +47,7 @@ def export_run(
     license: str | None = None,
     data: str | None = None,
     limits: Sequence[str] = (),
+    checkpoint: str | None = None,
     with_head: bool = False,
 ) -> Path:
     """Write the encoder of a training run as the entry `<zoo>/<name>`.
@@ -57,6 +60,8 @@ def export_run(
             `other` where it started from none.
         data: What it was trained on, in words; taken from the run when None.
         limits: Sentences about what the encoder is not good for, for its card.
+        checkpoint: `best` or `last`; by default the best weights of a run with evaluation while training, which is
+            said on stderr, else the last.
         with_head: Store the method's classifier too, which gives `logits` beside `embedding`.
 
     Returns:
@@ -82,13 +87,22 @@ def export_run(
             f"{name!r}: expected <method>-<arch>.<data> in small letters, such as simclr-r10.fmnist"
         )
     check_zoo(Path(zoo))
-    config, method = load_run(run)
+    if checkpoint not in (None, "best", "last"):
+        raise ConfigError(f"--checkpoint: expected best or last, found {checkpoint!r}")
+    kept: Kept = "best" if (checkpoint or kept_in(run)) == "best" else "last"
+    config, method = load_run(run, kept)
     license = license_of(config.parents, license)
+    if checkpoint is None and kept == "best":
+        print(
+            f"embedkit: {run}: exported are the best weights, of step {method.batches_seen} of {method.total_steps}; "
+            "--checkpoint last takes the last ones",
+            file=sys.stderr,
+        )
     encoder = method.encoder().eval()
     preprocess = config.data.preprocess(method.facts.mean, method.facts.std)
     network = encoder.net if isinstance(encoder, Backbone) else encoder
-    images = load_images(config.data)
-    held_out = split_validation(images, config.data.validation, config.seed)[1]
+    # at the size that the encoder takes, not at that of stored images
+    images, held_out = load_parts(dataclasses.replace(config.data, load_size=0), config.seed)
     samples = _samples(held_out if len(held_out) else images)
     outputs = {"embedding": (_width(network, samples),)}
     classes = tuple(images.classes) if with_head else ()
@@ -103,7 +117,7 @@ def export_run(
         preprocess=preprocess,
         data=" ".join((data or _data_in_words(config, method)).split()),
         license=license,
-        provenance=_provenance(run, config, pretext_on(method, held_out)),
+        provenance=_provenance(run, config, pretext_on(method, held_out)) | _of_the_weights(kept, method),
         card=_card(method_name(config), method, encoder, limits),
         classes=classes,
         timm=_timm(encoder, preprocess, name, license, network if with_head else None),
@@ -170,6 +184,11 @@ def _provenance(run: Path, config: RunConfig, pretext: dict[str, float]) -> dict
     if pretext:
         provenance["pretext"] = {name: round(value, 6) for name, value in pretext.items()}
     return {**provenance, "cost": json.loads((run / COST).read_text("utf-8"))}
+
+
+def _of_the_weights(kept: Kept, method: Method) -> dict[str, Any]:
+    """Which step the weights are of, where that is not the last."""
+    return {"weights": {"kept": kept, "step": method.batches_seen}} if kept == "best" else {}
 
 
 def _card(name: str, method: Method, encoder: nn.Module, limits: Sequence[str]) -> Card:

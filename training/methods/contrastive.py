@@ -113,6 +113,7 @@ class Contrastive(Method):
     """Backbone and the linear embedding layer."""
 
     uses_labels = True
+    compares_images = True
 
     def __init__(self, backbone: Backbone, config: Config, facts: Facts) -> None:
         super().__init__(backbone, config, facts)

@@ -178,6 +178,7 @@ class CPC(Method):
     """Patch encoder, a context network and predictions for each direction; exported is the mean of the patches' z."""
 
     streams = ("patches",)
+    compares_images = True
 
     @classmethod
     def build_backbone(cls, request: BackboneRequest, config: Config, facts: Facts) -> nn.Module:

@@ -91,6 +91,8 @@ def nt_xent(z1: Tensor, z2: Tensor, temperature: float) -> Tensor:
 class SimCLR(Method):
     """Backbone f and projector g; the embedding is h = f(x)."""
 
+    compares_images = True
+
     def __init__(self, backbone: Backbone, config: Config, facts: Facts) -> None:
         super().__init__(backbone, config, facts)
         dims = (backbone.dim, config.hidden_dim, config.projection_dim)

@@ -170,6 +170,7 @@ class Triplet(Method):
     """Backbone and the linear embedding layer; embeddings are compared as unit vectors."""
 
     uses_labels = True
+    compares_images = True
 
     def __init__(self, backbone: Backbone, config: Config, facts: Facts) -> None:
         super().__init__(backbone, config, facts)

@@ -1,15 +1,16 @@
-"""Recipes of `fixmatch`: the method, and the supervised baseline that it is held against."""
+"""Recipes of `fixmatch`: the method, in gray and in color, and the supervised baseline that it is held against."""
 
 from __future__ import annotations
 
 import dataclasses
 
+from embedkit.training.augment import Compose, RandAugment, RandomHorizontalFlip, RandomResizedCrop
 from embedkit.training.config import RunConfig
 from embedkit.training.data import DataConfig, LabeledAndUnlabeled
 from embedkit.training.methods import fixmatch
 from embedkit.training.optim import Optimizer
 
-__all__ = ["baseline", "recipe"]
+__all__ = ["baseline", "color", "recipe"]
 
 #: What was measured, by function; see `recipes.summaries`.
 RESULTS = {
@@ -59,4 +60,35 @@ def baseline() -> RunConfig:
         config,
         recipe="fixmatch:baseline",
         method=dataclasses.replace(config.method, supervised_only=True),
+    )
+
+
+def color() -> RunConfig:
+    """The default encoder, fine-tuned on color images of which a few have labels.
+
+    The strong view has all 14 operations of the source and its erased square; the weak one crops 70 % of the area
+    and more where the source shifts by an eighth of the side, so that it is cut from the images stored at 128 pixels.
+
+    Data: class folders with unlabeled images beside them; a CSV or Parquet file whose column `label` is empty in some
+    rows; or, where all images have labels, `--set data.labels_per_class=40`.
+    Time: made for 20 minutes of 2 cores on 6,000 images. Memory: 3.2 GB, and 0.3 GB for them, stored at 128 pixels.
+    Smaller: `data.image_size=64`, `load_size=80`. Larger: 224 and 256, `batch_size=32`, `data.stream=true`.
+
+        embedkit train fixmatch:color --data images/ --max-minutes 20
+    """
+    ratio = 3
+    weak = Compose(steps=(RandomResizedCrop(scale=(0.7, 1.0)), RandomHorizontalFlip()))
+    strong = Compose(steps=(*weak.steps, RandAugment()))
+    return RunConfig(
+        recipe="fixmatch:color",
+        method=fixmatch.Config(ratio=ratio, weak=weak, strong=strong),
+        backbone="tf_efficientnet_lite0",
+        init="supervised-efficientnet_lite0.in1k",
+        data=DataConfig(color="rgb", image_size=96, load_size=128, sampler=LabeledAndUnlabeled(ratio=ratio)),
+        # constant, since the method itself lets it fall along 7/16 of a cosine
+        optimizer=Optimizer(
+            name="sgd", lr=0.03, weight_decay=5e-4, layer_decay=0.9, schedule="constant", warmup_steps=0
+        ),
+        batch_size=32 * (1 + ratio),
+        steps=2000,
     )

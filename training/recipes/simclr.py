@@ -1,10 +1,11 @@
-"""Recipe of `simclr`."""
+"""Recipes of `simclr`."""
 
 from __future__ import annotations
 
 from embedkit.training.augment import (
     ColorJitter,
     Compose,
+    GaussianBlur,
     RandomGrayscale,
     RandomHorizontalFlip,
     RandomResizedCrop,
@@ -14,7 +15,7 @@ from embedkit.training.data import DataConfig
 from embedkit.training.methods import simclr
 from embedkit.training.optim import Optimizer
 
-__all__ = ["photos", "recipe"]
+__all__ = ["color", "photos", "recipe"]
 
 #: What was measured, by function; see `recipes.summaries`.
 RESULTS = {
@@ -84,4 +85,46 @@ def photos() -> RunConfig:
         optimizer=Optimizer(name="adamw", lr=1e-3, weight_decay=0.05, schedule="one_cycle", warmup_steps=300),
         batch_size=128,
         epochs=24,
+    )
+
+
+def color() -> RunConfig:
+    """The default encoder, trained on color images without labels, with the views of the source.
+
+    Views are the paper's (appendix A): crops of 8 % of the area and more, color jitter of strength 1 in brightness,
+    contrast, saturation and hue, one gray image in five, and blur. Without the change of color, two crops of one
+    image can be told by their histograms alone, and the network learns nothing else (its figure 5).
+
+    Data: any images in color; no label is used.
+    Time: made for 20 minutes of 2 cores on 6,000 images. Memory: 3.5 GB, and 0.3 GB for them, stored at 128 pixels.
+    Smaller: `data.image_size=64`, `load_size=80`. Larger: 224 and 256, `batch_size=32`, `data.stream=true`, 4.5 GB.
+
+        embedkit train simclr:color --data images/ --max-minutes 20
+    """
+    augment = Compose(
+        steps=(
+            RandomResizedCrop(scale=(0.08, 1.0)),
+            RandomHorizontalFlip(),
+            ColorJitter(brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2, p=0.8),
+            RandomGrayscale(p=0.2),
+            GaussianBlur(sigma=(0.1, 2.0), p=0.5),
+        )
+    )
+    return RunConfig(
+        recipe="simclr:color",
+        method=simclr.Config(temperature=0.1, augment=augment),
+        backbone="tf_efficientnet_lite0",
+        init="supervised-efficientnet_lite0.in1k",
+        data=DataConfig(color="rgb", image_size=96, load_size=128),
+        optimizer=Optimizer(
+            name="adamw",
+            lr=1e-3,
+            weight_decay=0.05,
+            layer_decay=0.9,
+            schedule="cosine",
+            warmup_steps=100,
+            clip_norm=1.0,
+        ),
+        batch_size=128,
+        epochs=12,
     )

@@ -1,13 +1,14 @@
-"""Recipe of `supervised`."""
+"""Recipes of `supervised`: from random weights, and from those of the default encoder."""
 
 from __future__ import annotations
 
-from embedkit.training.config import RunConfig
+from embedkit.training.augment import ColorJitter, Compose, RandomHorizontalFlip, RandomResizedCrop
+from embedkit.training.config import Evaluation, RunConfig
 from embedkit.training.data import DataConfig
 from embedkit.training.methods import supervised
 from embedkit.training.optim import Optimizer
 
-__all__ = ["recipe"]
+__all__ = ["finetune", "recipe"]
 
 #: What was measured, by function; see `recipes.summaries`.
 RESULTS = {
@@ -34,4 +35,45 @@ def recipe() -> RunConfig:
         optimizer=Optimizer(name="adamw", lr=4e-3, weight_decay=0.05, schedule="one_cycle", warmup_steps=500),
         batch_size=256,
         epochs=40,
+    )
+
+
+def finetune() -> RunConfig:
+    """The default encoder, fine-tuned on color images with classes.
+
+    The head learns at the full rate, each block below it at 0.9 of the one above, the stem at a sixth: what the encoder
+    knows already of edges and textures changes least. Crops keep at least a quarter of the area, since the class must
+    still be in the picture. kNN of the held-out images chooses the weights.
+
+    Data: class folders, or a CSV or Parquet file with the column `label`.
+    Time: made for 20 minutes of 2 cores on 6,000 images. Memory: 2.2 GB, and 0.3 GB for them, stored at 128 pixels.
+    Smaller: `data.image_size=64`, `load_size=80`. Larger: 224 and 256, `batch_size=32`, `data.stream=true`, 2.8 GB.
+
+        embedkit train supervised:finetune --data images/ --max-minutes 20
+    """
+    augment = Compose(
+        steps=(
+            RandomResizedCrop(scale=(0.25, 1.0)),
+            RandomHorizontalFlip(),
+            ColorJitter(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, p=0.8),
+        )
+    )
+    return RunConfig(
+        recipe="supervised:finetune",
+        method=supervised.Config(label_smoothing=0.1, augment=augment),
+        backbone="tf_efficientnet_lite0",
+        init="supervised-efficientnet_lite0.in1k",
+        data=DataConfig(color="rgb", image_size=96, load_size=128),
+        optimizer=Optimizer(
+            name="adamw",
+            lr=1e-3,
+            weight_decay=0.05,
+            layer_decay=0.9,
+            schedule="cosine",
+            warmup_steps=100,
+            clip_norm=1.0,
+        ),
+        batch_size=128,
+        epochs=20,
+        evaluation=Evaluation(every=100),
     )
