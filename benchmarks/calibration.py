@@ -1,6 +1,6 @@
 """Does the promise hold on other people? The false-match rate of held-out identities against what was predicted.
 
-    embedkit embed test.parquet -o emb.parquet && python benchmarks/calibration.py emb.parquet --identity identity
+    embedkit embed test.parquet -o emb.parquet && python benchmarks/calibration.py emb.parquet --label identity
 
 Each split, by its seed, draws half of the identities. A threshold is calibrated on pairs of these, and
 `Calibration.predict` says in which interval the rate of a sample like that of the other half lies in 95 of 100 cases;
@@ -49,13 +49,13 @@ def one_split(vectors: np.ndarray, codes: np.ndarray, seed: int, target: float) 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("embeddings", type=Path)
-    parser.add_argument("--identity", default="identity", help="label column that names identities")
+    parser.add_argument("--label", default="identity", help="label column that names identities")
     parser.add_argument("--splits", type=int, default=100)
     parser.add_argument("--target-fmr", type=float, default=1e-3)
     parser.add_argument("--json", type=Path, help="write every split here")
     args = parser.parse_args()
     rows = Embeddings.load(args.embeddings)
-    codes = identity_codes(rows.label(args.identity, str(args.embeddings)))
+    codes = identity_codes(rows.label(args.label, str(args.embeddings)))
     known = codes >= 0
     splits = [
         one_split(rows.vectors[known], codes[known], seed, args.target_fmr) for seed in range(args.splits)

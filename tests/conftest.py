@@ -35,8 +35,8 @@ SLOW = frozenset(
     training zoo test_logging.py authoring/test_onnx_export.py cli/test_progress.py
     _io/test_json.py _io/test_columns.py analysis/clustering/test_dpmm.py
     analysis/matching/test_calibration.py analysis/test_hostile_files.py analysis/test_vectors.py
-    attacks cli/test_cli.py cli/test_outputs.py embeddings/test_formats.py hub/publish
-    hub/test_bulk.py hub/test_zoos.py images/test_memory.py model/test_onnx_guard.py
+    attacks cli/test_cli.py cli/test_completion.py cli/test_help.py cli/test_outputs.py embeddings/test_formats.py
+    hub/publish hub/test_bulk.py hub/test_zoos.py images/test_memory.py model/test_onnx_guard.py
     pipeline/test_job.py pipeline/test_kills.py pipeline/test_outputs.py storage/test_answer.py
     workflows/faces workflows/test_adopt.py workflows/test_kills.py workflows/visual/test_atlas.py
     """.split()

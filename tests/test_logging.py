@@ -103,13 +103,13 @@ def test_the_command_says_each_thing_once(folder, tiny_entry, tmp_path):
     done = python(code, "embed", folder, "-o", tmp_path / "o.parquet", "--encoder", tiny_entry)
     note, report = done.stderr.splitlines()
     assert note == "embedkit: skipped 1 file without an image's suffix (.txt); name a file to include it"
-    assert report.startswith(f"{tmp_path}/o.parquet: 6 embedded, 1 failed (")
+    assert report.startswith(f"embedkit: warning: {tmp_path}/o.parquet: 6 embedded, 1 failed (")
 
 
 def test_the_command_shows_the_library_s_warnings_once(tiny_entry):
     code = """
 import logging
-from embedkit.cli.terminal import show_warnings
+from embedkit.cli.output import show_warnings
 show_warnings(); show_warnings()
 log = logging.getLogger("embedkit.hub.cached")
 log.warning("a zoo is %s", "down"); log.info("no"); logging.getLogger("embedkit.pipeline.job").warning("no")

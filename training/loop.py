@@ -154,7 +154,9 @@ def run_loop(
             (run / CHECKPOINT).parent.mkdir(parents=True, exist_ok=True)
             write_config(run, config, facts)
         except OSError as error:
-            raise OutputError(f"{run} cannot be written ({error.strerror}); choose another --out") from None
+            raise OutputError(
+                f"{run} cannot be written ({error.strerror}); choose another --output"
+            ) from None
     with _quiet():
         trainer = _trainer(
             accelerator=config.accelerator,

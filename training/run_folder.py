@@ -93,10 +93,10 @@ def check_out(out: Path) -> None:
             if (out / CHECKPOINT).exists()
             else "it has no checkpoint: remove it"
         )
-        raise OutputError(f"{out}: there is a run in this folder; {there} or choose another --out")
+        raise OutputError(f"{out}: there is a run in this folder; {there} or choose another --output")
     for name in (CHECKPOINT, BEST, ENCODER, METRICS):
         if (out / name).exists():
-            raise OutputError(f"{out / name} is there, and would be overwritten: choose another --out")
+            raise OutputError(f"{out / name} is there, and would be overwritten: choose another --output")
 
 
 def read_checkpoint(run: Path, name: Path = CHECKPOINT) -> dict[str, Any]:

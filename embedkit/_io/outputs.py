@@ -15,7 +15,7 @@ def check_outputs(outputs: _Paths, inputs: _Paths | None = None) -> None:
     """Refuse outputs that are inputs, that are one file twice, or that have no name. Nothing is written.
 
     Args:
-        outputs: Option as the user knows it (`-o`, `--delete-list`) -> the path; None where it was not given, `-`
+        outputs: Option as the user knows it (`-o`, `--write-delete-list`) -> the path; None where it was not given, `-`
             for standard output.
         inputs: Name of the input -> its path. A folder is an input only by its own path; the files in it are not.
 

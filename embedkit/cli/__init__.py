@@ -15,11 +15,13 @@ import typer
 from embedkit import __version__
 from embedkit._io.text import safe_for_terminal
 from embedkit.cli.adopt import adopt
+from embedkit.cli.app import App, examples, statuses
 from embedkit.cli.atlas import atlas
 from embedkit.cli.calibrate import calibrate
 from embedkit.cli.classify import classify
 from embedkit.cli.cluster import cluster
 from embedkit.cli.compare import compare
+from embedkit.cli.doctor import doctor
 from embedkit.cli.duplicates import duplicates, leaks
 from embedkit.cli.embed import embed
 from embedkit.cli.evaluate import evaluate
@@ -28,21 +30,16 @@ from embedkit.cli.export_onnx import export_onnx
 from embedkit.cli.identify import identify
 from embedkit.cli.importing import importing
 from embedkit.cli.lint import lint
+from embedkit.cli.output import show_warnings, tell_error, warn
 from embedkit.cli.publish import publish
 from embedkit.cli.search import search
-from embedkit.cli.terminal import StreamError, drop_output, prepare_streams, show_warnings, tell
+from embedkit.cli.terminal import StreamError, drop_output, prepare_streams
 from embedkit.cli.train import train
 from embedkit.cli.verify import verify
-from embedkit.cli.zoo import doctor, zoo
+from embedkit.cli.zoo import zoo
 from embedkit.errors import EmbedkitError
 
-app = typer.Typer(
-    name="embedkit",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-)
+app = App(name="embedkit", pretty_exceptions_enable=False)
 app.command()(embed)
 app.command()(adopt)
 app.command()(search)
@@ -72,8 +69,19 @@ def _version(asked: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
-def options(
+@app.callback(
+    epilog="\n\n".join(
+        [
+            examples(
+                "embedkit embed photos/ -o photos.parquet",
+                "embedkit search cat.jpg photos.parquet",
+                "embedkit duplicates photos.parquet --threshold 0.95",
+            ),
+            statuses(),
+        ]
+    )
+)
+def _top(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
@@ -92,18 +100,18 @@ def main() -> None:
         finally:
             sys.stdout.flush()
     except EmbedkitError as error:
-        tell(str(error))
+        tell_error(str(error))
         raise SystemExit(1) from None
     except StreamError as error:
         drop_output()
-        tell(str(error))
+        tell_error(str(error))
         raise SystemExit(1) from None
     except BrokenPipeError:
         # The reader of stdout has stopped, as in `embedkit zoo list | head -1`.
         drop_output()
         raise SystemExit(1) from None
     if status == 130:  # Typer's own answer to an interrupt
-        tell(
+        tell_error(
             "interrupted; finished work is saved, and the same command continues it (a training run: embedkit train "
             "--resume RUN)"
         )
@@ -113,7 +121,7 @@ def main() -> None:
 def _run() -> int:
     """Run the command, and return its exit status."""
     try:
-        return app(standalone_mode=False) or 0
+        return app(standalone_mode=False, prog_name="embedkit") or 0
     except Exception as error:
         # Typer uses its own Click or the installed one, so its errors are recognized by their attributes.
         if not (hasattr(error, "show") and hasattr(error, "exit_code")):
@@ -125,4 +133,4 @@ def _run() -> int:
 
 
 def _one_line(message: Warning | str, *_: object, **__: object) -> None:
-    tell(f"warning: {message}")
+    warn(str(message))

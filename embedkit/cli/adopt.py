@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from embedkit.cli.options import AsJson, Device, Threads
-from embedkit.cli.terminal import tell
+from embedkit.cli.inputs import with_token
+from embedkit.cli.options import (
+    AsJson,
+    Device,
+    EncoderName,
+    LocalFilesOnly,
+    LookIn,
+    Quiet,
+    Root,
+    Threads,
+    Token,
+    output,
+)
+from embedkit.cli.output import print_json, tell
 
 
 def adopt(
@@ -20,44 +30,42 @@ def adopt(
             metavar="FILE", help="A Parquet file, or X.npy beside X.ids.txt (one id a line) or X.ids.jsonl."
         ),
     ],
-    encoder: Annotated[
-        str, typer.Option(help="The encoder that made the rows: a zoo name or an entry's folder.")
-    ],
+    encoder: EncoderName,
     output: Annotated[
         str | None,
-        typer.Option(
-            "--output",
-            "-o",
-            help="X.parquet, X.npy, a folder ending in /, or lance://FOLDER/TABLE.",
-            show_default="FILE.adopted.parquet or .npy",
+        output(
+            "EMB",
+            "X.parquet, X.npy, a folder ending in /, or lance://FOLDER/TABLE. [default: FILE.adopted.parquet or .npy]",
         ),
     ] = None,
-    images: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR",
-            help="The folder that ids are relative to; ids that lead out of it are not opened.",
-            show_default="the working folder",
-        ),
-    ] = None,
+    root: Root = None,
     id: Annotated[str, typer.Option("--id", metavar="COLUMN", help="The column of ids.")] = "id",
     embedding: Annotated[str, typer.Option(metavar="COLUMN", help="The column of vectors.")] = "embedding",
+    zoo: LookIn = None,
+    token: Token = None,
+    local_files_only: LocalFilesOnly = False,
     device: Device = "auto",
     threads: Threads = "auto",
     as_json: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
-    """Give metadata to embeddings that pandas, Polars, DuckDB or another tool wrote, so that all commands read them.
+    """Give metadata to embeddings that another tool wrote.
 
-    Widths, numbers and lengths are checked. Where images of the rows are at hand, some are embedded again and compared,
-    and a wrong encoder is refused. FILE is not changed.
+    All commands read what was filtered or written by pandas, Polars, DuckDB or others then. Widths, numbers and lengths
+    are checked. Where images of the rows are at hand, some are embedded again and compared, and a wrong encoder is
+    refused. Ids that lead out of --root, by default the working folder, are not opened. FILE is not changed.
+
+    Examples:
+        embedkit adopt filtered.parquet --encoder supervised-efficientnet_lite0
+        embedkit adopt filtered.parquet --encoder supervised-efficientnet_lite0 -o back.parquet
     """
     from embedkit.workflows.adopt import adopt as run
 
     done = run(
         source,
-        encoder,
+        with_token(encoder, token) or encoder,
         output,
-        images=images,
+        images=root,
         id=id,
         embedding=embedding,
         device=device,
@@ -71,4 +79,4 @@ def adopt(
         checked = f"not compared with images: {done.unchecked}"
     tell(f"{done.output}: {rows}{raw}; {checked}")
     if as_json:
-        print(json.dumps(dataclasses.asdict(done), indent=1))
+        print_json(dataclasses.asdict(done))

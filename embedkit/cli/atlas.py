@@ -2,38 +2,42 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from embedkit.cli.options import Root, StoredEmbeddings
-from embedkit.cli.terminal import tell
+from embedkit.cli.options import AsJson, Limit, Quiet, Root, Seed, StoredEmbeddings, label, output
+from embedkit.cli.output import print_json, tell, warn
 
 
 def atlas(
     embeddings: StoredEmbeddings,
-    output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="ATLAS.html", help="The file to write.")
-    ] = Path("atlas.html"),
+    output: Annotated[Path, output("ATLAS.html", "The map.")] = Path("atlas.html"),
     clusters: Annotated[
         Path | None,
         typer.Option(metavar="CLUSTERS.parquet", help="Color by what `embedkit cluster -o` wrote."),
     ] = None,
-    label: Annotated[
-        str | None, typer.Option(metavar="COLUMN", help="Color by a label column of the embeddings.")
-    ] = None,
+    label: Annotated[str | None, label("Color by this label.")] = None,
     root: Root = None,
-    most: Annotated[int, typer.Option(min=1, help="Images that are shown; of more, an even sample.")] = 5000,
+    limit: Limit = 5000,
     method: Annotated[
         str, typer.Option("--map", help="umap, pca, or auto: UMAP when umap-learn is installed.")
     ] = "auto",
-    seed: Annotated[int, typer.Option(help="Of the sample and of UMAP.")] = 0,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
-    """Draw a map of the images, similar ones side by side, as one HTML file that needs no network.
+    """Draw a map of the images, similar ones side by side.
 
-    Zoom and move it, click an image for the most similar ones, search by name, color by cluster or label.
+    The map is one HTML file that needs no network. Zoom and move it, click an image for the most similar ones, search
+    by name, color by cluster or label. Of more images than --limit an even sample is shown.
+
+    Examples:
+        embedkit atlas photos.parquet -o atlas.html
+        embedkit atlas photos.parquet --clusters clusters.parquet --map pca
     """
     if clusters is not None and label is not None:
         raise typer.BadParameter("give --clusters or --label, not both")
@@ -54,15 +58,17 @@ def atlas(
     if method != "pca" and importlib.util.find_spec("umap") is not None:
         tell("placing the images by UMAP; 5,000 take about a minute")
     done = library.write_atlas(
-        embeddings, output, originals=originals, groups=groups, most=most, method=method, seed=seed
+        embeddings, output, originals=originals, groups=groups, most=limit, method=method, seed=seed
     )
     of = f" of {done.rows}, evenly drawn" if done.images < done.rows else ""
     how = "UMAP" if done.map == "umap" else "PCA"
     if method == "auto" and done.map == "pca":
         how += " (`pip install umap-learn` places many images better)"
     tell(f"{done.path} shows {done.images} images{of}, placed by {how}; {done.size / 1e6:.1f} MB")
+    if as_json:
+        print_json(dataclasses.asdict(done))
     if done.missing:
-        tell(
-            f"warning: {len(done.missing)} images cannot be read (the first is "
+        warn(
+            f"{len(done.missing)} images cannot be read (the first is "
             f"{done.missing[0]}); --root names the folder that ids are relative to"
         )

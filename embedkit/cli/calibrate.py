@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from embedkit._io.text import safe_for_terminal
-from embedkit.cli.terminal import tell, tell_left_out
+from embedkit.cli.inputs import with_token
+from embedkit.cli.options import (
+    AsJson,
+    Device,
+    Faces,
+    LabeledPairs,
+    LabelFromFolder,
+    LocalFilesOnly,
+    LookIn,
+    OptionalEncoderName,
+    Quiet,
+    Seed,
+    Threads,
+    Token,
+    label,
+    output,
+)
+from embedkit.cli.output import Number, print_json, print_line, print_table, tell, tell_left_out
 
 
 def calibrate(
@@ -21,50 +36,41 @@ def calibrate(
             "folder for each identity; or embeddings: X.parquet, X.npy, shards, or lance://FOLDER/TABLE.",
         ),
     ],
-    pairs: Annotated[
-        Path | None,
-        typer.Option(metavar="PAIRS.csv", help="For embeddings: columns a, b (ids) and same (1 or 0)."),
-    ] = None,
-    identity: Annotated[
-        str | None,
-        typer.Option(metavar="COLUMN", help="For embeddings: the label column that names identities."),
-    ] = None,
-    identity_from_folder: Annotated[
-        bool,
-        typer.Option("--identity-from-folder", help="For embeddings: an image's folder is its identity."),
-    ] = False,
-    encoder: Annotated[
-        str | None,
-        typer.Option(
-            help="For images: a zoo name or an entry's folder.", show_default="face-r29.dlib with --faces"
-        ),
-    ] = None,
-    faces: Annotated[
-        bool,
-        typer.Option(
-            "--faces", help="For images: compare the aligned face of each, which must be the only one."
-        ),
-    ] = False,
+    pairs: LabeledPairs = None,
+    label: Annotated[str | None, label("The identity of each image.")] = None,
+    label_from_folder: LabelFromFolder = False,
+    encoder: OptionalEncoderName = None,
+    faces: Faces = False,
     target_fmr: Annotated[float, typer.Option(min=0.0, max=1.0, help="The target false-match rate.")] = 1e-3,
     group: Annotated[
         str | None,
         typer.Option(
-            metavar="COLUMN", help="For embeddings: a label column; rates are given for each group, too."
+            metavar="COLUMN", help="A second label column; rates are given for each of its groups, too."
         ),
     ] = None,
-    most: Annotated[
-        int, typer.Option("--most-pairs", min=1, help="Pairs of each kind that are drawn from identities.")
+    max_pairs: Annotated[
+        int, typer.Option("--max-pairs", min=1, help="Pairs of each kind that are drawn from identities.")
     ] = 1 << 18,
     replicates: Annotated[int, typer.Option(min=10, help="Bootstrap samples.")] = 500,
-    seed: Annotated[int, typer.Option(min=0, help="Of the pairs that are drawn, and of the bootstrap.")] = 0,
-    device: Annotated[str, typer.Option(help="For images: auto, cpu, cuda or cuda:<index>.")] = "auto",
-    threads: Annotated[str, typer.Option(help="For images: cores to keep busy, or auto.")] = "auto",
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="C.json")] = Path("calibration.json"),
-    as_json: Annotated[bool, typer.Option("--json", help="Print the calibration as JSON.")] = False,
+    seed: Seed = 0,
+    zoo: LookIn = None,
+    token: Token = None,
+    local_files_only: LocalFilesOnly = False,
+    device: Device = "auto",
+    threads: Threads = "auto",
+    output: Annotated[Path, output("C.json", "The calibration.")] = Path("calibration.json"),
+    as_json: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
-    """Find the threshold for a false-match rate, with its uncertainty.
+    """Find the threshold for a false-match rate.
 
-    A rate is refused if the pairs are too few, or of too few identities, to support it.
+    Embeddings take one of --pairs, --label and --label-from-folder; images take --encoder or --faces, which needs
+    exactly one face in each image. The threshold and the rates are given with their uncertainty. A rate is refused
+    if the pairs are too few, or of too few identities, to support it.
+
+    Examples:
+        embedkit calibrate people.parquet --label-from-folder -o people.json --target-fmr 0.01
+        embedkit calibrate people/ -o people.json --target-fmr 0.01
     """
     from embedkit._io.outputs import check_outputs
     from embedkit.cli.inputs import check_not_a_source, files_of
@@ -76,19 +82,17 @@ def calibrate(
     left_out: list[str] = []
     if holds_images(source):
         check_not_a_source({"--output": output}, source)
-        if pairs is not None or identity is not None or identity_from_folder or group is not None:
-            raise typer.BadParameter(
-                "--pairs, --identity, --identity-from-folder and --group go with embeddings"
-            )
+        if pairs is not None or label is not None or label_from_folder or group is not None:
+            raise typer.BadParameter("--pairs, --label, --label-from-folder and --group go with embeddings")
         from embedkit.cli.progress import Bar
 
         with Bar("embedding") as bar:
             done = calibrate_images(
                 source,
                 target_fmr,
-                encoder=encoder,
+                encoder=with_token(encoder, token),
                 faces=faces,
-                most=most,
+                most=max_pairs,
                 replicates=replicates,
                 seed=seed,
                 device=device,
@@ -98,10 +102,8 @@ def calibrate(
         found, left_out = done.calibration, done.left_out
     else:
         stored = open_rows(source)
-        if (pairs is not None) + (identity is not None) + identity_from_folder != 1:
-            raise typer.BadParameter(
-                "with embeddings give one of --pairs, --identity and --identity-from-folder"
-            )
+        if (pairs is not None) + (label is not None) + label_from_folder != 1:
+            raise typer.BadParameter("with embeddings give one of --pairs, --label and --label-from-folder")
         if encoder is not None or faces:
             raise typer.BadParameter("--encoder and --faces go with images; embeddings name their encoder")
         from embedkit.analysis.matching.calibrate import calibrate_pairs
@@ -114,8 +116,8 @@ def calibrate(
         if pairs is not None:
             chosen = read_pairs(pairs, ids)
         else:
-            names = identities_of(stored, identity, identity_from_folder)
-            chosen = sample_pairs(names, seed=seed, most=most, where=source)
+            names = identities_of(stored, label, label_from_folder)
+            chosen = sample_pairs(names, seed=seed, most=max_pairs, where=source)
         groups = stored.label(group) if group else None
         found = calibrate_pairs(rows, chosen, target_fmr, groups=groups, replicates=replicates, seed=seed)
     tell_left_out(left_out, f"of {source}")
@@ -124,7 +126,7 @@ def calibrate(
     tell(f"{output} is of {found.entry}, space {found.fingerprint[:12]}")
     if as_json:
         facts = {"predicted_fmr_interval": [low, high], "left_out": left_out}
-        print(json.dumps({**found.to_json(), **facts}))
+        print_json({**found.to_json(), **facts})
         return
     table = [
         ("threshold", found.threshold, found.threshold_interval),
@@ -134,22 +136,25 @@ def calibrate(
         ("equal error rate", found.eer, found.eer_interval),
         ("area under the ROC curve", found.auc, found.auc_interval),
     ]
-    print(
+    tell(
         f"{found.genuine} genuine and {found.impostors} impostor pairs of {found.identities} identities, "
         f"worth {found.effective_impostors:.0f} independent impostor pairs"
     )
-    print("metric\tvalue\t95 % from\tto")
-    for name, value, (least, greatest) in table:
-        print(f"{name}\t{value:.4g}\t{least:.4g}\t{greatest:.4g}")
+    interval = [Number("95 % from", ".4g"), Number("to", ".4g")]
+    metrics = ((name, value, *between) for name, value, between in table)
+    print_table(["metric", Number("value", ".4g"), *interval], metrics)
     if found.groups:
-        print("\ngroup\tgenuine\timpostors\tFMR\t95 % from\tto\tFNMR\t95 % from\tto\tnote")
-    for row in found.groups:
-        rates = [*_cells(row.fmr, row.fmr_interval), *_cells(row.fnmr, row.fnmr_interval)]
-        note = "" if row.supported else "too few impostor pairs for the target"
-        print("\t".join([safe_for_terminal(row.name), str(row.genuine), str(row.impostors), *rates, note]))
-
-
-def _cells(rate: float | None, interval: tuple[float, float] | None) -> list[str]:
-    if rate is None or interval is None:
-        return ["-", "-", "-"]
-    return [f"{value:.4g}" for value in (rate, *interval)]
+        print_line("")
+        rates = [Number("FMR", ".4g"), *interval, Number("FNMR", ".4g"), *interval]
+        print_table(
+            ["group", Number("genuine"), Number("impostors"), *rates, "note"],
+            (
+                (
+                    *(row.name, row.genuine, row.impostors),
+                    *(row.fmr, *(row.fmr_interval or (None, None))),
+                    *(row.fnmr, *(row.fnmr_interval or (None, None))),
+                    None if row.supported else "too few impostor pairs for the target",
+                )
+                for row in found.groups
+            ),
+        )

@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from embedkit._io.text import safe_for_terminal
-from embedkit.cli.options import AsJson, Root, StoredEmbeddings
+from embedkit.cli.inputs import with_token
+from embedkit.cli.options import (
+    AsJson,
+    LocalFilesOnly,
+    LookIn,
+    Quiet,
+    Root,
+    Seed,
+    Sheet,
+    StoredEmbeddings,
+    Token,
+    label,
+    output,
+)
+from embedkit.cli.output import Id, Number, print_json, print_line, print_table, tell, warn
 from embedkit.cli.sheet import write_sheet
-from embedkit.cli.terminal import tell
 from embedkit.errors import OutputError
 
 if TYPE_CHECKING:
@@ -23,28 +34,26 @@ if TYPE_CHECKING:
 
 def cluster(
     embeddings: StoredEmbeddings,
-    method: Annotated[
+    algorithm: Annotated[
         str, typer.Option(help="kmeans, spherical_kmeans, hdbscan or dpmm; the last two infer K.")
     ] = "kmeans",
-    k: Annotated[
+    n_clusters: Annotated[
         int | None,
-        typer.Option("-k", help="Clusters of k-means.", show_default="by the largest mean silhouette"),
+        typer.Option(
+            "--n-clusters", "-n", help="Clusters of k-means.", show_default="by the largest mean silhouette"
+        ),
     ] = None,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="CLUSTERS.parquet", help="Write the clusters.")
-    ] = None,
+    output: Annotated[Path | None, output("CLUSTERS.parquet", "The cluster of each row.")] = None,
     reduce: Annotated[
         str | None, typer.Option(metavar="pca:N|whiten:N", help="Fewer dimensions first.")
     ] = None,
-    labels: Annotated[
-        str | None, typer.Option(metavar="COLUMN", help="LabeledImages classes: print ACC, NMI and ARI.")
-    ] = None,
+    label: Annotated[str | None, label("Classes: print ACC, NMI and ARI of the clusters.")] = None,
     min_cluster_size: Annotated[int, typer.Option(min=2, help="Of hdbscan.")] = 5,
     mixture: Annotated[
         str | None,
         typer.Option(help="For dpmm: a zoo entry, or a mixture.safetensors, whose clusters are used."),
     ] = None,
-    init_k: Annotated[
+    init_clusters: Annotated[
         int | None, typer.Option(min=1, help="For dpmm: clusters to start from.", show_default="1")
     ] = None,
     alpha: Annotated[
@@ -56,17 +65,23 @@ def cluster(
     link_into: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Link to the images, a folder for each cluster.")
     ] = None,
-    sheet: Annotated[
-        Path | None,
-        typer.Option(metavar="OUT.html|OUT.png", help="Draw a contact sheet: some images of each cluster."),
-    ] = None,
+    draw_sheet: Sheet = None,
     root: Root = None,
-    seed: Annotated[int, typer.Option(help="Of starts, samples and chains.")] = 0,
+    zoo: LookIn = None,
+    token: Token = None,
+    local_files_only: LocalFilesOnly = False,
+    seed: Seed = 0,
     as_json: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
-    """Cluster embeddings, and print each cluster's size and the ids nearest to its mean.
+    """Cluster embeddings.
 
-    Images can be copied or linked into one folder per cluster; the originals are not changed.
+    Prints each cluster's size and the ids nearest to its mean. Images can be copied or linked into one folder per
+    cluster; the originals are not changed.
+
+    Examples:
+        embedkit cluster photos.parquet -n 4 -o clusters.parquet
+        embedkit cluster photos.parquet --algorithm dpmm --reduce pca:16 --copy-into sorted/
     """
     from embedkit._io.outputs import check_outputs
     from embedkit.analysis.clustering import cluster as clustering
@@ -78,43 +93,47 @@ def cluster(
 
     if copy_into is not None and link_into is not None:
         raise typer.BadParameter("give --copy-into or --link-into, not both")
-    outputs = {"--output": output, "--copy-into": copy_into, "--link-into": link_into, "--sheet": sheet}
+    outputs = {
+        "--output": output,
+        "--copy-into": copy_into,
+        "--link-into": link_into,
+        "--draw-sheet": draw_sheet,
+    }
     check_outputs(outputs, {**files_of(embeddings), "--mixture": mixture})
     into = copy_into or link_into
-    for option in ("--output", "--sheet"):
+    for option in ("--output", "--draw-sheet"):
         path = outputs[option]
         if into is not None and path is not None and into.resolve() in path.resolve().parents:
             raise OutputError(f"{option}: {path} is in {into}, which holds only images; choose another name")
     config: dpmm.DPMMConfig | None = None
-    if init_k is not None or alpha is not None:
+    if init_clusters is not None or alpha is not None:
         usual = dpmm.DPMMConfig()
         config = dpmm.DPMMConfig(
-            init_k=usual.init_k if init_k is None else init_k,
+            init_k=usual.init_k if init_clusters is None else init_clusters,
             alpha=usual.alpha if alpha is None else alpha,
         )
     if into is not None:
         check_free(into)  # before the work
-    if sheet is not None:
+    if draw_sheet is not None:
         from embedkit.images.originals import Originals
         from embedkit.workflows.visual import contact_sheet as sheets
 
-        sheets.check_sheet(sheet)
+        sheets.check_sheet(draw_sheet)
         originals = Originals(root)
     rows = Embeddings.load(embeddings)
     check_no_image(outputs, rows.ids, root)
-    classes = rows.label(labels) if labels is not None else None
+    classes = rows.label(label) if label is not None else None
     found = clustering.cluster(
         rows,
-        method,
-        k,
+        algorithm,
+        n_clusters,
         reduce=reduce,
         min_cluster_size=min_cluster_size,
         dpmm=config,
-        mixture=_mixture(mixture) if mixture is not None else None,
+        mixture=_mixture(mixture, token) if mixture is not None else None,
         seed=seed,
     )
     scores = found.scores(classes) if classes is not None else None
-    # Files first: the reader of the table may stop early, as `head` does.
     if output is not None:
         found.save(output)
         tell(f"the clusters of {len(found.ids)} rows are in {output}")
@@ -123,33 +142,33 @@ def cluster(
         what = "links" if link_into is not None else "copies"
         tell(f"{done.images} {what} in {done.folder}")
         if done.missing:
-            tell(
-                f"warning: {len(done.missing)} images no longer exist or cannot be read "
+            warn(
+                f"{len(done.missing)} images no longer exist or cannot be read "
                 f"(the first is {done.missing[0]})"
             )
         if done.outside:
             base = "the working folder" if root is None else root
-            tell(
-                f"warning: {len(done.outside)} images outside {base} were skipped (the first is "
+            warn(
+                f"{len(done.outside)} images outside {base} were skipped (the first is "
                 f"{done.outside[0]}); name the folder that holds all of them with --root"
             )
-    if sheet is not None:
-        title = f"{len(found)} clusters of {embeddings} by {method}"
-        write_sheet(sheet, title, sheets.sheet_of_clusters(found, seed=seed), originals)
+    if draw_sheet is not None:
+        title = f"{len(found)} clusters of {embeddings} by {algorithm}"
+        write_sheet(draw_sheet, title, sheets.sheet_of_clusters(found, seed=seed), originals)
     if as_json:
-        print(json.dumps(_facts(found, scores), indent=1))
+        print_json(_facts(found, scores))
     else:
         _print_table(found, scores)
 
 
-def _mixture(name: str) -> GaussianMixture:
+def _mixture(name: str, token: str | None) -> GaussianMixture:
     from embedkit.model.mixture import GaussianMixture
 
     if name.endswith(".safetensors"):
         return GaussianMixture.load(name)
     from embedkit.hub.resolve import find_entry
 
-    return GaussianMixture._of_entry(find_entry(name))
+    return GaussianMixture._of_entry(find_entry(with_token(name, token)))
 
 
 def _facts(found: Clustering, scores: ClusteringScores | None) -> dict[str, Any]:
@@ -167,15 +186,16 @@ def _facts(found: Clustering, scores: ClusteringScores | None) -> dict[str, Any]
 
 
 def _print_table(found: Clustering, scores: ClusteringScores | None) -> None:
-    rows = len(found.ids)
-    print(f"{'cluster':>7}  {'size':>9}  {'share':>6}  nearest to its mean")
-    for number, size in enumerate(found.sizes):
-        names = ", ".join(map(safe_for_terminal, found.exemplar_ids(number)))
-        print(f"{number:>7}  {size:>9}  {size / rows:>6.1%}  {names}")
+    rows: list[tuple[object, ...]] = [
+        (number, int(size), size / len(found.ids), ", ".join(found.exemplar_ids(number)))
+        for number, size in enumerate(found.sizes)
+    ]
     if found.noise:
-        print(f"{'noise':>7}  {found.noise:>9}  {found.noise / rows:>6.1%}")
+        rows.append(("noise", found.noise, found.noise / len(found.ids), None))
+    print_table([Number("cluster"), Number("rows"), Number("share", ".1%"), Id("nearest to its mean")], rows)
     if scores is not None:
-        print(
-            f"ACC {scores.acc:.4f}  NMI {scores.nmi:.4f}  ARI {scores.ari:.4f}  "
-            f"({scores.classes} classes, {scores.rows} labeled rows)"
+        print_line("")
+        print_table(
+            ["score", Number("value", ".4f")], [("ACC", scores.acc), ("NMI", scores.nmi), ("ARI", scores.ari)]
         )
+        tell(f"the scores are of {scores.classes} classes and {scores.rows} labeled rows")

@@ -3,29 +3,46 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from embedkit._io.text import safe_for_terminal
-from embedkit.cli.options import AsJson
-from embedkit.cli.terminal import tell
+from embedkit.cli.completion import entry_names
+from embedkit.cli.inputs import with_token
+from embedkit.cli.options import AsJson, LocalFilesOnly, LookIn, Quiet, Token
+from embedkit.cli.output import Id, Number, print_json, print_table, tell
 from embedkit.errors import ConfigError
+
+if TYPE_CHECKING:
+    from embedkit.hub.leaderboard import Row
 
 
 def compare(
-    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Names or entries' folders.")],
+    names: Annotated[
+        list[str],
+        typer.Argument(metavar="NAME", help="Names or entries' folders.", autocompletion=entry_names),
+    ],
     intervals: Annotated[bool, typer.Option(help="95 % intervals, a bootstrap over test images.")] = True,
+    zoo: LookIn = None,
+    token: Token = None,
+    local_files_only: LocalFilesOnly = False,
     as_json: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
-    """Compare entries on the data sets of their metrics, with the baselines."""
+    """Compare entries by their metrics.
+
+    There is a row for each entry and each data set that it was evaluated on, and for the baselines.
+
+    Examples:
+        embedkit zoo compare simclr-r10 supervised-r10
+        embedkit zoo compare simclr-r10 vae-r10 --no-intervals --json
+    """
+    from embedkit.hub.leaderboard import METRICS, with_protocols
     from embedkit.hub.leaderboard import compare as compare_facts
-    from embedkit.hub.leaderboard import with_protocols
     from embedkit.hub.publish.index import build_facts
     from embedkit.hub.resolve import find_entry
 
-    entries = [find_entry(name) for name in names]
+    entries = [find_entry(with_token(name, token)) for name in names]
     facts = {entry.name: build_facts(entry) for entry in entries}
     for entry in entries:
         if facts[entry.name]["manifest_sha256"] != entry.revision:
@@ -42,9 +59,45 @@ def compare(
         tell(f"{name} has no metrics yet")
     tables = compare_facts(facts)
     if as_json:
-        print(json.dumps([dataclasses.asdict(table) for table in tables], indent=1))
+        print_json([dataclasses.asdict(table) for table in tables])
         return
-    for table, protocol in with_protocols(tables):
-        print(safe_for_terminal(f"{table.data}\n\n{table.markdown(intervals=intervals)}\n", lines=True))
+    shown = {
+        key: heading
+        for key, heading in METRICS.items()
+        if any(key in row.metrics for table in tables for row in table.rows)
+    }
+    costs = [Number("images"), Number("FLOPs", ".1e"), Number("minutes", ".0f")]
+    print_table(
+        [
+            Id("data"),
+            Id("encoder"),
+            "method",
+            "supervision",
+            *costs,
+            *map(Number, shown.values()),
+            "pretext task",
+        ],
+        (
+            (
+                *(table.data, row.name, row.method or None, row.family or None),
+                *(row.images, row.flops, row.minutes),
+                *(_cell(row, key, intervals) for key in shown),
+                ", ".join(f"{key} {value:.3g}" for key, value in row.pretext.items()) or None,
+            )
+            for table in tables
+            for row in table.rows
+        ),
+    )
+    for _, protocol in with_protocols(tables):
         if protocol:
-            print(safe_for_terminal(f"{protocol}\n", lines=True))
+            tell(protocol)
+
+
+def _cell(row: Row, key: str, intervals: bool) -> str | None:
+    value = row.metrics.get(key)
+    if value is None:
+        return None
+    if intervals and key in row.intervals:
+        low, high = row.intervals[key]
+        return f"{value:.3f} [{low:.3f}, {high:.3f}]"
+    return f"{value:.0f}" if key == "rankme" else f"{value:.3f}"

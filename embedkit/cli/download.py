@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from embedkit.cli.terminal import tell
+from embedkit.cli.output import tell
 from embedkit.hub.cache import Arrival, commercial_only
 from embedkit.hub.progress import DownloadBar
 

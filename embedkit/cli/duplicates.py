@@ -2,101 +2,108 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from embedkit._io.text import safe_for_terminal
-from embedkit.cli.options import AsJson, Root, StoredEmbeddings
+from embedkit.cli.options import (
+    AsJson,
+    FailOver,
+    LabeledPairs,
+    Null,
+    OptionalThreshold,
+    Quiet,
+    Root,
+    Sheet,
+    StoredEmbeddings,
+    Threshold,
+)
+from embedkit.cli.output import Heading, Id, Number, print_json, print_table, tell, warn
 from embedkit.cli.sheet import write_sheet
-from embedkit.cli.terminal import tell
+
+if TYPE_CHECKING:
+    from embedkit.analysis.duplicates import Duplicates
 
 
 def duplicates(
     source: StoredEmbeddings,
-    threshold: Annotated[
-        float | None, typer.Option(help="Cosine from which on two images are the same; 1 finds equal rows.")
+    threshold: OptionalThreshold = None,
+    target_precision: Annotated[
+        float | None,
+        typer.Option(help="Instead of --threshold: the share of true duplicates; needs --pairs."),
     ] = None,
-    precision: Annotated[
-        float | None, typer.Option(help="Instead: the share of true duplicates; needs --labeled.")
-    ] = None,
-    labeled: Annotated[
+    pairs: LabeledPairs = None,
+    write_pairs: Annotated[
         Path | None,
-        typer.Option(
-            metavar="PAIRS.csv", help="Pairs that a person has labeled: columns a, b and same (1 or 0)."
-        ),
+        typer.Option(metavar="PAIRS.csv", help="Up to 1,000 of the pairs, uniformly drawn, to be labeled."),
     ] = None,
-    pairs: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="PAIRS.csv", help="Write up to 1,000 of the pairs, uniformly drawn, to be labeled."
-        ),
-    ] = None,
-    delete_list: Annotated[
+    write_delete_list: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Write the paths of files that can be deleted; for each, the kept image is another existing file. "
+            help="The paths of files that can be deleted; for each, the kept image is another existing file. "
             "Nothing is deleted.",
         ),
     ] = None,
-    null: Annotated[
-        bool,
-        typer.Option(
-            "--null",
-            help="Paths in the delete list end in NUL, so that no name can be misread: xargs -0 rm -- < FILE",
-        ),
-    ] = False,
-    sheet: Annotated[
-        Path | None, typer.Option(metavar="OUT.html|OUT.png", help="Draw a contact sheet of the groups.")
-    ] = None,
+    null: Null = False,
+    draw_sheet: Sheet = None,
     root: Root = None,
+    fail_over: FailOver = None,
     as_json: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
-    """Print groups of duplicate images, the largest first: the kept ones, and after a tab the others.
+    """Print groups of duplicate images, the largest first.
 
-    The first image of a group is kept, and each one that is not a duplicate of a kept one. Existing files come before
-    links, and links before files that no longer exist.
+    The first image of a group is kept, and each one that is not a duplicate of a kept one; each of the others is listed
+    with the kept image that it duplicates. Existing files come before links, and links before files that no longer
+    exist. A threshold of 1 finds equal rows.
+
+    Examples:
+        embedkit duplicates photos.parquet --threshold 0.95 --draw-sheet doubles.html
+        embedkit duplicates photos.parquet --threshold 0.99 --write-delete-list doubles --null
     """
-    if (threshold is None) == (precision is None) or (precision is None) != (labeled is None):
-        raise typer.BadParameter("give --threshold, or --precision with --labeled")
-    if null and delete_list is None:
-        raise typer.BadParameter("--null needs --delete-list FILE")
+    if (threshold is None) == (target_precision is None) or (target_precision is None) != (pairs is None):
+        raise typer.BadParameter("give --threshold, or --target-precision with --pairs")
+    if null and write_delete_list is None:
+        raise typer.BadParameter("--null needs --write-delete-list FILE")
     from embedkit._io.outputs import check_outputs
     from embedkit.analysis.duplicates import find_duplicates
-    from embedkit.analysis.matching.pairs import read_pairs, write_pairs
+    from embedkit.analysis.matching import pairs as files
     from embedkit.analysis.vectors import Rows
     from embedkit.cli.inputs import files_of
     from embedkit.images.ids import check_no_image
 
-    outputs = {"--pairs": pairs, "--delete-list": delete_list, "--sheet": sheet}
-    check_outputs(outputs, {**files_of(source), "--labeled": labeled})
-    if sheet is not None:
+    outputs = {
+        "--write-pairs": write_pairs,
+        "--write-delete-list": write_delete_list,
+        "--draw-sheet": draw_sheet,
+    }
+    check_outputs(outputs, {**files_of(source), "--pairs": pairs})
+    if draw_sheet is not None:
         from embedkit.images.originals import Originals
         from embedkit.workflows.visual import contact_sheet as sheets
 
-        sheets.check_sheet(sheet)  # before the work
+        sheets.check_sheet(draw_sheet)  # before the work
         originals = Originals(root)
     rows = Rows(source)
     names = rows.names()
     check_no_image(outputs, names, root)
     # Two near-duplicates of one image need not be near-duplicates: a label belongs to its pair only.
-    known = read_pairs(labeled, names, identities=False) if labeled else None
-    found = find_duplicates(rows, threshold, precision=precision, labeled=known, root=root)
-    # Files first: the reader of the table may stop early, as `head` does.
-    if pairs is not None:
-        write_pairs(pairs, found.names, found.sample)
-    if delete_list is not None:
-        listed = found.write_delete_list(delete_list, null=null)
+    known = files.read_pairs(pairs, names, identities=False) if pairs else None
+    found = find_duplicates(rows, threshold, precision=target_precision, labeled=known, root=root)
+    if write_pairs is not None:
+        files.write_pairs(write_pairs, found.names, found.sample)
+    if write_delete_list is not None:
+        listed = found.write_delete_list(write_delete_list, null=null)
         left = f"; {why}" if (why := listed.why()) else ""
-        tell(f"{delete_list} names {len(listed)} files; nothing was deleted{left}")
-    if sheet is not None and found.groups:
+        tell(f"{write_delete_list} names {len(listed)} files; nothing was deleted{left}")
+    if draw_sheet is not None and found.groups:
         title = f"Duplicates in {source} at a cosine of {found.threshold:g} or more"
-        write_sheet(sheet, title, sheets.sheet_of_duplicates(found), originals)
-    elif sheet is not None:
-        tell(f"there are no duplicates, so {sheet} is not written")
+        write_sheet(draw_sheet, title, sheets.sheet_of_duplicates(found), originals)
+    elif draw_sheet is not None:
+        tell(f"there are no duplicates, so {draw_sheet} is not written")
     redundant = len(found.redundant)
     if as_json:
         groups = [
@@ -110,35 +117,48 @@ def duplicates(
             for group in found.groups
         ]
         facts = {"threshold": found.threshold, "rows": len(found.names), "pairs": found.pairs}
-        print(json.dumps({**facts, "redundant": redundant, "groups": groups}))
+        print_json({**facts, "redundant": redundant, "groups": groups})
     else:
-        for group in found.groups:
-            sides = (
-                ", ".join(safe_for_terminal(found.names[row]) for row in side)
-                for side in (group.kept, group.redundant)
-            )
-            print("\t".join(sides))
+        columns: list[Heading] = [Number("group"), Id("id"), Id("duplicate of"), Number("cosine", ".4f")]
+        print_table(columns, _listed(found))
     tell(
         f"{len(found.groups)} groups, {redundant} of {len(found.names)} rows can be deleted; "
         f"{found.pairs} pairs at a cosine of {found.threshold:g} or more"
     )
+    _check_share(redundant / max(len(found.names), 1), fail_over)
+
+
+def _listed(found: Duplicates) -> Iterator[tuple[object, ...]]:
+    """Each group, numbered from 1: the kept images, then each of the others with the one that it duplicates."""
+    for number, group in enumerate(found.groups, 1):
+        for row in group.kept:
+            yield number, found.names[row], None, None
+        for row, of, cosine in zip(group.redundant, group.of, group.cosines.tolist(), strict=True):
+            yield number, found.names[row], found.names[of], cosine
+
+
+def _check_share(share: float, limit: float | None) -> None:
+    if limit is not None and share > limit:
+        warn(f"{share:.3%} is above the limit of {limit:.3%}")
+        raise typer.Exit(3)
 
 
 def leaks(
     train: Annotated[str, typer.Argument(help="The training set's embeddings.")],
     test: Annotated[str, typer.Argument(help="The test set's embeddings.")],
-    threshold: Annotated[
-        float, typer.Option(help="Cosine from which on two images are the same; 1 finds equal rows.")
-    ],
-    fail_over: Annotated[
-        float | None,
-        typer.Option(
-            min=0.0, max=1.0, help="Exit with status 3 when more than this share of the test set leaks."
-        ),
-    ] = None,
+    threshold: Threshold,
+    fail_over: FailOver = None,
     as_json: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
-    """Print test images that the training set holds too, with the training image and the cosine."""
+    """Print test images that the training set holds too.
+
+    A threshold of 1 finds equal rows; --fail-over is a share of the test set.
+
+    Examples:
+        embedkit leaks train.parquet test.parquet --threshold 0.97
+        embedkit leaks train.parquet test.parquet --threshold 0.97 --fail-over 0.001 --quiet
+    """
     from embedkit.analysis.leaks import find_leaks
 
     found = find_leaks(train, test, threshold)
@@ -146,14 +166,12 @@ def leaks(
         rows = [
             {"test": leak.test, "train": leak.train, "cosine": round(leak.cosine, 6)} for leak in found.found
         ]
-        print(json.dumps({"threshold": threshold, "tested": found.tested, "rate": found.rate, "leaks": rows}))
+        print_json({"threshold": threshold, "tested": found.tested, "rate": found.rate, "leaks": rows})
     else:
-        for leak in found.found:
-            print(f"{safe_for_terminal(leak.test)}\t{safe_for_terminal(leak.train)}\t{leak.cosine:.4f}")
+        listed = ((leak.test, leak.train, leak.cosine) for leak in found.found)
+        print_table([Id("test"), Id("train"), Number("cosine", ".4f")], listed)
     tell(
         f"{len(found.found)} of {found.tested} test rows ({found.rate:.3%}) are in the training set "
         f"at a cosine of {threshold:g} or more"
     )
-    if fail_over is not None and found.rate > fail_over:
-        tell(f"that is above the limit of {fail_over:.3%}")
-        raise typer.Exit(3)
+    _check_share(found.rate, fail_over)

@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import sys
 from typing import Annotated
 
 import typer
 
-from embedkit._io.text import safe_for_terminal
-from embedkit.cli.options import Device, Offline, Threads
-from embedkit.cli.terminal import tell
+from embedkit.cli.options import (
+    AsJson,
+    BatchSize,
+    Device,
+    LabelFromFolder,
+    LocalFilesOnly,
+    Lock,
+    LookIn,
+    Null,
+    OptionalEncoderName,
+    Quiet,
+    Revision,
+    Root,
+    Threads,
+    Token,
+    output,
+)
+from embedkit.cli.output import print_json, tell, tell_error, warn
 from embedkit.errors import TooManyFailuresError
 from embedkit.pipeline.options import EmbedOptions
 
@@ -24,18 +37,13 @@ def embed(
         ),
     ],
     output: Annotated[
-        str,
-        typer.Option(
-            "--output", "-o", help="X.parquet, X.npy, a folder ending in /, or lance://FOLDER/TABLE."
-        ),
+        str, output("EMB", "X.parquet, X.npy, a folder ending in /, or lance://FOLDER/TABLE.")
     ] = "images.parquet",
-    encoder: Annotated[str | None, typer.Option(help="A zoo name or an entry's folder.")] = None,
-    revision: Annotated[
-        str | None, typer.Option(help="12 or more hex digits of the manifest's sha256.")
-    ] = EmbedOptions.revision,
-    batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Images in one batch.")
-    ] = EmbedOptions.batch_size,
+    encoder: OptionalEncoderName = None,
+    revision: Revision = EmbedOptions.revision,
+    zoo: LookIn = None,
+    token: Token = None,
+    batch_size: BatchSize = EmbedOptions.batch_size,
     device: Device = EmbedOptions.device,
     providers: Annotated[
         str | None, typer.Option(help="ONNX Runtime providers, separated by commas; overrides --device.")
@@ -54,10 +62,8 @@ def embed(
     image_column: Annotated[
         str | None, typer.Option(help="The column of Parquet files that holds the images.")
     ] = EmbedOptions.image_column,
-    root: Annotated[str | None, typer.Option(help="Ids are paths relative to this folder.")] = None,
-    null: Annotated[
-        bool, typer.Option("--null", help="The list on stdin is separated by NUL bytes.")
-    ] = False,
+    root: Root = None,
+    null: Null = False,
     normalize: Annotated[bool, typer.Option(help="Rows of Euclidean length 1.")] = EmbedOptions.normalize,
     dtype: Annotated[
         str | None,
@@ -74,13 +80,7 @@ def embed(
             "added to ._*, @eaDir and #recycle, which --exclude '' turns off.",
         ),
     ] = None,
-    label_from_folder: Annotated[
-        bool,
-        typer.Option(
-            "--label-from-folder",
-            help="Store each image's class folder, the first below the source, as label.",
-        ),
-    ] = EmbedOptions.label_from_folder,
+    label_from_folder: LabelFromFolder = EmbedOptions.label_from_folder,
     on_error: Annotated[
         str, typer.Option(help="skip lists bad images beside the output; stop ends.")
     ] = EmbedOptions.on_error,
@@ -103,21 +103,26 @@ def embed(
     worker: Annotated[
         str | None, typer.Option(metavar="I/N", help="Embed part I of N (from 1) into a folder.")
     ] = None,
-    local_files_only: Offline = EmbedOptions.local_files_only,
-    lock: Annotated[
-        bool, typer.Option("--lock", help="Pin the encoder in embedkit.lock, in place of an older pin.")
-    ] = EmbedOptions.lock,
+    local_files_only: LocalFilesOnly = EmbedOptions.local_files_only,
+    lock: Lock = EmbedOptions.lock,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Start again.")] = EmbedOptions.overwrite,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON on stdout.")] = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
-    """Embed images into a Parquet file, a .npy file or a folder of shards.
+    """Embed images into a file of embeddings.
 
-    The same command continues a job that was killed, and embeds only what is new or changed in a finished output.
+    The file is Parquet, .npy, a folder of shards, or a Lance table. The same command continues a job that was
+    killed, and embeds only what is new or changed in a finished output. The encoder is supervised-efficientnet_lite0
+    if none is named.
 
-    Exit status: 0 also where images failed, which OUT.errors.parquet lists; 3 where more failed than --max-failures
-    allows.
+    With --label-from-folder, the label is the first folder below the source. Images that failed are listed in
+    OUT.errors.parquet, and the exit status is 0, or 3 if more failed than --max-failures allows.
+
+    Examples:
+        embedkit embed photos/ -o photos.parquet
+        find photos/ -name '*.jpg' -print0 | embedkit embed - --null -o list.parquet
     """
-    from embedkit.cli.inputs import sources_of
+    from embedkit.cli.inputs import sources_of, with_token
     from embedkit.cli.progress import Bar
     from embedkit.pipeline.embed import embed as run
 
@@ -127,7 +132,7 @@ def embed(
             report = run(
                 sources_of(source, null=null),
                 output,
-                encoder=encoder,
+                encoder=with_token(encoder, token),
                 revision=revision,
                 batch_size=batch_size,
                 device=device,
@@ -154,14 +159,14 @@ def embed(
                 progress=bar,
             )
     except TooManyFailuresError as error:
-        tell(str(error))
+        tell_error(str(error))
         raise typer.Exit(3) from None
     for note in report.notes:
         tell(note)
     if as_json:
         fields = {**dataclasses.asdict(report), "images_per_second": round(report.images_per_second, 1)}
-        print(json.dumps(fields))
-    print(safe_for_terminal(str(report)), file=sys.stderr)
+        print_json(fields)
+    (warn if report.failed else tell)(str(report))
 
 
 def _worker(text: str | None) -> tuple[int, int] | None:

@@ -8,27 +8,19 @@ from typing import Annotated
 import typer
 
 from embedkit._io.optional import requires
-from embedkit._io.text import safe_for_terminal
+from embedkit.cli.inputs import folder_of
+from embedkit.cli.options import AsJson, License, NewEntry, Quiet, To, TrainedOn
+from embedkit.cli.output import print_json, print_line
 from embedkit.errors import ConfigError
 from embedkit.model.layout import MANIFEST
 
 
 def export(
     source: Annotated[str, typer.Argument(metavar="RUN", help="A run's folder.")],
-    name: Annotated[
-        str | None, typer.Option(help="The new entry, <method>-<arch>.<data>, for example simclr-r10.fmnist.")
-    ] = None,
-    zoo: Annotated[Path, typer.Option(help="The folder that holds the entries.")] = Path("zoo"),
-    license: Annotated[
-        str | None,
-        typer.Option(
-            help="SPDX identifier of the new entry's license.",
-            show_default="that of the weights it started from, or other",
-        ),
-    ] = None,
-    data: Annotated[
-        str | None, typer.Option(help="What it was trained on, in words; by default as the run says.")
-    ] = None,
+    name: NewEntry,
+    to: To = "zoo",
+    license: License = None,
+    trained_on: TrainedOn = None,
     checkpoint: Annotated[
         str | None,
         typer.Option(
@@ -36,32 +28,43 @@ def export(
             help="Which weights of a run: those of its best evaluation while training, or the last.",
         ),
     ] = None,
-    limit: Annotated[
+    limitation: Annotated[
         list[str] | None,
-        typer.Option(metavar="SENTENCE", help="One limit of the encoder, for its card. Repeatable."),
+        typer.Option(metavar="SENTENCE", help="What the encoder is not fit for, for its card. Repeatable."),
     ] = None,
     with_head: Annotated[
         bool, typer.Option("--with-head", help="Store the classifier too, for `embedkit classify`.")
     ] = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
-    """Write a training run as a zoo entry."""
+    """Write a training run as a zoo entry.
+
+    What it was trained on is as the run says, unless --trained-on is given. The license is that of the weights that the
+    run started from, or other. --to is a folder.
+
+    Examples:
+        embedkit export runs/first --name simclr-r10.photos
+        embedkit export runs/first --name simclr-r10.photos --license CC0-1.0
+    """
     if (Path(source) / MANIFEST).is_file():
         raise ConfigError(
             f"{source} is already an entry; write it as one ONNX file with `embedkit export-onnx {source} -o OUT.onnx`"
         )
-    if name is None:
-        raise ConfigError("--name is missing: <method>-<arch>.<data>, for example simclr-r10.fmnist")
     with requires("export", "train,cpu"):
         from embedkit.training.export.from_run import export_run
 
         done = export_run(
             source,
             name,
-            zoo,
+            folder_of(to),
             license=license,
-            data=data,
-            limits=limit or (),
+            data=trained_on,
+            limits=limitation or (),
             checkpoint=checkpoint,
             with_head=with_head,
         )
-    print(safe_for_terminal(str(done)))
+    if as_json:
+        print_json({"output": done})
+    else:
+        print_line(done)

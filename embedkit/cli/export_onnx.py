@@ -9,12 +9,14 @@ import typer
 
 from embedkit._io.optional import requires
 from embedkit._io.outputs import check_outputs
-from embedkit._io.text import safe_for_terminal
+from embedkit.cli.inputs import with_token
+from embedkit.cli.options import AsJson, EntryArgument, LocalFilesOnly, LookIn, Quiet, Token, output
+from embedkit.cli.output import print_json, print_line
 
 
 def export_onnx(
-    entry: Annotated[str, typer.Argument(metavar="ENTRY", help="A zoo name or an entry's folder.")],
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE.onnx", help="The file to write.")],
+    entry: EntryArgument,
+    output: Annotated[Path, output("FILE.onnx", "The ONNX file.")],
     float_input: Annotated[
         bool,
         typer.Option(
@@ -22,18 +24,29 @@ def export_onnx(
             help="Take normalized float32 pixels, as torchvision and timm give them, instead of uint8.",
         ),
     ] = False,
+    zoo: LookIn = None,
+    token: Token = None,
+    local_files_only: LocalFilesOnly = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
-    """Write an entry as one self-contained float32 ONNX file for other tools.
+    """Write an entry as one self-contained float32 ONNX file.
 
     The graph takes `pixels`, uint8 (N, C, H, W), and normalizes them itself. With --float-input it takes
     `pixel_values`, float32 (N, C, H, W): scaled to [0, 1], less the mean, divided by the standard deviation. It gives
     `embedding`, not L2-normalized. The file's metadata hold mean, standard deviation, size and resize rule.
 
-    Example: embedkit export-onnx simclr-r50 -o simclr.onnx --float-input
+    Examples:
+        embedkit export-onnx simclr-r10 -o simclr.onnx
+        embedkit export-onnx simclr-r10 -o simclr.onnx --float-input
     """
     folder = Path(entry)
     held = sorted(folder.iterdir()) if folder.is_dir() else [folder]
-    check_outputs({"-o": output}, {str(path): path for path in held})
+    check_outputs({"--output": output}, {str(path): path for path in held})
     with requires("export-onnx", "onnx"):
         from embedkit.authoring.onnx_export import export_onnx as write
-    print(safe_for_terminal(str(write(entry, output, float_input=float_input))))
+    done = write(with_token(entry, token) or entry, output, float_input=float_input)
+    if as_json:
+        print_json({"output": done})
+    else:
+        print_line(done)

@@ -3,51 +3,64 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from typing import Annotated
 
 import typer
 
-from embedkit._io.text import safe_for_terminal
-from embedkit.cli.options import AsJson, CalibrationFile, Device, Threads, Threshold
-from embedkit.cli.terminal import tell, tell_left_out
+from embedkit.cli.inputs import with_token
+from embedkit.cli.options import (
+    AsJson,
+    CalibrationFile,
+    Device,
+    ExitStatus,
+    Faces,
+    LabelFromFolder,
+    LocalFilesOnly,
+    LookIn,
+    OptionalEncoderName,
+    OptionalThreshold,
+    Quiet,
+    Threads,
+    Token,
+    label,
+)
+from embedkit.cli.output import Id, Number, print_json, print_table, tell, tell_error, tell_left_out
 
 
 def identify(
-    query: Annotated[list[str], typer.Argument(metavar="QUERY...", help="Images.")],
+    query: Annotated[list[str], typer.Argument(metavar="QUERY", help="Images.")],
     gallery: Annotated[
         str,
         typer.Option(
             metavar="DIR|EMB",
-            help="Images, a folder for each identity; or embeddings, with --identity or --identity-from-folder.",
+            help="Images, a folder for each identity; or embeddings, with --label or --label-from-folder.",
         ),
     ],
-    identity: Annotated[
-        str | None, typer.Option(metavar="COLUMN", help="The label column that names identities.")
-    ] = None,
-    identity_from_folder: Annotated[
-        bool, typer.Option("--identity-from-folder", help="An image's folder is its identity.")
-    ] = False,
+    label: Annotated[str | None, label("The identity of each row.")] = None,
+    label_from_folder: LabelFromFolder = False,
     calibration: CalibrationFile = None,
-    threshold: Threshold = None,
-    faces: Annotated[
-        bool, typer.Option("--faces", help="Find the one face in each image, and compare these.")
-    ] = False,
-    encoder: Annotated[
-        str | None,
-        typer.Option(
-            help="A zoo name or an entry's folder.",
-            show_default="the one that made the embeddings, or that was calibrated; face-r29.dlib with --faces",
-        ),
-    ] = None,
+    threshold: OptionalThreshold = None,
+    faces: Faces = False,
+    encoder: OptionalEncoderName = None,
+    exit_status: ExitStatus = False,
+    zoo: LookIn = None,
+    token: Token = None,
+    local_files_only: LocalFilesOnly = False,
     device: Device = "auto",
     threads: Threads = "auto",
     as_json: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
-    """Print which identity of a gallery each image shows, or no match if the nearest scores below the threshold.
+    """Print which identity of a gallery each image shows.
 
-    With a calibration also the expected false-positive identification rate (FPIR): how often, at most, an identity
-    outside the gallery is matched. It is as certain as the calibration's false-match rate.
+    An image has no match if the nearest one scores below the threshold. With a calibration also the expected
+    false-positive identification rate (FPIR) is printed: how often, at most, an identity outside the gallery is
+    matched. It is as certain as the calibration's false-match rate. If no encoder is named, the one that made the
+    embeddings or that was calibrated is used; with --faces, face-r29.dlib.
+
+    Examples:
+        embedkit identify cat.jpg --gallery people/ --calibration people.json
+        embedkit identify cat.jpg --gallery people.parquet --label-from-folder --threshold 0.5
     """
     from embedkit.analysis.matching.calibration import Calibration
     from embedkit.cli.progress import Bar
@@ -58,28 +71,32 @@ def identify(
         done = identify_images(
             query,
             gallery,
-            identity=identity,
-            identity_from_folder=identity_from_folder,
+            identity=label,
+            identity_from_folder=label_from_folder,
             calibration=loaded,
             threshold=threshold,
-            encoder=encoder,
+            encoder=with_token(encoder, token),
             faces=faces,
             device=device,
             threads=threads,
             progress=bar,
         )
     if as_json:
-        print(json.dumps(dataclasses.asdict(done), default=str))
+        print_json(dataclasses.asdict(done))
     else:
-        print("query\tidentity\tnearest\tscore\texpected FPIR")
-        for one in done.found:
-            who = "no match" if one.identity is None else safe_for_terminal(str(one.identity))
-            rate = "-" if one.expected_fpir is None else f"{one.expected_fpir:.2g}"
-            print(
-                f"{safe_for_terminal(one.query)}\t{who}\t{safe_for_terminal(one.nearest)}\t{one.score:.4f}\t{rate}"
-            )
+        print_table(
+            [Id("query"), "identity", Id("nearest"), Number("score", ".4f"), Number("expected FPIR", ".2g")],
+            (
+                (
+                    one.query,
+                    "no match" if one.identity is None else one.identity,
+                    *(one.nearest, one.score, one.expected_fpir),
+                )
+                for one in done.found
+            ),
+        )
     for fault in done.failed:
-        tell(fault)
+        tell_error(fault)
     tell_left_out(done.left_out, "of the gallery")
     who = "1 identity" if done.identities == 1 else f"{done.identities} identities"
     among = "1 image" if done.images == 1 else f"{done.images} images"
@@ -93,3 +110,5 @@ def identify(
         )
     if done.failed:
         raise typer.Exit(1)
+    if exit_status and any(one.identity is None for one in done.found):
+        raise typer.Exit(3)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from embedkit._io.optional import requires
-from embedkit.cli.terminal import tell
+from embedkit.cli.inputs import folder_of
+from embedkit.cli.options import Architecture, AsJson, License, NewEntry, Quiet, To, Token, TrainedOn
+from embedkit.cli.output import print_json, print_line, tell
 from embedkit.errors import ConfigError
 
 
@@ -20,51 +22,46 @@ def importing(
             help="A checkpoint file, hf-hub:org/name[@revision], local-dir:PATH, or a timm name with weights."
         ),
     ],
-    name: Annotated[
-        str, typer.Option(help="The new entry, <method>-<arch>.<data>, for example simsiam-r50.in1k.")
-    ],
+    name: NewEntry,
     layout: Annotated[
         str | None,
         typer.Option(help="The layout of a checkpoint file, such as simsiam. [default: recognized]"),
     ] = None,
-    architecture: Annotated[
-        str | None,
-        typer.Option(help="timm's name of a checkpoint's network. [default: by its shapes]"),
-    ] = None,
-    license: Annotated[
-        str | None,
-        typer.Option(help="SPDX identifier of the weights' license. [default: the known one]"),
-    ] = None,
+    architecture: Architecture = None,
+    license: License = None,
     origin: Annotated[
         str | None,
-        typer.Option("--source", help="Where the weights come from, an address or words; kept with them."),
+        typer.Option(metavar="WORDS", help="Where the weights come from, a URL or words, for the card."),
     ] = None,
-    data: Annotated[
-        str | None, typer.Option(help="What they were trained on, in words. [default: the name's last part]")
-    ] = None,
+    trained_on: TrainedOn = None,
     image_size: Annotated[
         int | None, typer.Option(min=1, help="Pixels of a side, for a checkpoint file. [default: 224]")
     ] = None,
-    zoo: Annotated[Path, typer.Option(help="The folder that holds the entries.")] = Path("zoo"),
+    to: To = "zoo",
     samples: Annotated[
         str | None,
         typer.Option(help="64 or more images to measure rounding and parity on. [default: synthetic]"),
     ] = None,
-    token: Annotated[
-        str | None,
-        typer.Option(envvar="EMBEDKIT_TOKEN", help="Credential for the Hub; it is sent nowhere else."),
-    ] = None,
+    token: Token = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
     """Write foreign weights as a zoo entry.
 
     Every tensor of the encoder must be present and fit; heads are left out. No code of a pickle is run. The entry keeps
-    the license of the weights; --license is required if it is unknown.
+    the license of the weights; --license is required if it is unknown. What is not given is taken from the weights:
+    the layout, the architecture, the license. --to is a folder.
+
+    Examples:
+        embedkit import checkpoint_0099.pth.tar --name simsiam-r50.in1k
+        embedkit import hf-hub:timm/vit_small_patch16_224.dino --name dino-vit_s16.in1k
     """
     with requires("import", "train,cpu"):
         from embedkit.training.importers.checkpoints import import_checkpoint
         from embedkit.training.importers.request import Request
         from embedkit.training.importers.timm_models import import_timm
-    request = Request(name=name, zoo=zoo, license=license, origin=origin, data=data, samples=samples)
+    folder = folder_of(to)
+    request = Request(name=name, zoo=folder, license=license, origin=origin, data=trained_on, samples=samples)
     if os.path.isfile(source):
         done = import_checkpoint(
             source, request, layout=layout, architecture=architecture, image_size=image_size
@@ -79,6 +76,9 @@ def importing(
     if done.presumed:
         tell(
             f"{done.license} is the license of the published weights of this layout; for weights "
-            "of your own, say otherwise with --license and --source"
+            "of your own, say otherwise with --license and --origin"
         )
-    print(done.folder)
+    if as_json:
+        print_json(dataclasses.asdict(done))
+    else:
+        print_line(done.folder)

@@ -1,13 +1,17 @@
-"""The inputs of commands: lists on standard input, and the files that an output may not be."""
+"""The inputs of commands: lists on standard input, entries and zoos, and the files that an output may not be."""
 
 from __future__ import annotations
 
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from embedkit.images.ids import check_no_image
-from embedkit.images.sources import PathList
+from embedkit.errors import ConfigError
+
+if TYPE_CHECKING:
+    from embedkit.images.sources import PathList
 
 
 def sources_of(given: Sequence[str], *, null: bool) -> list[str | PathList]:
@@ -20,7 +24,37 @@ def sources_of(given: Sequence[str], *, null: bool) -> list[str | PathList]:
     Raises:
         SourceError: Standard input is not such a list.
     """
+    from embedkit.images.sources import PathList
+
     return [PathList.parse(sys.stdin.buffer.read(), null=null) if name == "-" else name for name in given]
+
+
+def with_token(name: str | None, token: str | None) -> str | None:
+    """An entry that only the holder of a token can read, as the folder that it was pulled into.
+
+    Args:
+        name: As `load_encoder` takes it; None for the default encoder, which needs no token.
+        token: Credential for its zoo; without one `name` is returned as it is.
+    """
+    if name is None or token is None or os.path.isdir(name):
+        return name
+    from embedkit.hub.access import Access
+    from embedkit.hub.resolve import find_entry
+
+    return find_entry(name, access=Access(token=token)).location
+
+
+def folder_of(zoo: str) -> Path:
+    """The folder of a zoo that an entry is made in.
+
+    Raises:
+        ConfigError: The zoo is a URL.
+    """
+    if "://" in zoo:
+        raise ConfigError(
+            f"--to {zoo}: an entry is made in a folder; make it there, and publish it with `embedkit publish`"
+        )
+    return Path(zoo)
 
 
 def files_of(embeddings: str | os.PathLike[str], name: str = "EMB") -> dict[str, str]:
@@ -50,6 +84,7 @@ def check_not_a_source(outputs: Mapping[str, str | os.PathLike[str] | None], sou
         OutputError: One of them is.
     """
     from embedkit.analysis.matching.pairs import pair_names
+    from embedkit.images.ids import check_no_image
     from embedkit.images.sources import list_sources
 
     if not any(path is not None and os.path.isfile(path) for path in outputs.values()):

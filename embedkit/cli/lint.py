@@ -2,38 +2,44 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated
 
 import typer
 
-from embedkit._io.text import safe_for_terminal
-from embedkit.cli.options import AsJson, StoredEmbeddings
-from embedkit.cli.terminal import tell
+from embedkit.cli.options import AsJson, Neighbors, Quiet, Seed, StoredEmbeddings, Threshold
+from embedkit.cli.output import print_json, print_table, tell
 
 
 def lint(
     embeddings: StoredEmbeddings,
-    k: Annotated[int, typer.Option("-k", min=1, help="Neighbors whose occurrences are counted.")] = 10,
-    near_duplicate: Annotated[
-        float, typer.Option(min=-1.0, max=1.0, help="Cosine from which on rows are near-duplicates.")
-    ] = 0.99,
-    seed: Annotated[int, typer.Option(help="Of the samples of a large file.")] = 0,
+    neighbors: Neighbors = 10,
+    threshold: Threshold = 0.99,
+    seed: Seed = 0,
     fail_on_warning: Annotated[
         bool, typer.Option("--fail-on-warning", help="Exit with status 3 when there is a warning.")
     ] = False,
     as_json: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
-    """Check embeddings without labels: effective rank, collapse, uniformity, hubs, dead dimensions, duplicates."""
+    """Check embeddings without labels.
+
+    The checks are effective rank, collapse, uniformity, hubs, dead dimensions and near-duplicates.
+
+    Examples:
+        embedkit lint photos.parquet
+        embedkit lint photos.parquet --fail-on-warning --json > lint.json
+    """
     from embedkit.analysis.lint import lint as run
 
-    found = run(embeddings, k=k, near_duplicate=near_duplicate, seed=seed)
+    found = run(embeddings, k=neighbors, near_duplicate=threshold, seed=seed)
     if as_json:
-        print(json.dumps(found.to_json(), indent=1))
+        print_json(found.to_json())
     else:
-        for check in found.checks:
-            verdict = "ok" if check.ok else "WARNING"
-            print(f"{verdict:<7}  {check.name.replace('_', ' '):<15}  {safe_for_terminal(check.words)}")
-        tell(f"{found.rows} rows of {found.dim}; metrics of {found.sample}")
+        rows = (
+            ("ok" if check.ok else "WARNING", check.name.replace("_", " "), check.words)
+            for check in found.checks
+        )
+        print_table(["result", "check", "found"], rows)
+    tell(f"{found.rows} rows of {found.dim}; metrics of {found.sample}")
     if fail_on_warning and found.warnings:
         raise typer.Exit(3)

@@ -19,7 +19,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from embedkit.cli.terminal import tell
+from embedkit.cli.output import is_quiet, tell
 from embedkit.pipeline import report
 
 #: Seconds between two lines where stderr is not a terminal.
@@ -27,13 +27,14 @@ INTERVAL = 30.0
 
 
 class Drawn:
-    """A bar that is drawn on stderr while its block runs; on a stderr that is no terminal it stays silent."""
+    """A bar on stderr while its block runs; on a stderr that is no terminal, and with `--quiet`, it stays silent."""
 
     def __init__(self, *columns: ProgressColumn):
         """Prepare a bar of these columns."""
         console = Console(stderr=True)
         self.on_terminal = console.is_terminal
-        self._progress = Progress(*columns, console=console, transient=True, disable=not self.on_terminal)
+        drawn = self.on_terminal and not is_quiet()
+        self._progress = Progress(*columns, console=console, transient=True, disable=not drawn)
         self._task: TaskID | None = None
 
     def __enter__(self) -> Self:

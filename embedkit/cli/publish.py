@@ -3,28 +3,38 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from embedkit._io.text import safe_for_terminal
-from embedkit.cli.options import AsJson, Token
+from embedkit.cli.completion import entry_names
+from embedkit.cli.options import AsJson, LookIn, Private, Quiet, To, Token
+from embedkit.cli.output import Id, Number, print_json, print_table
 from embedkit.errors import ConfigError
+
+if TYPE_CHECKING:
+    from embedkit.hub.publish.published import Published
+
+#: The table of what was written to a zoo.
+PUBLISHED = (Id("zoo"), Id("entry"), "revision", "files written")
+
+
+def published_row(done: Published) -> tuple[str | None, ...]:
+    """One row of that table; no files where all were there already."""
+    return done.zoo, done.name, done.manifest_sha256[:12], ", ".join(done.files) or None
 
 
 def publish(
     entry: Annotated[
         str | None,
-        typer.Argument(help="A name, a URL or an entry's folder; none writes a folder's index again."),
+        typer.Argument(
+            help="A name, a URL or an entry's folder; none writes a folder's index again.",
+            autocompletion=entry_names,
+        ),
     ] = None,
-    to: Annotated[
-        str, typer.Option(help="A folder, s3://bucket/zoo or another fsspec URL, or hf://organization.")
-    ] = "zoo",
-    private: Annotated[
-        bool, typer.Option("--private", help="Make the Hub's repository a private one, when it is made.")
-    ] = False,
+    to: To = "zoo",
+    private: Private = False,
     tag: Annotated[str | None, typer.Option(help="A tag on the Hub, such as v1.0.")] = None,
     sign: Annotated[
         Path | None,
@@ -35,13 +45,19 @@ def publish(
     password: Annotated[
         str | None, typer.Option(envvar="EMBEDKIT_KEY_PASSWORD", help="Of the key, where it has one.")
     ] = None,
+    zoo: LookIn = None,
     token: Token = None,
     as_json: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
-    """Publish an entry; what is there already is not written again.
+    """Publish an entry to a folder, a bucket or the Hub.
 
-    Every byte is verified first. A folder's index.json and table are written again from its entries; readers find
-    the old version until the new one is whole.
+    What is there already is not written again. Every byte is verified first. A folder's index.json and table are
+    written again from its entries; readers find the old version until the new one is whole.
+
+    Examples:
+        embedkit publish runs/first/zoo/simclr-r10.photos --to zoo
+        embedkit publish simclr-r10 --to hf://my-team --private
     """
     from embedkit.hub.access import Access
     from embedkit.hub.publish import publish as library
@@ -49,11 +65,10 @@ def publish(
 
     if entry is None:
         index = library.refresh(to)
-        print(
-            json.dumps(index["entries"])
-            if as_json
-            else f"{safe_for_terminal(to)}: {len(index['entries'])} entries"
-        )
+        if as_json:
+            print_json(index["entries"])
+        else:
+            print_table([Id("zoo"), Number("entries")], [(to, len(index["entries"]))])
         return
     found = find_entry(entry, access=Access(token=token))
     if sign is not None:
@@ -67,7 +82,6 @@ def publish(
         found = sign_entry(found, sign, password)
     done = library.publish(found, to, private=private, tag=tag, token=token)
     if as_json:
-        print(json.dumps(dataclasses.asdict(done)))
-        return
-    what = f"wrote {', '.join(done.files)}" if done.files else "all was there"
-    print(safe_for_terminal(f"{done.zoo}/{done.name}@{done.manifest_sha256[:12]}: {what}"))
+        print_json(dataclasses.asdict(done))
+    else:
+        print_table(PUBLISHED, [published_row(done)])

@@ -2,53 +2,64 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from embedkit._io.text import safe_for_terminal
-from embedkit.cli.options import AsJson, Device, SheetRoot, Threads
+from embedkit.cli.inputs import with_token
+from embedkit.cli.options import (
+    AsJson,
+    Device,
+    LocalFilesOnly,
+    LookIn,
+    OptionalEncoderName,
+    OptionalNeighbors,
+    Quiet,
+    Root,
+    Sheet,
+    Threads,
+    Token,
+)
+from embedkit.cli.output import Id, Number, print_json, print_table, tell
 from embedkit.cli.sheet import write_sheet
-from embedkit.cli.terminal import tell
 
 
 def search(
-    query: Annotated[list[str], typer.Argument(metavar="QUERY...", help="Images, or ids of the embeddings.")],
+    query: Annotated[list[str], typer.Argument(metavar="QUERY", help="Images, or ids of the embeddings.")],
     source: Annotated[
         str,
         typer.Argument(
             metavar="EMB|INDEX", help="A file or a folder of embeddings, lance://FOLDER/TABLE, or an index."
         ),
     ],
-    k: Annotated[
-        int | None, typer.Option("-k", min=1, help="How many for each query.", show_default="10")
-    ] = None,
-    encoder: Annotated[
-        str | None,
-        typer.Option(
-            help="Embeds query images: a zoo name or an entry's folder.",
-            show_default="the one that made the embeddings",
-        ),
-    ] = None,
-    index: Annotated[
+    neighbors: OptionalNeighbors = None,
+    encoder: OptionalEncoderName = None,
+    cache_index: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE", help="Cache an index here if there are so many embeddings that it pays off."
+            "--cache-index",
+            metavar="FILE",
+            help="Keep an index in this file if there are so many embeddings that it pays off.",
         ),
     ] = None,
-    sheet: Annotated[
-        Path | None, typer.Option(metavar="OUT.html|OUT.png", help="Draw a contact sheet of the matches.")
-    ] = None,
-    root: SheetRoot = None,
+    draw_sheet: Sheet = None,
+    root: Root = None,
+    zoo: LookIn = None,
+    token: Token = None,
+    local_files_only: LocalFilesOnly = False,
     device: Device = "auto",
     threads: Threads = "auto",
     as_json: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
-    """Print the rows most similar to each query: the query, the id and the cosine, separated by tabs.
+    """Print the rows most similar to each query.
 
     The encoder that made the embeddings embeds query images; another one is refused.
+
+    Examples:
+        embedkit search cat.jpg photos.parquet -k 5
+        embedkit search holiday/*.jpg photos.parquet --draw-sheet found.html
     """
     from embedkit._io.outputs import check_outputs
     from embedkit.cli.inputs import files_of
@@ -58,27 +69,38 @@ def search(
     from embedkit.workflows.search import search as find
     from embedkit.workflows.visual import contact_sheet as sheets
 
-    outputs = {"--index": index, "--sheet": sheet}
+    outputs = {"--cache-index": cache_index, "--draw-sheet": draw_sheet}
     check_outputs(
         outputs, {**files_of(source), **{f"the query {one!r}": one.partition("::")[0] for one in query}}
     )
     originals = Originals(root)
-    if sheet is not None:
-        sheets.check_sheet(sheet)  # before the work
-    if index is None:
+    if draw_sheet is not None:
+        sheets.check_sheet(draw_sheet)  # before the work
+    if cache_index is None:
         base = open_index(source)
     else:
-        base, cached = cached_index(source, index)
-        where = f"cached in {index}" if cached else f"exact search is fast enough, so {index} is not written"
+        base, cached = cached_index(source, cache_index)
+        where = (
+            f"cached in {cache_index}"
+            if cached
+            else f"exact search is fast enough, so {cache_index} is not written"
+        )
         tell(f"{base.kind} index of {len(base)} rows; {where}")
-    check_no_image({"--sheet": sheet}, base.names, root)
+    check_no_image({"--draw-sheet": draw_sheet}, base.names, root)
     if base.recall < 1 or base.kind in ("ivf", "hnsw"):
         tell(f"approximate: {base.recall:.1%} of the true 10 nearest were found at building")
-    found = find(base, query, k, encoder=encoder, device=device, threads=threads)
-    if sheet is not None:  # before the table: its reader may stop early, as `head` does
-        write_sheet(sheet, f"Most similar in {source}", sheets.sheet_of_matches(found), originals)
+    found = find(
+        base,
+        query,
+        neighbors,
+        encoder=with_token(encoder, token),
+        device=device,
+        threads=threads,
+    )
+    if draw_sheet is not None:
+        write_sheet(draw_sheet, f"Most similar in {source}", sheets.sheet_of_matches(found), originals)
     if as_json:
-        lines = [
+        matches = [
             {
                 "query": one.query,
                 "is_row": one.is_row,
@@ -86,8 +108,7 @@ def search(
             }
             for one in found
         ]
-        print(json.dumps({"kind": base.kind, "recall": base.recall, "matches": lines}))
+        print_json({"kind": base.kind, "recall": base.recall, "matches": matches})
     else:
-        for one in found:
-            for hit in one.found:
-                print(f"{safe_for_terminal(one.query)}\t{safe_for_terminal(hit.name)}\t{hit.cosine:.4f}")
+        rows = ((one.query, hit.name, hit.cosine) for one in found for hit in one.found)
+        print_table([Id("query"), Id("id"), Number("cosine", ".4f")], rows)

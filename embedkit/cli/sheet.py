@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from embedkit.cli.terminal import tell
+from embedkit.cli.output import tell, warn
 
 if TYPE_CHECKING:
     from embedkit.images.originals import Originals
@@ -21,7 +21,7 @@ def write_sheet(path: Path, title: str, sections: Sequence[Section], originals: 
     left = f"; {done.left_out} more groups did not fit" if done.left_out else ""
     tell(f"{path} shows {done.images} images{left}")
     if done.missing:
-        tell(
-            f"warning: {len(done.missing)} of these images cannot be read (the first is "
+        warn(
+            f"{len(done.missing)} of these images cannot be read (the first is "
             f"{done.missing[0]}); --root names the folder that ids are relative to"
         )

@@ -1,55 +1,16 @@
-"""Notes on stderr, and standard streams that may be closed or full."""
+"""Standard streams that may be closed or full."""
 
 from __future__ import annotations
 
 import errno
 import io
-import logging
 import os
 import sys
-from collections.abc import Sequence
 from typing import Any
-
-from embedkit._io.text import safe_for_terminal
 
 
 class StreamError(Exception):
     """Standard output cannot be written to, or standard input cannot be read."""
-
-
-def tell(message: str) -> None:
-    """Print one sentence on stderr. Names in it are untrusted, so control characters are escaped."""
-    print(f"embedkit: {safe_for_terminal(message)}", file=sys.stderr)
-
-
-class _Warnings(logging.Handler):
-    """Tells warnings of the library. What a job notes is in its report, which the command prints."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.WARNING)
-        self.addFilter(lambda record: not record.name.startswith("embedkit.pipeline"))
-
-    def emit(self, record: logging.LogRecord) -> None:
-        tell(f"warning: {record.getMessage()}")
-
-
-def show_warnings() -> None:
-    """Print the warnings that the library logs, one line each. A second call changes nothing."""
-    logger = logging.getLogger("embedkit")
-    if not any(isinstance(handler, _Warnings) for handler in logger.handlers):
-        logger.addHandler(_Warnings())
-
-
-def tell_left_out(left_out: Sequence[str], what: str) -> None:
-    """Warn on stderr of images that were left out.
-
-    Args:
-        left_out: One sentence for each, with its path and the reason.
-        what: Where they belong, such as `of the gallery`.
-    """
-    if left_out:
-        count = f"1 image {what} is" if len(left_out) == 1 else f"{len(left_out)} images {what} are"
-        tell(f"warning: {count} left out; the first: {left_out[0]}")
 
 
 def prepare_streams() -> None:

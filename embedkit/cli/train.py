@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import time
 from typing import Annotated
@@ -12,7 +11,8 @@ import typer
 
 from embedkit._io.optional import requires
 from embedkit._io.outputs import check_outputs
-from embedkit.cli.terminal import tell
+from embedkit.cli.options import AsJson, OptionalData, Quiet, output
+from embedkit.cli.output import print_json, print_line, print_table, tell
 from embedkit.errors import ConfigError
 
 
@@ -24,10 +24,7 @@ def train(
         str | None,
         typer.Option(metavar="FILE.json", help="A configuration in place of a recipe: RUN/config.json."),
     ] = None,
-    data: Annotated[
-        str | None,
-        typer.Option(help="IDX files, Parquet, CSV, class folders, sklearn:digits or synthetic:N."),
-    ] = None,
+    data: OptionalData = None,
     set_: Annotated[
         list[str] | None,
         typer.Option(
@@ -45,9 +42,7 @@ def train(
             "a finished run is made longer by it.",
         ),
     ] = None,
-    out: Annotated[
-        str | None, typer.Option(metavar="RUN", help="The run folder.", show_default="runs/RECIPE-DATE")
-    ] = None,
+    output: Annotated[str | None, output("RUN", "The run folder. [default: runs/RECIPE-DATE]")] = None,
     resume: Annotated[
         str | None,
         typer.Option(metavar="RUN", help="Go on from this run's last checkpoint; --data if its data moved."),
@@ -55,44 +50,59 @@ def train(
     list_: Annotated[
         bool, typer.Option("--list", help="Print all recipes, and what each reached, and train none.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")] = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
     """Train an encoder by a recipe.
 
     The run folder holds the resolved configuration, metrics.csv, TensorBoard's log, checkpoints and at the end
     encoder.safetensors. A killed run goes on with --resume, to the weights that it would have had.
+
+    Examples:
+        embedkit train simclr --data photos.parquet --max-minutes 30 -o runs/first
+        embedkit train --resume runs/first
+        embedkit train --list
     """
     if not list_ and [recipe, config, resume].count(None) != 2:
         raise typer.BadParameter(
             "name one of a recipe (embedkit train --list shows all), a --config or a run with --resume"
         )
-    if resume is not None and out is not None:
-        raise ConfigError("--resume goes on in the run's own folder; leave out --out")
-    check_outputs({"--out": out}, {"--data": data, "--config": config})
+    if resume is not None and output is not None:
+        raise ConfigError("--resume goes on in the run's own folder; leave out --output")
+    check_outputs({"--output": output}, {"--data": data, "--config": config})
     with requires("training", "train,cpu"):
         from embedkit.training import recipes, run
         from embedkit.training.config import read_config_file, with_overrides
     if list_:
         found = recipes.summaries()
-        width = max(map(len, found))
-        print(json.dumps(found) if as_json else "\n".join(f"{k:{width}}  {v}" for k, v in found.items()))
+        if as_json:
+            print_json(found)
+        else:
+            print_table(["recipe", "what it is, and what was measured"], found.items())
         return
     if resume is not None:
-        result = run.resume(resume, overrides=set_ or (), data=data, max_minutes=max_minutes)
+        result = run.resume(
+            resume, overrides=set_ or (), data=data, max_minutes=max_minutes, progress=not quiet
+        )
     else:
         given = recipes.recipe(recipe) if recipe is not None else read_config_file(config or "")
         chosen = with_overrides(given, set_ or ())
-        folder = out or f"runs/{chosen.recipe.replace(':', '-') or 'run'}-{time.strftime('%Y%m%d-%H%M%S')}"
+        folder = output or f"runs/{chosen.recipe.replace(':', '-') or 'run'}-{time.strftime('%Y%m%d-%H%M%S')}"
         colored = any(line.partition("=")[0].strip() == "data.color" for line in set_ or ())
         result = run.train(
-            chosen, data=data, out=folder, max_minutes=max_minutes, color_given=colored or recipe is None
+            chosen,
+            data=data,
+            out=folder,
+            max_minutes=max_minutes,
+            progress=not quiet,
+            color_given=colored or recipe is None,
         )
     if os.environ.get("LOCAL_RANK", "0") != "0":
         return  # with several devices, Lightning starts this command once for each
     if as_json:
-        print(json.dumps({**dataclasses.asdict(result), "run": str(result.run)}))
+        print_json(dataclasses.asdict(result))
     else:
-        print(result.run)
+        print_line(result.run)
     if result.best_step is not None:
         tell(
             f"the weights are the best evaluated, after {result.best_step} of {result.steps} steps; embedkit export "

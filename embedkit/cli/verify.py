@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from embedkit.cli.options import CalibrationFile, Device, Threads, Threshold
-from embedkit.cli.terminal import tell
+from embedkit.cli.inputs import with_token
+from embedkit.cli.options import (
+    AsJson,
+    CalibrationFile,
+    Device,
+    ExitStatus,
+    Faces,
+    LocalFilesOnly,
+    LookIn,
+    OptionalEncoderName,
+    OptionalThreshold,
+    Quiet,
+    Threads,
+    Token,
+)
+from embedkit.cli.output import Heading, Number, print_json, print_table, tell
 
 Part = Annotated[
     int | None, typer.Option(min=0, help="Which face of the image, 0 the largest; only with --faces.")
@@ -20,34 +33,36 @@ Part = Annotated[
 def verify(
     a: Annotated[str, typer.Argument(metavar="A", help="An image.")],
     b: Annotated[str, typer.Argument(metavar="B", help="Another image.")],
-    encoder: Annotated[
-        str | None,
-        typer.Option(
-            help="A zoo name or an entry's folder.",
-            show_default="the one that was calibrated; face-r29.dlib with --faces",
-        ),
-    ] = None,
+    encoder: OptionalEncoderName = None,
     calibration: CalibrationFile = None,
-    threshold: Threshold = None,
-    faces: Annotated[
-        bool, typer.Option("--faces", help="Find the face in each photograph, and compare these.")
-    ] = False,
+    threshold: OptionalThreshold = None,
+    faces: Faces = False,
     part_a: Part = None,
     part_b: Part = None,
-    draw: Annotated[
+    draw_faces: Annotated[
         Path | None,
         typer.Option(metavar="OUT.png", help="Draw the faces that were found; needs --faces."),
     ] = None,
+    exit_status: ExitStatus = False,
+    zoo: LookIn = None,
+    token: Token = None,
+    local_files_only: LocalFilesOnly = False,
     device: Device = "auto",
     threads: Threads = "auto",
-    as_json: Annotated[bool, typer.Option("--json", help="Print the decision as JSON.")] = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
     """Decide whether two images show one identity.
 
-    Prints the score (a cosine), the decision and, with a calibration, how often two different identities would pass.
+    Prints the decision, the score (a cosine) and, with a calibration, how often two different identities would pass.
+    The encoder is the calibrated one if none is named; with --faces, face-r29.dlib.
+
+    Examples:
+        embedkit verify cat.jpg cat-closer.jpg --threshold 0.5
+        embedkit verify cat.jpg coffee.jpg --threshold 0.5 --exit-status
     """
-    if not faces and (draw is not None or part_a is not None or part_b is not None):
-        raise typer.BadParameter("--draw, --part-a and --part-b need --faces")
+    if not faces and (draw_faces is not None or part_a is not None or part_b is not None):
+        raise typer.BadParameter("--draw-faces, --part-a and --part-b need --faces")
     from embedkit._io.outputs import check_outputs
     from embedkit.analysis.matching.calibration import Calibration, check_threshold
     from embedkit.workflows.embedding import encoder_of_images
@@ -55,20 +70,20 @@ def verify(
     from embedkit.workflows.faces.encoder import FaceEncoder
     from embedkit.workflows.verify import verify as decide
 
-    check_outputs(
-        {"--draw": draw}, {"A": a.partition("::")[0], "B": b.partition("::")[0], "--calibration": calibration}
-    )
+    images = {"A": a.partition("::")[0], "B": b.partition("::")[0]}
+    check_outputs({"--draw-faces": draw_faces}, {**images, "--calibration": calibration})
     if threshold is not None:
         check_threshold(threshold)  # before anything is loaded
     loaded = Calibration.load(calibration) if calibration is not None else None
     found: list[list[finder.Face]] = []
+    encoder = with_token(encoder, token)
     model = encoder_of_images(encoder, faces=faces, calibration=loaded, device=device, threads=threads)
     if isinstance(model, FaceEncoder):
         found = [model.finder.find(path) for path in (a, b)]
-        if draw is not None:
+        if draw_faces is not None:
             # Before the faces are chosen, since the drawing shows their numbers.
-            finder.draw_faces([(a, found[0]), (b, found[1])], draw)
-            tell(f"{draw} shows the faces that were found")
+            finder.draw_faces([(a, found[0]), (b, found[1])], draw_faces)
+            tell(f"{draw_faces} shows the faces that were found")
         chosen = [
             finder.choose_face(several, part, where=path)
             for path, several, part in zip((a, b), found, (part_a, part_b), strict=True)
@@ -80,18 +95,18 @@ def verify(
         name = model.name
     if as_json:
         boxes = [[{"box": face.box, "score": face.score} for face in several] for several in found]
-        print(
-            json.dumps({**dataclasses.asdict(result), "encoder": name, **({"faces": boxes} if faces else {})})
-        )
-        return
-    print(
-        f"{'match' if result.is_match else 'no match'}\t{result.score:.4f}\tthreshold {result.threshold:.4f}"
-    )
+        print_json({**dataclasses.asdict(result), "encoder": name, **({"faces": boxes} if faces else {})})
+    else:
+        columns: list[Heading] = ["decision", Number("score", ".4f"), Number("threshold", ".4f")]
+        row: list[object] = ["match" if result.is_match else "no match", result.score, result.threshold]
+        if result.expected_fmr is not None:
+            columns += [Number("expected FMR", ".2g"), Number("probability of one identity", ".3f")]
+            row += [result.expected_fmr, result.probability]
+        print_table(columns, [row])
     if result.expected_fmr is None:
         tell(
             f"by {name}, uncalibrated: its error rate on images like yours is unknown; "
             "`embedkit calibrate` measures it"
         )
-    else:
-        print(f"expected false-match rate\t{result.expected_fmr:.2g}")
-        print(f"probability of one identity\t{result.probability:.3f}")
+    if exit_status and not result.is_match:
+        raise typer.Exit(3)

@@ -1,41 +1,70 @@
-"""`embedkit zoo list|info|pull|verify|mirror|bundle|evict|unpublish` and `embedkit doctor`."""
+"""`embedkit zoo list|info|pull|verify|mirror|bundle|evict|unpublish`."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from embedkit._io.outputs import check_outputs
-from embedkit._io.text import safe_for_terminal
-from embedkit.cli.options import AcceptLicense, AsJson, Device, Offline, Token, Zoo
-from embedkit.cli.terminal import tell
+from embedkit.cli.app import App, examples
+from embedkit.cli.completion import entry_names
+from embedkit.cli.options import (
+    AcceptLicense,
+    Architecture,
+    AsJson,
+    Device,
+    EntriesArgument,
+    EntryArgument,
+    License,
+    LocalFilesOnly,
+    Lock,
+    OptionalZoo,
+    Private,
+    Quiet,
+    To,
+    Token,
+    TrainedOn,
+    Zoo,
+    output,
+)
+from embedkit.cli.output import Id, Number, print_json, print_table, print_text, tell
+from embedkit.cli.publish import PUBLISHED, published_row
 
-zoo = typer.Typer(
-    name="zoo", help="The encoders that names reach.", no_args_is_help=True, rich_markup_mode=None
+zoo = App(
+    name="zoo",
+    help="List, pull, check and copy the encoders that names reach.",
+    epilog=examples("embedkit zoo list", "embedkit zoo info simclr-r10"),
 )
 
 
 @zoo.command("list")
 def list_(
     pattern: Annotated[str, typer.Argument(help="Shell wildcards, as '*-r10'.")] = "*",
-    zoo: Zoo = None,
+    zoo: OptionalZoo = None,
     method: Annotated[str | None, typer.Option(help="Part of the method's name.")] = None,
-    architecture: Annotated[str | None, typer.Option(help="Part of the network's name.")] = None,
-    data: Annotated[str | None, typer.Option(help="Part of the training data's description.")] = None,
-    license: Annotated[str | None, typer.Option(help="Part of the license's name.")] = None,
+    architecture: Architecture = None,
+    trained_on: TrainedOn = None,
+    license: License = None,
     dim: Annotated[int | None, typer.Option(min=1, help="Width of the embedding.")] = None,
     token: Token = None,
-    local_files_only: Offline = False,
+    local_files_only: LocalFilesOnly = False,
     as_json: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
-    """List entries: name, width, method, training data, license and where each would come from."""
+    """List entries, and where each would come from.
+
+    A part of the method, the architecture, the license or the training images is enough to filter by.
+
+    Examples:
+        embedkit zoo list
+        embedkit zoo list '*-r10' --zoo zoo --trained-on fashion
+    """
     from embedkit.hub.listing import list_encoders
 
-    wanted = {"method": method, "architecture": architecture, "data": data, "license": license}
+    wanted = {"method": method, "architecture": architecture, "data": trained_on, "license": license}
     rows = [
         row
         for row in list_encoders(pattern, kind="", zoo=zoo, local_files_only=local_files_only, token=token)
@@ -45,51 +74,58 @@ def list_(
         and dim in (None, row.dim)
     ]
     if as_json:
-        print(json.dumps([dataclasses.asdict(row) for row in rows], indent=1))
+        print_json([dataclasses.asdict(row) for row in rows])
         return
     if not rows:
-        tell(f"no encoder matches {repr(pattern)}")
-    for row in rows:
-        where = row.zoo or "in none of the configured zoos"
-        fields = (row.alias or row.name, row.name, str(row.dim), row.method, row.data, row.license, where)
-        print("\t".join(map(safe_for_terminal, fields)))
+        tell(f"no encoder matches {pattern!r}")
+    print_table(
+        ["name", Id("entry"), Number("dim"), "method", Id("trained on"), "license", Id("zoo")],
+        (
+            (
+                *(row.alias or row.name, row.name, row.dim, row.method, row.data, row.license),
+                row.zoo or "in none of the configured zoos",
+            )
+            for row in rows
+        ),
+    )
 
 
 @zoo.command()
 def info(
-    name: Annotated[str, typer.Argument(help="A name, name@revision, a URL, or an entry's folder.")],
-    zoo: Zoo = None,
+    name: EntryArgument,
+    zoo: OptionalZoo = None,
     token: Token = None,
-    local_files_only: Offline = False,
+    local_files_only: LocalFilesOnly = False,
     as_json: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
-    """Print an entry's model card, or with --json its configuration, revision and files."""
+    """Print an entry's model card.
+
+    With --json its configuration, revision and files.
+
+    Examples:
+        embedkit zoo info simclr-r10
+        embedkit zoo info simclr-r10 --json
+    """
     from embedkit.hub.access import Access
     from embedkit.hub.resolve import find_entry
 
     access = Access(token=token, local_files_only=local_files_only)
     entry = find_entry(name, zoo=zoo, access=access)
     if not as_json:
-        print(safe_for_terminal(entry.card, lines=True))
+        print_text(entry.card)
         return
     files = {name: dataclasses.asdict(record) for name, record in entry.manifest.files.items()}
     facts = {"name": entry.name, "revision": entry.revision, "location": entry.location, "files": files}
-    print(json.dumps({**facts, "config": entry.config.to_json()}, indent=1))
+    print_json({**facts, "config": entry.config.to_json()})
 
 
 @zoo.command()
 def pull(
-    names: Annotated[
-        list[str] | None,
-        typer.Argument(
-            help="Names, name@revision, URLs, or a .tar of `zoo bundle`; all of --zoo when left out."
-        ),
-    ] = None,
-    zoo: Zoo = None,
+    names: EntriesArgument = None,
+    zoo: OptionalZoo = None,
     accept_license: AcceptLicense = False,
-    lock: Annotated[
-        bool, typer.Option("--lock", help="Pin what was pulled in embedkit.lock, in place of an older pin.")
-    ] = False,
+    lock: Lock = False,
     verify_key: Annotated[
         Path | None,
         typer.Option(
@@ -98,11 +134,17 @@ def pull(
     ] = None,
     token: Token = None,
     as_json: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
-    """Bring entries into the cache, every byte verified; what is there is checked, and fixed if need be.
+    """Bring entries into the cache, every byte verified.
 
-    The license is shown before the download, and one that forbids commercial use asks for --accept-license. A
-    download that was cut short goes on where it stopped.
+    What is there is checked, and fixed if need be. The license is shown before the download, and one that forbids
+    commercial use asks for --accept-license. A download that was cut short goes on where it stopped. A .tar of `zoo
+    bundle` is an entry's URL, too.
+
+    Examples:
+        embedkit zoo pull simclr-r10 --zoo hf://my-team
+        embedkit zoo pull --zoo zoo.tar
     """
     from embedkit.cli.download import Download
     from embedkit.hub.bulk import pull as pull_entries
@@ -118,91 +160,120 @@ def pull(
             verify_key=verify_key,
         )
     if as_json:
-        print(json.dumps([dataclasses.asdict(one) for one in pulled], indent=1))
+        print_json([dataclasses.asdict(one) for one in pulled])
         return
-    for one in pulled:
-        fields = (one.name, one.revision[:12], f"{one.bytes / 1e6:.1f} MB", one.license, one.location)
-        print("\t".join(map(safe_for_terminal, fields)))
+    print_table(
+        [Id("entry"), "revision", Number("MB", ".1f"), "license", Id("folder")],
+        ((one.name, one.revision[:12], one.bytes / 1e6, one.license, one.location) for one in pulled),
+    )
 
 
 @zoo.command()
 def verify(
-    name: Annotated[str | None, typer.Argument(help="One entry; all that are at hand when left out.")] = None,
-    zoo: Zoo = None,
+    name: Annotated[
+        str | None,
+        typer.Argument(help="One entry; all that are at hand when left out.", autocompletion=entry_names),
+    ] = None,
+    zoo: OptionalZoo = None,
+    token: Token = None,
+    local_files_only: LocalFilesOnly = False,
     device: Device = "auto",
     as_json: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
-    """Check every file of an entry against its manifest, and its golden vectors on this machine."""
+    """Check every file of an entry, and its golden vectors on this machine.
+
+    The files are compared with the manifest. The exit status is 1 if an entry fails.
+
+    Examples:
+        embedkit zoo verify
+        embedkit zoo verify simclr-r10 --zoo zoo --device cpu
+    """
     from embedkit.errors import EmbedkitError
+    from embedkit.hub.access import Access
     from embedkit.hub.listing import list_encoders
     from embedkit.hub.resolve import find_entry
     from embedkit.workflows.check_entry import EntryCheck, verify_entry
 
-    rows = list_encoders(kind="", zoo=zoo, local_files_only=zoo is None) if name is None else []
+    rows = list_encoders(kind="", zoo=zoo, local_files_only=zoo is None, token=token) if name is None else []
     names = [name] if name is not None else [row.name for row in rows if row.zoo and (row.at_hand or zoo)]
     results = []
     for one in names:
         try:
-            entry = find_entry(one, zoo=zoo).location if zoo is not None else one
+            entry = one
+            if zoo is not None or token is not None:
+                entry = find_entry(one, zoo=zoo, access=Access(token=token)).location
             results.append(verify_entry(entry, device=device))
         except EmbedkitError as error:
             results.append(EntryCheck(name=one, ok=False, files=0, bytes=0, detail=str(error)))
     if as_json:
-        print(json.dumps([dataclasses.asdict(result) for result in results], indent=1))
+        print_json([dataclasses.asdict(result) for result in results])
     else:
-        for result in results:
-            size = f"{result.files} files, {result.bytes / 1e6:.1f} MB"
-            fields = ("ok" if result.ok else "FAILED", result.name, size, result.detail)
-            print("\t".join(map(safe_for_terminal, fields)))
+        print_table(
+            ["result", Id("entry"), Number("files"), Number("MB", ".1f"), "detail"],
+            (
+                ("ok" if one.ok else "FAILED", one.name, one.files, one.bytes / 1e6, one.detail)
+                for one in results
+            ),
+        )
     if not all(result.ok for result in results):
         raise typer.Exit(1)
 
 
 @zoo.command()
 def mirror(
-    to: Annotated[str, typer.Argument(help="A folder, s3://bucket/zoo, or hf://organization.")],
-    zoo: Annotated[str, typer.Option("--zoo", help="The zoo that is copied.")],
-    pattern: Annotated[str, typer.Option(help="Shell wildcards over the entries' names.")] = "*",
+    zoo: Zoo,
+    to: To,
+    pattern: Annotated[str, typer.Argument(help="Shell wildcards, as '*-r10'.")] = "*",
     accept_license: AcceptLicense = False,
-    private: Annotated[
-        bool, typer.Option("--private", help="Make the Hub's repositories private ones.")
-    ] = False,
+    private: Private = False,
     token: Token = None,
     to_token: Annotated[
         str | None,
         typer.Option(envvar="EMBEDKIT_TO_TOKEN", help="Credential for the zoo that is written to."),
     ] = None,
     as_json: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
-    """Copy a zoo to another one and verify every byte; entries that are already there are not written again."""
+    """Copy a zoo to another one, every byte verified.
+
+    Entries that are already there are not written again.
+
+    Examples:
+        embedkit zoo mirror --zoo hf://my-team --to zoo
+        embedkit zoo mirror '*-r10.*' --zoo zoo --to shared/
+    """
     from embedkit.cli.download import Download
     from embedkit.hub.access import Access
     from embedkit.hub.mirror import mirror as copy
 
-    done = []
     with Download(accept_license=accept_license) as download:
         access = Access(token=token, gate=download.gate, watcher=download)
-        for one in copy(zoo, to, pattern=pattern, access=access, private=private, token=to_token):
-            done.append(one)
-            if not as_json:
-                what = f"wrote {', '.join(one.files)}" if one.files else "all was there"
-                print(safe_for_terminal(f"{one.zoo}/{one.name}@{one.manifest_sha256[:12]}: {what}"))
-    if as_json:
-        print(json.dumps([dataclasses.asdict(one) for one in done], indent=1))
+        copied = copy(zoo, to, pattern=pattern, access=access, private=private, token=to_token)
+        if as_json:
+            print_json([dataclasses.asdict(one) for one in copied])
+        else:
+            print_table(PUBLISHED, map(published_row, copied))
 
 
 @zoo.command()
 def bundle(
-    names: Annotated[
-        list[str] | None, typer.Argument(help="Names, URLs or entries' folders; all of --zoo when left out.")
-    ] = None,
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="OUT.tar")] = Path("zoo.tar"),
-    zoo: Zoo = None,
+    names: EntriesArgument = None,
+    output: Annotated[Path, output("OUT.tar", "The bundle.")] = Path("zoo.tar"),
+    zoo: OptionalZoo = None,
     accept_license: AcceptLicense = False,
     token: Token = None,
     as_json: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
-    """Write entries as one tar for machines without a network; it serves wherever a zoo is named."""
+    """Write entries as one tar, for machines without a network.
+
+    The tar serves wherever a zoo is named: --zoo zoo.tar.
+
+    Examples:
+        embedkit zoo bundle simclr-r10 -o zoo.tar
+        embedkit zoo bundle --zoo zoo
+    """
     from embedkit.cli.download import Download
     from embedkit.hub.bulk import bundle as write
 
@@ -210,50 +281,54 @@ def bundle(
     with Download(accept_license=accept_license) as download:
         written = write(names or [], output, zoo=zoo, gate=download.gate, watcher=download, token=token)
     if as_json:
-        print(json.dumps({"output": str(output), "entries": written}))
-        return
-    print(safe_for_terminal(f"{output}: {', '.join(written)}"))
+        print_json({"output": output, "entries": written})
+    else:
+        print_table([Id("entry")], ((name,) for name in written))
+    tell(f"{output} holds {len(written)} entries")
 
 
 @zoo.command()
 def evict(
     name: Annotated[str, typer.Argument(help="An entry's whole name, or name@revision.")],
     as_json: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
-    """Remove an entry from the cache of this machine; a zoo that has it still has it."""
+    """Remove an entry from the cache of this machine.
+
+    A zoo that has it still has it.
+
+    Examples:
+        embedkit zoo evict simclr-r10.fmnist
+    """
     from embedkit.hub.bulk import evict as remove
 
     gone = [f"{name.partition('@')[0]}@{sha256[:12]}" for sha256 in remove(name)]
-    print(json.dumps(gone) if as_json else safe_for_terminal("\n".join(gone), lines=True))
+    _print_removed(gone, as_json)
 
 
 @zoo.command()
 def unpublish(
-    name: Annotated[str, typer.Argument(help="An entry's whole name.")],
-    zoo: Annotated[str, typer.Option("--zoo", help="The zoo: a folder, s3://bucket/zoo, hf://organization.")],
+    name: Annotated[str, typer.Argument(help="An entry's whole name.", autocompletion=entry_names)],
+    zoo: Zoo,
     token: Token = None,
     as_json: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
-    """Remove an entry from a zoo, for everybody: its files in a folder or a bucket, its row in the Hub's index."""
+    """Remove an entry from a zoo, for everybody.
+
+    In a folder or a bucket its files are removed, on the Hub its row in the index.
+
+    Examples:
+        embedkit zoo unpublish vae-r10.fmnist --zoo shared/
+    """
     from embedkit.hub.publish.publish import unpublish as remove
 
     remove(name, zoo, token=token)
-    print(json.dumps([f"{zoo}/{name}"]) if as_json else safe_for_terminal(f"{zoo}/{name}"))
+    _print_removed([f"{zoo}/{name}"], as_json)
 
 
-def doctor(as_json: AsJson = False) -> None:
-    """Say what is installed, which providers there are, what would run, and what to fix."""
-    from embedkit.workflows.doctor import examine
-
-    report = examine()
+def _print_removed(entries: list[str], as_json: bool) -> None:
     if as_json:
-        print(json.dumps(dataclasses.asdict(report), indent=1))
+        print_json(entries)
     else:
-        for key, value in report.facts.items():
-            print(f"{key}: {safe_for_terminal(value)}")
-        for problem in report.problems:
-            print(f"problem: {safe_for_terminal(problem)}")
-        if not report.problems:
-            print("no problems found")
-    if report.problems:
-        raise typer.Exit(1)
+        print_table([Id("entry")], ((entry,) for entry in entries))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -14,12 +15,12 @@ if TYPE_CHECKING:
 class DownloadBar:
     """A `Watcher` that draws on stderr while its block runs, and is silent where stderr is no terminal.
 
-    Nothing is imported or drawn before a download begins.
+    It is silent, too, where `HF_HUB_DISABLE_PROGRESS_BARS` silences those of the Hub's own client. Nothing is imported
+    or drawn before a download begins.
     """
 
-    def __init__(self, *, quiet: bool = False) -> None:
-        """Prepare; `quiet` draws nothing on a terminal either."""
-        self._quiet = quiet
+    def __init__(self) -> None:
+        """Prepare."""
         self._drawn: Progress | None = None
         self._task: TaskID | None = None
 
@@ -35,7 +36,7 @@ class DownloadBar:
     def start(self, what: str, total: int) -> None:
         """The download of `what`, of `total` bytes, begins."""
         if self._drawn is None:
-            self._drawn = _bar(self._quiet)
+            self._drawn = _bar()
             self._drawn.start()
         self._task = self._drawn.add_task(safe_for_terminal(what), total=total)
 
@@ -45,11 +46,12 @@ class DownloadBar:
             self._drawn.advance(self._task, count)
 
 
-def _bar(quiet: bool) -> Progress:
+def _bar() -> Progress:
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
     console = Console(stderr=True)
+    silenced = os.environ.get("HF_HUB_DISABLE_PROGRESS_BARS", "").upper() in ("1", "ON", "YES", "TRUE")
     return Progress(
         TextColumn("{task.description}", markup=False),
         BarColumn(),
@@ -57,5 +59,5 @@ def _bar(quiet: bool) -> Progress:
         TransferSpeedColumn(),
         console=console,
         transient=True,
-        disable=quiet or not console.is_terminal,
+        disable=silenced or not console.is_terminal,
     )

@@ -130,7 +130,7 @@ def adopt(
         unchecked = f"{encoder.name} embeds aligned faces, not whole images"
     elif not compared:
         root = originals.root or "the working folder"
-        unchecked = f"no image of the rows can be read below {root}; --images names another"
+        unchecked = f"no image of the rows can be read below {root}; --root names another"
     return Adopted(os.fspath(output), len(file), metadata, compared, cosine, unchecked)
 
 

@@ -230,7 +230,7 @@ def identities_of(stored: StoredRows, column: str | None, from_folder: bool) -> 
     """
     if (column is None) == (not from_folder):
         raise ConfigError(
-            f"{stored.where} holds embeddings: say who they show with one of --identity COLUMN and "
-            "--identity-from-folder"
+            f"{stored.where} holds embeddings: say who they show with one of --label COLUMN and "
+            "--label-from-folder"
         )
     return folder_identities(stored.keys()[0]) if column is None else stored.label(column)

@@ -118,7 +118,7 @@ def identify_images(
     else:
         if identity is not None:
             raise ConfigError(
-                f"{where} is a folder of images, whose sub-folders are the identities; leave out --identity"
+                f"{where} is a folder of images, whose sub-folders are the identities; leave out --label"
             )
         labeled = labeled_images(gallery)
         model = encoder_of_images(

@@ -98,14 +98,16 @@ def cached_index(source: str | os.PathLike[str], path: str | os.PathLike[str]) -
     """
     path = Path(path)
     if _is_index(source):
-        raise ConfigError(f"{os.fspath(source)} is an index already; search it without --index")
+        raise ConfigError(f"{os.fspath(source)} is an index already; search it without --cache-index")
     stored = open_rows(source)
     if isinstance(stored, SearchableRows):
-        raise ConfigError(f"{os.fspath(source)} is a database, which searches by itself; leave --index out")
+        raise ConfigError(
+            f"{os.fspath(source)} is a database, which searches by itself; leave --cache-index out"
+        )
     rows = Rows(stored)
     if path.exists():
         index = SearchIndex.load(path)
-        step = "name another file with --index"
+        step = "name another file with --cache-index"
         check_same_space(index.metadata, rows.metadata, f"the index {path}", rows.where, step)
         if _is_current(index, rows, stored.files, path):
             return index, True

@@ -46,11 +46,11 @@ def test_an_output_is_no_input_whatever_its_spelling(tmp_path, monkeypatch):
     for name in ("a", "./a", str(tmp_path / "a"), "link", "../" + tmp_path.name + "/a"):
         with pytest.raises(OutputError, match="-o: .* is also the input EMB"):
             check_outputs({"-o": name}, {"EMB": "a"})
-    with pytest.raises(OutputError, match="also written by --pairs"):
-        check_outputs({"--pairs": "new", "--delete-list": "./new"})
+    with pytest.raises(OutputError, match="also written by --write-pairs"):
+        check_outputs({"--write-pairs": "new", "--write-delete-list": "./new"})
     with pytest.raises(OutputError, match="empty"):
         check_outputs({"-o": ""})
-    check_outputs({"-o": "b", "--sheet": None, "--pairs": "-"}, {"EMB": "a"})
+    check_outputs({"-o": "b", "--draw-sheet": None, "--write-pairs": "-"}, {"EMB": "a"})
 
 
 def test_only_what_embedkit_wrote_is_replaced(tmp_path):

@@ -273,18 +273,30 @@ def test_command_duplicates(run, vectors, tmp_path, monkeypatch):
         (tmp_path / f"p/{index}.jpg").write_bytes(b"x")
         os.utime(tmp_path / f"p/{index}.jpg", ns=(1, 1))
     path = write(tmp_path / "e.parquet", vectors)
-    result = run("duplicates", path, "--threshold", 0.98, "--delete-list", tmp_path / "list.txt")
+    result = run("duplicates", path, "--threshold", 0.98, "--write-delete-list", tmp_path / "list.txt")
     assert result.exit_code == 0, result.output
-    assert result.stdout.splitlines() == [
-        "p/60.jpg, p/61.jpg\tp/120.jpg, p/180.jpg",
-        "p/2.jpg\tp/20.jpg, p/150.jpg",
-        "p/10.jpg\tp/90.jpg",
+    head, *lines = result.stdout.splitlines()
+    assert head == "group\tid\tduplicate of\tcosine"
+    assert [line.split("\t")[:3] for line in lines] == [
+        ["1", "p/60.jpg", ""],
+        ["1", "p/61.jpg", ""],
+        ["1", "p/120.jpg", "p/61.jpg"],
+        ["1", "p/180.jpg", "p/60.jpg"],
+        ["2", "p/2.jpg", ""],
+        ["2", "p/20.jpg", "p/2.jpg"],
+        ["2", "p/150.jpg", "p/2.jpg"],
+        ["3", "p/10.jpg", ""],
+        ["3", "p/90.jpg", "p/10.jpg"],
     ]
+    cosines = [line.split("\t")[3] for line in lines]
+    assert cosines[:7] == ["", "", "0.9848", "0.9848", "", "1.0000", "1.0000"]  # 10 degrees, and copies
     assert "5 of 200 rows can be deleted" in result.stderr and "nothing was deleted" in result.stderr
     names = (tmp_path / "list.txt").read_text().splitlines()
     assert names == [str(tmp_path / f"p/{index}.jpg") for index in (20, 90, 120, 150, 180)]
     data = json.loads(run("duplicates", path, "--threshold", 1, "--json").stdout)
     assert data["redundant"] == 2 and data["pairs"] == 3
+    for limit, status in ((0.01, 0), (0.009, 3)):  # 2 of 200 rows
+        assert run("duplicates", path, "--threshold", 1, "--fail-over", limit).exit_code == status
     assert data["groups"][0]["redundant"][0] == {
         "id": "p/20.jpg",
         "of": "p/2.jpg",
@@ -297,7 +309,7 @@ def test_command_duplicates_to_be_judged_and_by_precision(run, tmp_path):
     rng = np.random.default_rng(4)
     vectors = np.repeat(rng.normal(0, 1, (150, 8)), 2, 0) + rng.normal(0, 0.1, (300, 8))
     path = write(tmp_path / "e.parquet", vectors.astype(np.float32))
-    assert run("duplicates", path, "--threshold", 0.6, "--pairs", tmp_path / "p.csv").exit_code == 0
+    assert run("duplicates", path, "--threshold", 0.6, "--write-pairs", tmp_path / "p.csv").exit_code == 0
     with open(tmp_path / "p.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) > 150 and set(rows[0]) == {"a", "b", "cosine", "same"}
@@ -307,13 +319,13 @@ def test_command_duplicates_to_be_judged_and_by_precision(run, tmp_path):
         writer.writeheader()
         for row in rows:
             writer.writerow({**row, "same": int(number[row["a"]] // 2 == number[row["b"]] // 2)})
-    result = run("duplicates", path, "--precision", 0.9, "--labeled", tmp_path / "p.csv", "--json")
+    result = run("duplicates", path, "--target-precision", 0.9, "--pairs", tmp_path / "p.csv", "--json")
     assert result.exit_code == 0, result.output
     data = json.loads(result.stdout)
     assert 0.6 < data["threshold"] < 1 and data["pairs"] > 100
     assert run("duplicates", path).exit_code == 2
-    assert run("duplicates", path, "--precision", 0.9).exit_code == 2
-    assert run("duplicates", path, "--threshold", 0.9, "--labeled", tmp_path / "p.csv").exit_code == 2
+    assert run("duplicates", path, "--target-precision", 0.9).exit_code == 2
+    assert run("duplicates", path, "--threshold", 0.9, "--pairs", tmp_path / "p.csv").exit_code == 2
 
 
 def test_command_leaks(run, vectors, tmp_path):
@@ -325,7 +337,7 @@ def test_command_leaks(run, vectors, tmp_path):
         options = [] if limit is None else ["--fail-over", limit]
         result = run("leaks", train, test, "--threshold", 0.999, *options)
         assert result.exit_code == status, result.output
-        assert result.stdout == "t/9\tp/7.jpg\t1.0000\n"
+        assert result.stdout == "test\ttrain\tcosine\nt/9\tp/7.jpg\t1.0000\n"
         assert "1 of 10 test rows (10.000%)" in result.stderr
     data = json.loads(run("leaks", train, test, "--threshold", 0.999, "--json").stdout)
     assert data["rate"] == 0.1 and data["leaks"][0]["train"] == "p/7.jpg"
@@ -354,13 +366,13 @@ def test_command_calibrate(run, tmp_path):
     path = write(tmp_path / "e.parquet", vectors.astype(np.float32), ids=ids, labels=labels)
     out = tmp_path / "c.json"
     common = ["--target-fmr", 0.01, "--replicates", 20, "-o", out]
-    result = run("calibrate", path, "--identity", "who", "--group", "sex", *common)
+    result = run("calibrate", path, "--label", "who", "--group", "sex", *common)
     assert result.exit_code == 0, result.output
-    assert "180 genuine and 15930 impostor pairs of 60 identities" in result.stdout
+    assert "180 genuine and 15930 impostor pairs of 60 identities" in result.stderr
     lines = [line.split("\t") for line in result.stdout.splitlines()]
     assert [line[0] for line in lines if line[0] in ("f", "m")] == ["f", "m"]
     first = json.loads(out.read_text())
-    result = run("calibrate", path, "--identity-from-folder", *common, "--json")
+    result = run("calibrate", path, "--label-from-folder", *common, "--json")
     again = json.loads(result.stdout)
     assert again["threshold"] == first["threshold"] and again["fingerprint"] == METADATA.fingerprint
     low, high = again["predicted_fmr_interval"]
@@ -373,8 +385,8 @@ def test_command_calibrate(run, tmp_path):
     assert run("calibrate", path, "--pairs", tmp_path / "p.csv", *common).exit_code == 0
     assert json.loads(out.read_text())["threshold"] == first["threshold"]
     assert run("calibrate", path, *common).exit_code == 2
-    assert run("calibrate", path, "--identity", "who", "--identity-from-folder", *common).exit_code == 2
-    error = run("calibrate", path, "--identity", "name", *common).exception
+    assert run("calibrate", path, "--label", "who", "--label-from-folder", *common).exit_code == 2
+    error = run("calibrate", path, "--label", "name", *common).exception
     assert isinstance(error, ConfigError) and "no column 'name'; it has sex, who" in str(error)
-    error = run("calibrate", path, "--identity", "who", "-o", out).exception  # 1e-3 from 15,930 pairs
+    error = run("calibrate", path, "--label", "who", "-o", out).exception  # 1e-3 from 15,930 pairs
     assert isinstance(error, ConfigError) and "30000 are needed" in str(error)

@@ -100,7 +100,8 @@ def test_wrong_usage_is_status_two(run, arguments):
 def test_zoo_list(run, package):
     status, out, err = run("zoo", "list")
     assert (status, err) == (0, "")
-    far, tiny = out.splitlines()
+    head, far, tiny = out.splitlines()
+    assert head == "name\tentry\tdim\tmethod\ttrained on\tlicense\tzoo"
     assert far.split("\t")[:3] == ["linear-far", "linear-far.noise", "4"]
     assert far.endswith("\tin none of the configured zoos")
     assert tiny.split("\t") == [
@@ -109,9 +110,9 @@ def test_zoo_list(run, package):
 
 
 def test_zoo_list_with_a_pattern(run, package):
-    assert run("zoo", "list", "*-far*")[1].startswith("linear-far\t")
+    assert run("zoo", "list", "*-far*")[1].splitlines()[1].startswith("linear-far\t")
     status, out, err = run("zoo", "list", "x*")
-    assert (status, out, err) == (0, "", "embedkit: no encoder matches 'x*'\n")
+    assert (status, out.count("\n"), err) == (0, 1, "embedkit: no encoder matches 'x*'\n")
     assert run("zoo", "list", "x*", "--json")[:2] == (0, "[]\n")
 
 
@@ -130,7 +131,7 @@ def test_zoo_list_as_json(run, package):
 def test_text_of_an_index_cannot_drive_the_terminal(run, package, by_hand):
     by_hand.write_index(package, data="a\tb\nc\x1b[2Jd")
     status, out, _ = run("zoo", "list")
-    assert status == 0 and out.count("\n") == 1 and out.count("\t") == 6
+    assert status == 0 and out.count("\n") == 2 and out.count("\t") == 2 * 6
     assert r"a\tb\nc\x1b[2Jd" in out
     assert json.loads(run("zoo", "list", "--json")[1])[0]["data"] == "a\tb\nc\x1b[2Jd"
 
@@ -181,7 +182,7 @@ def test_user_errors_are_one_sentence_and_status_one(run, package, name, expecte
         status, out, err = run("zoo", command, name)
         assert status == 1
         text = err if command == "info" else out
-        assert expected in text and text.count("\n") == 1
+        assert expected in text and text.count("\n") == (1 if command == "info" else 2)
 
 
 def test_a_place_that_is_missing(run, package, monkeypatch, tmp_path):
@@ -197,8 +198,10 @@ def test_a_place_that_is_missing(run, package, monkeypatch, tmp_path):
 
 def test_zoo_verify_of_what_is_at_hand(run, package):
     status, out, err = run("zoo", "verify")
-    assert (status, err, out.count("\n")) == (0, "", 1)
-    assert out.startswith("ok\tlinear-tiny.noise\t5 files, 0.0 MB\tgolden vectors within ")
+    assert (status, err, out.count("\n")) == (0, "", 2)
+    assert out.startswith(
+        "result\tentry\tfiles\tMB\tdetail\nok\tlinear-tiny.noise\t5\t0.0\tgolden vectors within "
+    )
     assert out.endswith(f"of 1e-04 on {CPU}\n")
     [result] = json.loads(run("zoo", "verify", "linear-tiny", "--device", "cpu", "--json")[1])
     assert set(result) == {"name", "ok", "files", "bytes", "detail"}
@@ -214,7 +217,7 @@ def test_zoo_verify_names_what_is_wrong_and_fails(run, package, by_hand, monkeyp
     (zoo / "linear-bad.x" / "model.safetensors").write_bytes(b"other bytes")
     monkeypatch.setenv("EMBEDKIT_ZOO", str(zoo))
     status, out, err = run("zoo", "verify")
-    bad, good, _ = out.splitlines()
+    _, bad, good, _ = out.splitlines()
     assert (status, err) == (1, "")
     assert bad.startswith("FAILED\tlinear-bad.x\t") and "model.safetensors: expected" in bad
     assert good.startswith("ok\tlinear-good.x\t")
@@ -228,7 +231,7 @@ def test_zoo_verify_on_a_device_that_cannot_be(run, package, device):
     if device == "cuda" and CUDA in engine.onnxruntime().get_available_providers():
         pytest.skip("this ONNX Runtime has CUDA")
     status, out, _ = run("zoo", "verify", "linear-tiny", "--device", device)
-    assert status == 1 and out.startswith("FAILED\t") and "device" in out
+    assert status == 1 and out.splitlines()[1].startswith("FAILED\t") and "device" in out
 
 
 # --- doctor -----------------------------------------------------------------------------------------------
@@ -237,12 +240,12 @@ def test_zoo_verify_on_a_device_that_cannot_be(run, package, device):
 def test_doctor_of_a_healthy_machine(run, monkeypatch):
     monkeypatch.setattr(engine.onnxruntime(), "get_available_providers", lambda: [CPU])
     status, out, err = run("doctor")
-    assert (status, err) == (0, "")
-    facts = dict(line.split(": ", 1) for line in out.splitlines()[:-1])
+    assert (status, err) == (0, "embedkit: no problems found\n")
+    facts = dict(line.split("\t", 1) for line in out.splitlines())
+    assert facts.pop("fact") == "value"
     assert facts["would run"] == f"{CPU} (supervised-efficientnet_lite0.in1k)"
     assert facts["onnxruntime wheels"].startswith("onnxruntime") and facts["providers"] == CPU
     assert int(facts["cores"]) >= 1 and "python" in facts and "cache" in facts and "zoos" in facts
-    assert out.endswith("no problems found\n")
     report = json.loads(run("doctor", "--json")[1])
     assert set(report) == {"facts", "problems"} and report["problems"] == []
 
@@ -253,8 +256,8 @@ def test_doctor_names_problems_with_their_remedy(run, package, monkeypatch):
     monkeypatch.setattr(doctor, "installed_runtimes", lambda: wheels)
     status, out, _ = run("doctor")
     assert status == 1
-    assert "onnxruntime wheels: onnxruntime 1.31.1, onnxruntime-gpu 1.31.1" in out
-    assert "problem: onnxruntime and onnxruntime-gpu are both installed" in out
+    assert "onnxruntime wheels\tonnxruntime 1.31.1, onnxruntime-gpu 1.31.1" in out
+    assert "problem\tonnxruntime and onnxruntime-gpu are both installed" in out
     assert "pip uninstall -y onnxruntime onnxruntime-gpu && pip install onnxruntime-gpu" in out
     report = json.loads(run("doctor", "--json")[1])
     assert len(report["problems"]) == 1
@@ -269,7 +272,7 @@ def test_doctor_without_a_runtime(run, package, monkeypatch):
     monkeypatch.setattr(doctor, "installed_runtimes", dict)
     status, out, _ = run("doctor")
     assert status == 1
-    assert "onnxruntime wheels: none" in out and "problem: ONNX Runtime cannot be imported" in out
+    assert "onnxruntime wheels\tnone" in out and "problem\tONNX Runtime cannot be imported" in out
 
 
 @pytest.mark.filterwarnings("ignore:Specified provider:UserWarning")
@@ -279,14 +282,14 @@ def test_doctor_of_a_gpu_wheel_without_a_gpu(run, package, monkeypatch):
     monkeypatch.setattr(engine.onnxruntime(), "get_available_providers", lambda: [CUDA, CPU])
     status, out, _ = run("doctor")
     assert status == 1
-    assert f"would run: {CPU}" in out and out.count("problem: ") == 1
-    assert f"problem: {CUDA} cannot run here" in out
+    assert f"would run\t{CPU}" in out and out.count("problem\t") == 1
+    assert f"problem\t{CUDA} cannot run here" in out
 
 
 def test_doctor_with_a_zoo_that_is_missing(run, package, monkeypatch):
     monkeypatch.setenv("EMBEDKIT_ZOO", "/no/such/zoo")
     status, out, _ = run("doctor")
-    assert status == 1 and "problem: the zoo '/no/such/zoo' is not a folder" in out
+    assert status == 1 and "problem\tthe zoo '/no/such/zoo' is not a folder" in out
 
 
 # --- the process ------------------------------------------------------------------------------------------
@@ -304,6 +307,17 @@ def test_statuses_and_streams_of_the_real_command():
     assert done.returncode == 2 and done.stdout == "" and "Traceback" not in done.stderr
 
 
+def test_quiet_leaves_errors_and_data(tmp_path):
+    done = process("zoo", "list", "no*")
+    assert "no encoder matches" in done.stderr
+    done = process("zoo", "list", "no*", "-q")
+    assert (done.returncode, done.stdout.count("\n"), done.stderr) == (0, 1, "")
+    done = process("zoo", "info", "linear-none", "--quiet")
+    assert (done.returncode, done.stdout) == (1, "") and done.stderr.startswith(
+        "embedkit: there is no encoder"
+    )
+
+
 def test_the_installed_script_and_cli_py_are_the_same(default_entry):
     script = Path(sys.executable).with_name("embedkit")
     checkout = default_entry.parent.parent / "cli.py"
@@ -313,7 +327,7 @@ def test_the_installed_script_and_cli_py_are_the_same(default_entry):
         pytest.skip("neither a script nor a checkout is at hand")
     for command in commands:
         done = subprocess.run([*command, "zoo", "list", "no*"], capture_output=True, text=True)
-        assert (done.returncode, done.stdout) == (0, "")
+        assert done.returncode == 0 and done.stdout.startswith("name\tentry\t")
 
 
 def test_a_card_in_letters_that_the_terminal_lacks(by_hand, tmp_path):

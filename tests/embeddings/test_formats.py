@@ -121,7 +121,7 @@ def test_every_command_takes_every_kind(stores, kind, tmp_path):
         return done.stdout
 
     for arguments in (
-        ("cluster", "{}", "-k", 3, "--labels", "who", "--json"),
+        ("cluster", "{}", "-n", 3, "--label", "who", "--json"),
         ("duplicates", "{}", "--threshold", 0.9999, "--json"),
         ("leaks", "{}", other, "--threshold", 0.9999, "--json"),
         ("leaks", other, "{}", "--threshold", 0.9999, "--json"),
@@ -129,7 +129,7 @@ def test_every_command_takes_every_kind(stores, kind, tmp_path):
         (
             "calibrate",
             "{}",
-            "--identity",
+            "--label",
             "who",
             "--target-fmr",
             0.01,

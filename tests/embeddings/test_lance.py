@@ -112,7 +112,7 @@ def test_what_is_refused(folder, tiny, by_hand):
         embed(folder / "in", uri, encoder=other, root=folder / "in")
     with pytest.raises(ConfigError, match="k: expected 1 to 29"):
         search(open_index(uri), ["it's 03.png"], 30)
-    with pytest.raises(ConfigError, match="leave --index out"):
+    with pytest.raises(ConfigError, match="leave --cache-index out"):
         cached_index(uri, folder / "i")
     with pytest.raises(ConfigError, match="several workers write into a folder"):
         embed(folder / "in", uri, encoder=tiny, worker=(1, 2))
@@ -144,4 +144,4 @@ def test_the_command_searches_a_table(folder, tiny):
     app = typer.Typer()
     app.command()(command)
     result = CliRunner().invoke(app, ["it's 03.png", uri, "-k", "2"])
-    assert result.exit_code == 0 and len(result.stdout.splitlines()) == 2, result.output
+    assert result.exit_code == 0 and len(result.stdout.splitlines()) == 1 + 2, result.output

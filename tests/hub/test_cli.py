@@ -5,9 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import tarfile
 import warnings
 
+from PIL import Image
+
+from embedkit.embeddings.table import Embeddings
 from embedkit.encoder import load_encoder
 from embedkit.hub.publish.publish import publish
 from embedkit.hub.resolve import find_entry
@@ -18,7 +22,9 @@ NAME, ALIAS = "linear-tiny.noise", "linear-tiny"
 def test_pull_shows_the_license_first(run, site):
     status, out, err = run("zoo", "pull", ALIAS, "--zoo", site.url)
     assert status == 0 and err == f"embedkit: {NAME} from {site.url}: 0.0 MB, license CC0-1.0\n"
-    name, revision, _, license, location = out.strip().split("\t")
+    head, line = out.splitlines()
+    assert head == "entry\trevision\tMB\tlicense\tfolder"
+    name, revision, _, license, location = line.split("\t")
     assert (name, license) == (NAME, "CC0-1.0") and len(revision) == 12 and os.path.isdir(location)
     status, out, err = run("zoo", "pull", "--zoo", site.url, "--json")
     assert status == 0 and err == "" and json.loads(out)[0]["name"] == NAME
@@ -41,7 +47,7 @@ def test_pull_and_the_lock_file(run, site, zoo, by_hand, tmp_path):
     old = json.loads((tmp_path / "work" / "embedkit.lock").read_text())["entries"][url]["manifest_sha256"]
     by_hand.TinyEntry(seed=1).write(zoo / NAME)
     by_hand.write_index(zoo)
-    assert run("zoo", "evict", NAME)[1] == f"{NAME}@{old[:12]}\n"
+    assert run("zoo", "evict", NAME)[1] == f"entry\n{NAME}@{old[:12]}\n"
     status, _, err = run("zoo", "pull", url)
     assert status == 1 and f"to move the pin: embedkit zoo pull {url}@latest --lock" in err
     assert run("zoo", "pull", f"{url}@latest", "--lock")[0] == 0
@@ -58,7 +64,7 @@ def test_list_filters(run, zoo, by_hand, site):
     both = {NAME, "other-r18.cats"}
     for words, expected in (
         ([], both), (["--method", "oth"], {"other-r18.cats"}), (["--dim", "4"], {NAME}),
-        (["--license", "mit"], {"other-r18.cats"}), (["--data", "CATS"], {"other-r18.cats"}),
+        (["--license", "mit"], {"other-r18.cats"}), (["--trained-on", "CATS"], {"other-r18.cats"}),
         (["--architecture", "linear"], both), (["--method", "x"], set()), (["*.noise", "--dim", "7"], set()),
     ):  # fmt: skip
         for uri in (zoo, site.url):
@@ -74,14 +80,33 @@ def test_info_and_verify_of_a_zoo(run, site, hub, zoo):
     status, out, _ = run("zoo", "info", f"hf://team/{NAME}", "--token", "hf_reader", "--json")
     assert status == 0 and json.loads(out)["name"] == NAME
     status, out, _ = run("zoo", "verify", "--zoo", site.url)
-    assert status == 0 and out.startswith(f"ok\t{NAME}\t5 files")
+    assert status == 0 and out.splitlines()[1].startswith(f"ok\t{NAME}\t5\t0.0\t")
+
+
+def test_a_private_encoder_needs_the_token_in_every_command(run, hub, zoo, tmp_path):
+    publish(find_entry(zoo / NAME), "hf://team", token="hf_writer", private=True)
+    for name in "abc":
+        Image.new("RGB", (8, 8), (ord(name), 9, 0)).save(f"{name}.png")
+    private = ("--encoder", f"hf://team/{NAME}")
+    for words in (
+        ("embed", "a.png", "b.png", "-o", "e.parquet", *private),
+        ("verify", "a.png", "b.png", "--threshold", 0.5, *private),
+        ("search", "c.png", "e.parquet", *private),
+    ):
+        shutil.rmtree(tmp_path / "cache", ignore_errors=True)
+        status, out, err = run(*words)
+        assert (status, out) == (1, "") and err.endswith("; a private one needs a token\n")
+        status, _, err = run(*words, "--token", "hf_reader")
+        assert status == 0, err
+    assert Embeddings.load("e.parquet").metadata.entry == NAME
 
 
 def test_publish(run, zoo, tmp_path, hub, monkeypatch):
     status, out, _ = run("publish", zoo / NAME, "--to", tmp_path / "p")
-    assert status == 0 and "wrote" in out and "index.json" in out
-    assert run("publish", zoo / NAME, "--to", tmp_path / "p")[1].endswith(": all was there\n")
-    assert run("publish", "--to", tmp_path / "p")[1] == f"{tmp_path / 'p'}: 1 entries\n"
+    assert status == 0 and out.startswith(f"zoo\tentry\trevision\tfiles written\n{tmp_path / 'p'}\t{NAME}\t")
+    assert "model.safetensors" in out and "index.json" in out
+    assert run("publish", zoo / NAME, "--to", tmp_path / "p")[1].endswith("\t\n")  # all was there
+    assert run("publish", "--to", tmp_path / "p")[1] == f"zoo\tentries\n{tmp_path / 'p'}\t1\n"
     monkeypatch.setenv("EMBEDKIT_TOKEN", "hf_writer")
     status, out, err = run("publish", zoo / NAME, "--to", "hf://team", "--tag", "v1", "--private", "--json")
     assert status == 0 and json.loads(out)["version"] == hub.repos[f"team/{NAME}"].tags["v1"]
@@ -90,12 +115,13 @@ def test_publish(run, zoo, tmp_path, hub, monkeypatch):
 
 
 def test_mirror_unpublish_and_evict(run, site, tmp_path):
-    status, out, _ = run("zoo", "mirror", tmp_path / "copy", "--zoo", site.url)
-    assert status == 0 and f"{NAME}@" in out and "wrote" in out
-    assert "all was there" in run("zoo", "mirror", tmp_path / "copy", "--zoo", site.url)[1]
+    status, out, _ = run("zoo", "mirror", "--to", tmp_path / "copy", "--zoo", site.url)
+    assert status == 0 and f"\t{NAME}\t" in out and "model.safetensors" in out
+    assert run("zoo", "mirror", "--to", tmp_path / "copy", "--zoo", site.url)[1].endswith("\t\n")
     assert run("zoo", "evict", NAME)[0] == 0
     assert len(json.loads(run("zoo", "list", "--zoo", tmp_path / "copy", "--json")[1])) == 1
-    assert run("zoo", "unpublish", NAME, "--zoo", tmp_path / "copy")[1] == f"{tmp_path / 'copy'}/{NAME}\n"
+    gone = run("zoo", "unpublish", NAME, "--zoo", tmp_path / "copy")[1]
+    assert gone == f"entry\n{tmp_path / 'copy'}/{NAME}\n"
     assert run("zoo", "list", "--zoo", tmp_path / "copy", "--json")[1] == "[]\n"
     assert load_encoder(f"{site.url}/{NAME}").dim == 4, "another zoo is not touched"
     status, _, err = run("zoo", "evict", "linear-nothing.noise")

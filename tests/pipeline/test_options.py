@@ -28,7 +28,9 @@ def test_the_library_and_the_command_have_the_same_options():
     assert function.keys() - OPTIONS.keys() == {"source", "output", "progress"}
     options = {name: found.default for name, found in inspect.signature(command).parameters.items()}
     assert {name: options[name] for name in OPTIONS} == OPTIONS
-    assert options.keys() - OPTIONS.keys() == {"source", "output", "null", "as_json"}
+    assert options.keys() - OPTIONS.keys() == {
+        *("source", "output", "null", "zoo", "token", "as_json", "quiet")
+    }
     assert function["output"] == options["output"]
 
 

@@ -32,7 +32,7 @@ def photos(tmp_path_factory):
 def train(folder, recipe, data, *settings):
     settings = [word for line in (*SMALL, *settings) for word in ("--set", line)]
     return CliRunner().invoke(
-        app, ["train", recipe, "--data", str(data), "--out", str(folder / "run"), *settings]
+        app, ["train", recipe, "--data", str(data), "-o", str(folder / "run"), *settings]
     )
 
 

@@ -187,7 +187,7 @@ def test_the_command_takes_a_file_and_makes_a_run_longer(tmp_path):
     file = tmp_path / "config.json"
     file.write_text(json.dumps(to_json(config("data.path=synthetic:40"))))
     folder = str(tmp_path / "run")
-    made = CliRunner().invoke(app, ["--config", str(file), "--set", "steps=2", "--out", folder])
+    made = CliRunner().invoke(app, ["--config", str(file), "--set", "steps=2", "-o", folder])
     assert made.exit_code == 0 and made.stdout.strip() == folder
     longer = CliRunner().invoke(app, ["--resume", folder, "--set", "steps=3", "--json"])
     assert json.loads(longer.stdout)["steps"] == 3

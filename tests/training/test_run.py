@@ -297,17 +297,17 @@ def test_the_command_trains_resumes_and_refuses(tmp_path):
     app.command()(train)
     folder = str(tmp_path / "run")
     settings = [part for line in [*SMALL, "steps=2"] for part in ("--set", line)]
-    made = CliRunner().invoke(app, ["simclr", "--data", "synthetic:80", "--out", folder, "--json", *settings])
+    made = CliRunner().invoke(app, ["simclr", "--data", "synthetic:80", "-o", folder, "--json", *settings])
     assert made.exit_code == 0, made.stderr
     result = json.loads(made.stdout)
     assert result["run"] == folder and result["finished"] and result["cost"]["images"] == 32
     assert "step 2/2" in made.stderr and "images/s" in made.stderr and "min left" in made.stderr
-    again = CliRunner().invoke(app, ["--resume", folder])
-    assert again.exit_code == 0 and again.stdout.strip() == folder
+    again = CliRunner().invoke(app, ["--resume", folder, "--quiet"])
+    assert again.exit_code == 0 and (again.stdout.strip(), again.stderr) == (folder, "")
     shown = CliRunner().invoke(app, ["--list", "--json"])
     assert json.loads(shown.output) == recipes.summaries() and "simclr:photos" in recipes.summaries()
     assert CliRunner().invoke(app, []).exit_code == 2
-    for more in (["--out", folder], ["--set", "seed=1"], ["--data", "synthetic:81"]):
+    for more in (["-o", folder], ["--set", "seed=1"], ["--data", "synthetic:81"]):
         refused = CliRunner().invoke(app, ["--resume", folder, *more])
         assert isinstance(refused.exception, ConfigError)
 
@@ -366,5 +366,5 @@ def test_settings_that_no_run_can_have(tmp_path, setting):
 
 def test_a_place_that_cannot_hold_a_run(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(OutputError, match="choose another --out"):
+    with pytest.raises(OutputError, match="choose another --output"):
         run.train(small(), data="synthetic:60", out=tmp_path / "file" / "run", progress=False)

@@ -118,8 +118,8 @@ def test_what_another_program_filtered_comes_back(write, folder, run):
     assert found.metadata.fingerprint == expected.metadata.fingerprint and found.labels == {}
 
     status, out, err = run("search", expected.ids[0], "samples/cat.jpg", "back.parquet", "-k", 2)
-    assert status == 0 and len(out.splitlines()) == 4, err
-    status, out, err = run("cluster", "back.parquet", "-k", 2, "--json")
+    assert status == 0 and len(out.splitlines()) == 1 + 4, err
+    status, out, err = run("cluster", "back.parquet", "-n", 2, "--json")
     assert status == 0 and sum(one["size"] for one in json.loads(out)["clusters"]) == len(expected), err
 
 

@@ -81,14 +81,14 @@ def test_a_folder_gives_what_its_embeddings_give(people, entry, tmp_path, run):
     common = ["--target-fmr", 0.05, "--replicates", 20, "-o", out]
     done = run(people, "--encoder", entry, "--threads", 1, *common)
     assert done.exit_code == 0, done.output
-    assert "42 genuine and 819 impostor pairs of 14 identities" in done.stdout
+    assert "42 genuine and 819 impostor pairs of 14 identities" in done.stderr
     found = Calibration.load(out)
     assert found.to_json() == expected.to_json()  # the space's fingerprint, too
     assert (found.entry, found.fingerprint) == ("linear-tiny.noise", load_encoder(entry).fingerprint)
     # It decides about images of the encoder that made it, and about no others.
     ann = [people / "p00" / f"{shot}.png" for shot in (0, 1)]
     assert verify(load_encoder(entry), *ann, calibration=found).threshold == expected.threshold
-    assert run(tmp_path / "e.parquet", "--identity-from-folder", *common).exit_code == 0
+    assert run(tmp_path / "e.parquet", "--label-from-folder", *common).exit_code == 0
     assert Calibration.load(out).threshold == pytest.approx(found.threshold, abs=1e-6)
 
 
@@ -272,17 +272,17 @@ def test_pairs_of_one_kind_that_are_left(people, entry, tmp_path):
 def test_options_that_do_not_go_together(people, entry, tmp_path, run):
     embed(people, stored := tmp_path / "e.parquet", encoder=entry)
     for arguments in (
-        (people, "--identity", "who"),
+        (people, "--label", "who"),
         (people, "--pairs", "p.csv"),
         (people, "--group", "who"),
-        ("p.csv", "--identity-from-folder"),
-        (stored, "--identity", "who", "--faces"),
-        (stored, "--identity", "who", "--encoder", entry),
-        (stored, "--identity", "who", "--identity-from-folder"),
+        ("p.csv", "--label-from-folder"),
+        (stored, "--label", "who", "--faces"),
+        (stored, "--label", "who", "--encoder", entry),
+        (stored, "--label", "who", "--label-from-folder"),
         (stored,),
     ):
         assert run(*arguments).exit_code == 2, arguments
-    for options in ((), ("--identity", "who"), ("--faces",)):
+    for options in ((), ("--label", "who"), ("--faces",)):
         error = run(tmp_path / "gone", *options).exception
         assert isinstance(error, OutputError) and "gone does not exist" in str(error)
 

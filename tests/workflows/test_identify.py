@@ -213,13 +213,15 @@ def test_the_command(gallery, queries, calibration, stored):
     ]
     assert all(float(line[3]) <= 1 and float(line[4]) == 1 for line in lines)  # 36 times 0.06
     assert "12 identities in 36 images" in done.stderr and "uncalibrated" not in done.stderr
-    done = run(*queries, "--gallery", stored, "--identity", "who", "--threshold", 0.5, "--json")
+    done = run(*queries, "--gallery", stored, "--label", "who", "--threshold", 0.5, "--json")
     told = json.loads(done.stdout)
     assert [one["query"] for one in told["found"]] == queries and told["found"][0]["identity"] == "n3"
     assert told["found"][0]["expected_fpir"] is None and told["identities"] == 12 and told["left_out"] == []
     assert "uncalibrated" in done.stderr
+    strict = ("--gallery", gallery, "--encoder", "linear-tiny", "--threshold", 0.9999, "--exit-status")
+    assert (run(queries[0], *strict).exit_code, run(gallery / "p03" / "0.png", *strict).exit_code) == (3, 0)
     bare = run(queries[0], "--gallery", gallery, "--encoder", "linear-tiny", "--threshold", 0.5)
-    assert bare.stdout.splitlines()[1].endswith("\t-")
+    assert bare.stdout.splitlines()[1].endswith("\t")
 
 
 def test_a_bad_query_does_not_silence_the_others(gallery, queries, tmp_path):
@@ -267,8 +269,8 @@ def test_what_is_refused(gallery, zoo, queries, stored, calibration, tmp_path, m
         (queries, {**folder, "gallery": gallery / "p03"}, ConfigError, "p03: '0.png' is not in a folder"),
         (queries, {**folder, "gallery": tmp_path / "gone"}, OutputError, "gone does not exist"),
         (queries, {**folder, "encoder": "linear-far", "calibration": calibration}, SpaceMismatchError, "linear-far"),
-        (queries, {**rows, "identity": None}, ConfigError, "one of --identity COLUMN and --identity-from-folder"),
-        (queries, {**rows, "identity_from_folder": True}, ConfigError, "one of --identity COLUMN"),
+        (queries, {**rows, "identity": None}, ConfigError, "one of --label COLUMN and --label-from-folder"),
+        (queries, {**rows, "identity_from_folder": True}, ConfigError, "one of --label COLUMN"),
         (queries, {**rows, "identity": "name"}, ConfigError, "has no column 'name'; it has who"),
         (queries, {**rows, "encoder": "linear-far"}, SpaceMismatchError, r"linear-tiny\.noise .* linear-far\.noise"),
     ):  # fmt: skip

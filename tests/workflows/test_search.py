@@ -218,14 +218,23 @@ def test_an_index_is_kept_where_it_pays_and_while_it_is_current(many, tmp_path, 
 def test_the_command(gallery, tmp_path):
     query = new_image(tmp_path)
     result = run(
-        query, "04.png", gallery / "emb.parquet", "-k", 3, "--sheet", tmp_path / "s.html", "--root", gallery
+        query,
+        "04.png",
+        gallery / "emb.parquet",
+        "-k",
+        3,
+        "--draw-sheet",
+        tmp_path / "s.html",
+        "--root",
+        gallery,
     )
     assert result.exit_code == 0, result.output
-    lines = [line.split("\t") for line in result.stdout.splitlines()]
+    head, *lines = [line.split("\t") for line in result.stdout.splitlines()]
+    assert head == ["query", "id", "cosine"]
     assert [line[0] for line in lines] == [query] * 3 + ["04.png"] * 3
     assert all((gallery / line[1]).exists() and -1 <= float(line[2]) <= 1 for line in lines)
     assert "shows 8 images" in result.stderr
-    result = run("04.png", gallery / "emb.parquet", "--json", "--index", tmp_path / "i")
+    result = run("04.png", gallery / "emb.parquet", "--json", "--cache-index", tmp_path / "i")
     told = json.loads(result.stdout)
     assert told["kind"] == "flat" and told["recall"] == 1.0
     assert len(told["matches"][0]["found"]) == 10 and told["matches"][0]["is_row"] is True
@@ -235,18 +244,21 @@ def test_the_command(gallery, tmp_path):
 def test_the_command_tells_the_recall_of_an_approximate_index(many, tmp_path, monkeypatch):
     pytest.importorskip("faiss")
     monkeypatch.setattr(indexes, "EXACT", 100)
-    result = run("5.png", many(), "--index", tmp_path / "many.index")
+    result = run("5.png", many(), "--cache-index", tmp_path / "many.index")
     assert "ivf index of 1500 rows" in result.stderr and "of the true 10 nearest" in result.stderr
     result = run("5.png", tmp_path / "many.index", "-k", 2)
-    assert len(result.stdout.splitlines()) == 2 and "of the true 10 nearest" in result.stderr
+    assert len(result.stdout.splitlines()) == 1 + 2 and "of the true 10 nearest" in result.stderr
 
 
 def test_the_command_refuses_early(gallery, tmp_path):
     for arguments, error in (
-        (("04.png", gallery / "emb.parquet", "--sheet", tmp_path / "s.txt"), ConfigError),
+        (("04.png", gallery / "emb.parquet", "--draw-sheet", tmp_path / "s.txt"), ConfigError),
         (("04.png", gallery / "emb.parquet", "--root", tmp_path / "none"), SourceError),
         (("04.png", gallery / "emb.parquet", "-k", "30"), ConfigError),
-        (("04.png", gallery / "emb.parquet", "--sheet", tmp_path / "s.html"), SourceError),  # without --root
+        (
+            ("04.png", gallery / "emb.parquet", "--draw-sheet", tmp_path / "s.html"),
+            SourceError,
+        ),  # without --root
         (("04.png", tmp_path / "none.parquet"), OutputError),
     ):
         assert isinstance(run(*arguments).exception, error), arguments

@@ -49,7 +49,7 @@ class Request:
                 f"{self.name!r}: expected <method>-<arch>.<data> in small letters, such as simsiam-r50.in1k"
             )
         license_in(self.license, "--license")
-        for option, words in (("--source", self.origin), ("--data", self.data)):
+        for option, words in (("--origin", self.origin), ("--trained-on", self.data)):
             # A lone surrogate, which no file can hold, is not printable either.
             if words and not (words.strip() and words.isprintable() and len(words) <= _MOST_WORDS):
                 raise ConfigError(
@@ -139,6 +139,6 @@ def decide_license(request: Request, published: str | None, *, stated: bool, whe
     if not request.origin:
         raise ConfigError(
             f"{where}: the published weights of this layout are under {published}: leave --license {given} out, or say "
-            "with --source where other weights come from"
+            "with --origin where other weights come from"
         )
     return License(name=given, stated_by="the person who imported them", published=published)

@@ -242,7 +242,7 @@ def folder_identities(ids: Sequence[str]) -> list[str]:
     if bare is not None:
         raise ConfigError(
             f"{bare!r} is not in a folder, so its identity is unknown; "
-            "give a folder that holds one folder per identity, or name a column with --identity"
+            "give a folder that holds one folder per identity, or name a column with --label"
         )
     return folders
 

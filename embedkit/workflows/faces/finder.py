@@ -184,7 +184,7 @@ def choose_face(faces: Sequence[Face], part: int | None = None, *, where: str = 
         raise ImageError(
             f"{where}: {count} faces were found where one was expected; crop the photograph to one of them, or say "
             f"which, from 0 (the largest) to {count - 1}: part= in Python, and --part-a or --part-b in `embedkit "
-            "verify`, where --draw shows the numbers"
+            "verify`, where --draw-faces shows the numbers"
         )
     if part is not None and not 0 <= part < count:
         raise ImageError(f"{where}: there is no face {part}; the last one is {count - 1}")

@@ -623,13 +623,14 @@ def run(tmp_path, monkeypatch):
 
 
 def test_a_table_with_sizes_and_ids(run, tmp_path):
-    done = run("-k", 4, "-o", "c.parquet", "--labels", "kind", "--copy-into", "out")
+    done = run("-n", 4, "-o", "c.parquet", "--label", "kind", "--copy-into", "out")
     assert done.exit_code == 0, done.output
     lines = done.stdout.splitlines()
     found = Clustering.load(tmp_path / "c.parquet")
-    assert len(lines) == 6 and lines[1].split()[:2] == ["0", str(found.sizes[0])]
-    assert ", ".join(found.exemplar_ids(0)) in lines[1]
-    assert lines[-1].startswith("ACC 1.0000  NMI 1.0000  ARI 1.0000")
+    assert lines[0] == "cluster\trows\tshare\tnearest to its mean"
+    share = f"{found.sizes[0] / 40:.1%}"
+    assert lines[1] == f"0\t{found.sizes[0]}\t{share}\t{', '.join(found.exemplar_ids(0))}"
+    assert lines[5:] == ["", "score\tvalue", "ACC\t1.0000", "NMI\t1.0000", "ARI\t1.0000"]
     assert "40 copies in out" in done.stderr and "c.parquet" in done.stderr
     made = contents(tmp_path / "out")
     assert all(f"cluster-{k}/{name}" in made for name, k in zip(found.ids, found.labels, strict=True))
@@ -637,7 +638,9 @@ def test_a_table_with_sizes_and_ids(run, tmp_path):
 
 
 def test_json_and_links_and_reductions(run, tmp_path):
-    done = run("--method", "dpmm", "--reduce", "pca:2", "--init-k", 3, "--json", "--link-into", "out")
+    done = run(
+        "--algorithm", "dpmm", "--reduce", "pca:2", "--init-clusters", 3, "--json", "--link-into", "out"
+    )
     assert done.exit_code == 0, done.output
     facts = json.loads(done.stdout)
     assert facts["rows"] == 40 == sum(c["size"] for c in facts["clusters"]) and facts["scores"] is None
@@ -649,9 +652,9 @@ def test_a_mixture_file_and_an_entry_without_one(run, tmp_path, tiny_entry):
     points = Embeddings.load(tmp_path / "e.parquet")
     mixture = cluster(points, "dpmm").mixture
     mixture.save(tmp_path / "m.safetensors")
-    done = run("--method", "dpmm", "--mixture", "m.safetensors", "--json")
+    done = run("--algorithm", "dpmm", "--mixture", "m.safetensors", "--json")
     assert done.exit_code == 0 and json.loads(done.stdout)["parameters"]["mixture"] == "m.safetensors"
-    done = run("--method", "dpmm", "--mixture", tiny_entry)
+    done = run("--algorithm", "dpmm", "--mixture", tiny_entry)
     assert isinstance(done.exception, EntryError) and "has no mixture.safetensors" in str(done.exception)
 
 
@@ -687,13 +690,13 @@ def test_an_entrys_mixture_takes_the_entrys_embeddings_alone(by_hand, tmp_path):
 
 
 def test_what_the_command_refuses(run, tmp_path):
-    done = run("--labels", "knid")
+    done = run("--label", "knid")
     assert isinstance(done.exception, ConfigError)
     assert str(done.exception) == "e.parquet has no column 'knid'; it has kind"
     assert run("--copy-into", "a", "--link-into", "b").exit_code == 2
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "x").touch()
-    done = run("-k", 2, "--copy-into", "full", "-o", "c.parquet")
+    done = run("-n", 2, "--copy-into", "full", "-o", "c.parquet")
     assert isinstance(done.exception, OutputError) and not (tmp_path / "c.parquet").exists()
-    done = run("-k", 41)
+    done = run("-n", 41)
     assert str(done.exception) == "k: expected 1 to 40, the rows of e.parquet; found 41"

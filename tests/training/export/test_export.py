@@ -669,9 +669,7 @@ def test_command(tiny_entry, tmp_path):
     with pytest.raises(ConfigError, match="is already an entry"):
         export(str(tiny_entry), name="supervised-tiny.b")
     with pytest.raises(ConfigError, match="neither an entry .* nor a training run"):
-        export(str(tmp_path), name="supervised-tiny.b", zoo=tmp_path / "zoo")
-    with pytest.raises(ConfigError, match="--name is missing"):
-        export(str(tmp_path))
+        export(str(tmp_path), name="supervised-tiny.b", to=str(tmp_path / "zoo"))
 
 
 def test_command_names_the_extra(tmp_path, monkeypatch):

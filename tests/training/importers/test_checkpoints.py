@@ -573,7 +573,7 @@ def test_a_license_is_asked_for_and_never_guessed(refuse, resnet):
     refuse(
         simsiam(resnet.state_dict()),
         ConfigError,
-        "under CC-BY-NC-4.0: leave --license MIT out, or say with --source",
+        "under CC-BY-NC-4.0: leave --license MIT out, or say with --origin",
         license="MIT",
     )
 
@@ -623,12 +623,12 @@ def test_the_command_and_a_non_commercial_license(run, resnet, tmp_path, monkeyp
         "--image-size",
         "32",
     )
-    assert run(*words, "--source", "https://example.org/a.pth") == (
+    assert run(*words, "--origin", "https://example.org/a.pth") == (
         0,
         f"{Path('zoo') / 'simsiam-tiny.noise'}\n",
         f"embedkit: layout simsiam, network embedkit_r10, license {NON_COMMERCIAL}\n"
         f"embedkit: {NON_COMMERCIAL} is the license of the published weights of this layout; for weights of your "
-        "own, say otherwise with --license and --source\n",
+        "own, say otherwise with --license and --origin\n",
     )
     entry = tmp_path / "zoo" / "simsiam-tiny.noise"
     assert read_config(entry).license == NON_COMMERCIAL

@@ -376,7 +376,7 @@ import sys
 import torch
 from embedkit import cli
 torch.set_num_threads(1)
-sys.argv = ["embedkit", "import", "test_resnet.r160_in1k", "--name", "supervised-test.in1k", "--zoo", sys.argv[1]]
+sys.argv = ["embedkit", "import", "test_resnet.r160_in1k", "--name", "supervised-test.in1k", "--to", sys.argv[1]]
 cli.main()
 """
 

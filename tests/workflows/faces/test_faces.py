@@ -377,13 +377,13 @@ def run(monkeypatch):
 def test_the_command_compares_faces_and_draws(run, couple, tmp_path):
     couple.save(tmp_path / "couple.png")
     drawn = tmp_path / "drawn.png"
-    several = run(ASTRONAUT, tmp_path / "couple.png", "--faces", "--draw", drawn)
+    several = run(ASTRONAUT, tmp_path / "couple.png", "--faces", "--draw-faces", drawn)
     assert isinstance(several.exception, ImageError) and "2 faces were found" in str(several.exception)
     pixels = np.asarray(Image.open(drawn))  # it was drawn all the same, to choose by
     assert (pixels == (0, 255, 0)).all(axis=2).sum() > 500
     for part, word in ((1, "match"), (0, "no match")):
         done = run(ASTRONAUT, tmp_path / "couple.png", "--faces", "--part-b", part)
-        assert done.exit_code == 0 and done.stdout.startswith(f"{word}\t0.")
+        assert done.exit_code == 0 and done.stdout.splitlines()[1].startswith(f"{word}\t0.")
     told = run(ASTRONAUT, ASTRONAUT, "--faces", "--json")
     data = json.loads(told.stdout)
     assert data["is_match"] and data["encoder"] == ENCODER and len(data["faces"][1]) == 1
@@ -391,7 +391,9 @@ def test_the_command_compares_faces_and_draws(run, couple, tmp_path):
 
 def test_the_command_compares_whole_images(run):
     done = run(ASTRONAUT, COFFEE, "--threshold", 0.5)
-    assert done.exit_code == 0 and done.stdout.startswith("no match\t")
+    assert done.exit_code == 0 and done.stdout.splitlines()[1].startswith("no match\t")
+    assert run(ASTRONAUT, COFFEE, "--threshold", 0.5, "--exit-status").exit_code == 3
+    assert run(ASTRONAUT, ASTRONAUT, "--threshold", 0.5, "--exit-status").exit_code == 0
     assert "uncalibrated" in done.stderr
-    assert run(ASTRONAUT, COFFEE, "--draw", "x.png").exit_code == 2
+    assert run(ASTRONAUT, COFFEE, "--draw-faces", "x.png").exit_code == 2
     assert isinstance(run(ASTRONAUT, COFFEE).exception, ConfigError)

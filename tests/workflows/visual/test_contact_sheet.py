@@ -242,14 +242,14 @@ def test_duplicates_with_a_sheet(folder):
 
     vectors = np.eye(4, dtype=np.float32)[[0, 1, 0, 2]]
     source = write(folder, vectors, [f"{number}.png" for number in range(4)])
-    result = run(duplicates, source, "--threshold", 0.9, "--sheet", folder / "d.html", "--root", folder)
+    result = run(duplicates, source, "--threshold", 0.9, "--draw-sheet", folder / "d.html", "--root", folder)
     assert result.exit_code == 0, result.output
     assert "shows 2 images" in result.stderr and "warning" not in result.stderr
     assert "Group 1" in (folder / "d.html").read_text("utf-8")
     result = run(duplicates, write(folder, np.eye(4, dtype=np.float32), list("abcd")), "--threshold", 1.0,
-                 "--sheet", folder / "none.png")  # fmt: skip
+                 "--draw-sheet", folder / "none.png")  # fmt: skip
     assert "there are no duplicates" in result.stderr and not (folder / "none.png").exists()
-    result = run(duplicates, source, "--threshold", 0.9, "--sheet", folder / "d.gif")
+    result = run(duplicates, source, "--threshold", 0.9, "--draw-sheet", folder / "d.gif")
     assert isinstance(result.exception, ConfigError)
 
 
@@ -261,7 +261,7 @@ def test_cluster_with_a_sheet(folder):
     vectors = np.eye(4)[[0] * 6 + [1] * 6] + rng.normal(0, 0.05, (12, 4))
     source = write(folder, vectors.astype(np.float32), [f"{number}.png" for number in range(12)])
     (folder / "3.png").unlink()
-    result = run(cluster, source, "-k", 2, "--sheet", folder / "c.html", "--root", folder)
+    result = run(cluster, source, "-n", 2, "--draw-sheet", folder / "c.html", "--root", folder)
     assert result.exit_code == 0, result.output
     assert "shows 12 images" in result.stderr
     assert re.search(r"warning: 1 of these images cannot be read \(the first is 3\.png\)", result.stderr)
