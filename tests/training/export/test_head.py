@@ -15,7 +15,7 @@ pytest.importorskip("onnxruntime")
 
 from embedkit import load_encoder
 from embedkit.authoring.golden import synthetic_images
-from embedkit.authoring.onnx_export import standalone
+from embedkit.authoring.onnx_export import export_onnx
 from embedkit.errors import ConfigError, EntryError
 from embedkit.hub.resolve import find_entry
 from embedkit.images.transform import read_pixels
@@ -112,7 +112,7 @@ def test_golden_vectors_and_the_standalone_file_have_both_outputs(trained, tmp_p
     import onnxruntime
 
     session = onnxruntime.InferenceSession(
-        standalone(whole, tmp_path / "one.onnx"), providers=["CPUExecutionProvider"]
+        export_onnx(whole, tmp_path / "one.onnx"), providers=["CPUExecutionProvider"]
     )
     assert [output.name for output in session.get_outputs()] == ["embedding", "logits"]
 
