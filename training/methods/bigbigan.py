@@ -42,6 +42,7 @@ from embedkit.training.models.heads import ConvDecoder
 
 __all__ = [
     "FAMILY",
+    "SUMMARY",
     "BigBiGAN",
     "Config",
     "JointDiscriminator",
@@ -51,8 +52,13 @@ __all__ = [
     "without_spectral_norm",
 ]
 
-#: What the method learns from.
+#: The supervision that the method learns from.
 FAMILY = "an adversary"
+#: The sentence that the card of an entry shows.
+SUMMARY = (
+    "BigBiGAN: an encoder and a generator learn to fool a discriminator of images, of codes and of "
+    "pairs of both. The features of the encoder before the code are exported."
+)
 
 
 @dataclass(frozen=True, kw_only=True)

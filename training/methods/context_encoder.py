@@ -43,6 +43,7 @@ from embedkit.training.models.backbones import Backbone, create_backbone
 
 __all__ = [
     "FAMILY",
+    "SUMMARY",
     "ChannelWise",
     "Config",
     "ContextEncoder",
@@ -52,8 +53,13 @@ __all__ = [
     "random_blocks",
 ]
 
-#: What the method learns from.
+#: The supervision that the method learns from.
 FAMILY = "reconstruction"
+#: The sentence that the card of an entry shows.
+SUMMARY = (
+    "Context encoder: part of an image is cut out, and a decoder must paint it from the features of "
+    "the rest. The encoder is exported."
+)
 
 #: Squares that are thrown at most: four cover a quarter if none overlaps, and so many always reach a fifth.
 _THROWS = 32

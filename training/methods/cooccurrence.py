@@ -48,10 +48,24 @@ from embedkit.training.method import Method, float32_loss
 from embedkit.training.models.backbones import Backbone, BackboneRequest, StagedConvNet
 from embedkit.training.models.tiles import overlapping_patches, standardize_tiles
 
-__all__ = ["FAMILY", "Config", "Cooccurrence", "PairScore", "cooccurrence_loss", "cut", "draw_pairs"]
+__all__ = [
+    "FAMILY",
+    "SUMMARY",
+    "Config",
+    "Cooccurrence",
+    "PairScore",
+    "cooccurrence_loss",
+    "cut",
+    "draw_pairs",
+]
 
-#: What the method learns from.
+#: The supervision that the method learns from.
 FAMILY = "a pretext task"
+#: The sentence that the card of an entry shows.
+SUMMARY = (
+    "Co-occurrence: the network predicts whether two patches come from one image. The network of "
+    "one patch is exported, and takes whole images."
+)
 
 #: Standard deviation, in units of [0, 1], below which a patch has no content.
 _FLAT = 0.02

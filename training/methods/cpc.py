@@ -43,10 +43,15 @@ from embedkit.training.method import Method, float32_loss
 from embedkit.training.models.backbones import Backbone, BackboneRequest
 from embedkit.training.models.tiles import overlapping_patches
 
-__all__ = ["CPC", "FAMILY", "Config", "Context", "KeepOneChannel", "PatchMean", "info_nce"]
+__all__ = ["CPC", "FAMILY", "SUMMARY", "Config", "Context", "KeepOneChannel", "PatchMean", "info_nce"]
 
-#: What the method learns from.
+#: The supervision that the method learns from.
 FAMILY = "a pretext task"
+#: The sentence that the card of an entry shows.
+SUMMARY = (
+    "CPC: from the upper rows of an image's patches the network picks the patches of the rows below "
+    "among all others. The mean of the patch features is exported."
+)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -48,10 +48,16 @@ from embedkit.training.models.permutations import PermutationSet, hamming_distan
 from embedkit.training.models.tiles import TileGrid, standardize_tiles
 from embedkit.training.stages import Plan, share_steps
 
-__all__ = ["FAMILY", "Config", "DamagedJigsaw", "Puzzle", "color_loss", "painting_loss"]
+__all__ = ["FAMILY", "SUMMARY", "Config", "DamagedJigsaw", "Puzzle", "color_loss", "painting_loss"]
 
-#: What the method learns from.
+#: The supervision that the method learns from.
 FAMILY = "a pretext task"
+#: The sentence that the card of an entry shows.
+SUMMARY = (
+    "Damaged jigsaw: from shuffled gray tiles of which one is missing, the network predicts the "
+    "order, the missing tile and the colors. The network of one tile is exported, and takes whole "
+    "images."
+)
 
 #: Places of a tile that are colored, along each side.
 _PLACES = 4

@@ -40,10 +40,15 @@ from embedkit.training.models.backbones import MLP, Backbone
 from embedkit.training.models.heads import ConvDecoder
 from embedkit.training.stages import Plan, share_steps
 
-__all__ = ["FAMILY", "Config", "Denoising", "corrupt", "denoising_loss"]
+__all__ = ["FAMILY", "SUMMARY", "Config", "Denoising", "corrupt", "denoising_loss"]
 
-#: What the method learns from.
+#: The supervision that the method learns from.
 FAMILY = "reconstruction"
+#: The sentence that the card of an entry shows.
+SUMMARY = (
+    "Denoising autoencoder: parts of an image are destroyed, and a decoder must restore the clean "
+    "image from the features of the encoder, which is exported."
+)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -44,10 +44,15 @@ from embedkit.training.data.targets import accuracy
 from embedkit.training.method import Method, float32_loss
 from embedkit.training.models.backbones import Backbone, BackboneRequest
 
-__all__ = ["FAMILY", "Config", "Egomotion", "Motion", "equivariance_loss", "motion_loss"]
+__all__ = ["FAMILY", "SUMMARY", "Config", "Egomotion", "Motion", "equivariance_loss", "motion_loss"]
 
-#: What the method learns from.
+#: The supervision that the method learns from.
 FAMILY = "a pretext task"
+#: The sentence that the card of an entry shows.
+SUMMARY = (
+    "Egomotion: from two views of an image, as of a camera that moved, the network predicts the "
+    "motion. The network of one view is exported."
+)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -39,10 +39,15 @@ from embedkit.training.method import Method, float32_loss
 from embedkit.training.models.backbones import Backbone
 from embedkit.training.models.heads import ConvDecoder
 
-__all__ = ["FAMILY", "GAN", "Config", "discriminator_loss", "generator_loss"]
+__all__ = ["FAMILY", "SUMMARY", "GAN", "Config", "discriminator_loss", "generator_loss"]
 
-#: What the method learns from.
+#: The supervision that the method learns from.
 FAMILY = "an adversary"
+#: The sentence that the card of an entry shows.
+SUMMARY = (
+    "GAN: a generator makes images from noise, and a discriminator learns to tell them from images "
+    "of the data. The pooled features of the discriminator are exported."
+)
 
 
 @dataclass(frozen=True, kw_only=True)

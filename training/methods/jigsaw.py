@@ -44,10 +44,15 @@ from embedkit.training.models.backbones import Backbone, BackboneRequest, Staged
 from embedkit.training.models.permutations import PermutationSet, reorder
 from embedkit.training.models.tiles import TileGrid, standardize_tiles
 
-__all__ = ["FAMILY", "Config", "Jigsaw", "cut_channels", "jigsaw_loss"]
+__all__ = ["FAMILY", "SUMMARY", "Config", "Jigsaw", "cut_channels", "jigsaw_loss"]
 
-#: What the method learns from.
+#: The supervision that the method learns from.
 FAMILY = "a pretext task"
+#: The sentence that the card of an entry shows.
+SUMMARY = (
+    "Jigsaw: an image is cut into tiles, and a head over the features of all tiles predicts the "
+    "order in which they are shown. The network of one tile is exported, and takes whole images."
+)
 
 
 @dataclass(frozen=True, kw_only=True)

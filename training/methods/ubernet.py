@@ -45,10 +45,15 @@ from embedkit.training.models.backbones import Backbone, BackboneRequest
 from embedkit.training.models.color import is_gray, rgb_to_lab
 from embedkit.training.models.heads import ConvDecoder
 
-__all__ = ["FAMILY", "ClassHead", "Config", "DenseHead", "UberNet", "edge_strength", "task_values"]
+__all__ = ["FAMILY", "SUMMARY", "ClassHead", "Config", "DenseHead", "UberNet", "edge_strength", "task_values"]
 
-#: What the method learns from.
+#: The supervision that the method learns from.
 FAMILY = "several tasks"
+#: The sentence that the card of an entry shows.
+SUMMARY = (
+    "UberNet: one network serves several tasks at once, such as edges, color, reconstruction, "
+    "rotation and labels. The shared trunk is exported."
+)
 
 
 @dataclass(frozen=True, kw_only=True)

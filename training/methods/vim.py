@@ -40,10 +40,15 @@ from embedkit.training.methods.vqgan import VQGAN, Quantizer
 from embedkit.training.models.backbones import Backbone
 from embedkit.training.stages import Plan, Stage, share_steps
 
-__all__ = ["FAMILY", "VIM", "CausalBlock", "Config", "Prior", "TokenFeatures", "token_loss"]
+__all__ = ["FAMILY", "SUMMARY", "VIM", "CausalBlock", "Config", "Prior", "TokenFeatures", "token_loss"]
 
-#: What the method learns from.
+#: The supervision that the method learns from.
 FAMILY = "reconstruction"
+#: The sentence that the card of an entry shows.
+SUMMARY = (
+    "VIM: a transformer predicts the code numbers of an image one after another, as a language "
+    "model predicts words. The mean output of one of its middle blocks is exported."
+)
 
 
 @dataclass(frozen=True, kw_only=True)

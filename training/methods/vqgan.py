@@ -43,10 +43,15 @@ from embedkit.training.models.backbones import Backbone
 from embedkit.training.models.heads import l2_normalize
 from embedkit.training.models.masking import unpatchify
 
-__all__ = ["FAMILY", "VQGAN", "Config", "Quantizer", "TokenDecoder", "codebook_loss", "perplexity"]
+__all__ = ["FAMILY", "SUMMARY", "VQGAN", "Config", "Quantizer", "TokenDecoder", "codebook_loss", "perplexity"]
 
-#: What the method learns from.
+#: The supervision that the method learns from.
 FAMILY = "reconstruction"
+#: The sentence that the card of an entry shows.
+SUMMARY = (
+    "ViT-VQGAN: an image is encoded as a grid of code numbers, and a decoder reconstructs it with "
+    "the help of an adversary. The mean of the encoder's patch features is exported."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
