@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from typing import Any
 
 import yaml
@@ -11,6 +11,7 @@ import yaml
 from embedkit.hub.leaderboard import BASELINES
 from embedkit.hub.markdown import code, escape
 from embedkit.model.config import EntryConfig
+from embedkit.model.layout import MIXTURE, PRETEXT_IMAGE
 from embedkit.model.preprocess import Preprocess
 
 _RESIZE = {
@@ -31,6 +32,12 @@ _COLOR = {
 }
 _NO_LIMITS = "- None recorded yet."
 _USUAL_USE = "```python\nimport embedkit\n\nencoder = embedkit.load_encoder("
+#: What the card shows of an entry with `pretext.png`.
+_PRETEXT = f"""## The pretext task
+
+![What is given, predicted and true in the pretext task, on held-out images]({PRETEXT_IMAGE})
+
+The pretext task on held-out images, one a column."""
 #: What the card says of an entry with `mixture.safetensors`.
 _ASSIGN = """The entry holds a mixture of Gaussians over its embeddings, too: the clusters that training found.
 
@@ -46,7 +53,7 @@ probabilities = encoder.classify(["a.jpg", "b.jpg"])  # float32, a column for ea
 ```"""
 
 
-def render_card(name: str, config: EntryConfig, *, mixture: bool = False) -> str:
+def render_card(name: str, config: EntryConfig, files: Container[str] = ()) -> str:
     """The text of `README.md`, the same text for the same entry.
 
     Args:
@@ -54,7 +61,8 @@ def render_card(name: str, config: EntryConfig, *, mixture: bool = False) -> str
         config: Its final configuration. Of `metrics` the card reads what `write_metrics` puts there; of `provenance`
             it reads `stored`, `parity`, `parents`, `run` and `cost` (of which `co2_grams` also goes to the front
             matter) and lists the rest.
-        mixture: Whether the entry holds a fitted mixture, which the usual words on its use then show.
+        files: Names of the entry's files: a fitted mixture is shown in the usual words on its use, and
+            `pretext.png` in a section of its own.
     """
     card = config.card
     shown = ("stored", "parity", "cost", "run", "parents")
@@ -66,7 +74,8 @@ def render_card(name: str, config: EntryConfig, *, mixture: bool = False) -> str
         f"{_gives(config)}. License of the weights: {escape(config.license)}.",
         _parents(config.provenance.get("parents", ())),
         "## Use",
-        card.use or _use(name, config, mixture),
+        card.use or _use(name, config, MIXTURE in files),
+        _PRETEXT if PRETEXT_IMAGE in files else "",
         "## Preprocessing",
         _preprocessing(config.preprocess),
         "## Metrics",

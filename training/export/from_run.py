@@ -1,4 +1,4 @@
-"""From a training run to a zoo entry, with the run's configuration, data and cost in its card."""
+"""From a training run to a zoo entry, with the run's configuration, data, cost and pretext task in its card."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from embedkit.errors import ConfigError
 from embedkit.hub.publish.index import check_zoo
 from embedkit.model.card import Card
 from embedkit.model.config import EntryConfig
-from embedkit.model.layout import ENTRY_NAME, MANIFEST
+from embedkit.model.layout import ENTRY_NAME, MANIFEST, PRETEXT_IMAGE
 from embedkit.model.preprocess import Preprocess
 from embedkit.training import config as configuration
 from embedkit.training.config import RunConfig, method_name
@@ -31,6 +31,7 @@ from embedkit.training.method import Method
 from embedkit.training.methods import summary_of
 from embedkit.training.models.backbones import Backbone
 from embedkit.training.pretext import pretext_on
+from embedkit.training.pretext_image import pretext_png
 from embedkit.training.run_folder import CONFIG as RUN_CONFIG
 from embedkit.training.run_folder import COST, Kept, kept_in, load_run
 
@@ -109,6 +110,7 @@ def export_run(
     if with_head:
         network = add_head(encoder, method.class_head())
         outputs["logits"] = (len(classes),)
+    png = pretext_png(method, held_out)
     entry = EntryConfig(
         architecture=encoder.architecture if isinstance(encoder, Backbone) else config.backbone,
         outputs=outputs,
@@ -127,7 +129,7 @@ def export_run(
         network=network,
         config=entry,
         samples=samples,
-        extra=method.files(),
+        extra={**method.files(), **({PRETEXT_IMAGE: png} if png else {})},
     )
     update_index(Path(zoo))
     return folder

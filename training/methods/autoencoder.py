@@ -131,12 +131,17 @@ class Autoencoder(Method):
         variance = reconstruction_loss(pixels.mean(0).expand_as(pixels), pixels, "squared_error")
         return {"squared_error": error, "explained_variance": 1 - error / variance}
 
+    def solved(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        """Images, and what the decoder makes of their codes."""
+        pixels, decoded = self._rebuild(batch.images, None, generator)
+        return {"true": pixels, "reconstructed": self._values(decoded).clamp(0, 1)}
+
     def _rebuild(
         self, images: Tensor, augment: Augmentation | None, generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
         """Pixels in [0, 1] and what the decoder makes of their code, both (N, C, H, W)."""
         x = self.view(images, augment, generator)
-        pixels = (x * self.std + self.mean).clamp(0, 1)
+        pixels = self.pixels(x)
         return pixels, self.decoder(self.code(self.backbone(x)))
 
     def _values(self, decoded: Tensor) -> Tensor:

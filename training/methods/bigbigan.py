@@ -304,6 +304,17 @@ class BigBiGAN(Method):
         norms = [difference.float().flatten(1).norm(dim=1).mean() for difference in (error, other)]
         return {"reconstruction_ratio": norms[0] / norms[1]}
 
+    def solved(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        """Images of the data, G(mean of E(x)) of each, and images that G makes of noise."""
+        x, size = self.view(batch.images), (len(batch.images), self.config.latent_dim)
+        z = torch.randn(size, generator=generator, device=generator.device)
+        images = {
+            "data": x,
+            "reconstructed": self._images(self._codes(x, None)[1]),
+            "generated": self._images(z),
+        }
+        return {title: self.pixels(image) for title, image in images.items()}
+
     def _normal(self, n: int, purpose: str) -> Tensor:
         """Normal draws (n, latent_dim)."""
         generator = self.generator(purpose)

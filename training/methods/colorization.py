@@ -255,7 +255,6 @@ class Colorization(Method):
             "color_accuracy_by_chance": torch.bincount(truth, minlength=1).max() / max(1, len(truth)),
         }
 
-    @torch.no_grad()
     def solved(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         """Images for people to look at.
 

@@ -250,6 +250,14 @@ class ContextEncoder(Method):
         filled = inpainting_loss(torch.zeros_like(x), x, weight)
         return {"hole_explained": 1 - inpainting_loss(painted, x, weight) / filled}
 
+    def solved(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        """Images with a hole, the hole as painted, and the images themselves."""
+        x = self.view(batch.images)
+        hidden, _ = self._hole(len(x), generator)
+        painted = torch.where(hidden, self._painted(x, hidden), x)
+        images = {"hole": x.masked_fill(hidden, 0.0), "painted": painted, "true": x}
+        return {title: self.pixels(image) for title, image in images.items()}
+
     def _hole(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """What is hidden, and the weight of each pixel in the loss."""
         _, height, width = self.facts.image_shape

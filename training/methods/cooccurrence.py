@@ -256,7 +256,6 @@ class Cooccurrence(Method):
             ).max()
         return found
 
-    @torch.no_grad()
     def solved(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         """Images for people to look at.
 

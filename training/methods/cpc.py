@@ -238,6 +238,24 @@ class CPC(Method):
                 found.append(((predictions @ targets.T).argmax(1) == positives).float().mean())
         return {"patch_accuracy": torch.stack(found).mean()}
 
+    def solved(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        """Images whose upper rows are given, and below them the patches, of all these images, that are predicted."""
+        x, size, stride = self.view(batch.images), self.config.patch, self.config.stride
+        true, grid = self.pixels(x), self._encode(x)
+        n, _, rows, columns = grid.shape
+        patches, targets = overlapping_patches(true, size, stride).flatten(0, 2), _rows(self.target(grid))
+        last = rows - 1 - self.offsets[0][-1]  # the lowest context that all predicted rows lie below
+        context = self.context[0](grid)[:, :, last : last + 1]
+        given = true.clone()
+        given[:, :, last * stride + size :] = 0
+        predicted = given.clone()
+        for k, layer in zip(self.offsets[0], self.predict[0], strict=True):
+            nearest = (_rows(layer(context)) @ targets.T).argmax(1).reshape(n, columns)
+            top = (last + k) * stride
+            for column, left in enumerate(range(0, columns * stride, stride)):
+                predicted[:, :, top : top + size, left : left + size] = patches[nearest[:, column]]
+        return {"given": given, "nearest patches of all images": predicted, "true": true}
+
     def _encode(self, x: Tensor, augment: bool = False) -> Tensor:
         """Images (N, C, H, W), normalized -> z of their patches (N, D, rows, columns)."""
         patches = overlapping_patches(x, self.config.patch, self.config.stride)
@@ -245,7 +263,7 @@ class CPC(Method):
         patches = patches.flatten(0, 2)
         if augment:
             with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
-                pixels = (patches * self.std + self.mean).clamp(0, 1)
+                pixels = self.pixels(patches)
                 patches = self.normalize(self.config.patch_augment(pixels, self.generator("patches")))
         z = self.backbone(patches.contiguous(memory_format=torch.channels_last))
         return z.unflatten(0, (n, rows, columns)).permute(0, 3, 1, 2)

@@ -148,6 +148,17 @@ class Motion(NamedTuple):
         share = self.turn * (180 / math.pi / degrees)  # -1..1
         return ((share + 1) / 2 * bins).floor().long().clamp(0, bins - 1)
 
+    def moved_by(self, shift_x: Tensor, shift_y: Tensor, turn: Tensor, config: Config) -> Motion:
+        """The same first view, and the motion in the middle of these classes, each int64 (n,): of `labels`."""
+        angle = ((turn + 0.5) / config.bins * 2 - 1) * config.degrees * math.pi / 180
+        shift = (torch.stack([shift_x, shift_y], dim=1) - config.shift).to(angle.dtype)
+        # the first pose, base_turn - turn / 2 and R(-turn / 2)(base_shift - shift / 2), in the new frame half way
+        half = (angle - self.turn) / 2
+        x, y = (self.base_shift - self.shift / 2).unbind(1)
+        cos, sin = half.cos(), half.sin()
+        place = torch.stack([cos * x - sin * y, sin * x + cos * y], dim=1)
+        return Motion(angle, shift, self.base_turn + half, place + shift / 2)
+
     def labels(self, config: Config) -> tuple[Tensor, Tensor, Tensor]:
         """Classes int64 (n,) of the shift along x, of that along y, and of the turn; K - 1 - k of the inverse."""
         x, y = (self.shift.round().long() + config.shift).unbind(1)
@@ -272,6 +283,16 @@ class Egomotion(Method):
             z1 = self.backbone.pool(features).float().chunk(2)[0]
             found["equivariance_ratio"] = moved / (z1 - z2).norm(dim=1).mean()
         return found
+
+    def solved(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        """Both views of each image, and the view after the motion that the network predicts, from the first pose."""
+        motion = Motion.draw(len(batch.images), self.config, generator)
+        first, second = self._views(batch.images, motion, None, generator)
+        features = self.backbone.forward_features(torch.cat([first, second]))
+        told = motion.moved_by(*(logits.argmax(1) for logits in self._compare(features)), self.config)
+        predicted = self._views(batch.images, told, None, generator)[1]
+        views = {"first view": first, "second view": second, "predicted second view": predicted}
+        return {title: self.pixels(view) for title, view in views.items()}
 
     def _views(
         self, images: Tensor, motion: Motion, augment: Augmentation | None, generator: torch.Generator

@@ -152,6 +152,11 @@ class GAN(Method):
         """Share of held-out images that are taken for real; it falls as D learns the training images by heart."""
         return {"taken_for_real": (self._logits(self.view(batch.images)) > 0).float().mean()}
 
+    def solved(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        """Images of the data, and images that G makes of noise."""
+        generated = self._images(self._prior(len(batch.images), generator))
+        return {"data": batch.images.float() / 255, "generated": self.pixels(generated)}
+
     def _real(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """Views of images uint8 (N, C, H, W), normalized; gray value v becomes uniform in v / 256..(v + 1) / 256."""
         x = self.view(images, self.config.augment, generator)

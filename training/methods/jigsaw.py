@@ -169,7 +169,6 @@ class Jigsaw(Method):
         _, features, labels = self._puzzles(batch, generator)
         return {"jigsaw_accuracy": accuracy(self.logits(features, labels), labels)}
 
-    @torch.no_grad()
     def solved(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         """One puzzle of each image for people to look at.
 
@@ -179,7 +178,8 @@ class Jigsaw(Method):
         tiles, features, labels = self._puzzles(batch, generator)
         logits = self.logits(features, labels)
         first = slice(None, None, self.config.orders)
-        shuffled = reorder(tiles * self.std + self.mean, self.permutations[labels[first]])
+        pixels = self.pixels(tiles.flatten(0, 1)).unflatten(0, tiles.shape[:2])
+        shuffled = reorder(pixels, self.permutations[labels[first]])
         return {
             "shuffled": shuffled,
             "solved": reorder(shuffled, self.permutations[logits[first].argmax(1)].argsort(1)),

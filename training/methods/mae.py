@@ -37,7 +37,7 @@ from embedkit.training.config import Facts
 from embedkit.training.data import Batch
 from embedkit.training.method import Method, float32_loss
 from embedkit.training.models.backbones import Backbone
-from embedkit.training.models.masking import patchify, random_masking
+from embedkit.training.models.masking import patchify, random_masking, unpatchify
 
 __all__ = ["FAMILY", "SUMMARY", "MAE", "Config", "masked_loss", "patch_targets", "sincos_table"]
 
@@ -180,6 +180,28 @@ class MAE(Method):
         loss = masked_loss(pred, target, mask)
         energy = masked_loss(torch.zeros_like(target), target, mask)
         return {"masked_loss": loss, "explained_energy": 1 - loss / energy}
+
+    def solved(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        """Images with hidden patches, the hidden ones as predicted, and the images themselves.
+
+        With `norm_pix_loss` a predicted patch has the mean and variance of the true one, which are not predicted.
+        """
+        x = self.view(batch.images)
+        pred, _, mask = self._predict(x, generator)
+        patches = patchify(x, self.patch_size)
+        if self.config.norm_pix_loss:
+            mean, variance = patches.mean(-1, keepdim=True), patches.var(-1, keepdim=True)
+            pred = pred * (variance + self.config.norm_pix_eps).sqrt() + mean
+        hidden = mask[:, :, None].bool()
+        drawn = {
+            "given": patches.masked_fill(hidden, 0.0),
+            "predicted": torch.where(hidden, pred.float(), patches),
+            "true": patches,
+        }
+        size = (x.shape[2], x.shape[3])
+        return {
+            title: self.pixels(unpatchify(p, self.patch_size, image_size=size)) for title, p in drawn.items()
+        }
 
     def encode(
         self, x: Tensor, mask_ratio: float, generator: torch.Generator

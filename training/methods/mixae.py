@@ -200,11 +200,24 @@ class MIXAE(Method):
         variance = (x - x.mean(0)).square().mean()
         return {"explained_variance": 1 - own / variance, "used_clusters": entropy(p.mean(0)).exp()}
 
+    def solved(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        """Images, and what the autoencoder that each is assigned to makes of it."""
+        z = self.codes(self.backbone(self.view(batch.images)))
+        own = self._decoded(z)[torch.arange(len(z), device=z.device), self.assignment(z).argmax(1)]
+        return {
+            "true": batch.images.float() / 255,
+            "reconstructed": self.pixels(own.reshape(batch.images.shape)),
+        }
+
+    def _decoded(self, z: Tensor) -> Tensor:
+        """Codes (N, K * d) -> images of all K autoencoders, normalized and flattened (N, K, C * H * W)."""
+        return self.decoders(z.unflatten(1, (self.config.clusters, -1))).float()
+
     def _mixture(
         self, images: Tensor, augment: Augmentation | None, generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
         """Errors (N, K) of every autoencoder and assignments p (N, K)."""
         z = self.codes(self.backbone(self.view(images, augment, generator)))  # (N, K * d)
-        decoded = self.decoders(z.unflatten(1, (self.config.clusters, -1))).float()  # (N, K, C * H * W)
+        decoded = self._decoded(z)
         errors = (decoded - self.view(images).flatten(1)[:, None]).square().mean(2)
         return errors, self.assignment(z).float().softmax(1)

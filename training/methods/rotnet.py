@@ -120,6 +120,16 @@ class RotNet(Method):
         """Share of turns that are told right, over all four of each image as it is; 1/4 by chance."""
         return {"rotation_accuracy": accuracy(*self._classify(self.view(batch.images)))}
 
+    def solved(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        """Each image in one of its four turns, and turned back by what the network predicts."""
+        turned, _ = rotations(self.view(batch.images))  # (4N, C, H, H)
+        n = len(batch.images)
+        turns = torch.randint(4, (n,), generator=generator, device=generator.device)
+        rows = turns * n + torch.arange(n, device=turns.device)
+        pixels, predicted = self.pixels(turned[rows]), self.classifier(self.backbone(turned[rows])).argmax(1)
+        back = [torch.rot90(image, -int(k), (1, 2)) for image, k in zip(pixels, predicted, strict=True)]
+        return {"rotated": pixels, "rotated back by the prediction": torch.stack(back)}
+
     def _classify(self, x: Tensor) -> tuple[Tensor, Tensor]:
         turned, labels = rotations(x)  # (4N, C, H, H)
         return self.classifier(self.backbone(turned)), labels

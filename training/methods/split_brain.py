@@ -188,7 +188,6 @@ class SplitBrain(Method):
             )
         return found
 
-    @torch.no_grad()
     def solved(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         """Images for people to look at.
 

@@ -42,7 +42,7 @@ from embedkit.training.data.targets import MISSING, accuracy, labeled_mean
 from embedkit.training.distributed import mean_over_ranks, world
 from embedkit.training.method import Method, float32_loss
 from embedkit.training.models.backbones import Backbone, BackboneRequest
-from embedkit.training.models.color import is_gray, rgb_to_lab
+from embedkit.training.models.color import is_gray, lab_to_rgb, rgb_to_lab
 from embedkit.training.models.heads import ConvDecoder
 
 __all__ = ["FAMILY", "SUMMARY", "ClassHead", "Config", "DenseHead", "UberNet", "edge_strength", "task_values"]
@@ -54,6 +54,10 @@ SUMMARY = (
     "UberNet: one network serves several tasks at once, such as edges, color, reconstruction, "
     "rotation and labels. The shared trunk is exported."
 )
+
+
+#: Edges are told in units that make a first error of about 1, as a class's is.
+_EDGE_UNIT = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -305,6 +309,22 @@ class UberNet(Method):
             found[f"{task}_unexplained"] = error / labeled_mean(spread, labels)
         return found
 
+    def solved(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        """Images as they are shown, some turned and gray, and the maps and images that the heads make of them."""
+        x, targets = self._prepare(batch, None, generator)
+        maps = self.backbone.maps(x)
+        shown = self.pixels(x)
+        found = {"shown": shown}
+        if "edges" in self.heads:
+            found["predicted edges"] = (self.heads["edges"](maps).float() / _EDGE_UNIT).clamp(0, 1)
+            found["edges"] = targets["edges"][0] / _EDGE_UNIT
+        if "color" in self.heads:
+            ab = F.interpolate(50 * self.heads["color"](maps).float(), shown.shape[2:], mode="bilinear")
+            found["predicted color"] = lab_to_rgb(torch.cat([rgb_to_lab(shown)[:, :1], ab], 1)).clamp(0, 1)
+        if "reconstruction" in self.heads:
+            found["reconstructed"] = self.pixels(self.heads["reconstruction"](maps))
+        return found
+
     def _trunk(self, x: Tensor) -> list[Tensor]:
         if self.config.checkpointed and self.training:
             return cast(list[Tensor], checkpoint(self.backbone.maps, x, use_reentrant=False))
@@ -341,7 +361,6 @@ class UberNet(Method):
                 targets["color"] = (F.adaptive_avg_pool2d(lab[:, 1:] / 50, self.map_size), labels)
             x = self.normalize(shown)
             edges = F.adaptive_avg_pool2d(edge_strength(luma(pixels)), self.map_size)
-            # in units that make a first error of about 1, as a class's is
-            targets["edges"] = (5 * edges, every)
+            targets["edges"] = (_EDGE_UNIT * edges, every)
             targets["reconstruction"] = (x, every)
         return x, targets

@@ -247,3 +247,22 @@ class VIM(VQGAN):
             "token_accuracy": accuracy(logits.flatten(0, 1), flat),
             "most_frequent": torch.bincount(flat).max() / flat.numel(),
         }
+
+    def solved(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        """Images through the codec, the codes of their upper half, and what the prior draws below it."""
+        tokens = self.encoder().tokens(self.view(batch.images))
+        rows, columns = self.backbone.net.patch_embed.grid_size
+        whole = self.pixels(self.decode_indices(tokens))
+        continued, half = tokens.clone(), rows // 2 * columns
+        for place in range(half, tokens.shape[1]):
+            logits = self.prior(continued)[:, place].float()
+            noise = torch.rand(logits.shape, generator=generator, device=generator.device)
+            # the largest of logits + Gumbel noise is a draw of their distribution
+            continued[:, place] = (logits - (-noise.clamp(min=1e-20).log()).log()).argmax(1)
+        upper = whole.clone()
+        upper[:, :, whole.shape[2] * (rows // 2) // rows :] = 0
+        return {
+            "through the codec": whole,
+            "given": upper,
+            "continued": self.pixels(self.decode_indices(continued)),
+        }

@@ -260,6 +260,16 @@ class VQGAN(Method):
             "narrow_margins": (best[..., 0] - best[..., 1] < 1e-5).float().mean(),
         }
 
+    def solved(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        """Images, the codes of their patches (one color a code), and what the decoder draws from these codes."""
+        x = self.view(batch.images)
+        quantized, indices, _, _ = self.quantizer(self._encode(x))
+        colors = torch.rand(self.config.codes, 3, generator=torch.Generator().manual_seed(0)).to(x.device)
+        codes = colors[indices].mT.unflatten(
+            2, self.backbone.net.patch_embed.grid_size
+        )  # (N, 3, rows, columns)
+        return {"true": self.pixels(x), "codes": codes, "reconstructed": self.pixels(self.decode(quantized))}
+
     def decode_indices(self, indices: Tensor) -> Tensor:
         """Code numbers (N, L), row by row -> images, normalized (N, C, H, W)."""
         return self.decode(self.quantizer.lookup(indices))
