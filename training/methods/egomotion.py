@@ -289,7 +289,8 @@ class Egomotion(Method):
         motion = Motion.draw(len(batch.images), self.config, generator)
         first, second = self._views(batch.images, motion, None, generator)
         features = self.backbone.forward_features(torch.cat([first, second]))
-        told = motion.moved_by(*(logits.argmax(1) for logits in self._compare(features)), self.config)
+        x, y, turn = (logits.argmax(1) for logits in self._compare(features))
+        told = motion.moved_by(x, y, turn, self.config)
         predicted = self._views(batch.images, told, None, generator)[1]
         views = {"first view": first, "second view": second, "predicted second view": predicted}
         return {title: self.pixels(view) for title, view in views.items()}
