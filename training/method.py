@@ -34,7 +34,8 @@ class Method(lightning.LightningModule):
     """What every method is made of.
 
     A method defines `loss`; with several networks `automatic_optimization = False`, `networks` and `training_step`.
-    It may define `build_backbone`, `plan`, `encoder`, `pretext_metric`, `solved` and `files`.
+    It may define `build_backbone`, `plan`, `encoder`, `pretext_metric`, `pretext_chance`,
+    `solved` and `files`.
 
     The class attributes are claims, to which one contract test holds every method.
 
@@ -108,6 +109,13 @@ class Method(lightning.LightningModule):
 
     def pretext_metric(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         """How well the pretext task is solved on held-out images, by name; {} where none is meant."""
+        return {}
+
+    def pretext_chance(self) -> dict[str, float]:
+        """The values of `pretext_metric` for a network that has learned nothing, by the same names.
+
+        Those that hang on the images stand among the metrics themselves, as `<name>_by_chance`.
+        """
         return {}
 
     def solved(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:

@@ -98,6 +98,21 @@ def test_the_pretext_task_is_shown_where_the_entry_has_its_image():
     assert f"]({PRETEXT_IMAGE})" in card(files={PRETEXT_IMAGE}) and PRETEXT_IMAGE not in card()
 
 
+def test_the_metrics_of_the_pretext_task_stand_beside_their_intervals_and_chance():
+    metrics = {"accuracy": 0.5, "nats": 2.0, "accuracy_by_chance": 0.1}
+    text = card(pretext=metrics, pretext_intervals={"accuracy": [0.4, 0.6]})
+    assert table(text) == [
+        ["metric", "value", "95 %", "by chance"],
+        ["---"] * 4,
+        ["accuracy", "0.5000", "0.4000 to 0.6000", "0.1000"],
+        ["nats", "2.0000", "", ""],
+    ]
+    assert "## The pretext task" in text and "pretext" not in text.partition("## Provenance")[2]
+    # an entry that was exported without intervals lists its metrics as before
+    text = card(pretext=metrics)
+    assert "- pretext.nats: 2" in text and "## The pretext task" not in text
+
+
 def test_the_run_is_json_that_can_be_taken_from_the_card():
     run = {"recipe": "deepdpm", "method": {"views": [{"p": 0.5}]}, "steps": 10}
     text = card(run=run, source="a run")

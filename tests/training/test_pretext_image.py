@@ -13,7 +13,7 @@ import contract
 from PIL import Image
 
 from embedkit.errors import ConfigError, OutputError
-from embedkit.model.layout import CARD, MANIFEST, PRETEXT_IMAGE
+from embedkit.model.layout import CARD, CONFIG, MANIFEST, PRETEXT_IMAGE
 from embedkit.training import methods, run
 from embedkit.training.export.from_run import export_run
 from embedkit.training.methods.egomotion import Motion
@@ -257,6 +257,9 @@ def test_a_run_ends_with_the_image_and_an_entry_shows_it(finished, tmp_path):
     assert (folder / PRETEXT_IMAGE).read_bytes() == png
     assert json.loads((folder / MANIFEST).read_text())["files"][PRETEXT_IMAGE]["size"] == len(png)
     assert f"]({PRETEXT_IMAGE})" in (folder / CARD).read_text()
+    provenance = json.loads((folder / CONFIG).read_text())["embedkit"]["provenance"]
+    assert provenance["pretext"]["rotation_accuracy_by_chance"] == 0.25
+    assert "pretext_intervals" not in provenance  # of 20 images held out
     (finished / PRETEXT_IMAGE).write_bytes(png)
 
 

@@ -30,7 +30,7 @@ from embedkit.training.export.writer import timm_config, update_index, write_ent
 from embedkit.training.method import Method
 from embedkit.training.methods import summary_of
 from embedkit.training.models.backbones import Backbone
-from embedkit.training.pretext import pretext_on
+from embedkit.training.pretext import pretext_intervals, pretext_on
 from embedkit.training.pretext_image import pretext_png
 from embedkit.training.run_folder import CONFIG as RUN_CONFIG
 from embedkit.training.run_folder import COST, Kept, kept_in, load_run
@@ -119,7 +119,7 @@ def export_run(
         preprocess=preprocess,
         data=" ".join((data or _data_in_words(config, method)).split()),
         license=license,
-        provenance=_provenance(run, config, pretext_on(method, held_out)) | _of_the_weights(kept, method),
+        provenance=_provenance(run, config, method, held_out) | _of_the_weights(kept, method),
         card=_card(method_name(config), method, encoder, limits),
         classes=classes,
         timm=_timm(encoder, preprocess, name, license, network if with_head else None),
@@ -173,18 +173,22 @@ def _data_in_words(config: RunConfig, method: Method) -> str:
     return f"{name}: {method.facts.num_images:,} training images of {channels}x{height}x{width}"
 
 
-def _provenance(run: Path, config: RunConfig, pretext: dict[str, float]) -> dict[str, Any]:
+def _provenance(run: Path, config: RunConfig, method: Method, held_out: ImageSet) -> dict[str, Any]:
     stored = configuration.to_json(config)
     # The full path would help no reader, and could disclose a name.
     stored["data"]["path"] = Path(config.data.path).name
     if stored["method"].get("weights"):
         stored["method"]["weights"] = Path(stored["method"]["weights"]).name
     stored["init"] = Path(config.init).name
-    provenance = {"trained_by": "embedkit train", "recipe": config.recipe, "run": stored}
+    provenance: dict[str, Any] = {"trained_by": "embedkit train", "recipe": config.recipe, "run": stored}
     if stored.pop("parents"):
         provenance["parents"] = [dict(parent) for parent in config.parents]
-    if pretext:
+    if pretext := pretext_on(method, held_out):
         provenance["pretext"] = {name: round(value, 6) for name, value in pretext.items()}
+    if intervals := pretext_intervals(method, held_out):
+        provenance["pretext_intervals"] = {
+            name: [round(bound, 6) for bound in bounds] for name, bounds in intervals.items()
+        }
     return {**provenance, "cost": json.loads((run / COST).read_text("utf-8"))}
 
 

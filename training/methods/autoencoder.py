@@ -247,6 +247,10 @@ class Autoencoder(Method):
             found["pca_squared_error"] = reconstruction_loss(self._by_pca(pixels), pixels, "squared_error")
         return found
 
+    def pretext_chance(self) -> dict[str, float]:
+        """The mean image."""
+        return {"explained_variance": 0.0}
+
     def solved(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         """Images, and what the decoder makes of their codes."""
         pixels, decoded = self._rebuild(batch.images, None, generator)

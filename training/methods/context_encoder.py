@@ -250,6 +250,10 @@ class ContextEncoder(Method):
         filled = inpainting_loss(torch.zeros_like(x), x, weight)
         return {"hole_explained": 1 - inpainting_loss(painted, x, weight) / filled}
 
+    def pretext_chance(self) -> dict[str, float]:
+        """The mean of the data in the hole."""
+        return {"hole_explained": 0.0}
+
     def solved(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         """Images with a hole, the hole as painted, and the images themselves."""
         x = self.view(batch.images)

@@ -256,6 +256,10 @@ class Cooccurrence(Method):
             ).max()
         return found
 
+    def pretext_chance(self) -> dict[str, float]:
+        """As many chance pairs as true ones."""
+        return {"pair_accuracy": 1 / 2}
+
     def solved(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         """Images for people to look at.
 

@@ -230,13 +230,15 @@ class CPC(Method):
 
     def pretext_metric(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         """Share of predictions that are nearest to their own target among all patches of 32 images."""
-        found = []
+        found, patches = [], 1
         for images in batch.images.split(32):
             if len(images) < min(32, len(batch.images)):
                 continue  # fewer patches would be easier
             for predictions, targets, positives in self._pairs(self._encode(self.view(images))):
                 found.append(((predictions @ targets.T).argmax(1) == positives).float().mean())
-        return {"patch_accuracy": torch.stack(found).mean()}
+                patches = len(targets)
+        accuracy = torch.stack(found).mean()
+        return {"patch_accuracy": accuracy, "patch_accuracy_by_chance": accuracy.new_tensor(1 / patches)}
 
     def solved(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         """Images whose upper rows are given, and below them the patches, of all these images, that are predicted."""

@@ -264,6 +264,10 @@ class DamagedJigsaw(Method):
             "color_accuracy_by_chance": torch.bincount(classes[known], minlength=1).max() / known.sum(),
         }
 
+    def pretext_chance(self) -> dict[str, float]:
+        """One of K orders, and the mean color of all images."""
+        return {"order_accuracy": 1 / len(self.permutations), "painting_ratio": 1.0}
+
     def solved(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         """Puzzles for people to look at.
 

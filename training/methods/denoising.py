@@ -229,6 +229,10 @@ class Denoising(Method):
         clean, x, restored = self._restored(batch, generator)
         return {"error_removed": 1 - (restored - clean).square().sum() / (x - clean).square().sum()}
 
+    def pretext_chance(self) -> dict[str, float]:
+        """The image as it came."""
+        return {"error_removed": 0.0}
+
     def solved(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         """Images as they are destroyed, as they are restored, and as they were."""
         clean, x, restored = self._restored(batch, generator)

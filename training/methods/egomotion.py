@@ -284,6 +284,14 @@ class Egomotion(Method):
             found["equivariance_ratio"] = moved / (z1 - z2).norm(dim=1).mean()
         return found
 
+    def pretext_chance(self) -> dict[str, float]:
+        """Every class is as likely."""
+        return {
+            "shift_accuracy": 1 / (2 * self.config.shift + 1),
+            "turn_accuracy": 1 / self.config.bins,
+            "single_view_turn_accuracy": 1 / self.config.bins,
+        }
+
     def solved(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         """Both views of each image, and the view after the motion that the network predicts, from the first pose."""
         motion = Motion.draw(len(batch.images), self.config, generator)

@@ -169,6 +169,10 @@ class Jigsaw(Method):
         _, features, labels = self._puzzles(batch, generator)
         return {"jigsaw_accuracy": accuracy(self.logits(features, labels), labels)}
 
+    def pretext_chance(self) -> dict[str, float]:
+        """One of K orders."""
+        return {"jigsaw_accuracy": 1 / len(self.permutations)}
+
     def solved(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         """One puzzle of each image for people to look at.
 

@@ -182,6 +182,10 @@ class MAE(Method):
         energy = masked_loss(torch.zeros_like(target), target, mask)
         return {"masked_loss": loss, "explained_energy": 1 - loss / energy}
 
+    def pretext_chance(self) -> dict[str, float]:
+        """The mean everywhere."""
+        return {"explained_energy": 0.0}
+
     def solved(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         """Images with hidden patches, the hidden ones as predicted, and the images themselves.
 

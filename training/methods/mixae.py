@@ -210,6 +210,10 @@ class MIXAE(Method):
         variance = (x - x.mean(0)).square().mean()
         return {"explained_variance": 1 - own / variance, "used_clusters": entropy(p.mean(0)).exp()}
 
+    def pretext_chance(self) -> dict[str, float]:
+        """The mean image."""
+        return {"explained_variance": 0.0}
+
     def solved(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         """Images, and what the autoencoder that each is assigned to makes of it."""
         z = self.codes(self.backbone(self.view(batch.images)))

@@ -121,6 +121,10 @@ class RotNet(Method):
         """Share of turns that are told right, over all four of each image as it is; 1/4 by chance."""
         return {"rotation_accuracy": accuracy(*self._classify(self.view(batch.images)))}
 
+    def pretext_chance(self) -> dict[str, float]:
+        """One of four rotations."""
+        return {"rotation_accuracy": 1 / 4}
+
     def solved(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         """Each image in one of its four turns, and turned back by what the network predicts."""
         turned, _ = rotations(self.view(batch.images))  # (4N, C, H, H)

@@ -295,7 +295,10 @@ class UberNet(Method):
             count.zero_()
 
     def pretext_metric(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        """`<task>_accuracy` of classes; `<task>_unexplained` of maps: squared error over that of their mean."""
+        """`<task>_accuracy` of classes; `<task>_unexplained` of maps: squared error over that of their mean.
+
+        By chance the share of the most frequent class, and 1.
+        """
         x, targets = self._prepare(batch, None, generator)
         maps, found = self.backbone.maps(x), {}
         for task, head in self.heads.items():
@@ -303,11 +306,18 @@ class UberNet(Method):
             told = head(maps).float()
             if target.dtype == torch.int64:
                 found[f"{task}_accuracy"] = accuracy(told, target)
+                known = target[target != MISSING]
+                frequent = torch.bincount(known, minlength=1).max() / max(1, len(known))
+                found[f"{task}_accuracy_by_chance"] = frequent
                 continue
             spread = task_values(target.mean((0, 2, 3), keepdim=True).expand_as(target), target)
             error = labeled_mean(task_values(told, target), labels)
             found[f"{task}_unexplained"] = error / labeled_mean(spread, labels)
         return found
+
+    def pretext_chance(self) -> dict[str, float]:
+        """The mean of each map."""
+        return {f"{task}_unexplained": 1.0 for task in self.heads}
 
     def solved(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         """Images as they are shown, some turned and gray, and the maps and images that the heads make of them."""

@@ -245,7 +245,7 @@ class VIM(VQGAN):
             "nats": token_loss(logits, tokens),
             "unigram_nats": vqgan.perplexity(tokens, self.config.codes).log(),
             "token_accuracy": accuracy(logits.flatten(0, 1), flat),
-            "most_frequent": torch.bincount(flat).max() / flat.numel(),
+            "token_accuracy_by_chance": torch.bincount(flat).max() / flat.numel(),
         }
 
     def solved(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:

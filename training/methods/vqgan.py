@@ -260,6 +260,10 @@ class VQGAN(Method):
             "narrow_margins": (best[..., 0] - best[..., 1] < 1e-5).float().mean(),
         }
 
+    def pretext_chance(self) -> dict[str, float]:
+        """The mean value of each image."""
+        return {"unexplained": 1.0}
+
     def solved(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         """Images, the codes of their patches (one color a code), and what the decoder draws from these codes."""
         x = self.view(batch.images)
