@@ -227,10 +227,11 @@ class Cooccurrence(Method):
 
     def affinities(self, images: Tensor, stride: int) -> Tensor:
         """Mutual information of any two patches of an image: (N, L, L), symmetric, L patches every `stride` pixels."""
-        patches = overlapping_patches(images.float() / 255, self.config.patch, stride).flatten(1, 2)
-        features = self.patch_features(patches.flatten(0, 1)).unflatten(0, patches.shape[:2])  # (N, L, D)
         return torch.stack(
-            [self.score(f[:, None].expand(-1, len(f), -1), f[None].expand(len(f), -1, -1)) for f in features]
+            [
+                self.score(f[:, None].expand(-1, len(f), -1), f[None].expand(len(f), -1, -1))
+                for f in self._features(images, stride)
+            ]
         )
 
     def pretext_metric(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
@@ -268,11 +269,16 @@ class Cooccurrence(Method):
             image with the patch in the middle.
         """
         stride = max(1, self.config.patch // 4)
-        affinities = self.affinities(batch.images, stride)
+        features = self._features(batch.images, stride)
         rows, columns = ((side - self.config.patch) // stride + 1 for side in batch.images.shape[2:])
-        middle = rows // 2 * columns + columns // 2
-        affinity = affinities[:, middle].sigmoid().unflatten(1, (rows, columns))
+        middle = features[:, rows // 2 * columns + columns // 2, None].expand_as(features)
+        affinity = self.score(middle, features).sigmoid().unflatten(1, (rows, columns))
         return {"image": batch.images.float() / 255, "affinity": affinity[:, None]}
+
+    def _features(self, images: Tensor, stride: int) -> Tensor:
+        """Features (N, L, D) of the patches every `stride` pixels, row by row."""
+        patches = overlapping_patches(images.float() / 255, self.config.patch, stride).flatten(1, 2)
+        return self.patch_features(patches.flatten(0, 1)).unflatten(0, patches.shape[:2])
 
     def _pairs_of(
         self, values: Tensor, patches: Tensor, generator: torch.Generator
