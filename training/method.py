@@ -188,8 +188,8 @@ class Method(lightning.LightningModule):
         """Pixels (N, C, H, W) in [0, 1] -> what the exported encoder is given, channels last."""
         return ((pixels - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
 
-    def pixels(self, x: Tensor) -> Tensor:
-        """The inverse of `normalize`, for what is looked at: (N, C, H, W) -> within [0, 1]."""
+    def denormalize(self, x: Tensor) -> Tensor:
+        """The inverse of `normalize`: (N, C, H, W) -> pixels within [0, 1]."""
         return (x.float() * self.std + self.mean).clamp(0, 1)
 
     def optimizer_of(self, name: str) -> Optimizer:

@@ -267,7 +267,7 @@ class Autoencoder(Method):
     def _below(self, index: int, x: Tensor) -> Tensor:
         """What machine `index` is trained on: pixels in [0, 1], or what the machines below expect of their units."""
         with torch.autocast(x.device.type, enabled=False):
-            v = self.pixels(x).flatten(1)
+            v = self.denormalize(x).flatten(1)
             if index == 0:
                 self.moments.update(v)
             for rbm in self.machines[:index]:
@@ -279,7 +279,7 @@ class Autoencoder(Method):
     ) -> tuple[Tensor, Tensor]:
         """Pixels in [0, 1] and what the decoder makes of their code, both (N, C, H, W)."""
         x = self.view(images, augment, generator)
-        pixels = self.pixels(x)
+        pixels = self.denormalize(x)
         return pixels, self.decoder(self.code(self.backbone(x)))
 
     def _values(self, decoded: Tensor) -> Tensor:

@@ -227,7 +227,7 @@ class BiGAN(Method):
             "reconstructed": self._images(self._codes(x)),
             "generated": self._images(self._prior(len(x), generator)),
         }
-        return {title: self.pixels(image) for title, image in images.items()}
+        return {title: self.denormalize(image) for title, image in images.items()}
 
     def _prior(self, n: int, generator: torch.Generator) -> Tensor:
         """Codes (n, latent_dim), uniform in -1..1."""

@@ -317,7 +317,7 @@ class BigBiGAN(Method):
             "reconstructed": self._images(self._codes(x, None)[1]),
             "generated": self._images(z),
         }
-        return {title: self.pixels(image) for title, image in images.items()}
+        return {title: self.denormalize(image) for title, image in images.items()}
 
     def _normal(self, n: int, purpose: str) -> Tensor:
         """Normal draws (n, latent_dim)."""

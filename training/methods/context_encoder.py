@@ -260,7 +260,7 @@ class ContextEncoder(Method):
         hidden, _ = self._hole(len(x), generator)
         painted = torch.where(hidden, self._painted(x, hidden), x)
         images = {"hole": x.masked_fill(hidden, 0.0), "painted": painted, "true": x}
-        return {title: self.pixels(image) for title, image in images.items()}
+        return {title: self.denormalize(image) for title, image in images.items()}
 
     def _hole(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """What is hidden, and the weight of each pixel in the loss."""

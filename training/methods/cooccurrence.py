@@ -239,7 +239,7 @@ class Cooccurrence(Method):
 
         Beside it what the distance of both patches' mean colors tells, with the threshold that is best for this batch.
         """
-        patches = self.pairs(batch.images.float() / 255, generator)
+        patches = self.pairs(self.pixels(batch.images), generator)
         features = self.patch_features(patches.flatten(0, 2)).unflatten(0, patches.shape[:3])
         seed = int(torch.randint(2**31, (1,), generator=generator, device=generator.device))
         found = {}
@@ -270,14 +270,14 @@ class Cooccurrence(Method):
         """
         stride = max(1, self.config.patch // 4)
         features = self._features(batch.images, stride)
-        rows, columns = ((side - self.config.patch) // stride + 1 for side in batch.images.shape[2:])
+        rows, columns = ((side - self.config.patch) // stride + 1 for side in self.facts.image_shape[1:])
         middle = features[:, rows // 2 * columns + columns // 2, None].expand_as(features)
         affinity = self.score(middle, features).sigmoid().unflatten(1, (rows, columns))
-        return {"image": batch.images.float() / 255, "affinity": affinity[:, None]}
+        return {"image": self.pixels(batch.images), "affinity": affinity[:, None]}
 
     def _features(self, images: Tensor, stride: int) -> Tensor:
         """Features (N, L, D) of the patches every `stride` pixels, row by row."""
-        patches = overlapping_patches(images.float() / 255, self.config.patch, stride).flatten(1, 2)
+        patches = overlapping_patches(self.pixels(images), self.config.patch, stride).flatten(1, 2)
         return self.patch_features(patches.flatten(0, 1)).unflatten(0, patches.shape[:2])
 
     def _pairs_of(

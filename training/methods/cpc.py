@@ -243,7 +243,7 @@ class CPC(Method):
     def solved(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         """Images whose upper rows are given, and below them the patches, of all these images, that are predicted."""
         x, size, stride = self.view(batch.images), self.config.patch, self.config.stride
-        true, grid = self.pixels(x), self._encode(x)
+        true, grid = self.denormalize(x), self._encode(x)
         n, _, rows, columns = grid.shape
         patches, targets = overlapping_patches(true, size, stride).flatten(0, 2), _rows(self.target(grid))
         last = rows - 1 - self.offsets[0][-1]  # the lowest context that all predicted rows lie below
@@ -265,7 +265,7 @@ class CPC(Method):
         patches = patches.flatten(0, 2)
         if augment:
             with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
-                pixels = self.pixels(patches)
+                pixels = self.denormalize(patches)
                 patches = self.normalize(self.config.patch_augment(pixels, self.generator("patches")))
         z = self.backbone(patches.contiguous(memory_format=torch.channels_last))
         return z.unflatten(0, (n, rows, columns)).permute(0, 3, 1, 2)

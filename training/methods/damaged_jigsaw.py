@@ -280,14 +280,14 @@ class DamagedJigsaw(Method):
         rows = torch.arange(len(puzzle.tiles), device=puzzle.tiles.device)
         there = self._there(puzzle)[..., None, None, None]
         size = puzzle.tiles.shape[:2]
-        pixels = self.pixels(puzzle.tiles.flatten(0, 1)).unflatten(0, size)
+        pixels = self.denormalize(puzzle.tiles.flatten(0, 1)).unflatten(0, size)
         lightness = rgb_to_lab(pixels.flatten(0, 1))[:, :1]
         ab = self.bins.decode(self.color(hidden, features, stats))
         ab = F.interpolate(ab, pixels.shape[-2:], mode="bilinear", align_corners=False)
         gray, colored = (
             lab_to_rgb(torch.cat([lightness, c], 1)).clamp(0, 1).unflatten(0, size) for c in (0 * ab, ab)
         )
-        colored[rows, puzzle.missing] = self.pixels(self.paint(hidden, stats))
+        colored[rows, puzzle.missing] = self.denormalize(self.paint(hidden, stats))
         told = self.permutations[self.classifier(hidden).argmax(1)].argsort(1)
         true = self.permutations[puzzle.labels].argsort(1)
         return {"damaged": gray * there, "solved": reorder(colored, told), "true": reorder(pixels, true)}

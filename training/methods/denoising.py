@@ -251,7 +251,7 @@ class Denoising(Method):
         augment: Augmentation | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        return self.pixels(self.view(images, augment, generator))
+        return self.denormalize(self.view(images, augment, generator))
 
     def _rebuild(self, pixels: Tensor) -> Tensor:
         """Pixels (N, C, H, W), destroyed or not -> logits or values of the clean ones."""

@@ -301,7 +301,7 @@ class Egomotion(Method):
         told = motion.moved_by(x, y, turn, self.config)
         predicted = self._views(batch.images, told, None, generator)[1]
         views = {"first view": first, "second view": second, "predicted second view": predicted}
-        return {title: self.pixels(view) for title, view in views.items()}
+        return {title: self.denormalize(view) for title, view in views.items()}
 
     def _views(
         self, images: Tensor, motion: Motion, augment: Augmentation | None, generator: torch.Generator

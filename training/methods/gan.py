@@ -155,7 +155,7 @@ class GAN(Method):
     def solved(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         """Images of the data, and images that G makes of noise."""
         generated = self._images(self._prior(len(batch.images), generator))
-        return {"data": batch.images.float() / 255, "generated": self.pixels(generated)}
+        return {"data": self.pixels(batch.images), "generated": self.denormalize(generated)}
 
     def _real(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """Views of images uint8 (N, C, H, W), normalized; gray value v becomes uniform in v / 256..(v + 1) / 256."""

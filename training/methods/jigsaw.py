@@ -182,7 +182,7 @@ class Jigsaw(Method):
         tiles, features, labels = self._puzzles(batch, generator)
         logits = self.logits(features, labels)
         first = slice(None, None, self.config.orders)
-        pixels = self.pixels(tiles.flatten(0, 1)).unflatten(0, tiles.shape[:2])
+        pixels = self.denormalize(tiles.flatten(0, 1)).unflatten(0, tiles.shape[:2])
         shuffled = reorder(pixels, self.permutations[labels[first]])
         return {
             "shuffled": shuffled,

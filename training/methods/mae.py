@@ -205,7 +205,8 @@ class MAE(Method):
         }
         size = (x.shape[2], x.shape[3])
         return {
-            title: self.pixels(unpatchify(p, self.patch_size, image_size=size)) for title, p in drawn.items()
+            title: self.denormalize(unpatchify(p, self.patch_size, image_size=size))
+            for title, p in drawn.items()
         }
 
     def forward_encoder(

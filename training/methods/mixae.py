@@ -219,8 +219,8 @@ class MIXAE(Method):
         z = self.codes(self.backbone(self.view(batch.images)))
         own = self._decoded(z)[torch.arange(len(z), device=z.device), self.assignment(z).argmax(1)]
         return {
-            "true": batch.images.float() / 255,
-            "reconstructed": self.pixels(own.reshape(batch.images.shape)),
+            "true": self.pixels(batch.images),
+            "reconstructed": self.denormalize(own.unflatten(1, self.facts.image_shape)),
         }
 
     def _decoded(self, z: Tensor) -> Tensor:

@@ -131,7 +131,10 @@ class RotNet(Method):
         n = len(batch.images)
         turns = torch.randint(4, (n,), generator=generator, device=generator.device)
         rows = turns * n + torch.arange(n, device=turns.device)
-        pixels, predicted = self.pixels(turned[rows]), self.classifier(self.backbone(turned[rows])).argmax(1)
+        pixels, predicted = (
+            self.denormalize(turned[rows]),
+            self.classifier(self.backbone(turned[rows])).argmax(1),
+        )
         back = [torch.rot90(image, -int(k), (1, 2)) for image, k in zip(pixels, predicted, strict=True)]
         return {"rotated": pixels, "rotated back by the prediction": torch.stack(back)}
 

@@ -323,7 +323,7 @@ class UberNet(Method):
         """Images as they are shown, some turned and gray, and the maps and images that the heads make of them."""
         x, targets = self._prepare(batch, None, generator)
         maps = self.backbone.maps(x)
-        shown = self.pixels(x)
+        shown = self.denormalize(x)
         found = {"shown": shown}
         if "edges" in self.heads:
             found["predicted edges"] = (self.heads["edges"](maps).float() / _EDGE_UNIT).clamp(0, 1)
@@ -332,7 +332,7 @@ class UberNet(Method):
             ab = F.interpolate(50 * self.heads["color"](maps).float(), shown.shape[2:], mode="bilinear")
             found["predicted color"] = lab_to_rgb(torch.cat([rgb_to_lab(shown)[:, :1], ab], 1)).clamp(0, 1)
         if "reconstruction" in self.heads:
-            found["reconstructed"] = self.pixels(self.heads["reconstruction"](maps))
+            found["reconstructed"] = self.denormalize(self.heads["reconstruction"](maps))
         return found
 
     def _trunk(self, x: Tensor) -> list[Tensor]:

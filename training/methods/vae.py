@@ -197,7 +197,7 @@ class VAE(Method):
         if self.config.likelihood == "bernoulli":
             reconstructed, generated = reconstructed.sigmoid(), generated.sigmoid()
         images = {
-            "true": batch.images.float() / 255,
+            "true": self.pixels(batch.images),
             "reconstructed": reconstructed,
             "generated": generated,
         }
@@ -210,6 +210,6 @@ class VAE(Method):
         mu, log_var = self.mu(features).float(), self.log_var(features).float().clamp(-10, 10)
         noise = torch.randn(mu.shape, generator=generator, device=generator.device)
         decoded = self.decoder(reparameterize(mu, log_var, noise))
-        pixels = self.pixels(x)
+        pixels = self.denormalize(x)
         nll = negative_log_likelihood(decoded, pixels, self.config.likelihood, self.config.sigma)
         return nll, kl_divergence(mu, log_var).sum(1), mu

@@ -252,7 +252,7 @@ class VIM(VQGAN):
         """Images through the codec, the codes of their upper half, and what the prior draws below it."""
         tokens = self.encoder().tokens(self.view(batch.images))
         rows, columns = self.backbone.net.patch_embed.grid_size
-        whole = self.pixels(self.decode_indices(tokens))
+        whole = self.denormalize(self.decode_indices(tokens))
         continued, half = tokens.clone(), rows // 2 * columns
         for place in range(half, tokens.shape[1]):
             logits = self.prior(continued)[:, place].float()
@@ -264,5 +264,5 @@ class VIM(VQGAN):
         return {
             "through the codec": whole,
             "given": upper,
-            "continued": self.pixels(self.decode_indices(continued)),
+            "continued": self.denormalize(self.decode_indices(continued)),
         }

@@ -272,7 +272,11 @@ class VQGAN(Method):
         codes = colors[indices].mT.unflatten(
             2, self.backbone.net.patch_embed.grid_size
         )  # (N, 3, rows, columns)
-        return {"true": self.pixels(x), "codes": codes, "reconstructed": self.pixels(self.decode(quantized))}
+        return {
+            "true": self.denormalize(x),
+            "codes": codes,
+            "reconstructed": self.denormalize(self.decode(quantized)),
+        }
 
     def decode_indices(self, indices: Tensor) -> Tensor:
         """Code numbers (N, L), row by row -> images, normalized (N, C, H, W)."""
