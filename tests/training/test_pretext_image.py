@@ -92,7 +92,12 @@ def test_every_method_with_a_pretext_task_to_look_at_draws_it(name):
     assert all(torch.equal(value, after[key]) for key, value in before.items())
     assert png == pretext_png(method, images)
     if png is not None:
-        assert Image.open(io.BytesIO(png)).format == "PNG" and 1000 < len(png) <= MOST_BYTES
+        image = Image.open(io.BytesIO(png))
+        assert image.format == "PNG" and 1000 < len(png) <= MOST_BYTES
+        # images that are stored larger than the run's are drawn at its size
+        stored = images.images.repeat_interleave(2, 2).repeat_interleave(2, 3)
+        larger = pretext_png(method, dataclasses.replace(images, images=stored))
+        assert Image.open(io.BytesIO(larger)).size == image.size
 
 
 def test_columns_are_left_out_of_a_file_that_would_be_too_large(monkeypatch):
