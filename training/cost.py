@@ -79,6 +79,12 @@ class Cost(lightning.Callback):
         self.steps = method.batches_seen
         self.images = self.steps * method.facts.batch_size
 
+    def on_exception(self, trainer: lightning.Trainer, method: Any, exception: BaseException) -> None:
+        """Stop counting: a counter left open would see every later operation of the process."""
+        if self._counter is not None:
+            self._counter.__exit__(None, None, None)
+            self._counter = None
+
     def state_dict(self) -> dict[str, Any]:
         """For the checkpoint."""
         return {name: getattr(self, name) for name in self._STATE}

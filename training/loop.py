@@ -18,7 +18,9 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
+from embedkit._io.atomic import write_file
 from embedkit.errors import ConfigError, OutputError
+from embedkit.model.layout import PRETEXT_IMAGE
 from embedkit.training.best import Best
 from embedkit.training.build import (
     build_method,
@@ -34,6 +36,7 @@ from embedkit.training.hardware import describe, keep_freed_memory
 from embedkit.training.init import ENCODER
 from embedkit.training.models.backbones import Backbone
 from embedkit.training.pretext import pretext_on
+from embedkit.training.pretext_image import pretext_png
 from embedkit.training.run_folder import (
     BEST,
     CHECKPOINT,
@@ -214,6 +217,8 @@ def run_loop(
         raise ConfigError(
             f"{run}: the training diverged, its weights are not finite; lower optimizer.lr, and train again"
         )
+    if trainer.is_global_zero and (png := pretext_png(method, validation)):
+        write_file(run / PRETEXT_IMAGE, png)
     return RunResult(
         run=run,
         finished=steps >= method.total_steps or (best is not None and best.stopped),

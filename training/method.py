@@ -34,7 +34,8 @@ class Method(lightning.LightningModule):
     """What every method is made of.
 
     A method defines `loss`; with several networks `automatic_optimization = False`, `networks` and `training_step`.
-    It may define `build_backbone`, `plan`, `encoder`, `pretext_metric` and `files`.
+    It may define `build_backbone`, `plan`, `encoder`, `pretext_metric`, `pretext_chance`,
+    `solved` and `files`.
 
     The class attributes are claims, to which one contract test holds every method.
 
@@ -110,6 +111,24 @@ class Method(lightning.LightningModule):
         """How well the pretext task is solved on held-out images, by name; {} where none is meant."""
         return {}
 
+    def pretext_chance(self) -> dict[str, float]:
+        """The values of `pretext_metric` for a network that has learned nothing, by the same names.
+
+        Those that hang on the images stand among the metrics themselves, as `<name>_by_chance`.
+        """
+        return {}
+
+    def solved(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        """The pretext task on held-out images for people to look at: what is given, predicted and true.
+
+        Called in eval mode, without gradient.
+
+        Returns:
+            Panels by title, of the batch's N images each: images (N, C, h, w), C of 1 or 3, or tiles (N, T, C, h, w) of
+            a square grid, all in [0, 1]; {} where there is nothing to look at.
+        """
+        return {}
+
     def networks(self) -> dict[str, Sequence[nn.Module]]:
         """What is optimized apart, by name: each has an optimizer of its own, `RunConfig.optimizers[name]` if given."""
         return {"all": (self,)}
@@ -168,6 +187,10 @@ class Method(lightning.LightningModule):
     def normalize(self, pixels: Tensor) -> Tensor:
         """Pixels (N, C, H, W) in [0, 1] -> what the exported encoder is given, channels last."""
         return ((pixels - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+
+    def denormalize(self, x: Tensor) -> Tensor:
+        """The inverse of `normalize`: (N, C, H, W) -> pixels within [0, 1]."""
+        return (x.float() * self.std + self.mean).clamp(0, 1)
 
     def optimizer_of(self, name: str) -> Optimizer:
         """The settings of a network's optimizer: its own in the run's configuration, or the run's."""

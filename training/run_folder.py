@@ -1,7 +1,8 @@
 """The files of a run.
 
 `config.json` (resolved), `environment.json`, `metrics.csv`, `tensorboard/`, `checkpoints/last.ckpt`, with evaluation
-while training `checkpoints/best.ckpt`, and at the end `encoder.safetensors` and `cost.json`.
+while training `checkpoints/best.ckpt`, and at the end `encoder.safetensors`, `cost.json` and, where the method
+has one, `pretext.png`.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from safetensors.torch import save_file
 
 from embedkit._io.atomic import write_file
 from embedkit.errors import OutputError
+from embedkit.model.layout import PRETEXT_IMAGE
 from embedkit.training import config as configuration
 from embedkit.training.build import build_method
 from embedkit.training.config import Facts, RunConfig
@@ -94,7 +96,7 @@ def check_out(out: Path) -> None:
             else "it has no checkpoint: remove it"
         )
         raise OutputError(f"{out}: there is a run in this folder; {there} or choose another --output")
-    for name in (CHECKPOINT, BEST, ENCODER, METRICS):
+    for name in (CHECKPOINT, BEST, ENCODER, METRICS, PRETEXT_IMAGE):
         if (out / name).exists():
             raise OutputError(f"{out / name} is there, and would be overwritten: choose another --output")
 

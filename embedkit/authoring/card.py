@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from typing import Any
 
 import yaml
 
 from embedkit.hub.leaderboard import BASELINES
 from embedkit.hub.markdown import code, escape
-from embedkit.model.config import EntryConfig
+from embedkit.model.config import BY_CHANCE, EntryConfig
+from embedkit.model.layout import MIXTURE, PRETEXT_IMAGE
 from embedkit.model.preprocess import Preprocess
 
 _RESIZE = {
@@ -31,6 +32,7 @@ _COLOR = {
 }
 _NO_LIMITS = "- None recorded yet."
 _USUAL_USE = "```python\nimport embedkit\n\nencoder = embedkit.load_encoder("
+_PRETEXT = f"![What is given, predicted and true in the pretext task, on held-out images]({PRETEXT_IMAGE})"
 #: What the card says of an entry with `mixture.safetensors`.
 _ASSIGN = """The entry holds a mixture of Gaussians over its embeddings, too: the clusters that training found.
 
@@ -46,7 +48,7 @@ probabilities = encoder.classify(["a.jpg", "b.jpg"])  # float32, a column for ea
 ```"""
 
 
-def render_card(name: str, config: EntryConfig, *, mixture: bool = False) -> str:
+def render_card(name: str, config: EntryConfig, files: Container[str] = ()) -> str:
     """The text of `README.md`, the same text for the same entry.
 
     Args:
@@ -54,10 +56,13 @@ def render_card(name: str, config: EntryConfig, *, mixture: bool = False) -> str
         config: Its final configuration. Of `metrics` the card reads what `write_metrics` puts there; of `provenance`
             it reads `stored`, `parity`, `parents`, `run` and `cost` (of which `co2_grams` also goes to the front
             matter) and lists the rest.
-        mixture: Whether the entry holds a fitted mixture, which the usual words on its use then show.
+        files: Names of the entry's files: a fitted mixture is shown in the usual words on its use, and
+            `pretext.png` beside the metrics of the pretext task.
     """
     card = config.card
-    shown = ("stored", "parity", "cost", "run", "parents")
+    shown = {"stored", "parity", "cost", "run", "parents"}
+    if "pretext_intervals" in config.provenance:
+        shown |= {"pretext", "pretext_intervals"}
     blocks = [
         f"---\n{yaml.safe_dump(_front_matter(name, config), sort_keys=False, width=110)}---",
         f"# {name}",
@@ -66,7 +71,8 @@ def render_card(name: str, config: EntryConfig, *, mixture: bool = False) -> str
         f"{_gives(config)}. License of the weights: {escape(config.license)}.",
         _parents(config.provenance.get("parents", ())),
         "## Use",
-        card.use or _use(name, config, mixture),
+        card.use or _use(name, config, MIXTURE in files),
+        *_pretext(config.provenance, PRETEXT_IMAGE in files),
         "## Preprocessing",
         _preprocessing(config.preprocess),
         "## Metrics",
@@ -178,6 +184,24 @@ features = network(transform(Image.open("a.jpg").convert("{mode}"))[None])  # (1
 ```
 
 {plain}"""
+
+
+def _pretext(provenance: Mapping[str, Any], drawn: bool) -> Iterator[str]:
+    """How well the pretext task is solved on held-out training images: the image, and each metric with its interval."""
+    metrics, intervals = provenance.get("pretext", {}), provenance.get("pretext_intervals", {})
+    if drawn or intervals:
+        yield "## The pretext task"
+    if drawn:
+        yield _PRETEXT
+    if intervals:
+        yield "On held-out training images. Chance: without any learning."
+        lines = ["| metric | value | 95 % | by chance |", "|---|---|---|---|"]
+        for name, value in metrics.items():
+            if not name.endswith(BY_CHANCE):
+                interval = " to ".join(map(_metric, intervals.get(name, ())))
+                chance = _metric(metrics.get(f"{name}{BY_CHANCE}"))
+                lines.append(f"| {escape(name)} | {_metric(value)} | {interval} | {chance} |")
+        yield "\n".join(lines)
 
 
 def _preprocessing(preprocess: Preprocess) -> str:

@@ -19,7 +19,7 @@ from embedkit.errors import EntryError, IntegrityError
 from embedkit.hub.publish.index import update_index
 from embedkit.hub.verified import MANIFEST_LIMIT
 from embedkit.model.config import EntryConfig
-from embedkit.model.layout import CARD, CONFIG, MANIFEST, MIXTURE, sha256_hex
+from embedkit.model.layout import CARD, CONFIG, MANIFEST, sha256_hex
 from embedkit.model.manifest import Manifest
 
 __all__ = ["issued", "reissue_entry", "reissue_zoo", "replace_files"]
@@ -37,7 +37,7 @@ def issued(name: str, config: EntryConfig, files: Mapping[str, bytes]) -> dict[s
     """
     written = {**files, CONFIG: (json.dumps(config.to_json(), indent=1) + "\n").encode()}
     if CARD in files:
-        written[CARD] = render_card(name, config, mixture=MIXTURE in files).encode()
+        written[CARD] = render_card(name, config, files).encode()
     return {**written, MANIFEST: Manifest.encode(written)}
 
 

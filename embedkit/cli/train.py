@@ -56,7 +56,8 @@ def train(
     """Train an encoder by a recipe.
 
     The run folder holds the resolved configuration, metrics.csv, TensorBoard's log, checkpoints and at the end
-    encoder.safetensors. A killed run goes on with --resume, to the weights that it would have had.
+    encoder.safetensors, and pretext.png: the pretext task on held-out images, where the method has one to look at. A
+    killed run goes on with --resume, to the weights that it would have had.
 
     Examples:
         embedkit train simclr --data photos.parquet --max-minutes 30 -o runs/first

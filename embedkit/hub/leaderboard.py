@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from embedkit.hub.markdown import escape
+from embedkit.model.config import BY_CHANCE
 from embedkit.model.layout import ENTRY_NAME
 
 __all__ = ["Comparison", "Row", "compare", "with_protocols"]
@@ -111,9 +112,18 @@ class Comparison:
                     low, high = row.intervals[key]
                     cell += f" [{low:.3f}, {high:.3f}]"
                 cells.append(cell)
-            cells.append(", ".join(f"{escape(key)} {value:.3g}" for key, value in row.pretext.items()))
+            cells.append(", ".join(_pretext(row.pretext)))
             lines.append(f"| {' | '.join(cells)} |")
         return "\n".join(lines)
+
+
+def _pretext(metrics: Mapping[str, float]) -> Iterator[str]:
+    """Each metric of the pretext task in words, with its level by chance where that is known."""
+    for key, value in metrics.items():
+        if not key.endswith(BY_CHANCE):
+            chance = metrics.get(f"{key}{BY_CHANCE}")
+            beside = "" if chance is None else f" (chance {chance:.3g})"
+            yield f"{escape(key)} {value:.3g}{beside}"
 
 
 def compare(entries: Mapping[str, Mapping[str, Any]]) -> list[Comparison]:

@@ -19,6 +19,10 @@ from embedkit.model.preprocess import Preprocess
 KINDS = ("encoder", "detector", "landmarks")
 
 
+#: What follows the name of a pretext metric in the name of its level without learning.
+BY_CHANCE = "_by_chance"
+
+
 @dataclass(frozen=True, kw_only=True)
 class EntryConfig:
     """`config.json`: what timm reads at the top level, and what embedkit reads under its own key.
@@ -178,11 +182,13 @@ def _check_metrics(metrics: Mapping[str, Any], provenance: Mapping[str, Any], wh
     for part, keys in (("results", 2), ("baselines", 3), ("images", 2)):
         check(metrics.get(part, {}), f"{where}.metrics.{part}", keys)
     at = f"{where}.metrics.intervals"
-    for data, bounds_by_name in _object(metrics.get("intervals", {}), at).items():
-        for name, bounds in _object(bounds_by_name, f"{at}.{data}").items():
+    intervals = {f"{at}.{data}": bounds for data, bounds in _object(metrics.get("intervals", {}), at).items()}
+    intervals[f"{where}.provenance.pretext_intervals"] = provenance.get("pretext_intervals", {})
+    for at, bounds_by_name in intervals.items():
+        for name, bounds in _object(bounds_by_name, at).items():
             if not isinstance(bounds, list) or len(bounds) != 2:
-                raise EntryError(f"{at}.{data}.{name}: expected two bounds, found {_short(bounds)}")
-            check(dict(enumerate(bounds)), f"{at}.{data}.{name}", 1)
+                raise EntryError(f"{at}.{name}: expected two bounds, found {_short(bounds)}")
+            check(dict(enumerate(bounds)), f"{at}.{name}", 1)
     at = f"{where}.provenance.cost"
     cost = _object(provenance.get("cost", {}), at)
     check({key: cost[key] for key in ("images", "training_flops", "seconds") if key in cost}, at, 1)

@@ -38,6 +38,10 @@ MANIFEST = "manifest.json"
 MIXTURE = "mixture.safetensors"
 
 
+#: The pretext task of the method that trained the encoder, on held-out images.
+PRETEXT_IMAGE = "pretext.png"
+
+
 INDEX = "index.json"
 
 

@@ -308,6 +308,8 @@ BAD_FIGURES = {
     "no cost": {"provenance": {"cost": None}},
     "text for seconds": {"provenance": {"cost": {"seconds": "long"}}},
     "a list for the own task": {"provenance": {"pretext": [1]}},
+    "one bound of the own task": {"provenance": {"pretext_intervals": {"accuracy": [0.5]}}},
+    "text for a bound of the own task": {"provenance": {"pretext_intervals": {"accuracy": [0.5, "x"]}}},
 }
 
 

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from embedkit.model.config import EntryConfig
+from embedkit.model.layout import MIXTURE, PRETEXT_IMAGE
 from embedkit.model.preprocess import Preprocess
 
 pytest.importorskip("yaml")  # the runtime does without
@@ -23,7 +24,7 @@ PROVENANCE = {
 }
 
 
-def card(*, mixture=False, metrics=None, **provenance):
+def card(*, files=(), metrics=None, **provenance):
     config = EntryConfig(
         architecture="r10",
         outputs={"embedding": (10,)},
@@ -35,7 +36,7 @@ def card(*, mixture=False, metrics=None, **provenance):
         metrics=metrics or {},
         provenance=PROVENANCE | provenance,
     )
-    return render_card(NAME, config, mixture=mixture)
+    return render_card(NAME, config, files)
 
 
 def table(text):
@@ -90,7 +91,26 @@ def test_what_timm_does_not_build_can_still_be_one_onnx_file():
 
 
 def test_a_mixture_is_shown_in_use():
-    assert "encoder.assign(" in card(mixture=True) and "encoder.assign(" not in card()
+    assert "encoder.assign(" in card(files={MIXTURE}) and "encoder.assign(" not in card()
+
+
+def test_the_pretext_task_is_shown_where_the_entry_has_its_image():
+    assert f"]({PRETEXT_IMAGE})" in card(files={PRETEXT_IMAGE}) and PRETEXT_IMAGE not in card()
+
+
+def test_the_metrics_of_the_pretext_task_stand_beside_their_intervals_and_chance():
+    metrics = {"accuracy": 0.5, "nats": 2.0, "accuracy_by_chance": 0.1}
+    text = card(pretext=metrics, pretext_intervals={"accuracy": [0.4, 0.6]})
+    assert table(text) == [
+        ["metric", "value", "95 %", "by chance"],
+        ["---"] * 4,
+        ["accuracy", "0.5000", "0.4000 to 0.6000", "0.1000"],
+        ["nats", "2.0000", "", ""],
+    ]
+    assert "## The pretext task" in text and "pretext" not in text.partition("## Provenance")[2]
+    # an entry that was exported without intervals lists its metrics as before
+    text = card(pretext=metrics)
+    assert "- pretext.nats: 2" in text and "## The pretext task" not in text
 
 
 def test_the_run_is_json_that_can_be_taken_from_the_card():

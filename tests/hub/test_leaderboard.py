@@ -88,6 +88,12 @@ def test_the_table_in_words():
     assert "0.800 [0.790, 0.810]" in table.markdown(intervals=True)
 
 
+def test_the_level_by_chance_stands_beside_the_metric_of_the_pretext_task():
+    pretext = {"accuracy": 0.5, "loss": 0.25, "accuracy_by_chance": 0.1}
+    line = compare({"a-x.d": facts(pretext=pretext)})[0].markdown().splitlines()[2]
+    assert line.endswith("| accuracy 0.5 (chance 0.1), loss 0.25 |")
+
+
 def test_the_plot_is_ordered_as_its_figures_are():
     table = compare(
         {"a-x.d": facts(flops=1e14), "b-x.d": facts(probe=0.9, flops=1e16), "c-x.d": facts(cost={})}

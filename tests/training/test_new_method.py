@@ -28,6 +28,7 @@ from embedkit.training.method import Method, float32_loss
 from embedkit.training.models.tiles import TileGrid, standardize_tiles
 
 FAMILY = "a pretext task"
+SUMMARY = "Quadrants: a tile of an image is told its place."
 
 
 @dataclass(frozen=True, kw_only=True)

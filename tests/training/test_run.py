@@ -91,6 +91,19 @@ run.train(with_overrides(recipes.recipe("simclr"), sys.argv[2:]), data="syntheti
 """
 
 
+def test_a_step_that_raises_leaves_no_counter_of_operations_behind(tmp_path, monkeypatch):
+    def broken(self, batch, batch_idx):
+        raise RuntimeError("broken step")
+
+    monkeypatch.setattr(simclr.SimCLR, "training_step", broken)
+    with pytest.raises(RuntimeError, match="broken step"):
+        run.train(small("simclr", "steps=2"), data="synthetic:80", out=tmp_path / "run", progress=False)
+    x = torch.ones(2, requires_grad=True)
+    # a counter that is still open refuses the gradient of a leaf behind a module
+    (gradient,) = torch.autograd.grad(torch.nn.Linear(2, 1)(x).square().sum(), x)
+    assert gradient.shape == (2,)
+
+
 def test_killed_and_resumed_gives_the_same_weights(finished, tmp_path):
     folder = tmp_path / "killed"
     # the same run, which would go on for long between the steps if it were not killed

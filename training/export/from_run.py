@@ -1,4 +1,4 @@
-"""From a training run to a zoo entry, with the run's configuration, data and cost in its card."""
+"""From a training run to a zoo entry, with the run's configuration, data, cost and pretext task in its card."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from embedkit.errors import ConfigError
 from embedkit.hub.publish.index import check_zoo
 from embedkit.model.card import Card
 from embedkit.model.config import EntryConfig
-from embedkit.model.layout import ENTRY_NAME, MANIFEST
+from embedkit.model.layout import ENTRY_NAME, MANIFEST, PRETEXT_IMAGE
 from embedkit.model.preprocess import Preprocess
 from embedkit.training import config as configuration
 from embedkit.training.config import RunConfig, method_name
@@ -30,7 +30,8 @@ from embedkit.training.export.writer import timm_config, update_index, write_ent
 from embedkit.training.method import Method
 from embedkit.training.methods import summary_of
 from embedkit.training.models.backbones import Backbone
-from embedkit.training.pretext import pretext_on
+from embedkit.training.pretext import pretext_intervals, pretext_on
+from embedkit.training.pretext_image import pretext_png
 from embedkit.training.run_folder import CONFIG as RUN_CONFIG
 from embedkit.training.run_folder import COST, Kept, kept_in, load_run
 
@@ -109,6 +110,7 @@ def export_run(
     if with_head:
         network = add_head(encoder, method.class_head())
         outputs["logits"] = (len(classes),)
+    png = pretext_png(method, held_out)
     entry = EntryConfig(
         architecture=encoder.architecture if isinstance(encoder, Backbone) else config.backbone,
         outputs=outputs,
@@ -117,7 +119,7 @@ def export_run(
         preprocess=preprocess,
         data=" ".join((data or _data_in_words(config, method)).split()),
         license=license,
-        provenance=_provenance(run, config, pretext_on(method, held_out)) | _of_the_weights(kept, method),
+        provenance=_provenance(run, config, method, held_out) | _of_the_weights(kept, method),
         card=_card(method_name(config), method, encoder, limits),
         classes=classes,
         timm=_timm(encoder, preprocess, name, license, network if with_head else None),
@@ -127,7 +129,7 @@ def export_run(
         network=network,
         config=entry,
         samples=samples,
-        extra=method.files(),
+        extra={**method.files(), **({PRETEXT_IMAGE: png} if png else {})},
     )
     update_index(Path(zoo))
     return folder
@@ -171,18 +173,22 @@ def _data_in_words(config: RunConfig, method: Method) -> str:
     return f"{name}: {method.facts.num_images:,} training images of {channels}x{height}x{width}"
 
 
-def _provenance(run: Path, config: RunConfig, pretext: dict[str, float]) -> dict[str, Any]:
+def _provenance(run: Path, config: RunConfig, method: Method, held_out: ImageSet) -> dict[str, Any]:
     stored = configuration.to_json(config)
     # The full path would help no reader, and could disclose a name.
     stored["data"]["path"] = Path(config.data.path).name
     if stored["method"].get("weights"):
         stored["method"]["weights"] = Path(stored["method"]["weights"]).name
     stored["init"] = Path(config.init).name
-    provenance = {"trained_by": "embedkit train", "recipe": config.recipe, "run": stored}
+    provenance: dict[str, Any] = {"trained_by": "embedkit train", "recipe": config.recipe, "run": stored}
     if stored.pop("parents"):
         provenance["parents"] = [dict(parent) for parent in config.parents]
-    if pretext:
+    if pretext := pretext_on(method, held_out):
         provenance["pretext"] = {name: round(value, 6) for name, value in pretext.items()}
+    if intervals := pretext_intervals(method, held_out):
+        provenance["pretext_intervals"] = {
+            name: [round(bound, 6) for bound in bounds] for name, bounds in intervals.items()
+        }
     return {**provenance, "cost": json.loads((run / COST).read_text("utf-8"))}
 
 

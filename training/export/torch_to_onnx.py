@@ -8,6 +8,7 @@ which ONNX Runtime folds when it loads the graph, so that it then runs as fast a
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Mapping
 
 import onnx_ir as ir
@@ -101,17 +102,22 @@ def export_graph(
     encoder = PixelEncoder(network, preprocess)
     with torch.inference_mode():
         given = encoder(example)
-    program = torch.onnx.export(
-        encoder,
-        (example,),
-        dynamo=True,
-        optimize=False,
-        opset_version=OPSET,
-        input_names=["pixels"],
-        output_names=["embedding"] if isinstance(given, Tensor) else list(given),
-        dynamic_shapes={"pixels": {0: torch.export.Dim("batch")}},
-        verbose=False,
-    )
+    with warnings.catch_warnings():
+        # a recurrent layer holds its weights in a list beside its parameters, which are what is exported
+        warnings.filterwarnings("ignore", r"The tensor attributes .*_flat_weights", UserWarning)
+        # torch's own code for such a layer
+        warnings.filterwarnings("ignore", "_check_is_size will be removed", FutureWarning)
+        program = torch.onnx.export(
+            encoder,
+            (example,),
+            dynamo=True,
+            optimize=False,
+            opset_version=OPSET,
+            input_names=["pixels"],
+            output_names=["embedding"] if isinstance(given, Tensor) else list(given),
+            dynamic_shapes={"pixels": {0: torch.export.Dim("batch")}},
+            verbose=False,
+        )
     assert program is not None  # it is None only for dynamo=False
     model = program.model
     _fold(model, {_PREFIX + name for name in stored})

@@ -33,7 +33,6 @@ from embedkit.model.layout import (
     GOLDEN,
     GRAPH,
     MANIFEST,
-    MIXTURE,
     SCHEMA_VERSION,
     WEIGHTS,
     sha256_hex,
@@ -74,7 +73,7 @@ def write_entry(
             versions.
         samples: uint8 (S, C, H, W), S of 32 or more (64 by custom): pixels to measure and to compare on.
         images: uint8 (4, 48, 64, 3) for the golden vectors; synthetic ones by default.
-        extra: Further files by name, such as a fitted mixture over the embeddings.
+        extra: Further files by name, such as a fitted mixture over the embeddings or an image for the card.
 
     Returns:
         The manifest as written.
@@ -137,7 +136,7 @@ def write_entry(
         CONFIG: (json.dumps(config.to_json(), indent=1) + "\n").encode(),
         WEIGHTS: weights,
         GRAPH: graph,
-        CARD: render_card(folder.name, config, mixture=MIXTURE in (extra or {})).encode(),
+        CARD: render_card(folder.name, config, extra or {}).encode(),
         GOLDEN: npz_bytes(golden),
         **(extra or {}),
     }

@@ -28,10 +28,8 @@ def family_of(name: str) -> str:
 
 
 def summary_of(name: str) -> str:
-    """The sentence that cards show of the method `name`: its `SUMMARY`, else its docstring's first paragraph."""
-    module = _module(name)
-    paragraph = (module.__doc__ or "").strip().partition("\n\n")[0]
-    return " ".join(str(getattr(module, "SUMMARY", paragraph)).split())
+    """The sentence or two that cards show of the method `name`: the `SUMMARY` of its module."""
+    return str(_module(name).SUMMARY)
 
 
 def families() -> dict[str, tuple[str, ...]]:

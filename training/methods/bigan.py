@@ -215,6 +215,20 @@ class BiGAN(Method):
         norms = [difference.float().flatten(1).norm(dim=1).mean() for difference in (error, other)]
         return {"reconstruction_ratio": norms[0] / norms[1]}
 
+    def pretext_chance(self) -> dict[str, float]:
+        """An image as near to its own reconstruction as to another's."""
+        return {"reconstruction_ratio": 1.0}
+
+    def solved(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        """Images of the data, G(E(x)) of each, and images that G makes of noise."""
+        x = self.view(batch.images)
+        images = {
+            "data": x,
+            "reconstructed": self._images(self._codes(x)),
+            "generated": self._images(self._prior(len(x), generator)),
+        }
+        return {title: self.denormalize(image) for title, image in images.items()}
+
     def _prior(self, n: int, generator: torch.Generator) -> Tensor:
         """Codes (n, latent_dim), uniform in -1..1."""
         return torch.rand(n, self.config.latent_dim, generator=generator, device=generator.device) * 2 - 1

@@ -42,6 +42,7 @@ from embedkit.training.models.heads import ConvDecoder
 
 __all__ = [
     "FAMILY",
+    "SUMMARY",
     "BigBiGAN",
     "Config",
     "JointDiscriminator",
@@ -51,8 +52,13 @@ __all__ = [
     "without_spectral_norm",
 ]
 
-#: What the method learns from.
+#: The supervision that the method learns from.
 FAMILY = "an adversary"
+#: The sentence that the card of an entry shows.
+SUMMARY = (
+    "BigBiGAN: an encoder and a generator learn to fool a discriminator of images, of codes and of "
+    "pairs of both. The features of the encoder before the code are exported."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -297,6 +303,21 @@ class BigBiGAN(Method):
         other = x.roll(1, dims=0) - (x - error)
         norms = [difference.float().flatten(1).norm(dim=1).mean() for difference in (error, other)]
         return {"reconstruction_ratio": norms[0] / norms[1]}
+
+    def pretext_chance(self) -> dict[str, float]:
+        """An image as near to its own reconstruction as to another's."""
+        return {"reconstruction_ratio": 1.0}
+
+    def solved(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        """Images of the data, G(mean of E(x)) of each, and images that G makes of noise."""
+        x, size = self.view(batch.images), (len(batch.images), self.config.latent_dim)
+        z = torch.randn(size, generator=generator, device=generator.device)
+        images = {
+            "data": x,
+            "reconstructed": self._images(self._codes(x, None)[1]),
+            "generated": self._images(z),
+        }
+        return {title: self.denormalize(image) for title, image in images.items()}
 
     def _normal(self, n: int, purpose: str) -> Tensor:
         """Normal draws (n, latent_dim)."""

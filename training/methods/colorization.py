@@ -43,10 +43,24 @@ from embedkit.training.method import Method, float32_loss
 from embedkit.training.models.backbones import Backbone, BackboneRequest
 from embedkit.training.models.color import ABBins, LabInput, class_weights, is_gray, lab_to_rgb
 
-__all__ = ["FAMILY", "ABClasses", "Colorization", "Config", "HueChroma", "class_loss", "hue_chroma_loss"]
+__all__ = [
+    "FAMILY",
+    "SUMMARY",
+    "ABClasses",
+    "Colorization",
+    "Config",
+    "HueChroma",
+    "class_loss",
+    "hue_chroma_loss",
+]
 
-#: What the method learns from.
+#: The supervision that the method learns from.
 FAMILY = "a pretext task"
+#: The sentence that the card of an entry shows.
+SUMMARY = (
+    "Colorization: from the lightness of an image the network predicts its colors. The network is "
+    "exported; it takes color images and computes their lightness itself."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -241,7 +255,6 @@ class Colorization(Method):
             "color_accuracy_by_chance": torch.bincount(truth, minlength=1).max() / max(1, len(truth)),
         }
 
-    @torch.no_grad()
     def solved(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         """Images for people to look at.
 

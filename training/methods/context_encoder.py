@@ -43,6 +43,7 @@ from embedkit.training.models.backbones import Backbone, create_backbone
 
 __all__ = [
     "FAMILY",
+    "SUMMARY",
     "ChannelWise",
     "Config",
     "ContextEncoder",
@@ -52,8 +53,13 @@ __all__ = [
     "random_blocks",
 ]
 
-#: What the method learns from.
+#: The supervision that the method learns from.
 FAMILY = "reconstruction"
+#: The sentence that the card of an entry shows.
+SUMMARY = (
+    "Context encoder: part of an image is cut out, and a decoder must paint it from the features of "
+    "the rest. The encoder is exported."
+)
 
 #: Squares that are thrown at most: four cover a quarter if none overlaps, and so many always reach a fifth.
 _THROWS = 32
@@ -243,6 +249,18 @@ class ContextEncoder(Method):
         painted, weight = self._painted(x, hidden), hidden.float()
         filled = inpainting_loss(torch.zeros_like(x), x, weight)
         return {"hole_explained": 1 - inpainting_loss(painted, x, weight) / filled}
+
+    def pretext_chance(self) -> dict[str, float]:
+        """The mean of the data in the hole."""
+        return {"hole_explained": 0.0}
+
+    def solved(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        """Images with a hole, the hole as painted, and the images themselves."""
+        x = self.view(batch.images)
+        hidden, _ = self._hole(len(x), generator)
+        painted = torch.where(hidden, self._painted(x, hidden), x)
+        images = {"hole": x.masked_fill(hidden, 0.0), "painted": painted, "true": x}
+        return {title: self.denormalize(image) for title, image in images.items()}
 
     def _hole(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """What is hidden, and the weight of each pixel in the loss."""

@@ -37,10 +37,15 @@ from embedkit.training.method import Method, float32_loss
 from embedkit.training.models.backbones import Backbone
 from embedkit.training.models.heads import l2_normalize
 
-__all__ = ["FAMILY", "Config", "Contrastive", "contrastive_loss"]
+__all__ = ["FAMILY", "SUMMARY", "Config", "Contrastive", "contrastive_loss"]
 
-#: What the method learns from.
+#: The supervision that the method learns from.
 FAMILY = "identities"
+#: The sentence that the card of an entry shows.
+SUMMARY = (
+    "Contrastive loss: images of one identity are pulled together, and those of two identities are "
+    "pushed apart up to a margin. Backbone and embedding layer are exported."
+)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -48,10 +48,24 @@ from embedkit.training.method import Method, float32_loss
 from embedkit.training.models.backbones import Backbone, BackboneRequest, StagedConvNet
 from embedkit.training.models.tiles import overlapping_patches, standardize_tiles
 
-__all__ = ["FAMILY", "Config", "Cooccurrence", "PairScore", "cooccurrence_loss", "cut", "draw_pairs"]
+__all__ = [
+    "FAMILY",
+    "SUMMARY",
+    "Config",
+    "Cooccurrence",
+    "PairScore",
+    "cooccurrence_loss",
+    "cut",
+    "draw_pairs",
+]
 
-#: What the method learns from.
+#: The supervision that the method learns from.
 FAMILY = "a pretext task"
+#: The sentence that the card of an entry shows.
+SUMMARY = (
+    "Co-occurrence: the network predicts whether two patches come from one image. The network of "
+    "one patch is exported, and takes whole images."
+)
 
 #: Standard deviation, in units of [0, 1], below which a patch has no content.
 _FLAT = 0.02
@@ -213,10 +227,11 @@ class Cooccurrence(Method):
 
     def affinities(self, images: Tensor, stride: int) -> Tensor:
         """Mutual information of any two patches of an image: (N, L, L), symmetric, L patches every `stride` pixels."""
-        patches = overlapping_patches(images.float() / 255, self.config.patch, stride).flatten(1, 2)
-        features = self.patch_features(patches.flatten(0, 1)).unflatten(0, patches.shape[:2])  # (N, L, D)
         return torch.stack(
-            [self.score(f[:, None].expand(-1, len(f), -1), f[None].expand(len(f), -1, -1)) for f in features]
+            [
+                self.score(f[:, None].expand(-1, len(f), -1), f[None].expand(len(f), -1, -1))
+                for f in self._features(images, stride)
+            ]
         )
 
     def pretext_metric(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
@@ -224,7 +239,7 @@ class Cooccurrence(Method):
 
         Beside it what the distance of both patches' mean colors tells, with the threshold that is best for this batch.
         """
-        patches = self.pairs(batch.images.float() / 255, generator)
+        patches = self.pairs(self.pixels(batch.images), generator)
         features = self.patch_features(patches.flatten(0, 2)).unflatten(0, patches.shape[:3])
         seed = int(torch.randint(2**31, (1,), generator=generator, device=generator.device))
         found = {}
@@ -242,7 +257,10 @@ class Cooccurrence(Method):
             ).max()
         return found
 
-    @torch.no_grad()
+    def pretext_chance(self) -> dict[str, float]:
+        """As many chance pairs as true ones."""
+        return {"pair_accuracy": 1 / 2}
+
     def solved(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         """Images for people to look at.
 
@@ -251,11 +269,16 @@ class Cooccurrence(Method):
             image with the patch in the middle.
         """
         stride = max(1, self.config.patch // 4)
-        affinities = self.affinities(batch.images, stride)
-        rows, columns = ((side - self.config.patch) // stride + 1 for side in batch.images.shape[2:])
-        middle = rows // 2 * columns + columns // 2
-        affinity = affinities[:, middle].sigmoid().unflatten(1, (rows, columns))
-        return {"image": batch.images.float() / 255, "affinity": affinity[:, None]}
+        features = self._features(batch.images, stride)
+        rows, columns = ((side - self.config.patch) // stride + 1 for side in self.facts.image_shape[1:])
+        middle = features[:, rows // 2 * columns + columns // 2, None].expand_as(features)
+        affinity = self.score(middle, features).sigmoid().unflatten(1, (rows, columns))
+        return {"image": self.pixels(batch.images), "affinity": affinity[:, None]}
+
+    def _features(self, images: Tensor, stride: int) -> Tensor:
+        """Features (N, L, D) of the patches every `stride` pixels, row by row."""
+        patches = overlapping_patches(self.pixels(images), self.config.patch, stride).flatten(1, 2)
+        return self.patch_features(patches.flatten(0, 1)).unflatten(0, patches.shape[:2])
 
     def _pairs_of(
         self, values: Tensor, patches: Tensor, generator: torch.Generator

@@ -43,10 +43,15 @@ from embedkit.training.method import Method, float32_loss
 from embedkit.training.models.backbones import Backbone, BackboneRequest
 from embedkit.training.models.tiles import overlapping_patches
 
-__all__ = ["CPC", "FAMILY", "Config", "Context", "KeepOneChannel", "PatchMean", "info_nce"]
+__all__ = ["CPC", "FAMILY", "SUMMARY", "Config", "Context", "KeepOneChannel", "PatchMean", "info_nce"]
 
-#: What the method learns from.
+#: The supervision that the method learns from.
 FAMILY = "a pretext task"
+#: The sentence that the card of an entry shows.
+SUMMARY = (
+    "CPC: from the upper rows of an image's patches the network picks the patches of the rows below "
+    "among all others. The mean of the patch features is exported."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,13 +230,33 @@ class CPC(Method):
 
     def pretext_metric(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         """Share of predictions that are nearest to their own target among all patches of 32 images."""
-        found = []
+        found, patches = [], 1
         for images in batch.images.split(32):
             if len(images) < min(32, len(batch.images)):
                 continue  # fewer patches would be easier
             for predictions, targets, positives in self._pairs(self._encode(self.view(images))):
                 found.append(((predictions @ targets.T).argmax(1) == positives).float().mean())
-        return {"patch_accuracy": torch.stack(found).mean()}
+                patches = len(targets)
+        accuracy = torch.stack(found).mean()
+        return {"patch_accuracy": accuracy, "patch_accuracy_by_chance": accuracy.new_tensor(1 / patches)}
+
+    def solved(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        """Images whose upper rows are given, and below them the patches, of all these images, that are predicted."""
+        x, size, stride = self.view(batch.images), self.config.patch, self.config.stride
+        true, grid = self.denormalize(x), self._encode(x)
+        n, _, rows, columns = grid.shape
+        patches, targets = overlapping_patches(true, size, stride).flatten(0, 2), _rows(self.target(grid))
+        last = rows - 1 - self.offsets[0][-1]  # the lowest context that all predicted rows lie below
+        context = self.context[0](grid)[:, :, last : last + 1]
+        given = true.clone()
+        given[:, :, last * stride + size :] = 0
+        predicted = given.clone()
+        for k, layer in zip(self.offsets[0], self.predict[0], strict=True):
+            nearest = (_rows(layer(context)) @ targets.T).argmax(1).reshape(n, columns)
+            top = (last + k) * stride
+            for column, left in enumerate(range(0, columns * stride, stride)):
+                predicted[:, :, top : top + size, left : left + size] = patches[nearest[:, column]]
+        return {"given": given, "nearest patches of all images": predicted, "true": true}
 
     def _encode(self, x: Tensor, augment: bool = False) -> Tensor:
         """Images (N, C, H, W), normalized -> z of their patches (N, D, rows, columns)."""
@@ -240,7 +265,7 @@ class CPC(Method):
         patches = patches.flatten(0, 2)
         if augment:
             with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
-                pixels = (patches * self.std + self.mean).clamp(0, 1)
+                pixels = self.denormalize(patches)
                 patches = self.normalize(self.config.patch_augment(pixels, self.generator("patches")))
         z = self.backbone(patches.contiguous(memory_format=torch.channels_last))
         return z.unflatten(0, (n, rows, columns)).permute(0, 3, 1, 2)

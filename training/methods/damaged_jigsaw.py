@@ -48,10 +48,16 @@ from embedkit.training.models.permutations import PermutationSet, hamming_distan
 from embedkit.training.models.tiles import TileGrid, standardize_tiles
 from embedkit.training.stages import Plan, share_steps
 
-__all__ = ["FAMILY", "Config", "DamagedJigsaw", "Puzzle", "color_loss", "painting_loss"]
+__all__ = ["FAMILY", "SUMMARY", "Config", "DamagedJigsaw", "Puzzle", "color_loss", "painting_loss"]
 
-#: What the method learns from.
+#: The supervision that the method learns from.
 FAMILY = "a pretext task"
+#: The sentence that the card of an entry shows.
+SUMMARY = (
+    "Damaged jigsaw: from shuffled gray tiles of which one is missing, the network predicts the "
+    "order, the missing tile and the colors. The network of one tile is exported, and takes whole "
+    "images."
+)
 
 #: Places of a tile that are colored, along each side.
 _PLACES = 4
@@ -258,7 +264,10 @@ class DamagedJigsaw(Method):
             "color_accuracy_by_chance": torch.bincount(classes[known], minlength=1).max() / known.sum(),
         }
 
-    @torch.no_grad()
+    def pretext_chance(self) -> dict[str, float]:
+        """One of K orders, and the mean color of all images."""
+        return {"order_accuracy": 1 / len(self.permutations), "painting_ratio": 1.0}
+
     def solved(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         """Puzzles for people to look at.
 
@@ -268,16 +277,17 @@ class DamagedJigsaw(Method):
         """
         puzzle = self.puzzle(self.view(batch.images), True, lambda _: generator)
         hidden, features, stats = self.look(puzzle)
-        rows, there = torch.arange(len(puzzle.tiles)), self._there(puzzle)[..., None, None, None]
-        pixels = (puzzle.tiles * self.std + self.mean).clamp(0, 1)
-        lightness, size = rgb_to_lab(pixels.flatten(0, 1))[:, :1], pixels.shape[:2]
+        rows = torch.arange(len(puzzle.tiles), device=puzzle.tiles.device)
+        there = self._there(puzzle)[..., None, None, None]
+        size = puzzle.tiles.shape[:2]
+        pixels = self.denormalize(puzzle.tiles.flatten(0, 1)).unflatten(0, size)
+        lightness = rgb_to_lab(pixels.flatten(0, 1))[:, :1]
         ab = self.bins.decode(self.color(hidden, features, stats))
         ab = F.interpolate(ab, pixels.shape[-2:], mode="bilinear", align_corners=False)
         gray, colored = (
             lab_to_rgb(torch.cat([lightness, c], 1)).clamp(0, 1).unflatten(0, size) for c in (0 * ab, ab)
         )
-        painted = (self.paint(hidden, stats) * self.std + self.mean).clamp(0, 1)
-        colored[rows, puzzle.missing] = painted
+        colored[rows, puzzle.missing] = self.denormalize(self.paint(hidden, stats))
         told = self.permutations[self.classifier(hidden).argmax(1)].argsort(1)
         true = self.permutations[puzzle.labels].argsort(1)
         return {"damaged": gray * there, "solved": reorder(colored, told), "true": reorder(pixels, true)}

@@ -40,10 +40,15 @@ from embedkit.training.models.backbones import MLP, Backbone
 from embedkit.training.models.heads import ConvDecoder
 from embedkit.training.stages import Plan, share_steps
 
-__all__ = ["FAMILY", "Config", "Denoising", "corrupt", "denoising_loss"]
+__all__ = ["FAMILY", "SUMMARY", "Config", "Denoising", "corrupt", "denoising_loss"]
 
-#: What the method learns from.
+#: The supervision that the method learns from.
 FAMILY = "reconstruction"
+#: The sentence that the card of an entry shows.
+SUMMARY = (
+    "Denoising autoencoder: parts of an image are destroyed, and a decoder must restore the clean "
+    "image from the features of the encoder, which is exported."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,11 +226,24 @@ class Denoising(Method):
 
     def pretext_metric(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         """The share of the noise's squared error that is removed: 0 for an image given back as it came, 1 at best."""
+        clean, x, restored = self._restored(batch, generator)
+        return {"error_removed": 1 - (restored - clean).square().sum() / (x - clean).square().sum()}
+
+    def pretext_chance(self) -> dict[str, float]:
+        """The image as it came."""
+        return {"error_removed": 0.0}
+
+    def solved(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        """Images as they are destroyed, as they are restored, and as they were."""
+        clean, x, restored = self._restored(batch, generator)
+        return {"destroyed": x.clamp(0, 1), "restored": restored.clamp(0, 1), "true": clean}
+
+    def _restored(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """Clean pixels in [0, 1], a corruption of them, and what the network makes of that; each (N, C, H, W)."""
         clean = self._pixels(batch.images)
         x, _ = corrupt(clean, self.config.noise, self.config.amount, generator)
         decoded = self._rebuild(x).float()
-        values = decoded if self.config.reconstruction == "squared_error" else decoded.sigmoid()
-        return {"error_removed": 1 - (values - clean).square().sum() / (x - clean).square().sum()}
+        return clean, x, decoded if self.config.reconstruction == "squared_error" else decoded.sigmoid()
 
     def _pixels(
         self,
@@ -233,7 +251,7 @@ class Denoising(Method):
         augment: Augmentation | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        return (self.view(images, augment, generator) * self.std + self.mean).clamp(0, 1)
+        return self.denormalize(self.view(images, augment, generator))
 
     def _rebuild(self, pixels: Tensor) -> Tensor:
         """Pixels (N, C, H, W), destroyed or not -> logits or values of the clean ones."""

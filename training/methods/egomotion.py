@@ -44,10 +44,15 @@ from embedkit.training.data.targets import accuracy
 from embedkit.training.method import Method, float32_loss
 from embedkit.training.models.backbones import Backbone, BackboneRequest
 
-__all__ = ["FAMILY", "Config", "Egomotion", "Motion", "equivariance_loss", "motion_loss"]
+__all__ = ["FAMILY", "SUMMARY", "Config", "Egomotion", "Motion", "equivariance_loss", "motion_loss"]
 
-#: What the method learns from.
+#: The supervision that the method learns from.
 FAMILY = "a pretext task"
+#: The sentence that the card of an entry shows.
+SUMMARY = (
+    "Egomotion: from two views of an image, as of a camera that moved, the network predicts the "
+    "motion. The network of one view is exported."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,6 +147,17 @@ class Motion(NamedTuple):
         """Which of `bins` classes of equal width over -degrees..degrees the turns lie in, int64 (n,)."""
         share = self.turn * (180 / math.pi / degrees)  # -1..1
         return ((share + 1) / 2 * bins).floor().long().clamp(0, bins - 1)
+
+    def moved_by(self, shift_x: Tensor, shift_y: Tensor, turn: Tensor, config: Config) -> Motion:
+        """The same first view, and the motion in the middle of these classes, each int64 (n,): of `labels`."""
+        angle = ((turn + 0.5) / config.bins * 2 - 1) * config.degrees * math.pi / 180
+        shift = (torch.stack([shift_x, shift_y], dim=1) - config.shift).to(angle.dtype)
+        # the first pose, base_turn - turn / 2 and R(-turn / 2)(base_shift - shift / 2), in the new frame half way
+        half = (angle - self.turn) / 2
+        x, y = (self.base_shift - self.shift / 2).unbind(1)
+        cos, sin = half.cos(), half.sin()
+        place = torch.stack([cos * x - sin * y, sin * x + cos * y], dim=1)
+        return Motion(angle, shift, self.base_turn + half, place + shift / 2)
 
     def labels(self, config: Config) -> tuple[Tensor, Tensor, Tensor]:
         """Classes int64 (n,) of the shift along x, of that along y, and of the turn; K - 1 - k of the inverse."""
@@ -267,6 +283,25 @@ class Egomotion(Method):
             z1 = self.backbone.pool(features).float().chunk(2)[0]
             found["equivariance_ratio"] = moved / (z1 - z2).norm(dim=1).mean()
         return found
+
+    def pretext_chance(self) -> dict[str, float]:
+        """Every class is as likely."""
+        return {
+            "shift_accuracy": 1 / (2 * self.config.shift + 1),
+            "turn_accuracy": 1 / self.config.bins,
+            "single_view_turn_accuracy": 1 / self.config.bins,
+        }
+
+    def solved(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        """Both views of each image, and the view after the motion that the network predicts, from the first pose."""
+        motion = Motion.draw(len(batch.images), self.config, generator)
+        first, second = self._views(batch.images, motion, None, generator)
+        features = self.backbone.forward_features(torch.cat([first, second]))
+        x, y, turn = (logits.argmax(1) for logits in self._compare(features))
+        told = motion.moved_by(x, y, turn, self.config)
+        predicted = self._views(batch.images, told, None, generator)[1]
+        views = {"first view": first, "second view": second, "predicted second view": predicted}
+        return {title: self.denormalize(view) for title, view in views.items()}
 
     def _views(
         self, images: Tensor, motion: Motion, augment: Augmentation | None, generator: torch.Generator

@@ -81,7 +81,7 @@ class Config:
 
 
 @float32_loss
-def consistency_loss(weak: Tensor, strong: Tensor, threshold: float) -> Tensor:
+def consistency_loss(logits_weak: Tensor, logits_strong: Tensor, threshold: float) -> Tensor:
     """Cross-entropy of the strong views with the confident predictions on the weak ones (equation 4).
 
         l_u = 1 / (mu B) sum_b 1[max q_b >= tau] H(argmax q_b, softmax(strong_b)),   q_b = softmax(weak_b)
@@ -89,17 +89,20 @@ def consistency_loss(weak: Tensor, strong: Tensor, threshold: float) -> Tensor:
     The mean runs over all images: one below the threshold counts as 0. q takes no gradient.
 
     Args:
-        weak: Logits (mu B, K).
-        strong: Logits (mu B, K), row by row of the same images.
+        logits_weak: (mu B, K).
+        logits_strong: (mu B, K), row by row of the same images.
         threshold: tau.
 
     Returns:
         (2,): the loss in nats, and the share of images that were confident.
     """
-    confidence, pseudo_labels = weak.detach().softmax(1).max(1)
-    mask = (confidence >= threshold).to(strong.dtype)
+    confidence, pseudo_labels = logits_weak.detach().softmax(1).max(1)
+    pseudo_mask = (confidence >= threshold).to(logits_strong.dtype)
     return torch.stack(
-        [(F.cross_entropy(strong, pseudo_labels, reduction="none") * mask).mean(), mask.mean()]
+        [
+            (F.cross_entropy(logits_strong, pseudo_labels, reduction="none") * pseudo_mask).mean(),
+            pseudo_mask.mean(),
+        ]
     )
 
 

@@ -39,10 +39,15 @@ from embedkit.training.method import Method, float32_loss
 from embedkit.training.models.backbones import Backbone
 from embedkit.training.models.heads import ConvDecoder
 
-__all__ = ["FAMILY", "GAN", "Config", "discriminator_loss", "generator_loss"]
+__all__ = ["FAMILY", "SUMMARY", "GAN", "Config", "discriminator_loss", "generator_loss"]
 
-#: What the method learns from.
+#: The supervision that the method learns from.
 FAMILY = "an adversary"
+#: The sentence that the card of an entry shows.
+SUMMARY = (
+    "GAN: a generator makes images from noise, and a discriminator learns to tell them from images "
+    "of the data. The pooled features of the discriminator are exported."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,6 +151,11 @@ class GAN(Method):
     def pretext_metric(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         """Share of held-out images that are taken for real; it falls as D learns the training images by heart."""
         return {"taken_for_real": (self._logits(self.view(batch.images)) > 0).float().mean()}
+
+    def solved(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        """Images of the data, and images that G makes of noise."""
+        generated = self._images(self._prior(len(batch.images), generator))
+        return {"data": self.pixels(batch.images), "generated": self.denormalize(generated)}
 
     def _real(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """Views of images uint8 (N, C, H, W), normalized; gray value v becomes uniform in v / 256..(v + 1) / 256."""

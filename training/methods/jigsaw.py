@@ -44,10 +44,15 @@ from embedkit.training.models.backbones import Backbone, BackboneRequest, Staged
 from embedkit.training.models.permutations import PermutationSet, reorder
 from embedkit.training.models.tiles import TileGrid, standardize_tiles
 
-__all__ = ["FAMILY", "Config", "Jigsaw", "cut_channels", "jigsaw_loss"]
+__all__ = ["FAMILY", "SUMMARY", "Config", "Jigsaw", "cut_channels", "jigsaw_loss"]
 
-#: What the method learns from.
+#: The supervision that the method learns from.
 FAMILY = "a pretext task"
+#: The sentence that the card of an entry shows.
+SUMMARY = (
+    "Jigsaw: an image is cut into tiles, and a head over the features of all tiles predicts the "
+    "order in which they are shown. The network of one tile is exported, and takes whole images."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,7 +169,10 @@ class Jigsaw(Method):
         _, features, labels = self._puzzles(batch, generator)
         return {"jigsaw_accuracy": accuracy(self.logits(features, labels), labels)}
 
-    @torch.no_grad()
+    def pretext_chance(self) -> dict[str, float]:
+        """One of K orders."""
+        return {"jigsaw_accuracy": 1 / len(self.permutations)}
+
     def solved(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         """One puzzle of each image for people to look at.
 
@@ -174,7 +182,8 @@ class Jigsaw(Method):
         tiles, features, labels = self._puzzles(batch, generator)
         logits = self.logits(features, labels)
         first = slice(None, None, self.config.orders)
-        shuffled = reorder(tiles * self.std + self.mean, self.permutations[labels[first]])
+        pixels = self.denormalize(tiles.flatten(0, 1)).unflatten(0, tiles.shape[:2])
+        shuffled = reorder(pixels, self.permutations[labels[first]])
         return {
             "shuffled": shuffled,
             "solved": reorder(shuffled, self.permutations[logits[first].argmax(1)].argsort(1)),

@@ -42,10 +42,15 @@ from embedkit.training.method import float32_loss
 from embedkit.training.models.backbones import Backbone
 from embedkit.training.schedules import sigmoid_ramp
 
-__all__ = ["FAMILY", "Config", "MeanTeacher", "consistency_loss", "true_average"]
+__all__ = ["FAMILY", "SUMMARY", "Config", "MeanTeacher", "consistency_loss", "true_average"]
 
-#: What the method learns from.
+#: The supervision that the method learns from.
 FAMILY = "few labels"
+#: The sentence that the card of an entry shows.
+SUMMARY = (
+    "Mean Teacher: a network learns from few labels, and on unlabeled images it must agree with the "
+    "average of its own past weights. The average is exported."
+)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,8 @@ Differences from the source:
   times as much. The trunk is exported; with `embedding="codes"` all K codes, which the assignment network sees.
 - The entropies' weights are ours, for want of a formula that we could check: `linear` begins with all clusters
   in use and ends with sharp assignments; `balanced` is after icannos/mixture-autoencoder, where alpha is K times less.
-- Decoders have one hidden layer, fully connected, all K in one batched product. The squared error is meaned over
+- The assignment network has one hidden layer with BatchNorm. Decoders have one hidden layer, fully connected, all K in
+  one batched product. The squared error is meaned over
   pixels; with several ranks the mean assignment is that of the union batch.
 
 Recipe, expected metrics, data, time and command: `embedkit.training.recipes.mixae`.
@@ -34,7 +35,6 @@ from embedkit.training.data import Batch
 from embedkit.training.distributed import gather
 from embedkit.training.method import Method, float32_loss
 from embedkit.training.models.backbones import Backbone
-from embedkit.training.models.heads import mlp
 
 __all__ = ["FAMILY", "SUMMARY", "MIXAE", "Config", "entropy", "mixae_terms", "term_weights"]
 
@@ -161,10 +161,20 @@ class MIXAE(Method):
         super().__init__(backbone, config, facts)
         if config.clusters < 2:
             raise ConfigError(f"mixae: expected 2 or more clusters, found {config.clusters}")
+        if min(config.code_dim, config.assignment_dim, config.decoder_dim) < 1:
+            raise ConfigError(
+                "mixae: expected a code_dim, an assignment_dim and a decoder_dim of 1 or more, found "
+                f"{config.code_dim}, {config.assignment_dim} and {config.decoder_dim}"
+            )
         k, width = config.clusters, config.clusters * config.code_dim  # (K, K * d)
         self.codes = nn.Linear(backbone.dim, width)
         self.decoders = Decoders(k, (config.code_dim, config.decoder_dim, math.prod(facts.image_shape)))
-        self.assignment = mlp((width, config.assignment_dim, k))
+        self.assignment = nn.Sequential(
+            nn.Linear(width, config.assignment_dim, bias=False),
+            nn.BatchNorm1d(config.assignment_dim),
+            nn.ReLU(),
+            nn.Linear(config.assignment_dim, k),
+        )
         self.register_buffer("unit", torch.zeros(()))
 
     def loss(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
@@ -200,11 +210,28 @@ class MIXAE(Method):
         variance = (x - x.mean(0)).square().mean()
         return {"explained_variance": 1 - own / variance, "used_clusters": entropy(p.mean(0)).exp()}
 
+    def pretext_chance(self) -> dict[str, float]:
+        """The mean image."""
+        return {"explained_variance": 0.0}
+
+    def solved(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        """Images, and what the autoencoder that each is assigned to makes of it."""
+        z = self.codes(self.backbone(self.view(batch.images)))
+        own = self._decoded(z)[torch.arange(len(z), device=z.device), self.assignment(z).argmax(1)]
+        return {
+            "true": self.pixels(batch.images),
+            "reconstructed": self.denormalize(own.unflatten(1, self.facts.image_shape)),
+        }
+
+    def _decoded(self, z: Tensor) -> Tensor:
+        """Codes (N, K * d) -> images of all K autoencoders, normalized and flattened (N, K, C * H * W)."""
+        return self.decoders(z.unflatten(1, (self.config.clusters, -1))).float()
+
     def _mixture(
         self, images: Tensor, augment: Augmentation | None, generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
         """Errors (N, K) of every autoencoder and assignments p (N, K)."""
         z = self.codes(self.backbone(self.view(images, augment, generator)))  # (N, K * d)
-        decoded = self.decoders(z.unflatten(1, (self.config.clusters, -1))).float()  # (N, K, C * H * W)
+        decoded = self._decoded(z)
         errors = (decoded - self.view(images).flatten(1)[:, None]).square().mean(2)
         return errors, self.assignment(z).float().softmax(1)

@@ -47,6 +47,7 @@ from embedkit.training.schedules import linear_ramp
 
 __all__ = [
     "FAMILY",
+    "SUMMARY",
     "Config",
     "MixMatch",
     "guess_labels",
@@ -56,8 +57,13 @@ __all__ = [
     "sharpen",
 ]
 
-#: What the method learns from.
+#: The supervision that the method learns from.
 FAMILY = "few labels"
+#: The sentence that the card of an entry shows.
+SUMMARY = (
+    "MixMatch: a network learns from few labels and from sharpened guesses for unlabeled images, "
+    "all mixed with one another. The average of its weights is exported."
+)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -43,10 +43,15 @@ from embedkit.training.methods.mean_teacher import true_average
 from embedkit.training.models.backbones import Backbone
 from embedkit.training.schedules import sigmoid_ramp
 
-__all__ = ["FAMILY", "Config", "MixUp", "draw_lambdas", "interpolation_loss", "mix", "mixup_loss"]
+__all__ = ["FAMILY", "SUMMARY", "Config", "MixUp", "draw_lambdas", "interpolation_loss", "mix", "mixup_loss"]
 
-#: What the method learns from.
+#: The supervision that the method learns from.
 FAMILY = "few labels"
+#: The sentence that the card of an entry shows.
+SUMMARY = (
+    "mixup: a network learns to give the mixture of two images the same mixture of their labels. "
+    "The average of its weights is exported."
+)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -41,10 +41,15 @@ from embedkit.training.models.backbones import Backbone
 from embedkit.training.models.batch_norm import running_statistics_kept
 from embedkit.training.schedules import linear_ramp
 
-__all__ = ["FAMILY", "Config", "PseudoLabel", "alpha", "pseudo_label_loss"]
+__all__ = ["FAMILY", "SUMMARY", "Config", "PseudoLabel", "alpha", "pseudo_label_loss"]
 
-#: What the method learns from.
+#: The supervision that the method learns from.
 FAMILY = "few labels"
+#: The sentence that the card of an entry shows.
+SUMMARY = (
+    "Pseudo-Label: a network learns from few labels, and takes its likeliest class of each "
+    "unlabeled image for its label. The average of its weights is exported."
+)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,8 @@ Hinton, ICML 2020, arXiv 2002.05709), equation 1 and algorithm 1.
 Differences from the source:
 - The loss is the mean over the 2N anchors, as the paper writes it; the authors' code returns twice that.
 - The projector ends in BatchNorm without shift, as in the authors' code and not in the paper.
-- AdamW instead of LARS: batches here are 512 pairs and not 4096.
+- AdamW and one cycle instead of LARS and a cosine: batches here are 512 pairs and not 4096, the network is r10 or
+  ResNet-50 with a stem for 64 pixels, and a run has tens of epochs, not 100 to 1,000.
 - The temperature is 0.2 (0.1 for ImageNet and 0.5 for CIFAR there), the projector's hidden layer 512 wide and not as
   wide as the features of a ResNet-50 (2,048).
 - BatchNorm's statistics are those of a device, theirs of all; `RunConfig.sync_batch_norm` makes them so on GPU.
@@ -25,15 +26,15 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
+from embedkit.errors import ConfigError
 from embedkit.training.augment import TWO_VIEWS, Augmentation
 from embedkit.training.config import Facts
 from embedkit.training.data import Batch
 from embedkit.training.distributed import gather, rank
 from embedkit.training.method import Method, float32_loss
 from embedkit.training.models.backbones import Backbone
-from embedkit.training.models.heads import mlp
 
 __all__ = ["FAMILY", "SUMMARY", "Config", "SimCLR", "nt_xent"]
 
@@ -95,8 +96,21 @@ class SimCLR(Method):
 
     def __init__(self, backbone: Backbone, config: Config, facts: Facts) -> None:
         super().__init__(backbone, config, facts)
-        dims = (backbone.dim, config.hidden_dim, config.projection_dim)
-        self.projector = mlp(dims, last_norm=True, last_affine="scale")
+        if min(config.hidden_dim, config.projection_dim) < 1:
+            raise ConfigError(
+                "simclr: expected a hidden_dim and a projection_dim of 1 or more, found "
+                f"{config.hidden_dim} and {config.projection_dim}"
+            )
+        self.projector = nn.Sequential(
+            nn.Linear(backbone.dim, config.hidden_dim, bias=False),
+            nn.BatchNorm1d(config.hidden_dim),
+            nn.ReLU(),
+            nn.Linear(config.hidden_dim, config.projection_dim, bias=False),
+            nn.BatchNorm1d(config.projection_dim),
+        )
+        self.projector[-1].bias.requires_grad_(
+            False
+        )  # a scale and no shift: a shift would be shared by all z
 
     def loss(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         """NT-Xent of two views of each image."""

@@ -13,7 +13,9 @@ Differences from the source:
 - The projector's hidden layers are as wide as the backbone, as in the authors' code; the paper says 2,048, which is
   the width of its ResNet-50. Two layers, which is what we recall of its CIFAR experiments; its ImageNet's are three.
 - BatchNorm's statistics are those of a device; theirs are synchronized (`RunConfig.sync_batch_norm` on GPU).
-- SGD has Nesterov momentum, and vectors (biases, BatchNorm) take no weight decay, as everywhere in this package.
+- SGD has Nesterov momentum, and vectors (biases, BatchNorm) take no weight decay, as everywhere in this package. The
+  recipe's learning rate is 0.1 for every 256 of a batch (the paper's 0.05 for ImageNet and 0.03 for CIFAR), its network
+  r10 (ResNet-50 and ResNet-18), its run 36 epochs (100 and 800).
 - Views are SimCLR's for one channel of 28 pixels: no change of hue or saturation, no blur.
 
 Recipe, expected metrics, data, time and command: `embedkit.training.recipes.simsiam`.
@@ -25,15 +27,16 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
+from embedkit.errors import ConfigError
 from embedkit.training.augment import TWO_VIEWS, Augmentation
 from embedkit.training.config import Facts
 from embedkit.training.data import Batch
 from embedkit.training.distributed import gather
 from embedkit.training.method import Method, float32_loss
 from embedkit.training.models.backbones import Backbone
-from embedkit.training.models.heads import l2_normalize, mlp
+from embedkit.training.models.heads import l2_normalize
 
 __all__ = ["FAMILY", "SUMMARY", "Config", "SimSiam", "negative_cosine", "relative_std", "simsiam_loss"]
 
@@ -108,10 +111,24 @@ class SimSiam(Method):
 
     def __init__(self, backbone: Backbone, config: Config, facts: Facts) -> None:
         super().__init__(backbone, config, facts)
-        d = config.projection_dim
-        widths = (*[backbone.dim] * config.projector_layers, d)
-        self.projector = mlp(widths, last_norm=True, last_affine=False)
-        self.predictor = mlp((d, config.prediction_dim, d))
+        if min(config.projector_layers, config.projection_dim, config.prediction_dim) < 1:
+            raise ConfigError(
+                "simsiam: expected projector_layers, a projection_dim and a prediction_dim of 1 or more, found "
+                f"{config.projector_layers}, {config.projection_dim} and {config.prediction_dim}"
+            )
+        dim, d, bottleneck = backbone.dim, config.projection_dim, config.prediction_dim
+        hidden: list[nn.Module] = []
+        for _ in range(config.projector_layers - 1):
+            hidden += [nn.Linear(dim, dim, bias=False), nn.BatchNorm1d(dim), nn.ReLU()]
+        self.projector = nn.Sequential(
+            *hidden, nn.Linear(dim, d, bias=False), nn.BatchNorm1d(d, affine=False)
+        )
+        self.predictor = nn.Sequential(
+            nn.Linear(d, bottleneck, bias=False),
+            nn.BatchNorm1d(bottleneck),
+            nn.ReLU(),
+            nn.Linear(bottleneck, d),
+        )
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """One optimizer, in which the predictor's parameters have groups of their own."""

@@ -35,10 +35,23 @@ from embedkit.training.method import Method, float32_loss
 from embedkit.training.models.backbones import Backbone, BackboneRequest
 from embedkit.training.models.color import ABBins, LabInput, is_gray, lab_to_rgb
 
-__all__ = ["FAMILY", "Config", "SplitBrain", "SplitBrainEncoder", "cross_channel_loss", "lightness_bins"]
+__all__ = [
+    "FAMILY",
+    "SUMMARY",
+    "Config",
+    "SplitBrain",
+    "SplitBrainEncoder",
+    "cross_channel_loss",
+    "lightness_bins",
+]
 
-#: What the method learns from.
+#: The supervision that the method learns from.
 FAMILY = "a pretext task"
+#: The sentence that the card of an entry shows.
+SUMMARY = (
+    "Split-brain autoencoder: one half of the network predicts color from lightness, the other "
+    "lightness from color. The features of both halves are exported side by side."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,7 +188,6 @@ class SplitBrain(Method):
             )
         return found
 
-    @torch.no_grad()
     def solved(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         """Images for people to look at.
 

@@ -6,7 +6,9 @@ labels.
 Source: cross-entropy with smoothed labels, Rethinking the Inception Architecture for Computer Vision (Szegedy
 et al., CVPR 2016, arXiv 1512.00567, section 7).
 
-Differences from the source: none in the loss; views and optimizer are ours, for images of 28 to 64 pixels.
+Differences from the source: none in the loss; views and optimizer are ours, for images of 28 to 64 pixels. The networks
+of 2012 to 2014 (`supervised:alexnet`, `vgg11`, `gru`) have BatchNorm, half of their width and mean pooling where their
+authors have local response normalization or none, layers of 4096 and dropout; the GRU reads rows of pixels.
 
 Recipe, expected metrics, data, time and command: `embedkit.training.recipes.supervised`.
 """

@@ -42,10 +42,15 @@ from embedkit.training.method import Method, float32_loss
 from embedkit.training.models.backbones import Backbone
 from embedkit.training.models.heads import l2_normalize
 
-__all__ = ["FAMILY", "Config", "Triplet", "mine", "triplet_loss"]
+__all__ = ["FAMILY", "SUMMARY", "Config", "Triplet", "mine", "triplet_loss"]
 
-#: What the method learns from.
+#: The supervision that the method learns from.
 FAMILY = "identities"
+#: The sentence that the card of an entry shows.
+SUMMARY = (
+    "Triplet loss: an image must be nearer to the images of its identity than to those of any other "
+    "one, by a margin. Backbone and embedding layer are exported."
+)
 
 #: Mean distance of unit vectors below which all images are at one point: a cosine of 0.99995.
 _COLLAPSED = 1e-2

@@ -42,13 +42,22 @@ from embedkit.training.data.targets import MISSING, accuracy, labeled_mean
 from embedkit.training.distributed import mean_over_ranks, world
 from embedkit.training.method import Method, float32_loss
 from embedkit.training.models.backbones import Backbone, BackboneRequest
-from embedkit.training.models.color import is_gray, rgb_to_lab
+from embedkit.training.models.color import is_gray, lab_to_rgb, rgb_to_lab
 from embedkit.training.models.heads import ConvDecoder
 
-__all__ = ["FAMILY", "ClassHead", "Config", "DenseHead", "UberNet", "edge_strength", "task_values"]
+__all__ = ["FAMILY", "SUMMARY", "ClassHead", "Config", "DenseHead", "UberNet", "edge_strength", "task_values"]
 
-#: What the method learns from.
+#: The supervision that the method learns from.
 FAMILY = "several tasks"
+#: The sentence that the card of an entry shows.
+SUMMARY = (
+    "UberNet: one network serves several tasks at once, such as edges, color, reconstruction, "
+    "rotation and labels. The shared trunk is exported."
+)
+
+
+#: Edges are told in units that make a first error of about 1, as a class's is.
+_EDGE_UNIT = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -286,7 +295,10 @@ class UberNet(Method):
             count.zero_()
 
     def pretext_metric(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        """`<task>_accuracy` of classes; `<task>_unexplained` of maps: squared error over that of their mean."""
+        """`<task>_accuracy` of classes; `<task>_unexplained` of maps: squared error over that of their mean.
+
+        By chance the share of the most frequent class, and 1.
+        """
         x, targets = self._prepare(batch, None, generator)
         maps, found = self.backbone.maps(x), {}
         for task, head in self.heads.items():
@@ -294,10 +306,33 @@ class UberNet(Method):
             told = head(maps).float()
             if target.dtype == torch.int64:
                 found[f"{task}_accuracy"] = accuracy(told, target)
+                known = target[target != MISSING]
+                frequent = torch.bincount(known, minlength=1).max() / max(1, len(known))
+                found[f"{task}_accuracy_by_chance"] = frequent
                 continue
             spread = task_values(target.mean((0, 2, 3), keepdim=True).expand_as(target), target)
             error = labeled_mean(task_values(told, target), labels)
             found[f"{task}_unexplained"] = error / labeled_mean(spread, labels)
+        return found
+
+    def pretext_chance(self) -> dict[str, float]:
+        """The mean of each map."""
+        return {f"{task}_unexplained": 1.0 for task in self.heads}
+
+    def solved(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        """Images as they are shown, some turned and gray, and the maps and images that the heads make of them."""
+        x, targets = self._prepare(batch, None, generator)
+        maps = self.backbone.maps(x)
+        shown = self.denormalize(x)
+        found = {"shown": shown}
+        if "edges" in self.heads:
+            found["predicted edges"] = (self.heads["edges"](maps).float() / _EDGE_UNIT).clamp(0, 1)
+            found["edges"] = targets["edges"][0] / _EDGE_UNIT
+        if "color" in self.heads:
+            ab = F.interpolate(50 * self.heads["color"](maps).float(), shown.shape[2:], mode="bilinear")
+            found["predicted color"] = lab_to_rgb(torch.cat([rgb_to_lab(shown)[:, :1], ab], 1)).clamp(0, 1)
+        if "reconstruction" in self.heads:
+            found["reconstructed"] = self.denormalize(self.heads["reconstruction"](maps))
         return found
 
     def _trunk(self, x: Tensor) -> list[Tensor]:
@@ -336,7 +371,6 @@ class UberNet(Method):
                 targets["color"] = (F.adaptive_avg_pool2d(lab[:, 1:] / 50, self.map_size), labels)
             x = self.normalize(shown)
             edges = F.adaptive_avg_pool2d(edge_strength(luma(pixels)), self.map_size)
-            # in units that make a first error of about 1, as a class's is
-            targets["edges"] = (5 * edges, every)
+            targets["edges"] = (_EDGE_UNIT * edges, every)
             targets["reconstruction"] = (x, every)
         return x, targets

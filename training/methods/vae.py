@@ -189,6 +189,20 @@ class VAE(Method):
         nll, kl, mu = self._bound(self.view(batch.images), generator)
         return {"elbo": -(nll + kl).mean(), "kl": kl.mean(), "active_units": active_units(mu)}
 
+    def solved(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        """Images, the reconstructions from their mu, and the decoder's images of draws of the prior."""
+        mu = self.mu(self.backbone(self.view(batch.images)))
+        z = torch.randn(mu.shape, generator=generator, device=generator.device)
+        reconstructed, generated = (self.decoder(code).float() for code in (mu, z))
+        if self.config.likelihood == "bernoulli":
+            reconstructed, generated = reconstructed.sigmoid(), generated.sigmoid()
+        images = {
+            "true": self.pixels(batch.images),
+            "reconstructed": reconstructed,
+            "generated": generated,
+        }
+        return {title: image.clamp(0, 1) for title, image in images.items()}
+
     def _bound(self, x: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """-log p(x|z) (N,) of one draw z, KL (N,) and mu (N, D) of normalized images (N, C, H, W)."""
         features = self.backbone(x)
@@ -196,6 +210,6 @@ class VAE(Method):
         mu, log_var = self.mu(features).float(), self.log_var(features).float().clamp(-10, 10)
         noise = torch.randn(mu.shape, generator=generator, device=generator.device)
         decoded = self.decoder(reparameterize(mu, log_var, noise))
-        pixels = (x * self.std + self.mean).clamp(0, 1)
+        pixels = self.denormalize(x)
         nll = negative_log_likelihood(decoded, pixels, self.config.likelihood, self.config.sigma)
         return nll, kl_divergence(mu, log_var).sum(1), mu

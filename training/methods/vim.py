@@ -40,10 +40,15 @@ from embedkit.training.methods.vqgan import VQGAN, Quantizer
 from embedkit.training.models.backbones import Backbone
 from embedkit.training.stages import Plan, Stage, share_steps
 
-__all__ = ["FAMILY", "VIM", "CausalBlock", "Config", "Prior", "TokenFeatures", "token_loss"]
+__all__ = ["FAMILY", "SUMMARY", "VIM", "CausalBlock", "Config", "Prior", "TokenFeatures", "token_loss"]
 
-#: What the method learns from.
+#: The supervision that the method learns from.
 FAMILY = "reconstruction"
+#: The sentence that the card of an entry shows.
+SUMMARY = (
+    "VIM: a transformer predicts the code numbers of an image one after another, as a language "
+    "model predicts words. The mean output of one of its middle blocks is exported."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -240,5 +245,24 @@ class VIM(VQGAN):
             "nats": token_loss(logits, tokens),
             "unigram_nats": vqgan.perplexity(tokens, self.config.codes).log(),
             "token_accuracy": accuracy(logits.flatten(0, 1), flat),
-            "most_frequent": torch.bincount(flat).max() / flat.numel(),
+            "token_accuracy_by_chance": torch.bincount(flat).max() / flat.numel(),
+        }
+
+    def solved(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        """Images through the codec, the codes of their upper half, and what the prior draws below it."""
+        tokens = self.encoder().tokens(self.view(batch.images))
+        rows, columns = self.backbone.net.patch_embed.grid_size
+        whole = self.denormalize(self.decode_indices(tokens))
+        continued, half = tokens.clone(), rows // 2 * columns
+        for place in range(half, tokens.shape[1]):
+            logits = self.prior(continued)[:, place].float()
+            noise = torch.rand(logits.shape, generator=generator, device=generator.device)
+            # the largest of logits + Gumbel noise is a draw of their distribution
+            continued[:, place] = (logits - (-noise.clamp(min=1e-20).log()).log()).argmax(1)
+        upper = whole.clone()
+        upper[:, :, whole.shape[2] * (rows // 2) // rows :] = 0
+        return {
+            "through the codec": whole,
+            "given": upper,
+            "continued": self.denormalize(self.decode_indices(continued)),
         }

@@ -43,10 +43,15 @@ from embedkit.training.models.backbones import Backbone
 from embedkit.training.models.heads import l2_normalize
 from embedkit.training.models.masking import unpatchify
 
-__all__ = ["FAMILY", "VQGAN", "Config", "Quantizer", "TokenDecoder", "codebook_loss", "perplexity"]
+__all__ = ["FAMILY", "SUMMARY", "VQGAN", "Config", "Quantizer", "TokenDecoder", "codebook_loss", "perplexity"]
 
-#: What the method learns from.
+#: The supervision that the method learns from.
 FAMILY = "reconstruction"
+#: The sentence that the card of an entry shows.
+SUMMARY = (
+    "ViT-VQGAN: an image is encoded as a grid of code numbers, and a decoder reconstructs it with "
+    "the help of an adversary. The mean of the encoder's patch features is exported."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -253,6 +258,24 @@ class VQGAN(Method):
             .float()
             .mean(),
             "narrow_margins": (best[..., 0] - best[..., 1] < 1e-5).float().mean(),
+        }
+
+    def pretext_chance(self) -> dict[str, float]:
+        """The mean value of each image."""
+        return {"unexplained": 1.0}
+
+    def solved(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        """Images, the codes of their patches (one color a code), and what the decoder draws from these codes."""
+        x = self.view(batch.images)
+        quantized, indices, _, _ = self.quantizer(self._encode(x))
+        colors = torch.rand(self.config.codes, 3, generator=torch.Generator().manual_seed(0)).to(x.device)
+        codes = colors[indices].mT.unflatten(
+            2, self.backbone.net.patch_embed.grid_size
+        )  # (N, 3, rows, columns)
+        return {
+            "true": self.denormalize(x),
+            "codes": codes,
+            "reconstructed": self.denormalize(self.decode(quantized)),
         }
 
     def decode_indices(self, indices: Tensor) -> Tensor:

@@ -1,66 +1,16 @@
-"""Heads that several methods share: multi-layer perceptrons, an image decoder and L2 normalization.
+"""Heads that several methods share: an image decoder and L2 normalization.
 
-A head that is the method itself (a margin, prototypes, a mixture) stands in the method's file.
+A head that is the method itself (a projector, a margin, a mixture) stands in the method's file.
 """
 
 from __future__ import annotations
-
-from collections.abc import Callable, Sequence
-from typing import Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from embedkit.errors import ConfigError
 
-__all__ = ["ConvDecoder", "l2_normalize", "mlp"]
-
-
-def mlp(
-    dims: Sequence[int],
-    *,
-    norm: bool = True,
-    last_norm: bool = False,
-    last_affine: bool | Literal["scale"] = True,
-    bias: bool | None = None,
-    activation: Callable[[], nn.Module] = nn.ReLU,
-) -> nn.Sequential:
-    """Linear layers with BatchNorm and an activation between them.
-
-    SimCLR's projector is `mlp((D, 2048, 128), last_norm=True, last_affine="scale")`; SimSiam's is
-    `mlp((D, D, D, 2048), last_norm=True, last_affine=False)` and its predictor `mlp((2048, 512, 2048))`.
-
-    Args:
-        dims: Widths: input, hidden layers, output; two or more.
-        norm: BatchNorm after every hidden layer, before its activation.
-        last_norm: BatchNorm after the output layer.
-        last_affine: What that last BatchNorm learns: scale and shift, `"scale"` alone (the shift stays at 0),
-            or neither.
-        bias: Whether the linear layers have a bias; by default those that no BatchNorm follows, which would
-            take it away again.
-        activation: Makes the activation module of a hidden layer.
-
-    Returns:
-        (N, dims[0]) -> (N, dims[-1]).
-
-    Raises:
-        ConfigError: Fewer than two widths, or one below 1.
-    """
-    if len(dims) < 2 or min(dims) < 1:
-        raise ConfigError(f"mlp: expected two or more widths above 0, found {tuple(dims)}")
-    layers: list[nn.Module] = []
-    for index, (fan_in, fan_out) in enumerate(zip(dims[:-1], dims[1:], strict=True)):
-        last = index == len(dims) - 2
-        normed = last_norm if last else norm
-        layers.append(nn.Linear(fan_in, fan_out, bias=not normed if bias is None else bias))
-        if normed:
-            batch_norm = nn.BatchNorm1d(fan_out, affine=not last or last_affine is not False)
-            if last and last_affine == "scale":
-                batch_norm.bias.requires_grad_(False)
-            layers.append(batch_norm)
-        if not last:
-            layers.append(activation())
-    return nn.Sequential(*layers)
+__all__ = ["ConvDecoder", "l2_normalize"]
 
 
 class ConvDecoder(nn.Module):

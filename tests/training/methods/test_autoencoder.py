@@ -1,17 +1,23 @@
 """Reconstruction against its definition, a linear autoencoder against PCA, and one batch learned by heart."""
 
+import dataclasses
 import math
 
 import pytest
 
 torch = pytest.importorskip("torch")
 
+import contract
 from torch import nn
 
+from embedkit import load_encoder
 from embedkit.errors import ConfigError
+from embedkit.training import recipes, run
 from embedkit.training.augment import Compose, RandomHorizontalFlip
 from embedkit.training.config import Facts
 from embedkit.training.data import Batch, DataConfig, load_images
+from embedkit.training.export.from_run import export_run
+from embedkit.training.methods import autoencoder as module
 from embedkit.training.methods.autoencoder import Autoencoder, Config, reconstruction_loss
 from embedkit.training.models.backbones import Backbone, create_backbone
 from embedkit.training.optim import Optimizer
@@ -170,3 +176,117 @@ def test_exported_is_the_code_or_what_stands_before_it():
 def test_a_code_without_a_bottleneck_is_refused(code_dim):
     with pytest.raises(ConfigError, match="784 values"):
         build(code_dim=code_dim)
+
+
+def hinton(**fields):
+    """The recipe of 2006 in small, on synthetic images."""
+    base = contract.tiny("autoencoder")
+    full = recipes.recipe("autoencoder:hinton2006")
+    method = dataclasses.replace(full.method, **{"code_dim": 5, **fields})
+    return dataclasses.replace(
+        base,
+        method=method,
+        backbone="mlp",
+        backbone_args={**full.backbone_args, "hidden": (40, 20)},
+        data=dataclasses.replace(base.data, path="synthetic:64", validation=0.25),
+        optimizers={name: full.optimizers[name] for name in ("rbm0", "rbm1")}
+        | {"rbm2": full.optimizers["rbm3"]},
+        batch_size=11,
+        steps=40,
+    )
+
+
+def test_the_recipe_of_2006():
+    config = recipes.recipe("autoencoder:hinton2006")
+    images = load_images(dataclasses.replace(config.data, path="synthetic:200"))
+    method = run.build_method(config, run.facts_of(config, images, total_steps=1000))
+    assert [tuple(rbm.weight.shape) for rbm in method.machines] == [
+        (1000, 784),
+        (500, 1000),
+        (250, 500),
+        (30, 250),
+    ]
+    assert [rbm.linear for rbm in method.machines] == [False, False, False, True]
+    assert list(method.plan()) == [*((f"rbm{i}", 100) for i in range(4)), ("unrolled", 600)]
+    assert {name: method.optimizer_of(name).lr for name in method.networks()} == {
+        "rbm0": 0.1,
+        "rbm1": 0.1,
+        "rbm2": 0.1,
+        "rbm3": 0.001,
+        "unrolled": 0.001,
+    }
+
+
+def test_the_unrolled_network_is_what_goes_up_and_down_the_machines():
+    method, batch = contract.build(hinton())
+    method.unroll()
+    pixels = batch.images.flatten(1).float() / 255
+    h = pixels
+    for rbm in method.machines:
+        h = torch.nn.functional.linear(h, rbm.weight, rbm.hidden_bias)
+        h = h if rbm.linear else h.sigmoid()
+    code = method.encoder()(method.view(batch.images))
+    torch.testing.assert_close(code, h, atol=1e-4, rtol=1e-4)
+    for rbm in reversed(method.machines):
+        h = torch.nn.functional.linear(h, rbm.weight.T, rbm.visible_bias).sigmoid()
+    given, decoded = method._rebuild(batch.images, None, torch.Generator())
+    torch.testing.assert_close(given.flatten(1), pixels, atol=1e-5, rtol=0)
+    torch.testing.assert_close(decoded.sigmoid().flatten(1), h, atol=1e-4, rtol=1e-4)
+
+
+def test_each_machine_sees_what_the_ones_below_expect_and_only_it_moves(monkeypatch, tmp_path):
+    seen = []
+    original = module.contrastive_divergence
+    monkeypatch.setattr(
+        module, "contrastive_divergence", lambda rbm, v, g: seen.append((rbm, v)) or original(rbm, v, g)
+    )
+    method, batch = contract.build(hinton())
+    method.total_steps = 30
+    for stage in range(3):
+        method.batches_seen = 3 * stage + 1
+        method.zero_grad()
+        method.loss(batch, method.generator())["loss"].backward()
+        moved = {name.split(".")[1] for name, p in method.named_parameters() if p.grad is not None}
+        assert moved == {str(stage)}
+    v = batch.images.flatten(1).float() / 255
+    for rbm, below in seen:
+        torch.testing.assert_close(below, v, atol=1e-5, rtol=1e-4)
+        v = rbm.up(v)
+
+
+def test_pretraining_is_resumed_bit_for_bit_and_ends_beside_the_principal_components(monkeypatch, tmp_path):
+    config = hinton()
+    result = run.train(config, out=tmp_path / "run", progress=False)
+    contract.check_streams(config)
+    contract.check_resume(config, tmp_path / "run", tmp_path / "again", monkeypatch)
+    images, held_out = run.open_data(config)
+    x, test = (
+        part.batch(torch.arange(len(part))).images.flatten(1).double() / 255 for part in (images, held_out)
+    )
+    assert len(images) == 4 * config.batch_size  # one epoch, which the first machine saw
+    axes = torch.linalg.svd(x - x.mean(0), full_matrices=False)[2][:5]
+    left = (test - x.mean(0)) - (test - x.mean(0)) @ axes.T @ axes
+    assert result.metrics["validation_pca_squared_error"] == pytest.approx(
+        float(left.square().sum(1).mean()), rel=1e-3
+    )
+    folder = export_run(tmp_path / "run", "autoencoder-mlp.synthetic", tmp_path / "zoo", license="CC0-1.0")
+    method = run.load_run(tmp_path / "run")[1]
+    shown = held_out.batch(torch.arange(8)).images
+    rows = load_encoder(folder).encode(list(shown.movedim(1, 3).squeeze(3).numpy()), normalize=False)
+    with torch.inference_mode():
+        expected = method.encoder()(method.view(shown))
+    cosine = torch.nn.functional.cosine_similarity(torch.from_numpy(rows), expected)
+    assert rows.shape == (8, 5) and cosine.min() > 0.999
+
+
+def test_what_pretraining_needs():
+    for fields, args, message in (
+        ({}, {"activation": "relu"}, "activation sigmoid"),
+        ({}, {"norm": "batch"}, "norm none"),
+        ({"layer_share": 0.4}, {}, "leaves some of the run to 3 layers"),
+        ({"pretraining": "dbn"}, {}, "none or rbm, found 'dbn'"),
+    ):
+        config = hinton(**fields)
+        config = dataclasses.replace(config, backbone_args={**config.backbone_args, **args})
+        with pytest.raises(ConfigError, match=message):
+            contract.build(config)

@@ -213,6 +213,8 @@ def test_affinities_are_the_scores_of_all_pairs():
     found = method.solved(images, method.generator())
     assert found["image"].shape == (2, 3, 32, 32) and found["affinity"].shape == (2, 1, 13, 13)
     assert 0 <= found["affinity"].min() and found["affinity"].max() <= 1
+    middle = method.affinities(images.images, 2)[:, 6 * 13 + 6].sigmoid()
+    torch.testing.assert_close(found["affinity"].flatten(1), middle, atol=1e-5, rtol=1e-5)
 
 
 def striped(n, seed):

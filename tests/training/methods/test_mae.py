@@ -143,20 +143,20 @@ def test_layers_start_xavier_uniform(channels):
 def test_the_encoder_sees_the_patches_that_stay_and_no_other():
     method, x = build().eval(), noise()
     with torch.no_grad():
-        latent, mask, _ = method.encode(x, 0.75, fixed())
+        latent, mask, _ = method.forward_encoder(x, 0.75, fixed())
         assert latent.shape == (3, 1 + 12, 192) and mask.sum(1).tolist() == [37.0] * 3
         assert len(mask.unique(dim=0)) == 3  # each image has a mask of its own
         hidden = unpatchify(mask[:, :, None].expand(-1, -1, 16), 4, image_size=28)
         other = torch.where(hidden == 1, noise(seed=9), x)
-        assert torch.equal(method.encode(other, 0.75, fixed())[0], latent)
+        assert torch.equal(method.forward_encoder(other, 0.75, fixed())[0], latent)
         other = torch.where(hidden == 0, noise(seed=9), x)
-        assert not torch.isclose(method.encode(other, 0.75, fixed())[0], latent).all(2).any()
+        assert not torch.isclose(method.forward_encoder(other, 0.75, fixed())[0], latent).all(2).any()
 
 
 def test_with_nothing_hidden_it_is_timms_forward_and_the_embedding_is_the_mean_of_the_patch_tokens():
     method, x = build().eval(), noise()
     with torch.no_grad():
-        latent, mask, ids_restore = method.encode(x, 0.0, fixed())
+        latent, mask, ids_restore = method.forward_encoder(x, 0.0, fixed())
         assert not mask.any() and not torch.equal(ids_restore, torch.arange(49).expand(3, -1))
         restored = latent[:, 1:].gather(1, ids_restore[:, :, None].expand(-1, -1, 192))
         tokens = method.backbone.forward_features(x)
@@ -171,12 +171,12 @@ def test_with_nothing_hidden_it_is_timms_forward_and_the_embedding_is_the_mean_o
 def test_predictions_stand_where_their_patches_were():
     method = build(decoder_depth=0).eval()  # without blocks a place is decoded from its own token alone
     with torch.no_grad():
-        latent, mask, ids_restore = method.encode(noise(), 0.75, fixed())
-        before = method.decode(latent, ids_restore)
+        latent, mask, ids_restore = method.forward_encoder(noise(), 0.75, fixed())
+        before = method.forward_decoder(latent, ids_restore)
         for token in range(12):
             changed = latent.clone()
             changed[:, 1 + token] += torch.randn(192, generator=fixed())
-            moved = (method.decode(changed, ids_restore) != before).any(2)
+            moved = (method.forward_decoder(changed, ids_restore) != before).any(2)
             assert torch.equal(moved, ids_restore == token)
             assert not (moved & (mask == 1)).any()
         # what is hidden is the mask token and its place: the same for every image
@@ -197,7 +197,7 @@ def test_the_first_loss_of_a_silent_decoder():
     assert float(metric["explained_energy"].detach()) == pytest.approx(0.0, abs=1e-6)
     plain = build(augment=PLAIN, norm_pix_loss=False)
     nn.init.zeros_(plain.to_patch.weight)
-    mask = plain.encode(plain.view(images), 0.75, plain.generator("masks"))[1]
+    mask = plain.forward_encoder(plain.view(images), 0.75, plain.generator("masks"))[1]
     squares = patchify(plain.view(images), 4).square().mean(2)[mask == 1].mean()
     torch.testing.assert_close(plain.loss(found, plain.generator())["loss"].detach(), squares)
 
@@ -205,8 +205,8 @@ def test_the_first_loss_of_a_silent_decoder():
 def test_masks_have_randomness_of_their_own():
     method, x = build(augment=Compose(steps=(GaussianNoise(sigma=(0.1, 0.1)),))), batch()
     seen = []
-    encode = method.encode
-    method.encode = lambda *arguments: seen.append(encode(*arguments)) or seen[-1]
+    encode = method.forward_encoder
+    method.forward_encoder = lambda *arguments: seen.append(encode(*arguments)) or seen[-1]
     for seed in (1, 2):
         method.loss(x, torch.Generator().manual_seed(seed))
     assert torch.equal(seen[0][1], seen[1][1]) and not torch.equal(seen[0][0], seen[1][0])

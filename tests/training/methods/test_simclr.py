@@ -6,6 +6,9 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from layers import layers_of
+
+from embedkit.errors import ConfigError
 from embedkit.training.config import Facts
 from embedkit.training.data import Batch, DataConfig, load_images
 from embedkit.training.methods.simclr import Config, SimCLR, nt_xent
@@ -92,9 +95,9 @@ def test_bfloat16_projections_lose_no_more_than_their_own_rounding():
     torch.testing.assert_close(loss, exact)  # the logits themselves are never rounded to 8 bits
 
 
-def build(seed=0):
+def build(seed=0, **config):
     torch.manual_seed(seed)
-    return SimCLR(create_backbone("r10", in_chans=1, image_size=28), Config(), FACTS)
+    return SimCLR(create_backbone("r10", in_chans=1, image_size=28), Config(**config), FACTS)
 
 
 def batch(n=16):
@@ -135,3 +138,21 @@ def test_the_projector_is_not_exported():
     assert method.encoder() is method.backbone
     assert len(method.projector) == 5  # Linear, BatchNorm, ReLU, Linear, BatchNorm
     assert not method.projector[-1].bias.requires_grad
+
+
+def test_the_layers_of_the_projector():
+    method = build(hidden_dim=64, projection_dim=16)
+    dim = method.backbone.dim
+    assert layers_of(method.projector) == [
+        ("linear", dim, 64, False),
+        ("norm", 64, "weight", "bias"),
+        ("ReLU",),
+        ("linear", 64, 16, False),
+        ("norm", 16, "weight"),
+    ]
+    z = method.projector(torch.randn(64, dim))
+    torch.testing.assert_close(z.mean(dim=0), torch.zeros(16), atol=1e-5, rtol=0)
+    z.sum().backward()
+    assert method.projector[-1].bias.grad is None and torch.equal(method.projector[-1].bias, torch.zeros(16))
+    with pytest.raises(ConfigError, match="hidden_dim.*found 0 and 128"):
+        build(hidden_dim=0)

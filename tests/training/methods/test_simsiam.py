@@ -6,8 +6,10 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from layers import layers_of
 from torch import nn
 
+from embedkit.errors import ConfigError
 from embedkit.training import recipes, run
 from embedkit.training.config import Facts, with_overrides
 from embedkit.training.data import Batch, DataConfig, load_images
@@ -20,7 +22,6 @@ from embedkit.training.methods.simsiam import (
     simsiam_loss,
 )
 from embedkit.training.models.backbones import create_backbone
-from embedkit.training.models.heads import mlp
 from embedkit.training.optim import Optimizer
 
 
@@ -177,8 +178,14 @@ def test_it_is_stop_gradient_and_predictor_that_prevent_collapse(missing, monkey
     torch.manual_seed(0)
     d = 32
     # no BatchNorm at the end, which would turn collapse onto a point into collapse onto a line
-    encoder = mlp((20, 64, 64, d))
-    predictor = nn.Identity() if missing == "predictor" else mlp((d, 8, d))
+    hidden = [
+        layer
+        for fan_in in (20, 64)
+        for layer in (nn.Linear(fan_in, 64, bias=False), nn.BatchNorm1d(64), nn.ReLU())
+    ]
+    encoder = nn.Sequential(*hidden, nn.Linear(64, d))
+    predictor = nn.Sequential(nn.Linear(d, 8, bias=False), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, d))
+    predictor = nn.Identity() if missing == "predictor" else predictor
     optimizer = torch.optim.SGD([*encoder.parameters(), *predictor.parameters()], lr=0.3, momentum=0.9)
     x = torch.randn(256, 20)
     for _ in range(200):
@@ -242,3 +249,18 @@ def test_the_predictor_keeps_its_learning_rate(constant, tmp_path):
     assert sum(len(group["params"]) for group in groups) == len(
         list(run.load_run(result.run)[1].parameters())
     )
+
+
+def test_the_layers_of_projector_and_predictor():
+    method = build(projector_layers=3, projection_dim=2048, prediction_dim=512)
+    dim = method.backbone.dim
+    hidden = [("linear", dim, dim, False), ("norm", dim, "weight", "bias"), ("ReLU",)]
+    assert layers_of(method.projector) == [*hidden, *hidden, ("linear", dim, 2048, False), ("norm", 2048)]
+    assert layers_of(method.predictor) == [
+        ("linear", 2048, 512, False),
+        ("norm", 512, "weight", "bias"),
+        ("ReLU",),
+        ("linear", 512, 2048, True),
+    ]
+    with pytest.raises(ConfigError, match="projection_dim.*of 1 or more, found 2, 0 and"):
+        build(projection_dim=0)

@@ -1,14 +1,19 @@
 """Cross-entropy against its definition, ln K at the start, and one batch learned by heart."""
 
+import dataclasses
 import math
 
 import pytest
 
 torch = pytest.importorskip("torch")
+onnx = pytest.importorskip("onnx")
 
+from embedkit import load_encoder
 from embedkit.errors import ConfigError
+from embedkit.training import recipes, run
 from embedkit.training.config import Facts
 from embedkit.training.data import DataConfig, load_images
+from embedkit.training.export.from_run import export_run
 from embedkit.training.methods.supervised import Config, Supervised, smoothed_cross_entropy
 from embedkit.training.models.backbones import create_backbone
 
@@ -70,3 +75,27 @@ def test_the_first_loss_is_ln_k(classes):
 def test_no_labels_are_refused_with_the_next_step():
     with pytest.raises(ConfigError, match="data.label"):
         build(classes=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "dim", "operator"), [("alexnet", 128, "Conv"), ("vgg11", 256, "Conv"), ("gru", 256, "GRU")]
+)
+def test_the_encoders_of_2012_to_2014_from_recipe_to_runtime(name, dim, operator, tmp_path):
+    config = recipes.recipe(f"supervised:{name}")
+    data = dataclasses.replace(config.data, path="synthetic:32")
+    config = dataclasses.replace(config, data=data, steps=2, batch_size=16, threads=1, precision="fp32")
+    run.train(config, out=tmp_path / "run", progress=False)
+    folder = export_run(tmp_path / "run", f"supervised-{name}.synthetic", tmp_path / "zoo", license="CC0-1.0")
+    method = run.load_run(tmp_path / "run")[1]
+    images = run.open_data(config)[0].batch(torch.arange(8)).images
+    found = load_encoder(folder).encode(list(images.movedim(1, 3).squeeze(3).numpy()), normalize=False)
+    with torch.inference_mode():
+        expected = method.encoder()(method.view(images))
+    assert found.shape == (8, dim) and (folder / "model.safetensors").stat().st_size < 5_000_000
+    assert torch.nn.functional.cosine_similarity(torch.from_numpy(found), expected).min() > 0.9995
+    graph = onnx.load(folder / "model.onnx", load_external_data=False).graph
+    assert operator in {node.op_type for node in graph.node}
+    # slices of weights stay nodes: what is folded of them would be a second copy, inside the graph
+    inside = [t for t in graph.initializer if t.data_location != onnx.TensorProto.EXTERNAL]
+    large = [onnx.numpy_helper.to_array(t) for t in inside if math.prod(t.dims) > 4]
+    assert not any(values.any() for values in large)  # biases of zeros, before a BatchNorm

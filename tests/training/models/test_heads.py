@@ -1,74 +1,9 @@
 import pytest
 
 torch = pytest.importorskip("torch")
-from torch import nn
 
 from embedkit.errors import ConfigError
-from embedkit.training.models.heads import ConvDecoder, l2_normalize, mlp
-
-
-def shape(head: nn.Sequential) -> list[tuple]:
-    """Every layer as the papers list them."""
-    layers: list[tuple] = []
-    for layer in head:
-        if isinstance(layer, nn.Linear):
-            layers.append(("linear", layer.in_features, layer.out_features, layer.bias is not None))
-        elif isinstance(layer, nn.BatchNorm1d):
-            learns = [name for name, p in layer.named_parameters() if p.requires_grad]
-            layers.append(("norm", layer.num_features, *learns))
-        else:
-            layers.append((type(layer).__name__,))
-    return layers
-
-
-def test_simclr_projector():
-    head = mlp((256, 2048, 128), last_norm=True, last_affine="scale")
-    assert shape(head) == [
-        ("linear", 256, 2048, False),
-        ("norm", 2048, "weight", "bias"),
-        ("ReLU",),
-        ("linear", 2048, 128, False),
-        ("norm", 128, "weight"),
-    ]
-    z = head(torch.randn(64, 256))
-    torch.testing.assert_close(z.mean(dim=0), torch.zeros(128), atol=1e-5, rtol=0)
-    z.sum().backward()
-    assert head[-1].bias.grad is None and torch.equal(head[-1].bias, torch.zeros(128))
-
-
-def test_simsiam_projector_and_predictor():
-    assert shape(mlp((512, 512, 512, 2048), last_norm=True, last_affine=False)) == [
-        ("linear", 512, 512, False),
-        ("norm", 512, "weight", "bias"),
-        ("ReLU",),
-        ("linear", 512, 512, False),
-        ("norm", 512, "weight", "bias"),
-        ("ReLU",),
-        ("linear", 512, 2048, False),
-        ("norm", 2048),
-    ]
-    assert shape(mlp((2048, 512, 2048))) == [
-        ("linear", 2048, 512, False),
-        ("norm", 512, "weight", "bias"),
-        ("ReLU",),
-        ("linear", 512, 2048, True),
-    ]
-
-
-def test_plain_mlp_has_biases_and_the_activation_asked_for():
-    assert shape(mlp((8, 4, 2), norm=False, activation=nn.GELU)) == [
-        ("linear", 8, 4, True),
-        ("GELU",),
-        ("linear", 4, 2, True),
-    ]
-    assert shape(mlp((8, 4, 2), bias=False))[-1] == ("linear", 4, 2, False)
-    assert shape(mlp((8, 2))) == [("linear", 8, 2, True)]
-
-
-@pytest.mark.parametrize("dims", [(8,), (), (8, 0)])
-def test_mlp_refuses_what_is_no_mlp(dims):
-    with pytest.raises(ConfigError, match="two or more widths"):
-        mlp(dims)
+from embedkit.training.models.heads import ConvDecoder, l2_normalize
 
 
 @pytest.mark.parametrize(("size", "start"), [(28, 7), (32, 4), (64, 4), (24, 6)])

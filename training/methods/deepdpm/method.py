@@ -22,9 +22,8 @@ Differences from the source:
 
 A run is made of rounds of three stages: batches train the autoencoder, batches are encoded, and then each step
 is an epoch of the clusters over all codes, which takes about as long as a batch of images. With `weights` the
-encoder is given and stays, and there is one round of the last two. One device: parameters change shape. Longer
-than 300 lines for these stages, which no other method has; the clusters themselves are the module `clusters`,
-the space that they live in `reduction`.
+encoder is given and stays, and there is one round of the last two. One device: parameters change shape. The
+clusters themselves are the module `clusters`, the space that they live in `reduction`.
 
 Recipes, expected metrics, data, time and commands: `embedkit.training.recipes.deepdpm`.
 """

@@ -13,6 +13,7 @@ from typing import Any
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
+from embedkit.errors import ConfigError
 from embedkit.training.models.backbones.norms import norm_layer
 from embedkit.training.models.backbones.small import small_cfg
 
@@ -108,13 +109,14 @@ class StagedConvNet(_Plain):
 
 
 class MLP(_Plain):
-    """Flattened pixels -> hidden layers with BatchNorm (or none) and ReLU.
+    """Flattened pixels -> hidden layers with BatchNorm (or none) and ReLU (or the logistic).
 
     Args:
         in_chans: Channels of the images.
         img_size: (height, width) of the images.
         hidden: Widths of the layers; the last is D.
         norm: `batch`, `layer` or `none`.
+        activation: `relu`, or `sigmoid` as in the deep networks of 2006.
         num_classes: 0, for timm's sake.
         global_pool: For timm's sake.
     """
@@ -126,16 +128,20 @@ class MLP(_Plain):
         img_size: tuple[int, int] = (28, 28),
         hidden: tuple[int, ...] = (1024, 1024),
         norm: str = "batch",
+        activation: str = "relu",
         num_classes: int = 0,
         global_pool: str = "",
     ) -> None:
         super().__init__()
         norm_layer(norm)
+        activations = {"relu": nn.ReLU, "sigmoid": nn.Sigmoid}
+        if activation not in activations:
+            raise ConfigError(f"mlp: expected an activation relu or sigmoid, found {activation!r}")
         norms = {"batch": nn.BatchNorm1d, "layer": nn.LayerNorm, "group": nn.LayerNorm, "none": nn.Identity}
         dims = (in_chans * math.prod(img_size), *hidden)
         self.layers = nn.Sequential(
             *(
-                nn.Sequential(nn.Linear(fan_in, fan_out), norms[norm](fan_out), nn.ReLU())
+                nn.Sequential(nn.Linear(fan_in, fan_out), norms[norm](fan_out), activations[activation]())
                 for fan_in, fan_out in zip(dims[:-1], dims[1:], strict=True)
             )
         )
