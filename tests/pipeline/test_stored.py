@@ -41,6 +41,7 @@ def target(tmp_path: Path, output: str) -> str:
 
 @pytest.mark.parametrize("output", OUTPUTS)
 def test_rows_of_float16_are_read_as_float32_by_every_reader(folder, tiny, tmp_path, output):
+    pytest.importorskip("faiss", reason="pip install '.[analysis]'")
     name = target(tmp_path, output)
     embedkit.embed(folder, name, encoder=tiny, dtype="float16")
     stored = open_rows(name)
@@ -65,6 +66,7 @@ def test_rows_of_float16_are_read_as_float32_by_every_reader(folder, tiny, tmp_p
 
 
 def test_float16_comes_back_through_arrow_pandas_and_adopt(folder, tiny, tmp_path):
+    pytest.importorskip("pandas", reason="pip install pandas")
     name = tmp_path / "o.parquet"
     embedkit.embed(folder, name, encoder=tiny, dtype="float16")
     found = Embeddings.load(name)
