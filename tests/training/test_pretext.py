@@ -2,6 +2,7 @@
 
 import dataclasses
 import statistics
+from types import SimpleNamespace
 
 import pytest
 
@@ -17,6 +18,7 @@ class Measured:
     """A method whose metric is the mean of the images' first pixels, in units of 255."""
 
     device = torch.device("cpu")
+    facts = SimpleNamespace(num_classes=0)
 
     def eval(self):
         return self
