@@ -58,7 +58,7 @@ def importing(
     """
     with requires("import", "train,cpu"):
         from embedkit.training.importers.checkpoints import import_checkpoint
-        from embedkit.training.importers.request import Request
+        from embedkit.authoring.import_request import Request
         from embedkit.training.importers.timm_models import import_timm
     folder = folder_of(to)
     request = Request(name=name, zoo=folder, license=license, origin=origin, data=trained_on, samples=samples)

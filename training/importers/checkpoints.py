@@ -21,12 +21,12 @@ from torch import Tensor, nn
 
 import embedkit.training.models.backbones  # noqa: F401  registers embedkit's own networks with timm
 from embedkit._io.text import did_you_mean
+from embedkit.authoring.import_request import Imported, Request, decide_license
 from embedkit.errors import ConfigError, SourceError
 from embedkit.model.card import Card
 from embedkit.model.layout import sha256_hex
 from embedkit.model.preprocess import Preprocess
 from embedkit.training.importers.foreign import (
-    Imported,
     fill,
     in_one_line,
     is_plain,
@@ -34,7 +34,6 @@ from embedkit.training.importers.foreign import (
     write_import,
 )
 from embedkit.training.importers.layouts import LAYOUTS, STEMS, Layout
-from embedkit.training.importers.request import Request, decide_license
 
 __all__ = ["import_checkpoint"]
 

@@ -28,6 +28,7 @@ from timm.models import PretrainedCfg
 from torch import nn
 
 from embedkit._io.text import did_you_mean
+from embedkit.authoring.import_request import Imported, Request, decide_license, license_in
 from embedkit.errors import ConfigError, EntryError, SourceError, UnreachableError, ZooError
 from embedkit.hub.download import download, persistent
 from embedkit.hub.hf import HubZoo, Value, ask, hub_module
@@ -37,13 +38,11 @@ from embedkit.model.layout import CARD, CONFIG, WEIGHTS, parse_json, sha256_hex
 from embedkit.model.manifest import FileRecord
 from embedkit.model.preprocess import Preprocess
 from embedkit.training.importers.foreign import (
-    Imported,
     fill,
     in_one_line,
     read_checkpoint,
     write_import,
 )
-from embedkit.training.importers.request import Request, decide_license, license_in
 from embedkit.training.models.backbones import args_from_file
 
 __all__ = ["Source", "build_network", "from_name", "import_timm", "preprocess_of"]

@@ -34,7 +34,7 @@ from embedkit.hub.resolve import find_entry
 from embedkit.training.importers import checkpoints, foreign
 from embedkit.training.importers.checkpoints import import_checkpoint
 from embedkit.training.importers.layouts import LAYOUTS
-from embedkit.training.importers.request import Request, decide_license
+from embedkit.authoring.import_request import Request, decide_license
 from embedkit.training.methods import family_of
 
 # torch.onnx warns of its own deprecations while it traces timm's ViTs.

@@ -33,7 +33,7 @@ from embedkit.errors import ConfigError, EntryError, IntegrityError, SourceError
 from embedkit.images.transform import read_pixels
 from embedkit.training.importers.checkpoints import import_checkpoint
 from embedkit.training.importers.layouts import LAYOUTS
-from embedkit.training.importers.request import Request
+from embedkit.authoring.import_request import Request
 from embedkit.training.importers.timm_models import import_timm, preprocess_of
 
 # torch.onnx warns of its own deprecations while it traces timm's ViTs.
