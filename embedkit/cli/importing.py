@@ -57,8 +57,8 @@ def importing(
         embedkit import hf-hub:timm/vit_small_patch16_224.dino --name dino-vit_s16.in1k
     """
     with requires("import", "train,cpu"):
-        from embedkit.training.importers.checkpoints import import_checkpoint
         from embedkit.authoring.import_request import Request
+        from embedkit.training.importers.checkpoints import import_checkpoint
         from embedkit.training.importers.timm_models import import_timm
     folder = folder_of(to)
     request = Request(name=name, zoo=folder, license=license, origin=origin, data=trained_on, samples=samples)

@@ -185,7 +185,7 @@ Lock = Annotated[
     bool, typer.Option("--lock", help="Pin the entry in embedkit.lock, in place of an older pin.")
 ]
 AcceptLicense = Annotated[
-    bool, typer.Option("--accept-license", help="Pull what may not be used commercially, too.")
+    bool, typer.Option("--accept-license", help="Take what is not under an open license, too.")
 ]
 Private = Annotated[
     bool, typer.Option("--private", help="Make the Hub's repository a private one, when it is made.")

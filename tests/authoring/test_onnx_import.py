@@ -69,7 +69,12 @@ def conv(path, *, batch="n", pool=True, size=SIZE, **more):
     ]
     last = value("pooled", [batch, 5, 1, 1]) if pool else value("features", [batch, 5, size, size])
     return save(
-        path, nodes, [value("images", [batch, 3, size, size])], [last], [floats(WEIGHT, "stem.weight")], **more
+        path,
+        nodes,
+        [value("images", [batch, 3, size, size])],
+        [last],
+        [floats(WEIGHT, "stem.weight")],
+        **more,
     )
 
 
@@ -114,7 +119,9 @@ def test_channels_first_and_a_free_batch(tmp_path):
     np.testing.assert_array_equal(stored["stem.weight"], WEIGHT)
     assert [name for name in stored if name.startswith("stem")] == ["stem.weight"]
     config = EntryConfig.from_json((done.folder / "config.json").read_bytes())
-    assert config.provenance["output"] == "pooled" and config.license == "MIT" and config.architecture == "net"
+    assert (
+        config.provenance["output"] == "pooled" and config.license == "MIT" and config.architecture == "net"
+    )
 
 
 @pytest.mark.parametrize("kind", [TensorProto.FLOAT, TensorProto.UINT8, TensorProto.FLOAT16])
@@ -187,7 +194,10 @@ def classifier(path):
         helper.make_node("Gemm", ["features", "fc.weight"], ["logits"], transB=1),
         helper.make_node("Softmax", ["logits"], ["probabilities"]),
     ]
-    ends = [value("images", ["n", 3, SIZE, SIZE])], [value("logits", ["n", 7]), value("probabilities", ["n", 7])]
+    ends = (
+        [value("images", ["n", 3, SIZE, SIZE])],
+        [value("logits", ["n", 7]), value("probabilities", ["n", 7])],
+    )
     return save(path, nodes, *ends, [floats(RNG.normal(0, 1, (7, 3)), "fc.weight")])
 
 
@@ -204,9 +214,7 @@ def test_a_value_inside_leaves_the_classifier_out(output, tmp_path):
 
 
 def test_weights_beside_the_file(tmp_path):
-    path = conv(
-        tmp_path / "net.onnx", save_as_external_data=True, location="net.data", size_threshold=0
-    )
+    path = conv(tmp_path / "net.onnx", save_as_external_data=True, location="net.data", size_threshold=0)
     assert (tmp_path / "net.data").is_file()
     done = import_onnx(path, request(tmp_path))
     assert_same(done, genuine(path, normalized(pixels_of(done))))
@@ -234,6 +242,7 @@ def test_a_vision_transformer_exported_by_torch(free, tmp_path):
     """With a fixed batch its class token is a constant that torch concatenates."""
     torch = pytest.importorskip("torch")
     pytest.importorskip("timm")
+    import embedkit.training.models.backbones  # noqa: F401  registers the network
     from importing import random_network
 
     network = random_network("embedkit_vit_t4", in_chans=3, img_size=32, global_pool="token", fc_norm=False)
@@ -241,7 +250,12 @@ def test_a_vision_transformer_exported_by_torch(free, tmp_path):
     path = tmp_path / "vit.onnx"
     shapes = {"x": {0: torch.export.Dim("batch")}} if free else None
     torch.onnx.export(
-        network, (torch.zeros(2 if free else 1, 3, 32, 32),), path, dynamo=True, dynamic_shapes=shapes, verbose=False
+        network,
+        (torch.zeros(2 if free else 1, 3, 32, 32),),
+        path,
+        dynamo=True,
+        dynamic_shapes=shapes,
+        verbose=False,
     )
     done = import_onnx(path, request(tmp_path, contract=contract(image_size=None)))
     assert_same(done, genuine(str(path), normalized(pixels_of(done))))
@@ -264,7 +278,9 @@ def test_without_torch_from_the_command_line(tmp_path):
         f"import {path} --name own-net.photos --license MIT --mean 0.5,0.25,0.125 --std 0.25,0.5,1 --resize squash "
         f"--to {tmp_path / 'zoo'}"
     )
-    ran = subprocess.run([sys.executable, "-c", code, *words.split()], capture_output=True, text=True, cwd=tmp_path)
+    ran = subprocess.run(
+        [sys.executable, "-c", code, *words.split()], capture_output=True, text=True, cwd=tmp_path
+    )
     assert ran.returncode == 0, ran.stderr
     folder = tmp_path / "zoo" / "own-net.photos"
     assert ran.stdout == f"{folder}\n" and "output pooled" in ran.stderr
@@ -285,19 +301,25 @@ def refused(path, folder, error=EntryError, **more):
 def test_operators_of_others_control_flow_and_sequences(tmp_path):
     ends = [value("x", ["n", 3, SIZE, SIZE])], [value("y", ["n", 3, SIZE, SIZE])]
     path = tmp_path / "net.onnx"
-    save(path, [helper.make_node("Mish2", ["x"], ["y"], domain="org.example")], *ends, domains=["org.example"])
+    save(
+        path, [helper.make_node("Mish2", ["x"], ["y"], domain="org.example")], *ends, domains=["org.example"]
+    )
     assert "operators of 'org.example', which are not built into ONNX Runtime" in refused(path, tmp_path)
     body = helper.make_graph([helper.make_node("Relu", ["x"], ["z"])], "b", [], [value("z", None)])
     node = helper.make_node("If", ["yes"], ["y"], then_branch=body, else_branch=body)
     yes = numpy_helper.from_array(np.array(True), "yes")
     save(path, [node], *ends, [yes])
     assert "'If' holds a graph, and control flow" in refused(path, tmp_path)
-    engine = helper.make_node("EPContext", ["x"], ["y"], domain="com.microsoft", ep_cache_context="/etc/passwd")
+    engine = helper.make_node(
+        "EPContext", ["x"], ["y"], domain="com.microsoft", ep_cache_context="/etc/passwd"
+    )
     save(path, [engine], *ends, domains=["com.microsoft"])
     assert "'EPContext'" in refused(path, tmp_path)
 
 
-@pytest.mark.parametrize("location", ["../net.data", "/etc/passwd", "sub/net.data", "..\\net.data", "c:net.data"])
+@pytest.mark.parametrize(
+    "location", ["../net.data", "/etc/passwd", "sub/net.data", "..\\net.data", "c:net.data"]
+)
 def test_weights_elsewhere(location, tmp_path):
     (tmp_path / "in").mkdir()
     path = conv(tmp_path / "in" / "net.onnx")

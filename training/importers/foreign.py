@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from embedkit.authoring.golden import sample_pixels
 from embedkit.authoring.import_request import Imported, License, Request
 from embedkit.errors import EntryError
-from embedkit.hub.limits import is_non_commercial
+from embedkit.hub.licenses import restriction
 from embedkit.model.card import Card
 from embedkit.model.config import EntryConfig
 from embedkit.model.preprocess import Preprocess
@@ -195,8 +195,8 @@ def write_import(
             f"{architecture} does not give one vector an image; embedkit stores such networks only"
         )
     limits = []
-    if is_non_commercial(license.name):
-        limits.append(f"The weights are under {license.name}, which forbids commercial use.")
+    if what := restriction(license.name):
+        limits.append(f"The weights are under {license.name}, which {what}.")
     if license.published is not None:
         limits.append(
             f"The weights published in this layout are under {license.published}; according to the "

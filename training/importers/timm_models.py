@@ -32,7 +32,8 @@ from embedkit.authoring.import_request import Imported, Request, decide_license,
 from embedkit.errors import ConfigError, EntryError, SourceError, UnreachableError, ZooError
 from embedkit.hub.download import download, persistent
 from embedkit.hub.hf import HubZoo, Value, ask, hub_module
-from embedkit.hub.limits import CONFIG_LIMIT, MOST_BYTES, is_non_commercial
+from embedkit.hub.licenses import is_open
+from embedkit.hub.limits import CONFIG_LIMIT, MOST_BYTES
 from embedkit.model.card import Card
 from embedkit.model.layout import CARD, CONFIG, WEIGHTS, parse_json, sha256_hex
 from embedkit.model.manifest import FileRecord
@@ -105,7 +106,7 @@ def import_timm(source: str, request: Request, *, token: str | None = None) -> I
     else:
         found = from_name(source)
     # Where two are stated (the MAE of one card and of its source), the stricter one counts.
-    strict = [license for license in found.licenses if is_non_commercial(license)]
+    strict = [license for license in found.licenses if not is_open(license)]
     known = next(iter([*strict, *found.licenses]), None)
     license = decide_license(request, known, stated=True, where=found.where)
     network = build_network(found)

@@ -27,6 +27,7 @@ from importing import (
 from safetensors.torch import save, save_file
 
 from embedkit import load_encoder
+from embedkit.authoring.import_request import Request, decide_license
 from embedkit.errors import ConfigError, EntryError, SourceError
 from embedkit.hub.access import Access
 from embedkit.hub.publish.publish import refresh
@@ -34,7 +35,6 @@ from embedkit.hub.resolve import find_entry
 from embedkit.training.importers import checkpoints, foreign
 from embedkit.training.importers.checkpoints import import_checkpoint
 from embedkit.training.importers.layouts import LAYOUTS
-from embedkit.authoring.import_request import Request, decide_license
 from embedkit.training.methods import family_of
 
 # torch.onnx warns of its own deprecations while it traces timm's ViTs.

@@ -29,11 +29,11 @@ from safetensors.torch import load_file, save_file
 
 from embedkit import load_encoder
 from embedkit.authoring.golden import synthetic_images
+from embedkit.authoring.import_request import Request
 from embedkit.errors import ConfigError, EntryError, IntegrityError, SourceError, ZooError
 from embedkit.images.transform import read_pixels
 from embedkit.training.importers.checkpoints import import_checkpoint
 from embedkit.training.importers.layouts import LAYOUTS
-from embedkit.authoring.import_request import Request
 from embedkit.training.importers.timm_models import import_timm, preprocess_of
 
 # torch.onnx warns of its own deprecations while it traces timm's ViTs.
