@@ -11,7 +11,7 @@ from embedkit.authoring.contract import Contract
 from embedkit.errors import ConfigError
 from embedkit.model.layout import ENTRY_NAME
 
-__all__ = ["Imported", "License", "Request", "decide_license", "license_in"]
+__all__ = ["Imported", "License", "Request", "decide_license", "is_onnx", "license_in"]
 
 #: One line of an SPDX expression, or of the name that a hub has for a license.
 _LICENSE = re.compile(r"[A-Za-z0-9.+() -]{1,100}")
@@ -170,3 +170,16 @@ def decide_license(request: Request, published: str | None, *, stated: bool, whe
             "with --origin where other weights come from"
         )
     return License(name=given, stated_by="the person who imported them", published=published)
+
+
+def is_onnx(path: str | os.PathLike[str]) -> bool:
+    """Whether a file is an ONNX model: by its suffix, or by how protobuf begins such a model."""
+    if os.fspath(path).lower().endswith(".onnx"):
+        return True
+    try:
+        with open(path, "rb") as file:
+            start = file.read(9)
+    except OSError:
+        return False
+    # The field `ir_version`, a small number, comes first; the header of a safetensors file begins with a brace.
+    return len(start) == 9 and start[0] == 8 and 1 <= start[1] <= 32 and start[8:9] != b"{"

@@ -193,9 +193,9 @@ Private = Annotated[
 
 # --- facts of an entry, which is written or looked for --------------------------------------------------------
 
-NewEntry = Annotated[
-    str, typer.Option("--name", help="The new entry, <method>-<arch>.<data>, such as simclr-r10.fmnist.")
-]
+_new_entry = typer.Option("--name", help="The new entry, <method>-<arch>.<data>, such as simclr-r10.fmnist.")
+NewEntry = Annotated[str, _new_entry]
+OptionalNewEntry = Annotated[str | None, _new_entry]
 License = Annotated[
     str | None, typer.Option("--license", help="The license of the weights, an SPDX identifier.")
 ]

@@ -16,9 +16,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from embedkit.authoring.contract import Contract
 from embedkit.authoring.golden import synthetic_images
-from embedkit.authoring.import_request import Request
+from embedkit.authoring.import_request import Request, is_onnx
 from embedkit.authoring.onnx_export import export_onnx
-from embedkit.authoring.onnx_import import import_onnx, is_onnx
+from embedkit.authoring.onnx_import import import_onnx
 from embedkit.encoder import load_encoder
 from embedkit.errors import ConfigError, EntryError, ParityError, SourceError
 from embedkit.images.transform import read_pixels
@@ -204,7 +204,7 @@ def classifier(path):
 @pytest.mark.parametrize("output", ["features", "gap"])
 def test_a_value_inside_leaves_the_classifier_out(output, tmp_path):
     path = classifier(tmp_path / "net.onnx")
-    with pytest.raises(ConfigError, match="give --output, one of logits 7, probabilities 7"):
+    with pytest.raises(ConfigError, match="give --node, one of logits 7, probabilities 7"):
         import_onnx(path, request(tmp_path))
     with pytest.raises(ConfigError, match="neither a value nor a node of the graph; did you mean 'features'"):
         import_onnx(path, request(tmp_path), output="featuers")
@@ -242,8 +242,9 @@ def test_a_vision_transformer_exported_by_torch(free, tmp_path):
     """With a fixed batch its class token is a constant that torch concatenates."""
     torch = pytest.importorskip("torch")
     pytest.importorskip("timm")
-    import embedkit.training.models.backbones  # noqa: F401  registers the network
     from importing import random_network
+
+    import embedkit.training.models.backbones  # noqa: F401  registers the network
 
     network = random_network("embedkit_vit_t4", in_chans=3, img_size=32, global_pool="token", fc_norm=False)
     network.pos_embed.data.normal_(0, 0.5)

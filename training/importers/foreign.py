@@ -162,6 +162,7 @@ def write_import(
     card: Card,
     recognized: str,
     in_timm: bool = True,
+    notes: tuple[str, ...] = (),
 ) -> Imported:
     """Write the entry, with all gates of `write_entry`, and the zoo's index.
 
@@ -176,6 +177,7 @@ def write_import(
         card: Words of the card; limits about the license are added.
         recognized: For `Imported`.
         in_timm: Whether timm can build the network.
+        notes: For `Imported`; the license is added where it is not open.
 
     Raises:
         EntryError: The network takes no such images, gives no vector, or cannot be stored as a graph over its
@@ -239,6 +241,7 @@ def write_import(
         license=license.name,
         recognized=recognized,
         presumed=license.presumed,
+        notes=(*notes, *limits),
     )
 
 
