@@ -30,6 +30,7 @@ from torch import nn
 from embedkit._io.text import did_you_mean
 from embedkit.authoring.import_request import Imported, License, Request, decide_license, license_in
 from embedkit.errors import ConfigError, EntryError, SourceError, UnreachableError, ZooError
+from embedkit.hub.access import is_offline
 from embedkit.hub.download import download, persistent
 from embedkit.hub.hf import HubZoo, Value, ask, hub_module
 from embedkit.hub.licenses import is_open, restriction
@@ -272,6 +273,7 @@ def _from_hub(address: str, token: str | None, admit: Admit) -> Source:
         raise ConfigError(f"{HUB}{address}: expected {HUB}org/name or {HUB}org/name@revision")
     organization, name, revision = match.groups()
     where = f"{HUB}{organization}/{name}"
+    _refuse_offline(where)
     place = HubZoo(organization, token)
     commit = place.commit(name, revision or "main")
     if commit is None:
@@ -417,6 +419,7 @@ def _check_reachable(repository: str | None, where: str) -> None:
     """
     if not repository or _cached(repository):
         return
+    _refuse_offline(where)
     organization, _, name = repository.partition("/")
     try:
         HubZoo(organization).storage(name).read(CONFIG, CONFIG_LIMIT)
@@ -426,6 +429,14 @@ def _check_reachable(repository: str | None, where: str) -> None:
         ) from None
     except (FileNotFoundError, ZooError):
         pass  # an answer; what it means is for timm's client
+
+
+def _refuse_offline(where: str) -> None:
+    if is_offline():
+        raise UnreachableError(
+            f"{where}: its weights are not here, and HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE forbids a connection; unset "
+            f"it, or give a folder that you have as {FOLDER}PATH"
+        )
 
 
 def _cached(repository: str | None) -> dict[str, str]:
