@@ -434,8 +434,8 @@ def _check_reachable(repository: str | None, where: str) -> None:
 def _refuse_offline(where: str) -> None:
     if is_offline():
         raise UnreachableError(
-            f"{where}: its weights are not here, and HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE forbids a connection; unset "
-            f"it, or give a folder that you have as {FOLDER}PATH"
+            f"{where}: its weights are not here, and HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE forbids a connection; "
+            f"unset it, or give a folder that you have as {FOLDER}PATH"
         )
 
 

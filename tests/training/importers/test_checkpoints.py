@@ -632,6 +632,7 @@ def test_the_command_and_a_non_commercial_license(run, resnet, tmp_path, monkeyp
         0,
         f"{Path('zoo') / 'simsiam-tiny.noise'}\n",
         f"embedkit: layout simsiam, network embedkit_r10, license {NON_COMMERCIAL}\n"
+        f"embedkit: The weights are under {NON_COMMERCIAL}, which forbids commercial use.\n"
         f"embedkit: {NON_COMMERCIAL} is the license of the published weights of this layout; for weights of your "
         "own, say otherwise with --license and --origin\n",
     )

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -27,24 +28,23 @@ from embedkit.model.preprocess import Preprocess
 from embedkit.training.importers.checkpoints import import_checkpoint
 from embedkit.training.importers.shaping import pool_args, set_image_size, traps
 from embedkit.training.importers.timm_models import import_timm
-from embedkit.training.models.backbones import embedkit_vit_t4  # noqa: F401  registers it
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:torch.*")
 
-VIT = "embedkit_vit_t4"
-SMALL = Contract(image_size=32, mean=(0.5,), std=(0.25,), resize="squash")
+#: timm's own for tests: 160 pixels, patches of 16, a class token, D = 64.
+VIT = "test_vit"
+SQUASH = Contract(mean=(0.5,), std=(0.25,), resize="squash")
 
 
 @pytest.fixture(scope="module")
 def vit():
-    """A class token before 64 patches of 4 pixels."""
-    network = random_network(VIT, in_chans=3, img_size=32, global_pool="token", fc_norm=False)
+    network = random_network(VIT)
     network.pos_embed.data.normal_(0, 0.5)
     return network
 
 
 def request(folder, **more):
-    facts = {"name": "own-vit.noise", "license": "MIT", "contract": SMALL}
+    facts = {"name": "own-vit.noise", "license": "MIT", "contract": SQUASH}
     return Request(zoo=folder / "zoo", **{**facts, **more})
 
 
@@ -83,7 +83,7 @@ def test_where_training_scripts_put_their_state_dict(place, prefix, resnet, tmp_
     network, more = kept[0]
     for key, value in resnet.state_dict().items():
         torch.testing.assert_close(network.state_dict()[key], value)
-    assert more["preprocess"].size == (32, 32) and more["preprocess"].resize == "squash"
+    assert more["preprocess"].size == (224, 224) and more["preprocess"].resize == "squash"
     assert more["license"].name == "MIT" and more["provenance"]["removed"] == ["fc.bias", "fc.weight"]
 
 
@@ -95,7 +95,7 @@ def test_the_mean_of_the_patches_in_place_of_the_class_token(vit, tmp_path):
     config = read_config(done.folder)
     with torch.inference_mode():
         tokens = vit.forward_features(inputs(config.preprocess))
-    assert tokens.shape[1] == 65
+    assert tokens.shape == (8, 101, 64)
     assert_rows(done, tokens[:, 1:].mean(1))
     assert config.timm["model_args"]["global_pool"] == "avg" and config.timm["model_args"]["fc_norm"] is False
     other = import_checkpoint(path, request(tmp_path, pool="cls", name="own-cls.noise"), **arguments)
@@ -107,26 +107,25 @@ def test_position_embeddings_are_resampled_for_another_size(vit, tmp_path):
     folder.mkdir()
     from safetensors.torch import save_file
 
-    arguments = {"img_size": [32, 32], "global_pool": "token", "fc_norm": False}
     cfg = {
-        "input_size": [3, 32, 32],
+        "input_size": [3, 160, 160],
         "crop_pct": 1.0,
         "num_classes": 0,
         "license": "mit",
         "classifier": "head",
     }
-    config = {"architecture": VIT, "model_args": arguments, "pretrained_cfg": cfg}
+    config = {"architecture": VIT, "pretrained_cfg": cfg}
     (folder / "config.json").write_text(json.dumps(config))
     save_file(vit.state_dict(), folder / "model.safetensors")
     done = import_timm(
-        f"local-dir:{folder}", request(tmp_path, license=None, contract=Contract(image_size=48))
+        f"local-dir:{folder}", request(tmp_path, license=None, contract=Contract(image_size=96))
     )
-    assert "position embeddings of 32x32 pixels were resampled for 48x48" in done.notes
+    assert "position embeddings of 160x160 pixels were resampled for 96x96" in done.notes
     found = read_config(done.folder)
-    assert found.preprocess.size == (48, 48) and found.timm["model_args"]["img_size"] == [48, 48]
-    twin = random_network(VIT, in_chans=3, img_size=48, global_pool="token", fc_norm=False)
+    assert found.preprocess.size == (96, 96) and found.timm["model_args"]["img_size"] == [96, 96]
+    twin = random_network(VIT, img_size=96)
     state = vit.state_dict()
-    state["pos_embed"] = resample_abs_pos_embed(state["pos_embed"], [12, 12], [8, 8])
+    state["pos_embed"] = resample_abs_pos_embed(state["pos_embed"], [6, 6], [10, 10])
     twin.load_state_dict(state, strict=True)
     with torch.inference_mode():
         assert_rows(done, twin(inputs(found.preprocess)))
@@ -142,7 +141,7 @@ def test_what_does_not_fit_is_refused(vit, resnet, tmp_path):
 
     refuse("give --architecture, timm's name of the network", architecture=None)
     refuse("no license is known", license=None)
-    refuse("expected a multiple of the patch, 4 pixels", contract=Contract(image_size=33))
+    refuse("expected a multiple of the patch, 16 pixels", contract=Contract(image_size=33))
     refuse("expected mean or cls for a network of timm", pool="none")
     refuse("--layout 'tim': expected timm, or one of simsiam", layout="tim")
     refuse("--resize 'fit': expected shortest, longest, squash", contract=Contract(resize="fit"))
@@ -177,6 +176,15 @@ def test_a_name_of_timm_s_under_a_closed_license(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # nothing may be asked for
     with pytest.raises(ConfigError, match="under dinov3-license, which has custom terms"):
         import_timm("vit_small_patch16_dinov3.lvd1689m", request(tmp_path, license=None))
+
+
+def test_no_network_is_said_in_seconds(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    began = time.monotonic()
+    with pytest.raises(UnreachableError, match="127.0.0.1:9|no answer"):
+        import_timm("hf-hub:team/tiny", request(tmp_path, license=None))
+    # Three pauses of 1.75 seconds in all; the client of the Hub would try for minutes.
+    assert time.monotonic() - began < 30
 
 
 def test_offline_is_said_at_once(tmp_path, monkeypatch):
