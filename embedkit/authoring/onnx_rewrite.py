@@ -51,8 +51,9 @@ def keep_output(graph: onnx.GraphProto, name: str) -> None:
 def free_batch(model: onnx.ModelProto, batch: int) -> None:
     """Let a graph that was traced with a fixed batch take any.
 
-    The batch stands in constant shapes of Reshape, where 0 copies the input's axis, and in constants that are
-    concatenated to images, such as a class token, which are repeated. Whether this was right is for the parity test.
+    The batch stands in the first axis of constant shapes of Reshape, alone or times the heads or windows, and in
+    constants that are concatenated to images, such as a class token, which are repeated. Whether this was right is for
+    the parity test.
 
     Args:
         model: Changed in place; of opset 15 or later, since it asks for one axis of a shape.
@@ -68,10 +69,10 @@ def free_batch(model: onnx.ModelProto, batch: int) -> None:
     for node in graph.node:
         if node.op_type == "Reshape" and node.input[1] in constants:
             shape = numpy_helper.to_array(constants[node.input[1]])
-            if shape.ndim == 1 and len(shape) and shape[0] == batch and node.input[0] not in constants:
-                free = _fresh(f"{node.output[0]}.shape", names)
-                graph.initializer.append(numpy_helper.from_array(np.array([0, *shape[1:]], np.int64), free))
-                node.input[1] = free
+            if (free := _free_shape(shape.tolist(), batch)) and node.input[0] not in constants:
+                name = _fresh(f"{node.output[0]}.shape", names)
+                graph.initializer.append(numpy_helper.from_array(np.array(free, np.int64), name))
+                node.input[1] = name
         if node.op_type == "Concat" and any(one.name == "axis" and one.i != 0 for one in node.attribute):
             given = [name for name in node.input if name not in constants]
             for index, name in enumerate(node.input):
@@ -83,6 +84,15 @@ def free_batch(model: onnx.ModelProto, batch: int) -> None:
     dimension = graph.input[0].type.tensor_type.shape.dim[0]
     dimension.Clear()
     dimension.dim_param = "batch"
+
+
+def _free_shape(shape: list[int], batch: int) -> list[int]:
+    """A constant shape of Reshape whose first axis follows from the batch; empty where it does not."""
+    if not shape or shape[0] <= 0 or shape[0] % batch:
+        return []
+    if -1 not in shape:
+        return [-1, *shape[1:]]
+    return [0, *shape[1:]] if shape[0] == batch else []  # 0 copies the axis of the input
 
 
 def _repeated(

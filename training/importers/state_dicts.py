@@ -56,14 +56,13 @@ def import_state_dict(
         raise ConfigError(f"{where}: give --architecture, timm's name of the network, such as convnext_tiny")
     license = decide_license(request, None, stated=False, where=where)
     place, state = _state_of(checkpoint, where)
-    channels = {"in_chans": 1} if request.contract.color in ("gray", "lab_l") else {}
     with torch.device("meta"):  # shapes alone
-        plain = create(architecture, channels)
+        plain = create(architecture, {})
+    channels = _trained_channels(plain, state)
     cfg = dict(getattr(plain, "pretrained_cfg", {}))
     arguments = {**channels, **_trained_size(plain, architecture, channels, state, request)}
-    base = preprocess_of(
-        {**cfg, "input_size": _input_size(cfg, arguments), **_one_channel(cfg, channels)}, architecture
-    )
+    size = _input_size(cfg, arguments)
+    base = preprocess_of({**cfg, "input_size": size, **_normalization(cfg, size[0])}, architecture)
     network, model_args, preprocess, dropped, notes = shaped(
         request,
         lambda more: create(architecture, {**arguments, **more}),
@@ -144,6 +143,15 @@ def _unwrapped(state: Mapping[str, Any]) -> Iterator[str]:
         names = [name.removeprefix(wrapper) for name in names]
 
 
+def _trained_channels(plain: nn.Module, state: Mapping[str, Any]) -> dict[str, Any]:
+    """`in_chans`, where the first convolution takes another number of channels than the architecture's own."""
+    name, own = next(((key, one) for key, one in plain.state_dict().items() if one.ndim == 4), ("", None))
+    given = state.get(name)
+    if own is None or not is_plain(given) or given.ndim != 4 or given.shape[1] == own.shape[1]:
+        return {}
+    return {"in_chans": int(given.shape[1])}
+
+
 def _trained_size(
     plain: nn.Module,
     architecture: str,
@@ -167,8 +175,10 @@ def _input_size(cfg: Mapping[str, Any], arguments: Mapping[str, Any]) -> list[in
     return [arguments.get("in_chans", channels), *arguments.get("img_size", sides)]
 
 
-def _one_channel(cfg: Mapping[str, Any], channels: Mapping[str, Any]) -> dict[str, Any]:
-    """Mean and std of one channel: the means of the three."""
-    if not channels:
-        return {}
-    return {key: [sum(cfg.get(key, (0.5,))) / len(cfg.get(key, (0.5,)))] for key in ("mean", "std")}
+def _normalization(cfg: Mapping[str, Any], channels: int) -> dict[str, Any]:
+    """Mean and std for as many channels: where the number differs, the mean over those that are stated."""
+    stated = {key: list(cfg.get(key) or (0.5,)) for key in ("mean", "std")}
+    return {
+        key: values if len(values) == channels else [sum(values) / len(values)] * channels
+        for key, values in stated.items()
+    }

@@ -109,6 +109,7 @@ def test_position_embeddings_are_resampled_for_another_size(vit, tmp_path):
 
     cfg = {
         "input_size": [3, 160, 160],
+        "fixed_input_size": True,
         "crop_pct": 1.0,
         "num_classes": 0,
         "license": "mit",
@@ -159,7 +160,7 @@ def test_what_does_not_fit_is_refused(vit, resnet, tmp_path):
     ("license", "what"), [("cc-by-nc-4.0", "forbids commercial use"), ("dinov3-license", "has custom terms")]
 )
 def test_weights_under_a_closed_license_are_asked_for_first(license, what, hub, resnet, tmp_path, kept):
-    from test_timm_models import put, timm_folder
+    from tests.training.importers.test_timm_models import put, timm_folder
 
     put(hub, "team/tiny", timm_folder(tmp_path / "there", resnet, cfg={"license": license}))
     ask = {"license": None, "contract": Contract(), "name": "supervised-tiny.noise"}
