@@ -56,7 +56,7 @@ def free_batch(model: onnx.ModelProto, batch: int) -> None:
     the parity test.
 
     Args:
-        model: Changed in place; of opset 15 or later, since it asks for one axis of a shape.
+        model: Changed in place.
         batch: The fixed batch.
     """
     graph = model.graph
@@ -78,7 +78,7 @@ def free_batch(model: onnx.ModelProto, batch: int) -> None:
             for index, name in enumerate(node.input):
                 dims = list(constants[name].dims) if name in constants else []
                 if given and len(dims) > 1 and dims[0] == batch:
-                    nodes += _repeated(graph, node, index, given[0], names)
+                    nodes += _repeated(graph, node, index, dims[1:], given[0], names)
         nodes.append(node)
     _replace(graph.node, nodes)
     dimension = graph.input[0].type.tensor_type.shape.dim[0]
@@ -96,19 +96,19 @@ def _free_shape(shape: list[int], batch: int) -> list[int]:
 
 
 def _repeated(
-    graph: onnx.GraphProto, node: onnx.NodeProto, index: int, beside: str, names: set[str]
+    graph: onnx.GraphProto, node: onnx.NodeProto, index: int, sides: list[int], beside: str, names: set[str]
 ) -> Iterator[onnx.NodeProto]:
-    """Nodes that repeat the first image of a constant for every image of the value `beside` it."""
+    """Nodes that repeat the first image of a constant, of these sides, for every image of the value `beside` it."""
     base = f"{node.output[0]}.{index}"
-    count, rest, sides, first, one, given = (
-        _fresh(f"{base}.{part}", names) for part in ("count", "rest", "sides", "first", "one", "given")
-    )
-    graph.initializer.append(numpy_helper.from_array(np.array([0], np.int64), one))
-    yield helper.make_node("Gather", [node.input[index], one], [first], axis=0)
-    yield helper.make_node("Shape", [beside], [count], start=0, end=1)
-    yield helper.make_node("Shape", [first], [rest], start=1)
-    yield helper.make_node("Concat", [count, rest], [sides], axis=0)
-    yield helper.make_node("Expand", [first, sides], [given])
+    parts = ("shape", "count", "rest", "sides", "first", "zero", "given")
+    shape, count, rest, target, first, zero, given = (_fresh(f"{base}.{part}", names) for part in parts)
+    graph.initializer.append(numpy_helper.from_array(np.array([0], np.int64), zero))
+    graph.initializer.append(numpy_helper.from_array(np.array(sides, np.int64), rest))
+    yield helper.make_node("Gather", [node.input[index], zero], [first], axis=0)
+    yield helper.make_node("Shape", [beside], [shape])
+    yield helper.make_node("Gather", [shape, zero], [count], axis=0)
+    yield helper.make_node("Concat", [count, rest], [target], axis=0)
+    yield helper.make_node("Expand", [first, target], [given])
     node.input[index] = given
 
 

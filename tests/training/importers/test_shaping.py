@@ -83,7 +83,7 @@ def test_where_training_scripts_put_their_state_dict(place, prefix, resnet, tmp_
     network, more = kept[0]
     for key, value in resnet.state_dict().items():
         torch.testing.assert_close(network.state_dict()[key], value)
-    assert more["preprocess"].size == (224, 224) and more["preprocess"].resize == "squash"
+    assert more["preprocess"].size == (28, 28) and more["preprocess"].resize == "squash"
     assert more["license"].name == "MIT" and more["provenance"]["removed"] == ["fc.bias", "fc.weight"]
 
 
