@@ -17,6 +17,7 @@ from embedkit.cli.options import (
     License,
     OptionalNewEntry,
     Quiet,
+    ShowList,
     To,
     Token,
     TrainedOn,
@@ -43,9 +44,7 @@ def importing(
         ),
     ] = None,
     name: OptionalNewEntry = None,
-    show_list: Annotated[
-        bool, typer.Option("--list", help="Print encoders that are worth importing, and import nothing.")
-    ] = False,
+    list_: ShowList = False,
     layout: Annotated[
         str | None,
         typer.Option(
@@ -103,14 +102,14 @@ def importing(
 
     Every tensor of the encoder must be present and fit; heads are left out. No code of a pickle is run, and an ONNX
     file needs no torch. What is not given is taken from the weights: layout, architecture, preprocessing, license. The
-    license of weights of your own is --license. --to is a folder.
+    license of weights of your own is --license. --list shows encoders that are worth importing. --to is a folder.
 
     Examples:
         embedkit import --list
         embedkit import encoder.onnx --name own-net.photos --license MIT --mean 0 --std 1
         embedkit import hf-hub:timm/vit_small_patch16_224.dino --name dino-vit_s16.in1k
     """
-    if show_list:
+    if list_:
         _print_list(as_json)
         return
     if source is None or name is None:

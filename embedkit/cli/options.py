@@ -209,6 +209,7 @@ TrainedOn = Annotated[
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:<index>.")]
 Threads = Annotated[str, typer.Option("--threads", help="Cores to keep busy, or auto.")]
 BatchSize = Annotated[int | None, typer.Option("--batch-size", min=1, help="Images in one batch.")]
+ShowList = Annotated[bool, typer.Option("--list", help="Print what there is to choose from, and do no more.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Quiet = Annotated[
     bool, typer.Option("--quiet", "-q", callback=_silence, help="No notes and no progress; errors stay.")
