@@ -32,7 +32,7 @@ DEFAULT_ENTRY = "supervised-efficientnet_lite0.in1k"
 SLOW = frozenset(
     """
     test_examples.py test_install_hints.py test_wheel.py
-    training zoo test_logging.py authoring/test_onnx_export.py cli/test_progress.py
+    training zoo test_logging.py authoring/test_onnx_export.py authoring/test_onnx_import.py cli/test_progress.py
     _io/test_json.py _io/test_columns.py analysis/clustering/test_dpmm.py
     analysis/matching/test_calibration.py analysis/test_hostile_files.py analysis/test_vectors.py
     attacks cli/test_cli.py cli/test_completion.py cli/test_help.py cli/test_outputs.py embeddings/test_formats.py

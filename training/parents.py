@@ -13,7 +13,7 @@ import safetensors.torch
 from torch import Tensor
 
 from embedkit.errors import ConfigError, EntryError
-from embedkit.hub.limits import is_non_commercial
+from embedkit.hub.licenses import is_open
 from embedkit.hub.resolve import find_entry, is_path
 from embedkit.hub.verified import VerifiedEntry
 from embedkit.model.layout import MANIFEST, WEIGHTS, sha256_hex
@@ -109,7 +109,7 @@ def _of_timm(name: str) -> Parent:
     found = from_name(name)
     pool: Any = getattr(build_network(found), "global_pool", "")
     pool = pool if isinstance(pool, str) else getattr(pool, "pool_type", "")
-    strict = [license for license in found.licenses if is_non_commercial(license)]
+    strict = [license for license in found.licenses if not is_open(license)]
     known = next(iter([*strict, *found.licenses]), None)
     facts = {key: found.provenance.get(key) for key in ("weights", "commit", "sha256")}
     return Parent(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from embedkit.cli.output import tell
-from embedkit.hub.cache import Arrival, commercial_only
+from embedkit.hub.cache import Arrival, open_only
 from embedkit.hub.progress import DownloadBar
 
 
@@ -14,7 +14,7 @@ class Download(DownloadBar):
         """Prepare.
 
         Args:
-            accept_license: Let entries pass that may not be used commercially.
+            accept_license: Let entries pass that are not under an open license.
         """
         super().__init__()
         self._accept = accept_license
@@ -24,4 +24,4 @@ class Download(DownloadBar):
         what = f"{arrival.name} from {arrival.zoo}: {arrival.bytes / 1e6:.1f} MB, license {arrival.license}"
         tell(what)
         if not self._accept:
-            commercial_only(arrival)
+            open_only(arrival)

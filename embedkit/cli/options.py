@@ -185,7 +185,7 @@ Lock = Annotated[
     bool, typer.Option("--lock", help="Pin the entry in embedkit.lock, in place of an older pin.")
 ]
 AcceptLicense = Annotated[
-    bool, typer.Option("--accept-license", help="Pull what may not be used commercially, too.")
+    bool, typer.Option("--accept-license", help="Take what is not under an open license, too.")
 ]
 Private = Annotated[
     bool, typer.Option("--private", help="Make the Hub's repository a private one, when it is made.")
@@ -193,9 +193,9 @@ Private = Annotated[
 
 # --- facts of an entry, which is written or looked for --------------------------------------------------------
 
-NewEntry = Annotated[
-    str, typer.Option("--name", help="The new entry, <method>-<arch>.<data>, such as simclr-r10.fmnist.")
-]
+_new_entry = typer.Option("--name", help="The new entry, <method>-<arch>.<data>, such as simclr-r10.fmnist.")
+NewEntry = Annotated[str, _new_entry]
+OptionalNewEntry = Annotated[str | None, _new_entry]
 License = Annotated[
     str | None, typer.Option("--license", help="The license of the weights, an SPDX identifier.")
 ]
@@ -209,6 +209,7 @@ TrainedOn = Annotated[
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:<index>.")]
 Threads = Annotated[str, typer.Option("--threads", help="Cores to keep busy, or auto.")]
 BatchSize = Annotated[int | None, typer.Option("--batch-size", min=1, help="Images in one batch.")]
+ShowList = Annotated[bool, typer.Option("--list", help="Print what there is to choose from, and do no more.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Quiet = Annotated[
     bool, typer.Option("--quiet", "-q", callback=_silence, help="No notes and no progress; errors stay.")

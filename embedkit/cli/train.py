@@ -11,7 +11,7 @@ import typer
 
 from embedkit._io.optional import requires
 from embedkit._io.outputs import check_outputs
-from embedkit.cli.options import AsJson, OptionalData, Quiet, output
+from embedkit.cli.options import AsJson, OptionalData, Quiet, ShowList, output
 from embedkit.cli.output import print_json, print_line, print_table, tell
 from embedkit.errors import ConfigError
 
@@ -47,9 +47,7 @@ def train(
         str | None,
         typer.Option(metavar="RUN", help="Go on from this run's last checkpoint; --data if its data moved."),
     ] = None,
-    list_: Annotated[
-        bool, typer.Option("--list", help="Print all recipes, and what each reached, and train none.")
-    ] = False,
+    list_: ShowList = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:

@@ -138,8 +138,8 @@ def pull(
 ) -> None:
     """Bring entries into the cache, every byte verified.
 
-    What is there is checked, and fixed if need be. The license is shown before the download, and one that forbids
-    commercial use asks for --accept-license. A download that was cut short goes on where it stopped. A .tar of `zoo
+    What is there is checked, and fixed if need be. The license is shown before the download, and one that is not
+    open asks for --accept-license. A download that was cut short goes on where it stopped. A .tar of `zoo
     bundle` is an entry's URL, too.
 
     Examples:

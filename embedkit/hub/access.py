@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from embedkit.errors import ConfigError
-from embedkit.hub.cache import Cache, Gate, commercial_only
+from embedkit.hub.cache import Cache, Gate, open_only
 from embedkit.hub.download import Watcher
 from embedkit.hub.verified import VerifiedEntry
 
@@ -64,7 +64,7 @@ class Access:
     cache_dir: str | os.PathLike[str] | None = None
     local_files_only: bool = False
     token: str | None = field(default=None, repr=False)
-    gate: Gate = commercial_only
+    gate: Gate = open_only
     watcher: Watcher | None = None
     trust: Callable[[VerifiedEntry], None] | None = None
 

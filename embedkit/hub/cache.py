@@ -31,7 +31,8 @@ from embedkit.hub.base import Located
 from embedkit.hub.catalog import Pin
 from embedkit.hub.download import Watcher, cache_refusal, download, persistent
 from embedkit.hub.folder import FolderEntry
-from embedkit.hub.limits import CONFIG_LIMIT, INDEX_LIMIT, MANIFEST_LIMIT, check_file_list, is_non_commercial
+from embedkit.hub.licenses import restriction
+from embedkit.hub.limits import CONFIG_LIMIT, INDEX_LIMIT, MANIFEST_LIMIT, check_file_list
 from embedkit.hub.verified import VerifiedEntry
 from embedkit.model.config import EntryConfig
 from embedkit.model.layout import CONFIG, INDEX, MANIFEST, sha256_hex
@@ -64,15 +65,15 @@ class Gate(Protocol):
         """Accept the entry, or raise."""
 
 
-def commercial_only(arrival: Arrival) -> None:
-    """Refuse a license that forbids commercial use.
+def open_only(arrival: Arrival) -> None:
+    """Refuse a license that is not open.
 
     Raises:
-        ConfigError: The license is non-commercial.
+        ConfigError: The license restricts use, or is not on the list of open ones.
     """
-    if is_non_commercial(arrival.license):
+    if what := restriction(arrival.license):
         raise ConfigError(
-            f"{arrival.name} of {arrival.zoo} is under {plain_line(arrival.license)}, which forbids commercial use: "
+            f"{arrival.name} of {arrival.zoo} is under {plain_line(arrival.license)}, which {what}: "
             f"to accept this, pull it with `embedkit zoo pull {arrival.name} --zoo {arrival.zoo} --accept-license`"
         )
 
@@ -211,7 +212,7 @@ class Cache:
         located: Located,
         *,
         pin: Pin | None = None,
-        gate: Gate = commercial_only,
+        gate: Gate = open_only,
         watcher: Watcher | None = None,
         admit: Callable[[VerifiedEntry], None] = lambda entry: None,
     ) -> FolderEntry:

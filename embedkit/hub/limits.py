@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import re
-
 from embedkit.errors import EntryError
 from embedkit.hub.catalog import INDEX_LIMIT
 from embedkit.hub.verified import CONFIG_LIMIT, MANIFEST_LIMIT
 from embedkit.model.layout import MANIFEST
 from embedkit.model.manifest import Manifest
 
-__all__ = ["CONFIG_LIMIT", "INDEX_LIMIT", "MANIFEST_LIMIT", "check_file_list", "is_non_commercial"]
+__all__ = ["CONFIG_LIMIT", "INDEX_LIMIT", "MANIFEST_LIMIT", "check_file_list"]
 
 MOST_FILES = 64
 MOST_BYTES = 64 << 30
 
 #: Data for the runtime, or text for people; nothing that can be executed.
 SUFFIXES = (".json", ".md", ".npz", ".onnx", ".safetensors", ".sig", ".txt")
-
-_NON_COMMERCIAL = re.compile(r"(?<![a-z])(nc|non-?commercial|research)(?![a-z])", re.IGNORECASE)
 
 
 def check_file_list(manifest: Manifest, where: str) -> int:
@@ -41,8 +37,3 @@ def check_file_list(manifest: Manifest, where: str) -> int:
     if total > MOST_BYTES:
         raise EntryError(f"{where}: {MANIFEST}: {total} bytes; expected at most {MOST_BYTES}")
     return total
-
-
-def is_non_commercial(license: str) -> bool:
-    """Whether a license, an SPDX identifier or text, forbids commercial use."""
-    return bool(_NON_COMMERCIAL.search(license))

@@ -29,8 +29,7 @@ from embedkit.errors import (
 )
 from embedkit.hub.access import Access
 from embedkit.hub.bulk import pull
-from embedkit.hub.cache import Cache, commercial_only
-from embedkit.hub.limits import is_non_commercial
+from embedkit.hub.cache import Cache, open_only
 from embedkit.hub.publish.publish import publish
 from embedkit.hub.resolve import find_entry
 from embedkit.model.layout import MANIFEST
@@ -308,7 +307,7 @@ def test_a_damaged_entry_is_refused_and_mended(site, cache):
             load_encoder(url).encode(IMAGE)
         except IntegrityError as error:
             assert "pull the entry again" in str(error)
-        (done,) = pull([url], gate=commercial_only)
+        (done,) = pull([url], gate=open_only)
         for entry_file in ("model.safetensors", "config.json", "manifest.json", "golden.npz"):
             assert (Path(done.location) / entry_file).read_bytes() == (
                 site.root / NAME / entry_file
@@ -401,18 +400,6 @@ def test_a_proxy_of_the_environment_is_gone_through(monkeypatch):
 
 
 # --- licenses ---------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("license", "closed"),
-    [
-        ("CC-BY-NC-4.0", True), ("cc-by-nc-sa-4.0", True), ("PolyForm-Noncommercial-1.0.0", True),
-        ("InsightFace, non-commercial research", True), ("MIT", False), ("Apache-2.0", False), ("NCSA", False),
-        ("CC0-1.0", False), ("other", False), ("BSD-3-Clause-No-Nuclear-License", False),
-    ],
-)  # fmt: skip
-def test_which_licenses_are_non_commercial(license, closed):
-    assert is_non_commercial(license) is closed
 
 
 def test_a_non_commercial_entry_is_not_pulled_unasked(site, zoo, by_hand, cache):

@@ -19,7 +19,7 @@ from embedkit.errors import ConfigError, EntryError, EntryNotFoundError, Integri
 from embedkit.hub import resolve
 from embedkit.hub.access import default_cache_dir
 from embedkit.hub.bulk import bundle, pull
-from embedkit.hub.cache import commercial_only
+from embedkit.hub.cache import open_only
 from embedkit.hub.catalog import Index
 from embedkit.hub.folder import FolderZoo
 from embedkit.hub.listing import list_encoders
@@ -411,8 +411,8 @@ def test_a_checkouts_zoo_is_asked_last(checkout, package, zoo, tmp_path, monkeyp
 
 def test_the_cache_is_asked_before_a_checkouts_zoo(checkout, tmp_path, monkeypatch, by_hand):
     monkeypatch.setenv("EMBEDKIT_CACHE", str(tmp_path / "cache"))
-    bundle(["./zoo/linear-far.noise"], tmp_path / "far.tar", gate=commercial_only)
-    pull([str(tmp_path / "far.tar")], gate=commercial_only)
+    bundle(["./zoo/linear-far.noise"], tmp_path / "far.tar", gate=open_only)
+    pull([str(tmp_path / "far.tar")], gate=open_only)
     (checkout / "zoo" / "linear-far.noise" / "model.safetensors").write_bytes(b"damaged")
     assert str(tmp_path / "cache") in find_entry("linear-far").location
     assert seed_of(load_encoder("linear-far"), by_hand) == 1

@@ -19,7 +19,7 @@ from embedkit.cli import app
 from embedkit.encoder import load_encoder
 from embedkit.errors import ConfigError, EntryError, SignatureError
 from embedkit.hub.bulk import bundle, pull
-from embedkit.hub.cache import Cache, commercial_only
+from embedkit.hub.cache import Cache, open_only
 from embedkit.hub.mirror import mirror
 from embedkit.hub.publish.index import update_index
 from embedkit.hub.publish.publish import publish
@@ -112,9 +112,9 @@ def test_openssf_tool_agrees(signed, keys):
 def test_what_was_tampered_with_is_refused_and_not_kept(signed, keys, change, tmp_path):
     rewrite(Path(signed.location), change)
     archive = tmp_path / "zoo.tar"
-    bundle([], archive, zoo=str(Path(signed.location).parent), gate=commercial_only)
+    bundle([], archive, zoo=str(Path(signed.location).parent), gate=open_only)
     with pytest.raises(SignatureError):
-        pull([str(archive)], gate=commercial_only, verify_key=keys[1], lock=True)
+        pull([str(archive)], gate=open_only, verify_key=keys[1], lock=True)
     assert Cache(tmp_path / "cache").revisions() == [], "what was refused is in the cache"
     assert not Path("embedkit.lock").exists() or NAME not in Path("embedkit.lock").read_text()
 
@@ -141,7 +141,7 @@ def test_one_signed_entry_cannot_stand_for_another(signed, keys, zoo):
     folder.rename(zoo / "linear-tiny.hum")
     update_index(zoo)
     with pytest.raises(SignatureError, match="signed as 'linear-tiny.noise'"):
-        pull(["linear-tiny.hum"], zoo=str(zoo), gate=commercial_only, verify_key=keys[1])
+        pull(["linear-tiny.hum"], zoo=str(zoo), gate=open_only, verify_key=keys[1])
 
 
 def test_an_alias_cannot_turn_one_signed_entry_into_another(signed, keys, zoo, by_hand):
@@ -149,24 +149,24 @@ def test_an_alias_cannot_turn_one_signed_entry_into_another(signed, keys, zoo, b
     index["aliases"] = {"face-secure.prod": NAME}
     (zoo / "index.json").write_text(json.dumps(index))
     with pytest.raises(EntryError, match="which is another entry"):
-        pull(["face-secure.prod"], zoo=str(zoo), gate=commercial_only, verify_key=keys[1], lock=True)
+        pull(["face-secure.prod"], zoo=str(zoo), gate=open_only, verify_key=keys[1], lock=True)
 
 
 def test_bytes_that_are_cached_under_their_own_name_do_not_pass_under_another(signed, keys, zoo, tmp_path):
-    pull([NAME], zoo=archive(zoo, tmp_path / "good.tar"), gate=commercial_only, verify_key=keys[1])
+    pull([NAME], zoo=archive(zoo, tmp_path / "good.tar"), gate=open_only, verify_key=keys[1])
     Path(signed.location).rename(zoo / "linear-tiny.hum")
     update_index(zoo)
     with pytest.raises(SignatureError, match="signed as"):
         pull(
             ["linear-tiny.hum"],
             zoo=archive(zoo, tmp_path / "bad.tar"),
-            gate=commercial_only,
+            gate=open_only,
             verify_key=keys[1],
         )
 
 
 def archive(zoo: Path, out: Path) -> str:
-    bundle([], out, zoo=str(zoo), gate=commercial_only)
+    bundle([], out, zoo=str(zoo), gate=open_only)
     return str(out)
 
 
@@ -200,11 +200,11 @@ def test_a_wrong_key_takes_nothing_out_of_the_cache(signed, keys, zoo, tmp_path,
     monkeypatch.setenv("EMBEDKIT_CACHE", "relative")
     uri = archive(zoo, tmp_path / "zoo.tar")
     with pytest.raises(SignatureError):
-        pull([NAME], zoo=uri, gate=commercial_only, verify_key=pair(tmp_path, "other")[1])
+        pull([NAME], zoo=uri, gate=open_only, verify_key=pair(tmp_path, "other")[1])
     assert Cache("relative").revisions() == []
-    pull([NAME], zoo=uri, gate=commercial_only, verify_key=keys[1])
+    pull([NAME], zoo=uri, gate=open_only, verify_key=keys[1])
     with pytest.raises(SignatureError):
-        pull([NAME], zoo=uri, gate=commercial_only, verify_key=pair(tmp_path, "other")[1])
+        pull([NAME], zoo=uri, gate=open_only, verify_key=pair(tmp_path, "other")[1])
     assert Cache("relative").revisions() == [signed.revision]
 
 
@@ -223,10 +223,10 @@ def test_it_travels_with_the_entry(signed, keys, tmp_path, hub):
     assert publish(signed, "hf://team", token="hf_writer").files == ()
     list(mirror(str(tmp_path / "b"), str(tmp_path / "c")))
     for uri in ("hf://team", str(tmp_path / "b"), str(tmp_path / "c")):
-        (pulled,) = pull([NAME], zoo=uri, gate=commercial_only, verify_key=keys[1])
+        (pulled,) = pull([NAME], zoo=uri, gate=open_only, verify_key=keys[1])
         assert pulled.revision == signed.revision
     with pytest.raises(SignatureError):
-        pull([NAME], zoo="hf://team", gate=commercial_only, verify_key=pair(tmp_path, "other")[1])
+        pull([NAME], zoo="hf://team", gate=open_only, verify_key=pair(tmp_path, "other")[1])
 
 
 def test_what_is_not_signed_is_refused_by_the_command_alone_with_a_key(zoo, keys, tmp_path):
@@ -266,7 +266,7 @@ def test_keys(zoo, tmp_path, monkeypatch):
 
 
 def test_a_copy_that_embedkit_keeps_is_not_signed(zoo, keys, tmp_path):
-    bundle([NAME], tmp_path / "zoo.tar", zoo=str(zoo), gate=commercial_only)
+    bundle([NAME], tmp_path / "zoo.tar", zoo=str(zoo), gate=open_only)
     copy = find_entry(NAME, zoo=str(tmp_path / "zoo.tar"))
     with pytest.raises(ConfigError, match="a folder of your own"):
         sign(copy, keys[0])

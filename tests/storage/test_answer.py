@@ -211,8 +211,8 @@ def test_what_a_hub_says_of_a_commit(status, code, found, monkeypatch):
 
 
 def test_a_license_with_an_escape_is_plain_in_the_refusal():
-    from embedkit.hub.cache import Arrival, commercial_only
+    from embedkit.hub.cache import Arrival, open_only
 
     with pytest.raises(EmbedkitError) as caught:
-        commercial_only(Arrival(name="a-x.d", zoo="p", license="CC-BY-NC\x1b]0;x\x07", bytes=1))
+        open_only(Arrival(name="a-x.d", zoo="p", license="CC-BY-NC\x1b]0;x\x07", bytes=1))
     assert str(caught.value).isprintable()

@@ -141,12 +141,12 @@ def test_a_tar_of_somebody_else_is_not_overwritten(zoo, tmp_path):
 
 def test_a_bundle_does_not_overwrite_what_it_reads(zoo, tmp_path):
     from embedkit.hub.bulk import bundle
-    from embedkit.hub.cache import commercial_only
+    from embedkit.hub.cache import open_only
 
     out = tmp_path / "zoo.tar"
     write_archive([find_entry(zoo / NAME)], out)
     before = out.read_bytes()
     for names, zoo in (([], str(out)), ([str(out)], None)):
         with pytest.raises(OutputError, match="is also the input"):
-            bundle(names, out, zoo=zoo, gate=commercial_only)
+            bundle(names, out, zoo=zoo, gate=open_only)
     assert out.read_bytes() == before

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from embedkit.errors import ConfigError
-from embedkit.hub.limits import is_non_commercial
+from embedkit.hub.licenses import is_open, may_bind
 
 __all__ = ["license_of"]
 
@@ -18,7 +18,7 @@ def license_of(parents: Sequence[Mapping[str, str]], given: str | None) -> str:
     """The license of an entry: that of its parents, unless another one is given.
 
     Which license may follow which is a question for a lawyer. Refused is only what is more open on its face: another
-    license after one that binds what is made from it, and commercial use after one that forbids it.
+    license after one that binds what is made from it, and an open one after one that restricts use.
 
     Args:
         parents: `RunConfig.parents`; one without `license` is a run, whose own parents follow it.
@@ -42,7 +42,7 @@ def license_of(parents: Sequence[Mapping[str, str]], given: str | None) -> str:
     for name, license in stated.items():
         if license.casefold() == given.casefold():
             continue
-        if _BINDING.search(license) or (is_non_commercial(license) and not is_non_commercial(given)):
+        if _BINDING.search(license) or (may_bind(license) and is_open(given)):
             raise ConfigError(
                 f"--license {given} is more open than that of {name}, from whose weights the encoder was trained: "
                 f"expected {license}, or leave --license out"

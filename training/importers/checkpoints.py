@@ -8,35 +8,36 @@ a ViT (for MAE that is its linear probe; its fine-tuning pools the patches inste
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 from torch import Tensor, nn
 
 import embedkit.training.models.backbones  # noqa: F401  registers embedkit's own networks with timm
-from embedkit._io.text import did_you_mean
+from embedkit.authoring.import_request import Imported, Request, decide_license
 from embedkit.errors import ConfigError, SourceError
 from embedkit.model.card import Card
 from embedkit.model.layout import sha256_hex
-from embedkit.model.preprocess import Preprocess
 from embedkit.training.importers.foreign import (
-    Imported,
     fill,
-    in_one_line,
     is_plain,
     read_checkpoint,
     write_import,
 )
 from embedkit.training.importers.layouts import LAYOUTS, STEMS, Layout
-from embedkit.training.importers.request import Request, decide_license
+from embedkit.training.importers.shaping import pool_args, traps
+from embedkit.training.importers.state_dicts import TIMM, create, import_state_dict
 
 __all__ = ["import_checkpoint"]
+
+_POOLING = {
+    "token": "the class token after the last norm",
+    "avg": "the mean of the patches after the last norm",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,16 +79,14 @@ def import_checkpoint(
     *,
     layout: str | None = None,
     architecture: str | None = None,
-    image_size: int | None = None,
 ) -> Imported:
     """Write the encoder in a checkpoint file as an entry of the zoo.
 
     Args:
         path: What `torch.save` wrote, or a `.safetensors` file.
-        request: The entry that is wanted.
-        layout: One of `LAYOUTS` by name; recognized when None.
+        request: The entry that is wanted. Position embeddings are not resampled to its image size, but for `timm`.
+        layout: One of `LAYOUTS` by name, or `timm`; recognized when None.
         architecture: timm's name; by the shapes when None.
-        image_size: Side of the images in pixels; the layout's when None. Position embeddings are not resampled.
 
     Returns:
         The entry.
@@ -104,6 +103,8 @@ def import_checkpoint(
     except OSError as error:
         raise SourceError(f"{path} cannot be read ({error.strerror}); give a checkpoint file") from None
     checkpoint = read_checkpoint(content, path.name)
+    if layout == TIMM:
+        return import_state_dict(content, checkpoint, request, architecture=architecture, where=path.name)
     found = _named(checkpoint, layout, path.name) if layout else _recognized(checkpoint, request, path.name)
     chosen = found.layout
     if chosen.methods and request.method not in chosen.methods:
@@ -113,13 +114,13 @@ def import_checkpoint(
             f"{expected}, or another --layout"
         )
     license = decide_license(request, chosen.license, stated=False, where=path.name)
-    preprocess = _resized(chosen.preprocess, image_size)
-    name, network, model_args = _build(found, architecture, image_size, path.name)
+    preprocess = request.contract.applied(chosen.preprocess)
+    name, network, model_args = _build(found, architecture, request, path.name)
     dropped = fill(network, found.state, heads=chosen.heads, where=path.name, names=found.names)
     if chosen.layer4_stride == 1:
         _keep_resolution(network)
         name = f"vissl_{name}_stride16"
-    pooling = "the class token after the last norm" if "cls_token" in found.names.values() else "average pool"
+    pooling = _POOLING.get(getattr(network, "global_pool", ""), "average pool")
     return write_import(
         request,
         network,
@@ -149,6 +150,13 @@ def import_checkpoint(
             ),
         ),
         recognized=f"layout {chosen.name}, network {name}",
+        notes=traps(
+            network,
+            name,
+            preprocess,
+            native=preprocess.size,
+            pooled=request.pool is not None,
+        ),
         in_timm=chosen.layer4_stride == 2,
     )
 
@@ -157,7 +165,7 @@ def _named(checkpoint: Any, layout: str, where: str) -> _Found:
     """The layout that was asked for; its first layer may have any name."""
     chosen = next((one for one in LAYOUTS if one.name == layout), None)
     if chosen is None:
-        raise ConfigError(f"--layout {layout!r}: expected one of {_listed(LAYOUTS)}")
+        raise ConfigError(f"--layout {layout!r}: expected {TIMM}, or one of {_listed(LAYOUTS)}")
     found = _find(checkpoint, chosen) or _find(checkpoint, chosen, stems=("",))
     if found is None:
         places = " or ".join(f"{prefix}* in {nest or 'the file itself'}" for nest, prefix in chosen.places)
@@ -173,7 +181,7 @@ def _recognized(checkpoint: Any, request: Request, where: str) -> _Found:
     if not fitting:
         raise ConfigError(
             f"{where}: no layout is recognized in {_first_keys(checkpoint)}; known are {_listed(LAYOUTS)}: give "
-            "--layout and --architecture, or the state dict in one of them"
+            f"--layout and --architecture ({TIMM} for timm's own names), or the state dict in one of them"
         )
     channels = {found.channels for found in fitting}
     fitting = [found for found in fitting if found.channels == found.layout.preprocess.channels]
@@ -187,7 +195,8 @@ def _recognized(checkpoint: Any, request: Request, where: str) -> _Found:
     named = [found for found in fitting if request.method in found.layout.methods]
     if len(named or fitting) > 1:
         raise ConfigError(
-            f"{where}: {_first_keys(checkpoint)} may be of {_listed(found.layout for found in fitting)}: give --layout"
+            f"{where}: {_first_keys(checkpoint)} may be of {_listed(found.layout for found in fitting)}: give "
+            f"--layout, or --layout {TIMM} and --architecture if it was trained with timm"
         )
     return (named or fitting)[0]
 
@@ -217,10 +226,11 @@ def _renamed(key: str, layout: Layout) -> str:
 
 
 def _build(
-    found: _Found, architecture: str | None, image_size: int | None, where: str
+    found: _Found, architecture: str | None, request: Request, where: str
 ) -> tuple[str, nn.Module, dict[str, Any]]:
     """The network whose names and shapes are nearest to the checkpoint's, and what timm needs to build it."""
     # A value may have any attribute, and a nested tensor has no shape: `fill` refuses them by name.
+    image_size = request.contract.image_size
     shapes = {(name, tuple(value.shape) if is_plain(value) else ()) for name, value in found.encoder}
 
     def arguments(name: str) -> dict[str, Any]:
@@ -232,7 +242,7 @@ def _build(
 
     def distance(name: str) -> int:
         with torch.device("meta"):  # shapes alone: no memory, no random numbers
-            network = _create(name, arguments(name))
+            network = create(name, arguments(name))
         return len({(key, tuple(value.shape)) for key, value in network.state_dict().items()} ^ shapes)
 
     candidates = [
@@ -245,25 +255,14 @@ def _build(
     if architecture is None and not candidates:
         raise ConfigError(f"{where}: give --architecture, timm's name of the network")
     chosen = architecture or min(candidates, key=distance)
-    network = _create(chosen, arguments(chosen))
+    network = create(chosen, arguments(chosen))
     patch = getattr(getattr(network, "patch_embed", None), "patch_size", None)
     if image_size is not None and patch is not None and any(image_size % side for side in patch):
         raise ConfigError(f"--image-size {image_size}: expected a multiple of the patch, {patch[0]} pixels")
-    return chosen, network, arguments(chosen)
-
-
-def _create(name: str, model_args: Mapping[str, Any]) -> nn.Module:
-    if not timm.is_model(name):
-        near = did_you_mean(name, timm.list_models(), most=3)
-        raise ConfigError(
-            f"--architecture {name!r}: timm has no network of this name" + (f"; {near}" if near else "")
-        )
-    try:
-        return timm.create_model(name, num_classes=0, **model_args)
-    except (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        raise ConfigError(
-            f"--architecture {name}: timm refuses {dict(model_args)} ({in_one_line(error)})"
-        ) from None
+    pooled = pool_args(network, request.pool, where)
+    if pooled:
+        network = create(chosen, {**arguments(chosen), **pooled})
+    return chosen, network, {**arguments(chosen), **pooled}
 
 
 def _keep_resolution(network: nn.Module) -> None:
@@ -272,14 +271,6 @@ def _keep_resolution(network: nn.Module) -> None:
     for module in layer4.modules():
         if isinstance(module, nn.Conv2d):
             module.stride = (1, 1)
-
-
-def _resized(preprocess: Preprocess, image_size: int | None) -> Preprocess:
-    """The contract at another size, the share that is cropped away being the same."""
-    if image_size is None:
-        return preprocess
-    resize_size = round(preprocess.resize_size * image_size / preprocess.size[0])
-    return dataclasses.replace(preprocess, size=(image_size, image_size), resize_size=resize_size)
 
 
 def _first_keys(checkpoint: Any) -> str:

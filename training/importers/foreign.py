@@ -7,8 +7,6 @@ import dataclasses
 import io
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,13 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from embedkit.authoring.golden import sample_pixels
+from embedkit.authoring.import_request import Imported, License, Request
 from embedkit.errors import EntryError
-from embedkit.hub.limits import is_non_commercial
+from embedkit.hub.licenses import restriction
 from embedkit.model.card import Card
 from embedkit.model.config import EntryConfig
 from embedkit.model.preprocess import Preprocess
 from embedkit.training.export.writer import timm_config, update_index, write_entry
-from embedkit.training.importers.request import License, Request
 
 _SCALAR = np.float64(0).__reduce__()[0]
 #: What checkpoints hold beside tensors and plain values: the options of a run, and numbers of numpy. Each builds a
@@ -38,25 +36,6 @@ _HARMLESS: list[Any] = [
 #: BatchNorm's counter, which older versions of torch did not store and which no embedding depends on.
 _COUNTER = ".num_batches_tracked"
 _WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Imported:
-    """An entry that was written.
-
-    Attributes:
-        folder: The entry.
-        architecture: The network's name.
-        license: SPDX identifier of the weights' license.
-        recognized: The layout and the network, in words.
-        presumed: Whether that license is only the one under which others published weights of this layout.
-    """
-
-    folder: Path
-    architecture: str
-    license: str
-    recognized: str
-    presumed: bool = False
 
 
 def read_checkpoint(content: bytes, where: str) -> Any:
@@ -183,6 +162,7 @@ def write_import(
     card: Card,
     recognized: str,
     in_timm: bool = True,
+    notes: tuple[str, ...] = (),
 ) -> Imported:
     """Write the entry, with all gates of `write_entry`, and the zoo's index.
 
@@ -197,6 +177,7 @@ def write_import(
         card: Words of the card; limits about the license are added.
         recognized: For `Imported`.
         in_timm: Whether timm can build the network.
+        notes: For `Imported`; the license is added where it is not open.
 
     Raises:
         EntryError: The network takes no such images, gives no vector, or cannot be stored as a graph over its
@@ -216,8 +197,8 @@ def write_import(
             f"{architecture} does not give one vector an image; embedkit stores such networks only"
         )
     limits = []
-    if is_non_commercial(license.name):
-        limits.append(f"The weights are under {license.name}, which forbids commercial use.")
+    if what := restriction(license.name):
+        limits.append(f"The weights are under {license.name}, which {what}.")
     if license.published is not None:
         limits.append(
             f"The weights published in this layout are under {license.published}; according to the "
@@ -260,6 +241,7 @@ def write_import(
         license=license.name,
         recognized=recognized,
         presumed=license.presumed,
+        notes=(*notes, *limits),
     )
 
 

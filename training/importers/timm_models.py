@@ -19,7 +19,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import timm
 import yaml
@@ -28,25 +28,30 @@ from timm.models import PretrainedCfg
 from torch import nn
 
 from embedkit._io.text import did_you_mean
+from embedkit.authoring.import_request import Imported, License, Request, decide_license, license_in
 from embedkit.errors import ConfigError, EntryError, SourceError, UnreachableError, ZooError
+from embedkit.hub.access import is_offline
 from embedkit.hub.download import download, persistent
 from embedkit.hub.hf import HubZoo, Value, ask, hub_module
-from embedkit.hub.limits import CONFIG_LIMIT, MOST_BYTES, is_non_commercial
+from embedkit.hub.licenses import is_open, restriction
+from embedkit.hub.limits import CONFIG_LIMIT, MOST_BYTES
 from embedkit.model.card import Card
 from embedkit.model.layout import CARD, CONFIG, WEIGHTS, parse_json, sha256_hex
 from embedkit.model.manifest import FileRecord
 from embedkit.model.preprocess import Preprocess
 from embedkit.training.importers.foreign import (
-    Imported,
     fill,
     in_one_line,
     read_checkpoint,
     write_import,
 )
-from embedkit.training.importers.request import Request, decide_license, license_in
+from embedkit.training.importers.shaping import heads_of, pool_args, set_image_size, traps
 from embedkit.training.models.backbones import args_from_file
 
-__all__ = ["Source", "build_network", "from_name", "import_timm", "preprocess_of"]
+__all__ = ["Source", "build_network", "from_name", "import_timm", "preprocess_of", "shaped"]
+
+#: Refuses weights by the licenses that they state; the second argument is for messages.
+Admit: TypeAlias = Callable[[tuple[str, ...], str], None]
 
 HUB, FOLDER = "hf-hub:", "local-dir:"
 PICKLE = "pytorch_model.bin"
@@ -99,31 +104,37 @@ def import_timm(source: str, request: Request, *, token: str | None = None) -> I
         EntryError: The configuration or the weights are not what they promise.
         ParityError: As for `write_entry`; nothing is written.
     """
+
+    def admit(licenses: tuple[str, ...], where: str) -> None:
+        """Before any weights are taken."""
+        name = _license(request, licenses, where).name
+        if (what := restriction(name)) and not request.accept_license:
+            raise ConfigError(
+                f"{where}: the weights are under {name}, which {what}: to accept this, give --accept-license"
+            )
+
     if source.startswith(HUB):
-        found = _from_hub(source.removeprefix(HUB), token)
-    elif source.startswith(FOLDER):
+        found = _from_hub(source.removeprefix(HUB), token, admit)
+    elif source.startswith(FOLDER):  # its weights are here
         found = _from_folder(Path(source.removeprefix(FOLDER)))
     else:
-        found = from_name(source)
-    # Where two are stated (the MAE of one card and of its source), the stricter one counts.
-    strict = [license for license in found.licenses if is_non_commercial(license)]
-    known = next(iter([*strict, *found.licenses]), None)
-    license = decide_license(request, known, stated=True, where=found.where)
-    network = build_network(found)
-    classifier = found.cfg.get("classifier")
-    heads = classifier if isinstance(classifier, list | tuple) else (classifier,) if classifier else ()
-    dropped = fill(
-        network,
+        found = from_name(source, admit)
+    license = _license(request, found.licenses, found.where)
+    network, model_args, preprocess, dropped, notes = shaped(
+        request,
+        lambda arguments: build_network(found, arguments),
         found.state,
-        heads=tuple(f"{head}.{part}" for head in heads for part in ("weight", "bias")),
+        cfg=found.cfg,
+        preprocess=found.preprocess,
+        architecture=found.architecture,
         where=found.where,
     )
     return write_import(
         request,
         network,
         architecture=found.architecture,
-        model_args=found.model_args,
-        preprocess=found.preprocess,
+        model_args={**found.model_args, **model_args},
+        preprocess=preprocess,
         license=license,
         provenance={
             **found.provenance,
@@ -137,7 +148,66 @@ def import_timm(source: str, request: Request, *, token: str | None = None) -> I
             datasets=("imagenet-1k",) if request.tag == "in1k" else (),
         ),
         recognized=f"{found.where}, network {found.architecture}",
+        notes=notes,
     )
+
+
+def shaped(
+    request: Request,
+    build: Callable[[Mapping[str, Any]], nn.Module],
+    state: Mapping[str, Any],
+    *,
+    cfg: Mapping[str, Any],
+    preprocess: Preprocess,
+    architecture: str,
+    where: str,
+    more_heads: tuple[str, ...] = (),
+) -> tuple[nn.Module, dict[str, Any], Preprocess, list[str], tuple[str, ...]]:
+    """A network of timm's, filled, with the pooling and the image size that were asked for.
+
+    Args:
+        request: What is asked for.
+        build: Arguments for timm -> the network, at random initialization.
+        state: Its tensors.
+        cfg: timm's `pretrained_cfg`.
+        preprocess: The contract of these weights.
+        architecture: timm's name.
+        where: For messages.
+        more_heads: What else may be left out, beside the classifier.
+
+    Returns:
+        The network, further arguments that shape it, the contract, the tensors left out, and what to tell the user.
+
+    Raises:
+        ConfigError: A pooling, a size or a part of the contract that is not possible.
+        EntryError: The tensors do not fill the network.
+    """
+    contract = request.contract.applied(preprocess)
+    if contract.channels != preprocess.channels:
+        raise ConfigError(f"{where} takes {preprocess.channels} channels: leave --color {contract.color} out")
+    network = build({})
+    arguments = pool_args(network, request.pool, where)
+    if arguments:
+        network = build(arguments)
+    dropped = fill(network, state, heads=(*heads_of(cfg, arguments), *more_heads), where=where)
+    arguments.update(set_image_size(network, preprocess.size, contract.size))
+    classes = cfg.get("num_classes")
+    notes = traps(
+        network,
+        architecture,
+        contract,
+        native=preprocess.size,
+        pooled=request.pool is not None,
+        projection=classes if dropped and isinstance(classes, int) else 0,
+    )
+    return network, arguments, contract, dropped, notes
+
+
+def _license(request: Request, stated: tuple[str, ...], where: str) -> License:
+    """Where two are stated (the MAE of one card and of its source), the stricter one counts."""
+    strict = [license for license in stated if not is_open(license)]
+    known = next(iter([*strict, *stated]), None)
+    return decide_license(request, known, stated=True, where=where)
 
 
 def preprocess_of(cfg: Mapping[str, Any], where: str) -> Preprocess:
@@ -197,12 +267,13 @@ def _from_folder(folder: Path) -> Source:
     return _of_timm_layout(read, name, {"folder": name})
 
 
-def _from_hub(address: str, token: str | None) -> Source:
+def _from_hub(address: str, token: str | None, admit: Admit) -> Source:
     match = _REPOSITORY.fullmatch(address)
     if match is None or ".." in address:
         raise ConfigError(f"{HUB}{address}: expected {HUB}org/name or {HUB}org/name@revision")
     organization, name, revision = match.groups()
     where = f"{HUB}{organization}/{name}"
+    _refuse_offline(where)
     place = HubZoo(organization, token)
     commit = place.commit(name, revision or "main")
     if commit is None:
@@ -231,10 +302,12 @@ def _from_hub(address: str, token: str | None) -> Source:
         except FileNotFoundError:
             raise ZooError(f"{where}: the hub lists {path} and does not give it; try again") from None
 
-    return _of_timm_layout(read, where, {"repository": f"{organization}/{name}", "commit": commit})
+    return _of_timm_layout(read, where, {"repository": f"{organization}/{name}", "commit": commit}, admit)
 
 
-def _of_timm_layout(read: Callable[[str], bytes | None], where: str, provenance: Mapping[str, Any]) -> Source:
+def _of_timm_layout(
+    read: Callable[[str], bytes | None], where: str, provenance: Mapping[str, Any], admit: Admit | None = None
+) -> Source:
     """What the files of a folder or a repository say; `read` gives None for one that is not there."""
     text = read(CONFIG)
     if text is None:
@@ -246,6 +319,16 @@ def _of_timm_layout(read: Callable[[str], bytes | None], where: str, provenance:
     if not isinstance(cfg, dict) or not isinstance(model_args, dict):
         raise EntryError(f"{where}: {CONFIG}: expected objects as pretrained_cfg and model_args")
     model_args = args_from_file(model_args, f"{where}: {CONFIG}")
+    ours = config.get("embedkit")
+    stated = (
+        cfg.get("license"),
+        *_card_licenses(read(CARD), where),
+        config.get("license"),
+        ours.get("license") if isinstance(ours, dict) else None,
+    )
+    licenses = _licenses(stated, where)
+    if admit is not None:
+        admit(licenses, where)
     for file in (WEIGHTS, PICKLE):
         content = read(file)
         if content is not None:
@@ -257,13 +340,6 @@ def _of_timm_layout(read: Callable[[str], bytes | None], where: str, provenance:
         raise EntryError(
             f"{where}: {file}: expected tensors by name; a training checkpoint is given as a file"
         )
-    ours = config.get("embedkit")
-    stated = (
-        cfg.get("license"),
-        *_card_licenses(read(CARD), where),
-        config.get("license"),
-        ours.get("license") if isinstance(ours, dict) else None,
-    )
     return Source(
         where=where,
         architecture=config["architecture"],
@@ -274,13 +350,17 @@ def _of_timm_layout(read: Callable[[str], bytes | None], where: str, provenance:
         preprocess=Preprocess.from_json(ours.get("preprocess"), where)
         if isinstance(ours, dict)
         else preprocess_of(cfg, where),
-        licenses=_licenses(stated, where),
+        licenses=licenses,
         provenance={**provenance, "file": file, "sha256": sha256_hex(content)},
     )
 
 
-def from_name(name: str) -> Source:
+def from_name(name: str, admit: Admit | None = None) -> Source:
     """A network of timm's own table with its weights, from the Hub's cache or the Hub.
+
+    Args:
+        name: timm's, with the tag of the weights.
+        admit: Refuses the weights by their licenses, before they are asked for.
 
     Raises:
         ConfigError: No such name, or one without weights.
@@ -299,10 +379,13 @@ def from_name(name: str) -> Source:
             f"{name}: timm has no weights of this name"
             + (f"; it has {', '.join(tagged)}" if tagged else "; name one of its networks that has")
         )
+    cfg = declared.to_dict()
+    licenses = _licenses((cfg.get("license"),), name)
+    if admit is not None:
+        admit(licenses, f"timm's {name}")
     _check_reachable(declared.hf_hub_id, f"timm's {name}")
     # With its classifier, since timm is strict about missing tensors only then.
     network = _ask(f"timm's {name}", lambda: timm.create_model(name, pretrained=True))
-    cfg = declared.to_dict()
     return Source(
         where=f"timm's {name}",
         architecture=name.partition(".")[0],
@@ -310,7 +393,7 @@ def from_name(name: str) -> Source:
         cfg=cfg,
         state=network.state_dict(),
         preprocess=preprocess_of(cfg, name),
-        licenses=_licenses((cfg.get("license"),), name),
+        licenses=licenses,
         provenance={
             "timm_name": name,
             "weights": cfg.get("hf_hub_id") or cfg.get("url"),
@@ -336,6 +419,7 @@ def _check_reachable(repository: str | None, where: str) -> None:
     """
     if not repository or _cached(repository):
         return
+    _refuse_offline(where)
     organization, _, name = repository.partition("/")
     try:
         HubZoo(organization).storage(name).read(CONFIG, CONFIG_LIMIT)
@@ -345,6 +429,14 @@ def _check_reachable(repository: str | None, where: str) -> None:
         ) from None
     except (FileNotFoundError, ZooError):
         pass  # an answer; what it means is for timm's client
+
+
+def _refuse_offline(where: str) -> None:
+    if is_offline():
+        raise UnreachableError(
+            f"{where}: its weights are not here, and HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE forbids a connection; "
+            f"unset it, or give a folder that you have as {FOLDER}PATH"
+        )
 
 
 def _cached(repository: str | None) -> dict[str, str]:
@@ -360,8 +452,12 @@ def _cached(repository: str | None) -> dict[str, str]:
     return {}
 
 
-def build_network(source: Source) -> nn.Module:
+def build_network(source: Source, arguments: Mapping[str, Any] | None = None) -> nn.Module:
     """The network without its classifier, at random initialization.
+
+    Args:
+        source: What it is.
+        arguments: What replaces those of the source.
 
     Raises:
         EntryError: timm does not know it, or cannot build it so.
@@ -373,7 +469,12 @@ def build_network(source: Source) -> nn.Module:
             f"{source.where}: {CONFIG}: timm {timm.__version__} knows no network {source.architecture[:80]!r}"
         )
     try:
-        return timm.create_model(source.architecture, pretrained_cfg=cfg, num_classes=0, **source.model_args)
+        return timm.create_model(
+            source.architecture,
+            pretrained_cfg=cfg,
+            num_classes=0,
+            **{**source.model_args, **(arguments or {})},
+        )
     except Exception as error:  # timm checks no argument, and these are from a file
         raise EntryError(
             f"{source.where}: timm cannot build {source.architecture} ({in_one_line(error)})"

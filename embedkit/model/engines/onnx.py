@@ -77,7 +77,7 @@ class OnnxEngine:
         on_gpu = any(provider in (CUDA, TENSORRT) for provider, _ in asked)
         unloaded = _preload_cuda() if on_gpu else ""
         try:
-            self._session = _open_session(graph, weights, asked, options.threads)
+            self._session = open_session(graph, weights, asked, options.threads)
             running = _provider_of(self._session)
             fault = "" if running == asked[0][0] else unloaded or f"{running} would run instead"
         except Exception as error:  # ONNX Runtime's errors have no common base class
@@ -91,7 +91,7 @@ class OnnxEngine:
             self.note = f"{asked[0][0]} cannot run here ({fault}), so the CPU runs instead"
             asked, running, fault = [(CPU, {})], CPU, ""
             try:
-                self._session = _open_session(graph, weights, asked, options.threads)
+                self._session = open_session(graph, weights, asked, options.threads)
             except Exception as error:
                 fault = _one_line(error)
         if fault:
@@ -168,7 +168,7 @@ class OnnxEngine:
             return dict(zip(self.output_shapes, binding.copy_outputs_to_cpu(), strict=True))
 
 
-def _open_session(
+def open_session(
     graph: bytes, weights: bytes, providers: list[tuple[str, dict[str, Any]]], threads: int
 ) -> Any:
     """A session on exactly these providers and over these bytes; no file is opened by its path."""

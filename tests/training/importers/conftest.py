@@ -37,7 +37,7 @@ def lightness(random_network):
 def kept(monkeypatch):
     """The arguments of `write_import`, which writes nothing: for what only its input shows."""
     calls = []
-    for module in ("checkpoints", "timm_models"):
+    for module in ("checkpoints", "state_dicts", "timm_models"):
         monkeypatch.setattr(
             f"embedkit.training.importers.{module}.write_import",
             lambda request, network, **more: calls.append((network, more)),

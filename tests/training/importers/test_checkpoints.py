@@ -27,6 +27,8 @@ from importing import (
 from safetensors.torch import save, save_file
 
 from embedkit import load_encoder
+from embedkit.authoring.contract import Contract
+from embedkit.authoring.import_request import Request, decide_license
 from embedkit.errors import ConfigError, EntryError, SourceError
 from embedkit.hub.access import Access
 from embedkit.hub.publish.publish import refresh
@@ -34,11 +36,13 @@ from embedkit.hub.resolve import find_entry
 from embedkit.training.importers import checkpoints, foreign
 from embedkit.training.importers.checkpoints import import_checkpoint
 from embedkit.training.importers.layouts import LAYOUTS
-from embedkit.training.importers.request import Request, decide_license
 from embedkit.training.methods import family_of
 
 # torch.onnx warns of its own deprecations while it traces timm's ViTs.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:torch.*")
+
+
+SMALL = Contract(image_size=32)
 
 
 def head(*names):
@@ -205,10 +209,11 @@ def test_every_layout_gives_the_network_that_is_in_it(case, request, tmp_path):
         zoo=tmp_path / "zoo",
         license=None if published else "MIT",
         origin="https://example.org/checkpoint.pth.tar",
+        contract=SMALL,
     )
     written = case == layout
     kept = None if written else request.getfixturevalue("kept")
-    done = import_checkpoint(path, ask, architecture=ARCHITECTURE[kind], image_size=32)
+    done = import_checkpoint(path, ask, architecture=ARCHITECTURE[kind])
     if written:
         config = read_config(done.folder)
         provenance, preprocess = config.provenance, config.preprocess
@@ -240,8 +245,8 @@ def test_every_layout_is_tried():
 def test_the_last_stage_of_colorization_is_not_timm_s(lightness, tmp_path, kept):
     path = tmp_path / "colorization.torch"
     torch.save({"model_state_dict": under("_feature_blocks.", lightness.state_dict())}, path)
-    ask = Request(name="colorization-tiny.noise", zoo=tmp_path)
-    import_checkpoint(path, ask, architecture="embedkit_r10", image_size=32)
+    ask = Request(name="colorization-tiny.noise", zoo=tmp_path, contract=SMALL)
+    import_checkpoint(path, ask, architecture="embedkit_r10")
     network, more = kept[0]
     preprocess = more["preprocess"]
     assert preprocess.color == "lab_l" and not more["in_timm"]
@@ -321,15 +326,15 @@ def simsiam(state, **changes):
 def refuse(tmp_path):
     """`refuse(checkpoint, error, match, ...)`: the import fails so, and no entry is there."""
 
-    def refuse(checkpoint, error, match, name="simsiam-tiny.noise", **options):
+    def refuse(checkpoint, error, match, name="simsiam-tiny.noise", image_size=32, **options):
         path = tmp_path / "checkpoint.pth"
         torch.save(checkpoint, path)
         more = {key: options.pop(key) for key in ("license", "origin") if key in options}
         with pytest.raises(error, match=match) as caught:
             import_checkpoint(
                 path,
-                Request(name=name, zoo=tmp_path / "zoo", **more),
-                **{"architecture": "embedkit_r10", "image_size": 32, **options},
+                Request(name=name, zoo=tmp_path / "zoo", contract=Contract(image_size=image_size), **more),
+                **{"architecture": "embedkit_r10", **options},
             )
         assert "\n" not in str(caught.value) and not (tmp_path / "zoo").exists()
 
@@ -539,8 +544,8 @@ def test_architectures_that_cannot_be(refuse, resnet, vit):
 
 
 def test_a_failed_import_leaves_the_entry_that_is_there(resnet, tmp_path):
-    ask = Request(name="simsiam-tiny.noise", zoo=tmp_path / "zoo")
-    small = {"architecture": "embedkit_r10", "image_size": 32}
+    ask = Request(name="simsiam-tiny.noise", zoo=tmp_path / "zoo", contract=SMALL)
+    small = {"architecture": "embedkit_r10"}
     path = tmp_path / "a.pth"
     torch.save(simsiam(resnet.state_dict()), path)
     done = import_checkpoint(path, ask, **small)
@@ -627,6 +632,7 @@ def test_the_command_and_a_non_commercial_license(run, resnet, tmp_path, monkeyp
         0,
         f"{Path('zoo') / 'simsiam-tiny.noise'}\n",
         f"embedkit: layout simsiam, network embedkit_r10, license {NON_COMMERCIAL}\n"
+        f"embedkit: The weights are under {NON_COMMERCIAL}, which forbids commercial use.\n"
         f"embedkit: {NON_COMMERCIAL} is the license of the published weights of this layout; for weights of your "
         "own, say otherwise with --license and --origin\n",
     )
@@ -652,5 +658,5 @@ def test_the_command_and_a_non_commercial_license(run, resnet, tmp_path, monkeyp
     status, out, err = run("import", "no-such.pth", "--name", "simsiam-tiny.noise")
     assert status == 1 and "neither a checkpoint file, nor hf-hub:org/name" in err and err.count("\n") == 1
     status, _, err = run("import", "resnet18", "--name", "supervised-r18.in1k", "--layout", "mae")
-    assert status == 1 and "are for a checkpoint file" in err
+    assert status == 1 and "--layout is for a checkpoint file: leave it out here" in err
     assert run("import", "a.pth")[0] == 2  # no --name

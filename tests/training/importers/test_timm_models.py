@@ -28,12 +28,13 @@ from importing import (
 from safetensors.torch import load_file, save_file
 
 from embedkit import load_encoder
+from embedkit.authoring.contract import Contract
 from embedkit.authoring.golden import synthetic_images
+from embedkit.authoring.import_request import Request
 from embedkit.errors import ConfigError, EntryError, IntegrityError, SourceError, ZooError
 from embedkit.images.transform import read_pixels
 from embedkit.training.importers.checkpoints import import_checkpoint
 from embedkit.training.importers.layouts import LAYOUTS
-from embedkit.training.importers.request import Request
 from embedkit.training.importers.timm_models import import_timm, preprocess_of
 
 # torch.onnx warns of its own deprecations while it traces timm's ViTs.
@@ -85,9 +86,8 @@ def test_an_entry_of_our_own_is_such_a_folder(resnet, tmp_path, request):
     torch.save({"teacher": under("backbone.", resnet.state_dict())}, tmp_path / "dino.pth")
     done = import_checkpoint(
         tmp_path / "dino.pth",
-        Request(name="dino-tiny.noise", zoo=tmp_path / "zoo"),
+        Request(name="dino-tiny.noise", zoo=tmp_path / "zoo", contract=Contract(image_size=32)),
         architecture="embedkit_r10",
-        image_size=32,
     )
     kept = request.getfixturevalue("kept")
     import_timm(f"local-dir:{done.folder}", Request(name="dino-again.noise", zoo=tmp_path / "zoo"))

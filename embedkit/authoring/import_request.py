@@ -1,4 +1,4 @@
-"""What is asked of an importer, and the license that follows: as stated, as published for the layout, or as given."""
+"""What is asked of an importer, what it gives, and the license: as stated, as published for the layout, or as given."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from embedkit.authoring.contract import Contract
 from embedkit.errors import ConfigError
 from embedkit.model.layout import ENTRY_NAME
 
-__all__ = ["License", "Request", "decide_license", "license_in"]
+__all__ = ["Imported", "License", "Request", "decide_license", "is_onnx", "license_in"]
 
 #: One line of an SPDX expression, or of the name that a hub has for a license.
 _LICENSE = re.compile(r"[A-Za-z0-9.+() -]{1,100}")
@@ -31,6 +32,9 @@ class Request:
         origin: Where the weights come from, an address or words.
         data: What they were trained on, in words; the name's last part when None.
         samples: 64 or more images to measure rounding and parity on; synthetic ones when None.
+        contract: What replaces the preprocessing that the weights state.
+        pool: `mean` or `cls`: how the vectors of an image's parts become one; as the weights state when None.
+        accept_license: Whether weights are taken that are not under an open license.
 
     Raises:
         ConfigError: The name cannot be an entry's, or the license or the words cannot stand in its files.
@@ -42,6 +46,9 @@ class Request:
     origin: str | None = None
     data: str | None = None
     samples: str | os.PathLike[str] | None = None
+    contract: Contract = Contract()
+    pool: str | None = None
+    accept_license: bool = False
 
     def __post_init__(self) -> None:
         if not ENTRY_NAME.fullmatch(self.name):
@@ -65,6 +72,27 @@ class Request:
     def tag(self) -> str:
         """The last part of the name."""
         return self.name.partition(".")[2]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Imported:
+    """An entry that was written.
+
+    Attributes:
+        folder: The entry.
+        architecture: The network's name.
+        license: SPDX identifier of the weights' license.
+        recognized: The layout and the network, in words.
+        presumed: Whether that license is only the one under which others published weights of this layout.
+        notes: What the user must know of these weights, a sentence each.
+    """
+
+    folder: Path
+    architecture: str
+    license: str
+    recognized: str
+    presumed: bool = False
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,3 +170,16 @@ def decide_license(request: Request, published: str | None, *, stated: bool, whe
             "with --origin where other weights come from"
         )
     return License(name=given, stated_by="the person who imported them", published=published)
+
+
+def is_onnx(path: str | os.PathLike[str]) -> bool:
+    """Whether a file is an ONNX model: by its suffix, or by how protobuf begins such a model."""
+    if os.fspath(path).lower().endswith(".onnx"):
+        return True
+    try:
+        with open(path, "rb") as file:
+            start = file.read(9)
+    except OSError:
+        return False
+    # The field `ir_version`, a small number, comes first; the header of a safetensors file begins with a brace.
+    return len(start) == 9 and start[0] == 8 and 1 <= start[1] <= 32 and start[8:9] != b"{"
