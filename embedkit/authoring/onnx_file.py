@@ -22,7 +22,7 @@ MOST_BYTES = (2 << 30) - 1
 _MOST_EXTERNAL = 16 << 30
 _LEAST_OPSET = 7
 #: TensorProto type of an input of images -> numpy's.
-KINDS = {
+KINDS: dict[int, type[np.generic]] = {
     onnx.TensorProto.UINT8: np.uint8,
     onnx.TensorProto.FLOAT: np.float32,
     onnx.TensorProto.FLOAT16: np.float16,
@@ -182,4 +182,4 @@ def add_output(model: onnx.ModelProto, output: str | None, where: str) -> str | 
             f"{where}: --node {output[:80]!r} is neither a value nor a node of the graph; {near}"
         )
     graph.output.append(onnx.ValueInfoProto(name=found))
-    return found
+    return str(found)

@@ -53,13 +53,15 @@ class Original:
 
     def rows(self, pixels: np.ndarray, name: str, pool: str) -> np.ndarray:
         """Float32 (N, D) for uint8 (N, C, H, W), pooled."""
-        [values] = self._run(pixels, [name])
-        values = values.astype(np.float32)
+        [found] = self._run(pixels, [name])
+        values: np.ndarray = found.astype(np.float32)
         if pool == "cls":
             return values[:, 0]
-        if pool == "mean" and values.ndim == 4:
-            return values.mean((1, 2) if self.channels_last else (2, 3))
-        return values.mean(1) if pool == "mean" else values.reshape(len(values), -1)
+        if pool == "mean":
+            spatial = ((1, 2) if self.channels_last else (2, 3)) if values.ndim == 4 else 1
+            means: np.ndarray = values.mean(spatial)
+            return means
+        return values.reshape(len(values), -1)
 
     def _run(self, pixels: np.ndarray, names: list[str]) -> list[np.ndarray]:
         images = pixels

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import onnx
@@ -128,7 +129,7 @@ def normalize_input(graph: onnx.GraphProto, contract: Preprocess, *, channels_la
     names = _names(graph)
     nodes, last = [], PIXELS
 
-    def add(operator: str, *more: str, **attributes: object) -> None:
+    def add(operator: str, *more: str, **attributes: Any) -> None:
         nonlocal last
         out = _fresh(f"{PIXELS}.{operator.lower()}", names)
         nodes.append(helper.make_node(operator, [last, *more], [out], **attributes))
@@ -149,7 +150,7 @@ def normalize_input(graph: onnx.GraphProto, contract: Preprocess, *, channels_la
         add("Transpose", perm=[0, 2, 3, 1])
     nodes.append(helper.make_node("Identity", [last], [taken.name]))
     _replace(graph.node, [*nodes, *graph.node])
-    shape = ["batch", contract.channels, *contract.size]
+    shape: list[str | int] = ["batch", contract.channels, *contract.size]
     _replace(graph.input, (helper.make_tensor_value_info(PIXELS, onnx.TensorProto.UINT8, shape),))
 
 
@@ -171,7 +172,7 @@ def pool_output(
     graph = model.graph
     names, nodes, last = _names(graph), [], graph.output[0].name
 
-    def add(operator: str, *more: str, **attributes: object) -> None:
+    def add(operator: str, *more: str, **attributes: Any) -> None:
         nonlocal last
         out = _fresh(f"{EMBEDDING}.{operator.lower()}", names)
         nodes.append(helper.make_node(operator, [last, *more], [out], **attributes))

@@ -146,7 +146,7 @@ def _unwrapped(state: Mapping[str, Any]) -> Iterator[str]:
 def _trained_channels(plain: nn.Module, state: Mapping[str, Any]) -> dict[str, Any]:
     """`in_chans`, where the first convolution takes another number of channels than the architecture's own."""
     name, own = next(((key, one) for key, one in plain.state_dict().items() if one.ndim == 4), ("", None))
-    given = state.get(name)
+    given: Any = state.get(name)
     if own is None or not is_plain(given) or given.ndim != 4 or given.shape[1] == own.shape[1]:
         return {}
     return {"in_chans": int(given.shape[1])}
@@ -160,7 +160,8 @@ def _trained_size(
     request: Request,
 ) -> dict[str, Any]:
     """`img_size`, where the position embeddings are those of the wanted size and not of the architecture's own."""
-    size, given = request.contract.image_size, state.get("pos_embed")
+    size = request.contract.image_size
+    given: Any = state.get("pos_embed")
     own = getattr(plain, "pos_embed", None)
     if size is None or own is None or not is_plain(given) or given.shape == own.shape:
         return {}
