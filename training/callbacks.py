@@ -232,7 +232,7 @@ class Metrics(lightning.Callback):
     def on_train_start(self, trainer: lightning.Trainer, method: Any) -> None:
         """Take over the rows that the checkpoint covers."""
         self._since = method.batches_seen, time.monotonic()
-        if trainer.is_global_zero and method.batches_seen and self.path.exists():
+        if trainer.is_global_zero and method.batches_seen and os.path.exists(self.path):
             with open(self.path, newline="", encoding="utf-8") as file:
                 reader = csv.DictReader(file)
                 self._rows = [row for row in reader if int(row["step"]) <= method.batches_seen]

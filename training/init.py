@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 
 from embedkit.errors import ConfigError, EntryError
@@ -21,7 +22,7 @@ ENCODER = "encoder.safetensors"
 
 def weights_in(folder: Path) -> Path:
     """The weights' file of a run's or an entry's folder; any other path is the file itself."""
-    return next((path for path in (folder / ENCODER, folder / WEIGHTS) if path.is_file()), folder)
+    return next((path for path in (folder / ENCODER, folder / WEIGHTS) if os.path.isfile(path)), folder)
 
 
 def contract_of(folder: Path) -> Preprocess | None:
@@ -31,11 +32,11 @@ def contract_of(folder: Path) -> Preprocess | None:
         ConfigError: A folder whose `config.json` cannot be read.
     """
     file = folder / CONFIG
-    if not file.is_file():
+    if not os.path.isfile(file):
         return None
     try:
         content = file.read_bytes()
-        if (folder / MANIFEST).is_file():
+        if os.path.isfile(folder / MANIFEST):
             return EntryConfig.from_json(content).preprocess
         stored = json.loads(content)
         facts = from_json(stored["facts"], "facts")

@@ -5,6 +5,7 @@ embedkit train supervised --data PHOTOGRAPHS --set init=supervised-efficientnet_
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,7 @@ def find_parent(name: str) -> Parent:
     if name.startswith(TIMM):
         return _of_timm(name.removeprefix(TIMM))
     folder = Path(name)
-    if is_path(name) and (folder / CONFIG).is_file() and not (folder / MANIFEST).is_file():
+    if is_path(name) and os.path.isfile(folder / CONFIG) and not os.path.isfile(folder / MANIFEST):
         return _of_run(folder)
     return _of_entry(find_entry(name))
 
@@ -81,7 +82,7 @@ def _of_entry(entry: VerifiedEntry) -> Parent:
 
 def _of_run(run: Path) -> Parent:
     config, facts = read_config(run)
-    if not (run / ENCODER).is_file():
+    if not os.path.isfile(run / ENCODER):
         raise ConfigError(
             f"init: {run}: the run has not finished; continue it with `embedkit train --resume {run}`"
         )

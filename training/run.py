@@ -142,7 +142,7 @@ def train(
             parent=parent,
         )
     except ConfigError:  # the next try may use the same folder, unless something was trained there
-        if rank() == 0 and not (out / CHECKPOINT).exists():
+        if rank() == 0 and not os.path.exists(out / CHECKPOINT):
             (out / CONFIG).unlink(missing_ok=True)
         raise
 
@@ -188,7 +188,7 @@ def resume(
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, path=absolute(data)))
     check_numbers(config)
     checkpoint = run / CHECKPOINT
-    if not checkpoint.is_file():
+    if not os.path.isfile(checkpoint):
         raise OutputError(
             f"{run}: the run was stopped before its first checkpoint; train again into a new folder"
         )

@@ -78,7 +78,7 @@ def load_run(run: str | os.PathLike[str], checkpoint: Kept | None = None) -> tup
 
 def kept_in(run: Path) -> Kept:
     """Which weights are a run's result: the best of a run with evaluation while training, else the last."""
-    return "best" if (run / BEST).is_file() else "last"
+    return "best" if os.path.isfile(run / BEST) else "last"
 
 
 def load_weights(method: Method, checkpoint: dict[str, Any]) -> None:
@@ -89,15 +89,15 @@ def load_weights(method: Method, checkpoint: dict[str, Any]) -> None:
 
 def check_out(out: Path) -> None:
     """Refuse a folder that holds a run, or a file that a run would overwrite."""
-    if (out / CONFIG).exists():
+    if os.path.exists(out / CONFIG):
         there = (
             f"continue it with --resume {out}"
-            if (out / CHECKPOINT).exists()
+            if os.path.exists(out / CHECKPOINT)
             else "it has no checkpoint: remove it"
         )
         raise OutputError(f"{out}: there is a run in this folder; {there} or choose another --output")
     for name in (CHECKPOINT, BEST, ENCODER, METRICS, PRETEXT_IMAGE):
-        if (out / name).exists():
+        if os.path.exists(out / name):
             raise OutputError(f"{out / name} is there, and would be overwritten: choose another --output")
 
 

@@ -146,9 +146,9 @@ def clear_leftovers(path: Path) -> None:
         with contextlib.suppress(OSError), _holding(left) as abandoned:
             if not abandoned:
                 continue
-            if match[1] and not path.exists():
+            if match[1] and not os.path.exists(path):
                 left.rename(path)
-            elif left.is_dir() and not left.is_symlink():
+            elif os.path.isdir(left) and not os.path.islink(left):
                 shutil.rmtree(left, ignore_errors=True)
             else:
                 left.unlink()
@@ -204,7 +204,7 @@ def _is_ours(descriptor: int, scratch: Path) -> bool:
 def _holding(left: Path) -> Iterator[bool]:
     """Whether scratch is left over. It stays locked for the block, since its writer may have just created it."""
     if os.name == "nt":
-        yield not left.is_dir() or time.time() - left.stat().st_mtime > _STALE
+        yield not os.path.isdir(left) or time.time() - left.stat().st_mtime > _STALE
         return
     status = os.lstat(left)
     if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):

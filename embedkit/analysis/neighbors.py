@@ -278,7 +278,7 @@ class SearchIndex:
             >>> embedkit.SearchIndex.build("samples.parquet").save("samples.index")
         """
         path = Path(path)
-        if not path.parent.is_dir():
+        if not os.path.isdir(path.parent):
             raise OutputError(f"the folder {path.parent} of the index does not exist; create it first")
         with replacing(path) as file:
             file.write(MAGIC)

@@ -6,6 +6,7 @@ Weights, graph and golden vectors stay as they are, byte for byte.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -72,7 +73,7 @@ def reissue_entry(folder: Path) -> bool:
         manifest = Manifest.from_json(found[MANIFEST], f"{folder}/{MANIFEST}")
         for name, record in manifest.files.items():
             path = folder / name
-            if name == CARD and not path.exists():
+            if name == CARD and not os.path.exists(path):
                 continue
             found[name] = _read(path, _MOST_BYTES)
             if name not in (CONFIG, CARD) and sha256_hex(found[name]) != record.sha256:
@@ -100,7 +101,7 @@ def reissue_zoo(zoo: Path) -> list[str]:
     changed = [
         folder.name
         for folder in sorted(zoo.iterdir())
-        if (folder / MANIFEST).is_file() and reissue_entry(folder)
+        if os.path.isfile(folder / MANIFEST) and reissue_entry(folder)
     ]
     update_index(zoo)
     return changed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -103,7 +104,9 @@ def cluster(
     into = copy_into or link_into
     for option in ("--output", "--draw-sheet"):
         path = outputs[option]
-        if into is not None and path is not None and into.resolve() in path.resolve().parents:
+        if into is None or path is None:
+            continue
+        if Path(os.path.realpath(into)) in Path(os.path.realpath(path)).parents:
             raise OutputError(f"{option}: {path} is in {into}, which holds only images; choose another name")
     config: dpmm.DPMMConfig | None = None
     if init_clusters is not None or alpha is not None:

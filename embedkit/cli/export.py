@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -47,7 +48,7 @@ def export(
         embedkit export runs/first --name simclr-r10.photos
         embedkit export runs/first --name simclr-r10.photos --license CC0-1.0
     """
-    if (Path(source) / MANIFEST).is_file():
+    if os.path.isfile(Path(source) / MANIFEST):
         raise ConfigError(
             f"{source} is already an entry; write it as one ONNX file with `embedkit export-onnx {source} -o OUT.onnx`"
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -41,7 +42,7 @@ def export_onnx(
         embedkit export-onnx simclr-r10 -o simclr.onnx --float-input
     """
     folder = Path(entry)
-    held = sorted(folder.iterdir()) if folder.is_dir() else [folder]
+    held = sorted(folder.iterdir()) if os.path.isdir(folder) else [folder]
     check_outputs({"--output": output}, {str(path): path for path in held})
     with requires("export-onnx", "onnx"):
         from embedkit.authoring.onnx_export import export_onnx as write

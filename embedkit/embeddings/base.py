@@ -244,7 +244,7 @@ def check_folder(output: Path) -> None:
         OutputError: Naming the folder.
     """
     folder = Path(os.path.realpath(output)).parent
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise OutputError(f"the folder {folder} of the output does not exist; create it first")
     if not os.access(folder, os.W_OK):
         raise OutputError(f"the folder {folder.resolve()} cannot be written; choose another output with -o")

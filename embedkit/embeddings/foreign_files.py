@@ -7,6 +7,7 @@ JSON object a line with `id` and any labels.
 from __future__ import annotations
 
 import json
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -166,7 +167,7 @@ def _ids_beside(path: Path) -> Path:
     """The file of ids of an array."""
     places = [beside(path, ".ids.txt"), ids_path(path)]
     for place in places:
-        if place.exists():
+        if os.path.exists(place):
             return place
     raise OutputError(
         f"{path} has no ids beside it; write them to {places[0].name}, one id a line in the order of the rows"

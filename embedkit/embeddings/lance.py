@@ -8,6 +8,7 @@ stay until LanceDB's `optimize` or `cleanup_old_versions` removes them.
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -69,7 +70,7 @@ class LanceFormat:
 
     def check_writable(self, path: Path) -> None:
         """Make the folder of a new database; refuse one that cannot be written."""
-        if path.parent.parent.is_dir():
+        if os.path.isdir(path.parent.parent):
             with contextlib.suppress(OSError):
                 path.parent.mkdir(exist_ok=True)
         check_folder(path)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -114,7 +115,7 @@ class NpyFormat:
 
     def earlier(self, path: Path) -> EarlierRows | None:
         """The array of an earlier job; its rows are uncertain where the three files do not belong together."""
-        if not path.exists():
+        if not os.path.exists(path):
             return None
         uncertain = False
         try:
@@ -188,7 +189,7 @@ def read_beside(path: Path) -> Beside:
     Raises:
         OutputError: They are missing or damaged.
     """
-    if not metadata_path(path).exists():
+    if not os.path.exists(metadata_path(path)):
         raise OutputError(
             f"{path} has no {metadata_path(path).name} beside it: embedkit did not write it; {adopt_step(str(path))}"
         )

@@ -125,7 +125,7 @@ def finish_commit(path: Path) -> bool:
         _discard(path)
         return False
     for name, suffix in _STAGED.items():
-        if (folder / name).exists():
+        if os.path.exists(folder / name):
             _place(folder / name, beside(path, suffix) if suffix else path)
     (folder / _MARK).unlink()
     return True
@@ -133,7 +133,7 @@ def finish_commit(path: Path) -> bool:
 
 def is_uncommitted(path: Path) -> bool:
     """Whether a writer was stopped, or is, between the renames."""
-    return (scratch_folder(path) / _MARK).exists()
+    return os.path.exists(scratch_folder(path) / _MARK)
 
 
 def _discard(path: Path) -> None:

@@ -88,7 +88,7 @@ class ParquetFormat:
 
     def earlier(self, path: Path) -> EarlierRows | None:
         """The file of an earlier job."""
-        if not path.exists():
+        if not os.path.exists(path):
             return None
         metadata = read_metadata(path)
         records, schema = read_records(path, metadata)

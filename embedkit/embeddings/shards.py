@@ -117,7 +117,9 @@ def write_done(path: Path, metadata: Metadata, rows: int, *, failed: int) -> Non
 
 def holds_shards(path: Path) -> bool:
     """Whether a path is a folder that holds embeddings, complete or not."""
-    return path.is_dir() and any(_SHARD.fullmatch(name) or _DONE.fullmatch(name) for name in os.listdir(path))
+    return os.path.isdir(path) and any(
+        _SHARD.fullmatch(name) or _DONE.fullmatch(name) for name in os.listdir(path)
+    )
 
 
 def shards_of(folder: Path) -> list[Path]:

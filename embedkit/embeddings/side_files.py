@@ -11,7 +11,7 @@ __all__ = ["beside", "has_job", "scratch_folder"]
 def beside(output: Path, suffix: str) -> Path:
     """The file of another suffix beside an output, or beside the file that the output is a link to."""
     there = output.with_suffix(suffix)
-    if output.is_symlink() and not os.path.lexists(there):
+    if os.path.islink(output) and not os.path.lexists(there):
         return Path(os.path.realpath(output)).with_suffix(suffix)
     return there
 

@@ -83,7 +83,7 @@ class Cache:
 
     def __init__(self, root: str | os.PathLike[str]):
         """Take the folder; it is made, readable by its owner only, at the first write."""
-        self.root = Path(root).expanduser().absolute() / "zoo"
+        self.root = Path(os.path.expanduser(root)).absolute() / "zoo"
         self._entries = self.root / "entries"
 
     def _check_owner(self) -> None:
@@ -143,7 +143,7 @@ class Cache:
         return [
             digest
             for digest in digests
-            if digest.startswith(prefix) and (not name or (self._entries / digest / name).is_dir())
+            if digest.startswith(prefix) and (not name or os.path.isdir(self._entries / digest / name))
         ]
 
     def remove(self, sha256: str) -> None:
@@ -202,7 +202,7 @@ class Cache:
         with contextlib.suppress(OSError, OutputError):
             self._folder("seen")
             path = self.root / "seen" / name
-            if not path.is_file() or read_regular(path, INDEX_LIMIT) != content:
+            if not os.path.isfile(path) or read_regular(path, INDEX_LIMIT) != content:
                 write_file(path, content)
 
     # --- downloading ---------------------------------------------------------------------------------------
@@ -330,14 +330,14 @@ class Cache:
     def _folder(self, name: str) -> None:
         """Make a folder of the cache that only its owner can read."""
         for folder in (self.root.parent, self.root, self.root / name):
-            if not folder.is_dir():
+            if not os.path.isdir(folder):
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
 
 def _bring(located: Located, name: str, record: FileRecord, folder: Path, watcher: Watcher | None) -> None:
     """Download one file into `folder`; a complete file of a killed pull is hashed and kept."""
     target, part = folder / name, folder / f"{name}.part"
-    if target.exists():
+    if os.path.exists(target):
         target.replace(part)
     download(located.storage, name, record, part, watcher)
     part.replace(target)

@@ -91,7 +91,7 @@ class FolderZoo:
             if row is None or not row.manifest_sha256.startswith(revision):
                 tries.insert(0, f"{folder}/{revision[:REVISION_DIGITS]}")
         for path in tries:
-            if (self.path / path / MANIFEST).is_file():
+            if os.path.isfile(self.path / path / MANIFEST):
                 return FolderEntry(self.path / path, folder)
         if "." in name:
             return None
@@ -115,7 +115,7 @@ def check_replaceable(folder: Path) -> None:
         ConfigError: The folder is not an entry, or holds other files.
     """
     try:
-        if not folder.exists():
+        if not os.path.exists(folder):
             return
         there = sorted(path.name for path in folder.iterdir())
         manifest = read_regular(folder / MANIFEST, MANIFEST_LIMIT) if MANIFEST in there else b""

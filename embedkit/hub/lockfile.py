@@ -46,7 +46,7 @@ class LockFile:
         """The lock file of the working folder; None when there is none, unless `create` is set."""
         named = os.environ.get(VARIABLE)
         path = Path(named) if named else Path(NAME)
-        return cls(path) if named or create or path.is_file() else None
+        return cls(path) if named or create or os.path.isfile(path) else None
 
     def pin(self, key: str) -> Pin | None:
         """The pin of a name, or of an entry's URL."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import os
 from collections.abc import Iterator
 
 from embedkit.errors import ConfigError
@@ -22,7 +23,9 @@ def entry_names(zoo: Zoo, pattern: str = "*") -> list[str]:
     names = set(index.rows)
     if isinstance(zoo, FolderZoo):
         names = {
-            path.name for path in zoo.path.iterdir() if path.is_dir() and ENTRY_NAME.fullmatch(path.name)
+            path.name
+            for path in zoo.path.iterdir()
+            if os.path.isdir(path) and ENTRY_NAME.fullmatch(path.name)
         }
     holders = set(index.aliases.values())
     return sorted(fnmatch.filter(names, pattern), key=lambda name: (name not in holders, name))

@@ -77,7 +77,7 @@ def sign(
         for name, content in ((SIGNATURE, files[SIGNATURE]), (MANIFEST, Manifest.encode(files))):
             (partial / name).unlink(missing_ok=True)  # it may be a link
             (partial / name).write_bytes(content)
-    if (folder.parent / INDEX).is_file():
+    if os.path.isfile(folder.parent / INDEX):
         update_index(folder.parent)
     return VerifiedEntry(entry.name, FolderEntry(folder, entry.name))
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
 from urllib.parse import quote, unquote_to_bytes
 
 from embedkit.errors import OutputError
@@ -71,7 +70,7 @@ def check_no_image(
     """
     taken: dict[tuple[int, int], str] = {}
     for option, path in outputs.items():
-        if path is not None and Path(path).is_file():
+        if path is not None and os.path.isfile(path):
             status = os.stat(path)
             taken[status.st_dev, status.st_ino] = option
     if not taken:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,7 +122,7 @@ class ShardStore:
     def _lock(self) -> bool:
         """Take this part's lock in the folder, which another worker may delete, as it is empty, at any moment."""
         while True:
-            if not self.folder.is_dir():
+            if not os.path.isdir(self.folder):
                 self.folder.mkdir(parents=True, exist_ok=True)
                 self._temporary = True
             with contextlib.suppress(FileNotFoundError):
@@ -129,7 +130,7 @@ class ShardStore:
 
     def close(self) -> None:
         """Release the lock; a folder that this store made is removed if it is empty."""
-        if not self.shards() and not self.done.exists():
+        if not self.shards() and not os.path.exists(self.done):
             with contextlib.suppress(OSError):
                 self._job.unlink(missing_ok=True)
         self._release()
@@ -166,7 +167,7 @@ class ShardStore:
         Raises:
             ConfigError: The record is damaged.
         """
-        if not self._job.exists():
+        if not os.path.exists(self._job):
             return None
         return JobRecord.of(_FORMAT.read(self._job), str(self.folder))
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -157,7 +158,7 @@ class Job:
             if errors and not kept and not images:
                 self._refuse_no_rows(errors)
             if sharded:
-                if changed or not self.store.done.exists():
+                if changed or not os.path.exists(self.store.done):
                     self.store.finish(self.metadata, len(kept) + images, errors)
             else:
                 if changed or keep_new or self.earlier is None:

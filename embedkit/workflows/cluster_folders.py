@@ -256,11 +256,11 @@ def check_free(folder: Path) -> None:
     Raises:
         OutputError: It is not empty, is a file, or its parent folder does not exist.
     """
-    if os.path.lexists(folder) and not folder.is_dir():
+    if os.path.lexists(folder) and not os.path.isdir(folder):
         raise OutputError(f"{folder} is a file; choose another folder")
-    if folder.is_dir() and any(folder.iterdir()):
+    if os.path.isdir(folder) and any(folder.iterdir()):
         raise OutputError(
             f"{folder} is not empty, and nothing is overwritten; choose a new or an empty folder"
         )
-    if not folder.absolute().parent.is_dir():
+    if not os.path.isdir(folder.absolute().parent):
         raise OutputError(f"the folder {folder.absolute().parent} does not exist; create it first")

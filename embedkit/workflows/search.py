@@ -105,7 +105,7 @@ def cached_index(source: str | os.PathLike[str], path: str | os.PathLike[str]) -
             f"{os.fspath(source)} is a database, which searches by itself; leave --cache-index out"
         )
     rows = Rows(stored)
-    if path.exists():
+    if os.path.exists(path):
         index = SearchIndex.load(path)
         step = "name another file with --cache-index"
         check_same_space(index.metadata, rows.metadata, f"the index {path}", rows.where, step)

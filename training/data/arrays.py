@@ -6,6 +6,7 @@ IDX is the format that Yann LeCun's MNIST page defined.
 from __future__ import annotations
 
 import gzip
+import os
 import struct
 import zlib
 from collections.abc import Sequence
@@ -66,7 +67,7 @@ def has_idx(folder: Path) -> bool:
 def _idx_file(folder: Path, part: str, kind: str) -> Path | None:
     prefix = "t10k" if part == "test" else part
     stem = f"{prefix}-{kind}-idx{3 if kind == 'images' else 1}-ubyte"
-    return next((folder / name for name in (stem, f"{stem}.gz") if (folder / name).is_file()), None)
+    return next((folder / name for name in (stem, f"{stem}.gz") if os.path.isfile(folder / name)), None)
 
 
 def idx(folder: Path, split: Split) -> ArraySource:

@@ -88,17 +88,17 @@ def _open(path: str, split: Split, label: str, targets: tuple[str, ...]) -> Sour
     if path.startswith("synthetic:"):
         return arrays.synthetic(path, split)
     found = Path(path)
-    if found.is_file() and found.suffix == ".parquet":
+    if os.path.isfile(found) and found.suffix == ".parquet":
         if split == "test":
             raise ConfigError(
                 f"{path}: one Parquet file has no test part; name a folder with train and test files"
             )
         return read_parquet([found], label, targets)
-    if found.is_file() and found.suffix.lower() == ".csv":
+    if os.path.isfile(found) and found.suffix.lower() == ".csv":
         if split == "test":
             raise ConfigError(f"{path}: one CSV file has no test part")
         return read_csv(found, label, targets)
-    if not found.is_dir():
+    if not os.path.isdir(found):
         raise ConfigError(f"{path}: there is no such folder, Parquet or CSV file; {_HINT}")
     if arrays.has_idx(found):
         return arrays.idx(found, split)
@@ -108,7 +108,7 @@ def _open(path: str, split: Split, label: str, targets: tuple[str, ...]) -> Sour
             raise ConfigError(f"{path}: expected Parquet files whose names begin with {split!r}, found none")
         return read_parquet(files, label, targets)
     parts = (found / "train", found / "test")
-    if all(part.is_dir() for part in parts):
+    if all(os.path.isdir(part) for part in parts):
         return _Folders(parts[split == "test"])
     if split == "test":
         raise ConfigError(
@@ -133,4 +133,4 @@ class _Folders(FileSource):
 
 def absolute(path: str) -> str:
     """A data path that means the same from every working directory; names such as `sklearn:digits` as they are."""
-    return path if not path or not Path(path).exists() else os.path.abspath(path)
+    return path if not path or not os.path.exists(path) else os.path.abspath(path)

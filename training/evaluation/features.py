@@ -93,7 +93,11 @@ def open_model(source: str | os.PathLike[str]) -> EvaluatedModel:
     """
     folder = Path(source)
     # A bare name is an entry's, even where the working directory has a folder of that name.
-    if is_path(os.fspath(source)) and (folder / RUN_CONFIG).is_file() and not (folder / MANIFEST).is_file():
+    if (
+        is_path(os.fspath(source))
+        and os.path.isfile(folder / RUN_CONFIG)
+        and not os.path.isfile(folder / MANIFEST)
+    ):
         config, method = load_run(folder)
         preprocess = config.data.preprocess(method.facts.mean, method.facts.std)
         network = method.encoder().eval()

@@ -26,7 +26,7 @@ def check_writable(source: str | os.PathLike[str]) -> None:
     Raises:
         ConfigError: A name, or the folder of a run.
     """
-    if not (Path(source) / MANIFEST).is_file():
+    if not os.path.isfile(Path(source) / MANIFEST):
         raise ConfigError(
             f"metrics are written into an entry's folder, and {os.fspath(source)} is a name or a run: give the folder "
             "of an entry (export a run first)"
@@ -68,7 +68,7 @@ def write_metrics(
     folder = Path(source).resolve()  # what a link names is written, and the link stays
     with locked_folder(folder.parent):
         manifest = _write(evaluation, folder, notify)
-    if (folder.parent / INDEX).is_file():
+    if os.path.isfile(folder.parent / INDEX):
         update_index(folder.parent)
     return manifest
 

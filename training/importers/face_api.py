@@ -98,8 +98,8 @@ def _read(source: Path, name: str) -> bytes:
     if Path(name).name != name:
         raise EntryError(f"{source}: {name[:80]!r} is not the name of a file in the package's model folder")
     try:
-        if source.is_dir():
-            folder = source / "model" if (source / "model").is_dir() else source
+        if os.path.isdir(source):
+            folder = source / "model" if os.path.isdir(source / "model") else source
             return (folder / name).read_bytes()
         with tarfile.open(source) as archive:
             member = archive.extractfile(f"package/model/{name}")

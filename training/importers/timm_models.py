@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import codecs
 import math
+import os
 import re
 import tempfile
 from collections.abc import Callable, Mapping
@@ -257,11 +258,11 @@ def _from_folder(folder: Path) -> Source:
     def read(name: str) -> bytes | None:
         path = folder / name
         try:
-            return path.read_bytes() if path.is_file() else None
+            return path.read_bytes() if os.path.isfile(path) else None
         except OSError as error:
             raise SourceError(f"{path} cannot be read ({error.strerror})") from None
 
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise SourceError(f"{folder}: no such folder; give local-dir: and the path of one with {CONFIG}")
     name = folder.absolute().name
     return _of_timm_layout(read, name, {"folder": name})

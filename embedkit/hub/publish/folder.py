@@ -54,9 +54,9 @@ def remove_from_folder(name: str, zoo: Path) -> None:
         raise ConfigError(f"{zoo} holds no entry {name!r}; give the whole name of its folder")
     folder = zoo / name
     with changed_index(zoo, remove=name):
-        if folder.is_symlink():
+        if os.path.islink(folder):
             folder.unlink()
-        elif folder.exists():
+        elif os.path.exists(folder):
             check_replaceable(folder)
             remove_folder(folder)
         clear_leftovers(folder)
@@ -64,7 +64,9 @@ def remove_from_folder(name: str, zoo: Path) -> None:
 
 def _holds(zoo: Path, name: str) -> bool:
     """Whether the zoo has the entry, or still lists it after a removal that was killed."""
-    return (zoo / name / MANIFEST).is_file() or (zoo.is_dir() and name in FolderZoo(zoo).index().rows)
+    return os.path.isfile(zoo / name / MANIFEST) or (
+        os.path.isdir(zoo) and name in FolderZoo(zoo).index().rows
+    )
 
 
 def _is_same(entry: VerifiedEntry, target: Path) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -135,12 +136,12 @@ def check_zoo(zoo: Path) -> None:
     Raises:
         ConfigError: It is such a folder.
     """
-    if (zoo / MANIFEST).is_file():
+    if os.path.isfile(zoo / MANIFEST):
         raise ConfigError(f"{zoo} is an entry; name the folder that contains it")
     for name, what in ((TABLE, "table"), (INDEX, "index")):
         path = zoo / name
         try:
-            ours = not path.is_file() or _is_ours(path)
+            ours = not os.path.isfile(path) or _is_ours(path)
         except (OSError, EntryError):
             ours = False
         if not ours:
@@ -173,7 +174,7 @@ def build_index(
     entries = dict(add or {})
     for folder in sorted(zoo.iterdir()):
         name = folder.name
-        if name in entries or name == remove or not folder.is_dir() or not ENTRY_NAME.fullmatch(name):
+        if name in entries or name == remove or not os.path.isdir(folder) or not ENTRY_NAME.fullmatch(name):
             continue
         try:
             facts: dict[str, Any] | None = build_facts(VerifiedEntry(name, FolderEntry(folder)))

@@ -7,6 +7,7 @@ readers that have the old index or a pin. A killed publisher leaves the old vers
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -75,11 +76,11 @@ def refresh(zoo: str) -> dict[str, Any]:
     if is_url(zoo) and not zoo.startswith("file://"):
         raise ConfigError(f"{zoo} is not a folder: name the ENTRY to publish there")
     folder = Path(file_path(zoo))
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise ConfigError(f"{zoo!r} is not a folder; name the one that holds the entries")
     check_zoo(folder)
     for path in sorted(folder.iterdir()):
-        if path.is_dir() and ENTRY_NAME.fullmatch(path.name):
+        if os.path.isdir(path) and ENTRY_NAME.fullmatch(path.name):
             _check(VerifiedEntry(path.name, FolderEntry(path)))
     return update_index(folder)
 

@@ -93,9 +93,9 @@ def check_atlas(path: str | os.PathLike[str]) -> None:
     path = Path(path)
     if path.suffix.lower() not in (".html", ".htm"):
         raise ConfigError(f"output: expected a name that ends in .html, found {str(path)!r}")
-    if path.is_dir():
+    if os.path.isdir(path):
         raise OutputError(f"{path} is a folder; give the name of a file in it")
-    if not path.absolute().parent.is_dir():
+    if not os.path.isdir(path.absolute().parent):
         raise OutputError(f"the folder {path.absolute().parent} does not exist; create it first")
 
 
