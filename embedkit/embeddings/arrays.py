@@ -12,7 +12,7 @@ from embedkit._io.text import one_line
 from embedkit.embeddings.schema import RESERVED
 from embedkit.errors import ConfigError
 
-__all__ = ["key_array", "label_array", "row_numbers"]
+__all__ = ["as_list", "key_array", "label_array", "row_numbers"]
 
 
 def row_numbers(rows: Any, count: int) -> npt.NDArray[np.intp]:
@@ -28,7 +28,10 @@ def row_numbers(rows: Any, count: int) -> npt.NDArray[np.intp]:
             raise ConfigError(
                 f"expected a slice of whole numbers, found {rows} ({one_line(error)})"
             ) from None
-    array = np.asarray(rows)
+    try:
+        array = np.asarray(rows)
+    except ValueError:  # rows of different lengths
+        array = np.empty((0, 0))
     if array.ndim != 1:
         raise ConfigError(
             f"expected a mask, numbers of rows or a slice, found {array.dtype} of shape {array.shape}; for one row "
@@ -52,8 +55,30 @@ def row_numbers(rows: Any, count: int) -> npt.NDArray[np.intp]:
     return array
 
 
-def key_array(name: str, values: Any, kind: pa.DataType) -> pa.Array:
-    """A column of ours as Arrow has it."""
+def as_list(name: str, values: Any) -> list[Any]:
+    """A column as a list: of an array, a sequence or an iterator.
+
+    Raises:
+        ConfigError: One value instead of one for each row; a text is one value.
+    """
+    try:
+        if not isinstance(values, (str, bytes)):
+            return list(values)
+    except TypeError:
+        pass
+    raise ConfigError(f"column {name!r}: expected a list of values, one a row; found {type(values).__name__}")
+
+
+def key_array(name: str, values: list[Any], kind: pa.DataType) -> pa.Array:
+    """A column of ours as Arrow has it.
+
+    Raises:
+        ConfigError: A value of another type; Arrow would cut 0.5 to 0.
+    """
+    if pa.types.is_integer(kind):
+        wrong = next((one for one in values if not isinstance(one, (int, np.integer))), None)
+        if wrong is not None:
+            raise ConfigError(f"column {name!r}: expected whole numbers, found {wrong!r}")
     try:
         return pa.array(values, kind)
     except (pa.ArrowException, ValueError, TypeError, OverflowError) as error:
@@ -64,8 +89,10 @@ def label_array(name: str, values: list[Any], kind: pa.DataType | None = None) -
     """A label column as Arrow has it, of its former type if its values are still of that.
 
     Raises:
-        ConfigError: A reserved name, or values of several types.
+        ConfigError: A reserved name, one that is no text, or values of several types.
     """
+    if not isinstance(name, str) or not name.isascii() and any("\ud800" <= one <= "\udfff" for one in name):
+        raise ConfigError(f"label column {name!r}: expected a text as its name")
     if name in RESERVED:
         raise ConfigError(f"label column {name!r}: the name is reserved; choose another one")
     faults = (pa.ArrowException, ValueError, TypeError, OverflowError)

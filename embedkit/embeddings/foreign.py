@@ -106,8 +106,8 @@ class ForeignColumns:
         """
         part = table[self.names["part"]] if "part" in self.names else _zeros(len(table))
         keys = {
-            "id": self._cast(table[self.names["id"]], pa.string(), "id"),
-            "part": self._cast(part, pa.int32(), "part"),
+            "id": self.cast(table[self.names["id"]], pa.string(), "id"),
+            "part": self.cast(part, pa.int32(), "part"),
         }
         for name, column in keys.items():  # after the cast: a null may lie in a dictionary
             if column.null_count:
@@ -132,7 +132,8 @@ class ForeignColumns:
         for name, theirs in self.names.items():
             if name not in ours.column_names:
                 kind = pa.string() if name == "sha256" else pa.int64()
-                column = table[theirs] if name in self.labels else self._cast(table[theirs], kind, name)
+                column = table[theirs]
+                column = self._label(column, theirs) if name in self.labels else self.cast(column, kind, name)
                 ours = ours.append_column(name, column)
         return ours
 
@@ -166,13 +167,40 @@ class ForeignColumns:
             at += len(chunk)
         return rows
 
-    def _cast(self, column: pa.ChunkedArray, kind: pa.DataType, name: str) -> pa.ChunkedArray:
+    def cast(self, column: pa.ChunkedArray, kind: pa.DataType, name: str) -> pa.ChunkedArray:
+        """One of our columns, from theirs.
+
+        Args:
+            column: Theirs.
+            kind: The type of ours.
+            name: The name of ours.
+
+        Raises:
+            ConfigError: A value that the type does not hold, or a text that is not UTF-8.
+        """
         try:
-            return column.cast(kind)
+            result = column.cast(kind)
+            result.validate(full=True)  # a cast from texts to texts looks at no letter
+            return result
         except (pa.ArrowException, ValueError) as error:
             raise ConfigError(
                 f"{self.where}: the column {self.names[name]!r} cannot be read as {kind} ({one_line(error)})"
             ) from None
+
+    def _label(self, column: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
+        """A label column, as it is, after a look at each value: what Python cannot hold could be read by no command.
+
+        Raises:
+            ConfigError: A text that is not UTF-8, or a date beyond the year 9999.
+        """
+        try:
+            column.to_pylist()
+        except (pa.ArrowException, ValueError, OverflowError) as error:
+            raise ConfigError(
+                f"{self.where}: the column {name!r} holds a value that cannot be read ({one_line(error)}); repair it, "
+                "or leave the column out"
+            ) from None
+        return column
 
 
 def check_unique(keys: pa.Table, where: str) -> None:

@@ -6,6 +6,7 @@ JSON object a line with `id` and any labels.
 
 from __future__ import annotations
 
+import codecs
 import json
 import os
 from abc import ABC, abstractmethod
@@ -31,6 +32,7 @@ __all__ = ["ForeignFile", "open_foreign"]
 #: Bytes of vectors that are read at once, and the most rows of these.
 _BLOCK, _MOST_ROWS = 32 << 20, 1 << 14
 _MAX_LINE = 16 << 20
+_MAX_COLUMNS = 1000
 
 
 class ForeignFile(ABC):
@@ -67,7 +69,8 @@ class ForeignFile(ABC):
         for block in self._read(self.columns.key_columns, _MOST_ROWS):
             keys = self.columns.keys(block, at)
             if "size" in self.columns.names:
-                keys = keys.append_column("size", block[self.columns.names["size"]].cast(pa.int64()))
+                size = self.columns.cast(block[self.columns.names["size"]], pa.int64(), "size")
+                keys = keys.append_column("size", size)
             tables.append(keys)
             at += len(block)
         return pa.concat_tables(tables)
@@ -141,7 +144,7 @@ class _Npy(ForeignFile):
             )
         ids = _ids_beside(path)
         self.files = [path, ids]
-        self._labels = _read_ids(ids, id)
+        self._labels = _read_ids(ids, id, len(self._array))
         if len(self._labels) != len(self._array):
             raise ConfigError(f"{path} has {len(self._array)} rows, and {ids.name} {len(self._labels)} ids")
         vector = pa.field("embedding", pa.list_(pa.from_numpy_dtype(self._array.dtype.newbyteorder("=")), -1))
@@ -174,24 +177,31 @@ def _ids_beside(path: Path) -> Path:
     )
 
 
-def _read_ids(path: Path, id: str) -> pa.Table:
-    """The ids of an array, and the labels beside them."""
+def _read_ids(path: Path, id: str, rows: int) -> pa.Table:
+    """The ids of an array of `rows` rows, and the labels beside them."""
     lines: list[dict[str, Any]] = []
+    names = {id: None}
     try:
         with open_regular(path) as file:
             while text := file.readline(_MAX_LINE + 1):
                 if len(text) > _MAX_LINE:
                     raise ValueError(f"line {len(lines) + 1} is longer than {_MAX_LINE} bytes")
+                if len(lines) == rows:
+                    raise ValueError(f"it has more lines than the array has rows, {rows}")
+                if not lines:
+                    text = text.removeprefix(codecs.BOM_UTF8)  # some editors begin a file with it
                 name = text.rstrip(b"\r\n").decode()
                 line = {id: name} if path.suffix == ".txt" else json.loads(text)
                 if not isinstance(line, dict):
                     raise ValueError(f"line {len(lines) + 1} is no JSON object")
                 lines.append(line)
+                names.update(dict.fromkeys(line))
+                if len(names) > _MAX_COLUMNS:  # each takes a value in every row
+                    raise ValueError(f"its lines name more than {_MAX_COLUMNS} columns")
     except RecursionError:
         raise OutputError(f"{path} cannot be read (it is nested too deep)") from None
     except (OSError, ValueError) as error:
         raise OutputError(f"{path} cannot be read ({one_line(error)})") from None
-    names = dict.fromkeys([id, *(name for line in lines for name in line)])
     return pa.table({name: _column(name, [line.get(name) for line in lines], path) for name in names})
 
 

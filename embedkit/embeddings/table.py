@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from embedkit._io.optional import requires
 from embedkit._io.text import one_line
-from embedkit.embeddings.arrays import key_array, label_array, row_numbers
+from embedkit.embeddings.arrays import as_list, key_array, label_array, row_numbers
 from embedkit.embeddings.foreign import ForeignColumns, check_unique, check_unit, lengths_of
 from embedkit.embeddings.formats import open_rows, save_rows
 from embedkit.embeddings.metadata import METADATA_KEY, Metadata, check_same_space
@@ -169,18 +169,20 @@ class Embeddings:
             raise ConfigError(
                 f"vectors: expected floating-point numbers (N, D), found {array.dtype} of shape {array.shape}"
             )
-        parts = np.zeros(len(ids), np.int32) if parts is None else parts
-        columns = {"id": list(ids), "part": parts, **(labels or {})}
-        lengths = {name: len(column) for name, column in columns.items()}
+        metadata = _agreed(metadata, None, "the arrays")
+        columns = {name: as_list(name, values) for name, values in (labels or {}).items()}
+        ids = as_list("id", ids)
+        parts = [0] * len(ids) if parts is None else as_list("part", parts)
+        lengths = {name: len(column) for name, column in [("id", ids), ("part", parts), *columns.items()]}
         if set(lengths.values()) != {len(array)} or array.shape[1] != metadata.dim:
             raise ConfigError(
                 f"expected one id, part and label for each of {len(array)} vectors of {metadata.dim} numbers; found "
                 f"{lengths} and vectors {array.shape}"
             )
         arrays = {
-            "id": key_array("id", columns["id"], pa.string()),
-            "part": key_array("part", np.asarray(parts).tolist(), pa.int32()),
-            **{name: label_array(name, list(values)) for name, values in (labels or {}).items()},
+            "id": key_array("id", ids, pa.string()),
+            "part": key_array("part", parts, pa.int32()),
+            **{name: label_array(name, values) for name, values in columns.items()},
         }
         with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinity, which is refused
             table = with_vectors(pa.table(arrays), array.astype(np.float32))
@@ -209,7 +211,10 @@ class Embeddings:
         if not isinstance(table, pa.Table):
             if not hasattr(table, "__arrow_c_stream__"):
                 raise ConfigError(f"expected an Arrow table, found {type(table).__name__}")
-            table = pa.table(table)
+            try:
+                table = pa.table(table)
+            except (pa.ArrowException, ValueError, TypeError) as error:
+                raise ConfigError(f"the table cannot be read as Arrow's ({one_line(error)})") from None
         own = None
         if METADATA_KEY in (table.schema.metadata or {}):
             own = metadata_of(table.schema, "the table", "a table")
@@ -270,6 +275,7 @@ class Embeddings:
             >>> len(embedkit.Embeddings.concat(tables))
             50
         """
+        tables = list(tables)
         if not tables:
             raise ConfigError("concat: expected at least one set of embeddings")
         first, *others = tables
@@ -376,9 +382,14 @@ def _agreed(given: Metadata | None, own: Metadata | None, where: str) -> Metadat
     """The metadata of a table, its own or the given one, which must agree.
 
     Raises:
-        ConfigError: There is none.
+        ConfigError: There is none, or something else was given.
         SpaceMismatchError: They are of two spaces.
     """
+    if given is not None and not isinstance(given, Metadata):
+        raise ConfigError(
+            f"metadata: expected those of an encoder, encoder.metadata(), or of other embeddings; found "
+            f"{type(given).__name__}"
+        )
     found = own if own is not None else given
     if found is None:
         raise ConfigError(

@@ -167,6 +167,16 @@ def test_made_from_arrays():
         ({"ids": ["a", "\udc80", "c"]}, "column 'id': expected string"),
         ({"ids": ["a", "b", "a"]}, "the id 'a' with part 0 occurs 2 times"),
         ({"parts": [0, 1 << 31, 0]}, "column 'part': expected int32"),
+        ({"ids": "abc"}, "column 'id': expected a list of values, one a row; found str"),
+        ({"ids": None}, "column 'id': expected a list of values, one a row; found NoneType"),
+        ({"parts": 0}, "column 'part': expected a list of values, one a row; found int"),
+        ({"parts": [0.5, 0, 0]}, "column 'part': expected whole numbers, found 0.5"),
+        ({"parts": [[0], [0, 1], [0]]}, r"column 'part': expected whole numbers, found \[0\]"),
+        ({"labels": {"n": 3}}, "column 'n': expected a list of values, one a row; found int"),
+        ({"labels": {7: [1, 2, 3]}}, "label column 7: expected a text as its name"),
+        ({"labels": {"\udc80": [1, 2, 3]}}, "expected a text as its name"),
+        ({"metadata": None}, "the arrays has no metadata"),
+        ({"metadata": "linear-tiny"}, r"encoder.metadata\(\), .* found str"),
         ({"labels": {"sha256": ["", "", ""]}}, "label column 'sha256': the name is reserved"),
         (
             {"metadata": replace(METADATA, normalized=True), "vectors": np.eye(3) * 2},
@@ -209,12 +219,48 @@ def test_some_of_the_rows():
         ([0.5], "found float64"),
         ([True, None, False, True, True, True], "found object"),
         ("who", r"for one row write"),
+        ([[1], [1, 2]], r"for one row write"),
         (slice("a", "b"), "a slice of whole numbers"),
     ],
 )
 def test_what_names_no_rows(index, message):
     with pytest.raises(ConfigError, match=message):
         rows(6)[index]
+
+
+def test_iterators_are_read_once():
+    made = Embeddings.from_arrays(np.eye(3), (name for name in "abc"), METADATA, labels={"n": iter(range(3))})
+    assert made.ids == ["a", "b", "c"] and made.label("n") == [0, 1, 2]
+    assert Embeddings.concat(part for part in (made[:1], made[1:])).ids == made.ids
+
+
+@pytest.mark.parametrize(
+    ("column", "message"),
+    [
+        (("id", pa.string()), "the column 'id' cannot be read as string"),
+        (("who", pa.string()), "the column 'who' holds a value that cannot be read .*leave the column out"),
+        (("day", pa.timestamp("s")), "the column 'day' holds a value that cannot be read"),
+    ],
+)
+def test_values_that_python_cannot_hold(column, message):
+    name, kind = column
+    if pa.types.is_string(kind):  # bytes that are not UTF-8
+        values = pa.array([b"\xff", b"\xfe", b"\xfd"]).view(kind)
+    else:
+        values = pa.array([1 << 60] * 3, kind)  # some billion years from now
+    table = Embeddings.from_arrays(np.eye(3), list("abc"), METADATA).to_arrow()
+    table = table.drop_columns([name]) if name in table.column_names else table
+    with pytest.raises(ConfigError, match=message):
+        Embeddings.from_arrow(table.append_column(name, values))
+
+
+def test_what_is_no_arrow_stream():
+    class Broken:
+        def __arrow_c_stream__(self, requested_schema=None):
+            return 5
+
+    with pytest.raises(ConfigError, match="the table cannot be read as Arrow's"):
+        Embeddings.from_arrow(Broken(), METADATA)
 
 
 def test_sets_of_one_space_are_concatenated():

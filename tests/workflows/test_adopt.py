@@ -300,6 +300,42 @@ def test_arrays(folder, encoder):
     assert Embeddings.load("f.adopted.npy").label("n") == list(range(10))
 
 
+@pytest.mark.parametrize(
+    ("suffix", "ids", "message"),
+    [
+        (".txt", b"a\nb\nc\nd\n", "it has more lines than the array has rows, 3"),
+        (".txt", b"a\nb\n", "f.npy has 3 rows, and f.ids.txt 2 ids"),
+        (
+            ".jsonl",
+            b"".join(
+                json.dumps({"id": str(i), **{f"{i}/{k}": k for k in range(600)}}).encode() + b"\n"
+                for i in range(3)
+            ),
+            "its lines name more than 1000 columns",
+        ),
+    ],
+)
+def test_ids_that_do_not_fit_an_array(tmp_path, encoder, suffix, ids, message):
+    np.save(tmp_path / "f.npy", np.eye(3, 1280, dtype=np.float32))
+    (tmp_path / f"f.ids{suffix}").write_bytes(ids)
+    with pytest.raises((ConfigError, OutputError), match=message):
+        adopt(tmp_path / "f.npy", encoder)
+
+
+def test_a_mark_at_the_beginning_of_ids_is_no_part_of_the_first(tmp_path, encoder):
+    np.save(tmp_path / "f.npy", np.eye(3, 1280, dtype=np.float32))
+    (tmp_path / "f.ids.txt").write_bytes(b"\xef\xbb\xbfa\r\nb\r\nc\r\n")  # as some editors write UTF-8
+    assert Embeddings.load(adopt(tmp_path / "f.npy", encoder).output).ids == ["a", "b", "c"]
+
+
+def test_a_size_that_is_out_of_range(tmp_path, encoder):
+    rows = pa.FixedSizeListArray.from_arrays(pa.array(np.eye(1, 1280, dtype=np.float32).ravel()), 1280)
+    table = pa.table({"id": ["a"], "embedding": rows, "size": pa.array([1 << 63], pa.uint64())})
+    pq.write_table(table, tmp_path / "f.parquet")
+    with pytest.raises(ConfigError, match="the column 'size' cannot be read as int64"):
+        adopt(tmp_path / "f.parquet", encoder)
+
+
 def test_rows_of_several_parts_are_not_compared(folder, encoder):
     """A face, a crop or a frame is not the image that its id names."""
     table = bare().drop_columns(["size"])
