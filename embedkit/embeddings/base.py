@@ -19,7 +19,7 @@ import pyarrow as pa
 from embedkit.embeddings.earlier import EarlierRows
 from embedkit.embeddings.metadata import Metadata
 from embedkit.embeddings.schema import RESERVED, guarded, no_column, vectors_of
-from embedkit.errors import OutputError
+from embedkit.errors import ConfigError, OutputError
 
 #: Rows that are read at once: a multiple of a row group's.
 BLOCK = 1 << 14
@@ -81,11 +81,17 @@ class StoredRows(ABC):
         """A label column.
 
         Raises:
-            ConfigError: There is no such column; the message lists the label columns.
+            ConfigError: There is no such column; the message lists the label columns. Or its values are lists or
+                structures, which name no class.
         """
         if name not in self.labels:
             raise no_column(self.where, name, self.labels)
-        return self.column(name)
+        values = self.column(name)
+        if any(isinstance(value, (list, dict)) for value in values):
+            raise ConfigError(
+                f"{self.where}: the column {name!r} holds lists or structures; name one of single values"
+            )
+        return values
 
 
 class TableRows(StoredRows):

@@ -137,7 +137,7 @@ class _Npy(ForeignFile):
             self._array = map_array(path)
         except (OSError, ValueError) as error:
             raise OutputError(f"{path} cannot be read ({one_line(error)})") from None
-        if self._array.ndim != 2 or self._array.dtype.itemsize > 8:
+        if self._array.ndim != 2 or not self._array.shape[1] or self._array.dtype.itemsize > 8:
             raise ConfigError(
                 f"{path}: expected float16, float32 or float64 (N, D), found {self._array.dtype} of shape "
                 f"{self._array.shape}"
@@ -207,6 +207,7 @@ def _read_ids(path: Path, id: str, rows: int) -> pa.Table:
 
 def _column(name: str, values: list[Any], path: Path) -> pa.Array:
     try:
+        name.encode()  # JSON has an escape for half a character
         return pa.array(values)
     except (pa.ArrowException, ValueError, TypeError, OverflowError) as error:
         raise ConfigError(f"{path}: the column {name!r} holds several types ({one_line(error)})") from None

@@ -254,6 +254,15 @@ def test_values_that_python_cannot_hold(column, message):
         Embeddings.from_arrow(table.append_column(name, values))
 
 
+@pytest.mark.parametrize("value", [["a"], {"a": 1}])
+def test_a_label_of_lists_names_no_class(tmp_path, value):
+    table = Embeddings.from_arrays(np.eye(3), list("abc"), METADATA, labels={"tags": [None, value, value]})
+    table.save(tmp_path / "e.parquet")
+    assert Embeddings.load(tmp_path / "e.parquet").label("tags") == [None, value, value]
+    with pytest.raises(ConfigError, match="the column 'tags' holds lists or structures"):
+        open_rows(tmp_path / "e.parquet").label("tags")
+
+
 def test_what_is_no_arrow_stream():
     class Broken:
         def __arrow_c_stream__(self, requested_schema=None):

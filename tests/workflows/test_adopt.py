@@ -322,6 +322,18 @@ def test_ids_that_do_not_fit_an_array(tmp_path, encoder, suffix, ids, message):
         adopt(tmp_path / "f.npy", encoder)
 
 
+def test_an_array_without_numbers_and_a_column_without_a_name(tmp_path, encoder):
+    (tmp_path / "f.ids.jsonl").write_text('{"id": "a", "\\ud800": 1}\n')
+    np.save(tmp_path / "f.npy", np.empty((1, 0), np.float32))
+    with pytest.raises(
+        ConfigError, match=r"expected float16, float32 or float64 \(N, D\), found .* \(1, 0\)"
+    ):
+        adopt(tmp_path / "f.npy", encoder)
+    np.save(tmp_path / "f.npy", np.eye(1, 1280, dtype=np.float32))
+    with pytest.raises(ConfigError, match="holds several types"):
+        adopt(tmp_path / "f.npy", encoder)
+
+
 def test_a_mark_at_the_beginning_of_ids_is_no_part_of_the_first(tmp_path, encoder):
     np.save(tmp_path / "f.npy", np.eye(3, 1280, dtype=np.float32))
     (tmp_path / "f.ids.txt").write_bytes(b"\xef\xbb\xbfa\r\nb\r\nc\r\n")  # as some editors write UTF-8
