@@ -15,6 +15,7 @@ from embedkit.training.hardware import multiplies_bf16
 from embedkit.training.method import Method
 from embedkit.training.methods import method_class
 from embedkit.training.models.backbones import Backbone, BackboneRequest
+from embedkit.training.optim import Optimizer
 from embedkit.training.transfer import Parent, load_weights, say_loaded
 
 __all__ = [
@@ -36,19 +37,22 @@ def check_numbers(config: RunConfig) -> None:
     numbers = {
         "seed": (0, config.seed, 2**63 - 1),
         "threads": (0, config.threads, 4096),
+        "epochs": (0, config.epochs, 1e9),
+        "steps": (0, config.steps, 2**63 - 1),
+        "batch_size": (1, config.batch_size, 2**31),
+        "freeze": (0, config.freeze, 2**31),
         "log_every": (1, config.log_every, 2**63 - 1),
         "checkpoint_seconds": (0, config.checkpoint_seconds, 1e9),
-        "optimizer.lr": (0, config.optimizer.lr, 1e6),
         "data.workers": (0, config.data.workers, 4096),
         "max_images": (0, config.max_images, 2**63 - 1),
         "max_flops": (0, config.max_flops, 1e30),
-        "optimizer.accumulate": (1, config.optimizer.accumulate, 2**31),
-        "optimizer.layer_decay": (0, config.optimizer.layer_decay, 1),
-        "optimizer.clip_norm": (0, config.optimizer.clip_norm, 1e30),
         "evaluation.every": (0, config.evaluation.every, 2**63 - 1),
         "evaluation.patience": (0, config.evaluation.patience, 2**63 - 1),
         "evaluation.images": (2, config.evaluation.images, 2**31),
+        **_numbers_of(config.optimizer, "optimizer"),
     }
+    for name, optimizer in config.optimizers.items():
+        numbers.update(_numbers_of(optimizer, f"optimizers.{name}"))
     for name, (least, value, most) in numbers.items():
         if not least <= value <= most:
             raise ConfigError(f"{name}: expected {least} to {most:g}, found {value}")
@@ -59,6 +63,24 @@ def check_numbers(config: RunConfig) -> None:
             "data.color and data.image_size: auto and 0 stand for those of an encoder that init names; name one, or "
             "set both"
         )
+
+
+def _numbers_of(optimizer: Optimizer, where: str) -> dict[str, tuple[float, float, float]]:
+    """The numbers of an optimizer, each between the least and the greatest that torch takes or makes sense."""
+    below_one = 1 - 1e-12
+    found = {
+        "lr": (0, optimizer.lr, 1e6),
+        "weight_decay": (0, optimizer.weight_decay, 1e6),
+        "momentum": (0, optimizer.momentum, below_one),
+        "warmup_steps": (0, optimizer.warmup_steps, 2**63 - 1),
+        "gamma": (0, optimizer.gamma, 1e6),
+        "end": (0, optimizer.end, 1e6),
+        "clip_norm": (0, optimizer.clip_norm, 1e30),
+        "layer_decay": (0, optimizer.layer_decay, 1),
+        "accumulate": (1, optimizer.accumulate, 2**31),
+        **{f"betas.{at}": (0, beta, below_one) for at, beta in enumerate(optimizer.betas)},
+    }
+    return {f"{where}.{name}": bounds for name, bounds in found.items()}
 
 
 def check_method(config: RunConfig, method: Method) -> str:
@@ -91,7 +113,10 @@ def open_data(config: RunConfig) -> tuple[ImageSet, ImageSet]:
 
 def facts_of(config: RunConfig, images: ImageSet, total_steps: int | None) -> Facts:
     """The facts that a method gets for a run over these images; `total_steps` is None while a budget is measured."""
-    mean, std = (config.data.mean, config.data.std) if config.data.mean else images.statistics()
+    mean, std = config.data.mean, config.data.std
+    if not mean and not std:
+        mean, std = images.statistics()
+    config.data.preprocess(mean, std)  # refuses numbers that are not one a channel
     size = config.data.image_size
     return Facts(
         image_shape=(len(mean), size, size),

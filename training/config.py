@@ -12,11 +12,12 @@ import types
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
-from embedkit._io.text import did_you_mean
-from embedkit.errors import ConfigError
+from embedkit._io.json import JsonFormat
+from embedkit._io.reading import read_regular
+from embedkit._io.text import did_you_mean, one_line
+from embedkit.errors import ConfigError, EmbedkitError
 from embedkit.training.data import DataConfig
 from embedkit.training.data.config import CONTRACT
 from embedkit.training.optim import Optimizer
@@ -27,11 +28,14 @@ __all__ = [
     "RunConfig",
     "from_json",
     "method_name",
+    "checked",
     "read_config_file",
+    "read_json",
     "to_json",
     "with_overrides",
 ]
 
+_T = TypeVar("_T")
 _PACKAGE = "embedkit.training."
 _MAPPING = "mapping"
 #: Fields that an encoder named by `init` decides.
@@ -227,17 +231,35 @@ def read_config_file(path: str | os.PathLike[str]) -> RunConfig:
     Raises:
         ConfigError: No such file, no configuration of a run, or a value of another type than its field's.
     """
-    try:
-        stored = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: expected a run's config.json ({error})") from None
+    stored = read_json(path, ConfigError)
     if isinstance(stored, dict) and isinstance(stored.get("config"), dict):
         stored = stored["config"]
-    config = from_json(stored, str(path))
-    if not isinstance(config, RunConfig):
-        raise ConfigError(f"{path}: expected a run's config.json, found other JSON")
-    _check_types(config, str(path))
-    return config
+    return checked(from_json(stored, str(path)), RunConfig, str(path))
+
+
+def read_json(path: str | os.PathLike[str], error: type[EmbedkitError]) -> Any:
+    """The JSON in a run's file, which may have been written by hand.
+
+    Raises:
+        EmbedkitError: Of the class `error`: it cannot be read, or is not JSON.
+    """
+    form = JsonFormat(error=error, step="expected a run's config.json")
+    try:
+        return form.parse(read_regular(path, form.limit), os.fspath(path))
+    except (OSError, ValueError) as fault:  # ValueError: a path with a NUL
+        raise error(f"{os.fspath(path)}: expected a run's config.json ({one_line(fault)})") from None
+
+
+def checked(value: Any, kind: type[_T], where: str) -> _T:
+    """What `from_json` made of a file, if it is a `kind` and its values are of the types of their fields.
+
+    Raises:
+        ConfigError: Naming the field.
+    """
+    if not isinstance(value, kind):
+        raise ConfigError(f"{where}: expected a run's config.json, found other JSON")
+    _check_types(value, where)
+    return value
 
 
 def _check_types(node: Any, where: str) -> None:
@@ -247,7 +269,8 @@ def _check_types(node: Any, where: str) -> None:
         value = getattr(node, f.name)
         if not _fits(value, hints[f.name]):
             raise ConfigError(f"{where}: {f.name}: expected {_in_words(hints[f.name])}, found {value!r}")
-        for item in value if isinstance(value, tuple) else (value,):
+        inner = value if isinstance(value, tuple) else (value,)
+        for item in value.values() if isinstance(value, Mapping) else inner:
             if dataclasses.is_dataclass(item):
                 _check_types(item, f"{where}: {f.name}")
 
@@ -263,6 +286,8 @@ def _fits(value: Any, hint: Any) -> bool:
             return False
         kinds = arguments[:1] * len(value) if arguments[-1] is ... else arguments
         return all(map(_fits, value, kinds))
+    if origin is Mapping:
+        return isinstance(value, Mapping) and all(_fits(item, arguments[1]) for item in value.values())
     if origin in (typing.Union, types.UnionType):
         return any(_fits(value, kind) for kind in arguments)
     if hint is float:
@@ -310,7 +335,7 @@ def with_overrides(config: RunConfig, assignments: Iterable[str]) -> RunConfig:
 def _replace(node: Any, path: list[str], text: str, where: str) -> Any:
     key, rest = path[0], path[1:]
     if isinstance(node, tuple):
-        if not key.isdecimal() or int(key) >= len(node):
+        if not key.isdecimal() or len(key) > 9 or int(key) >= len(node):
             raise ConfigError(f"{where}: expected a number of 0 to {len(node) - 1}, found {key!r}")
         old, hint = node[int(key)], type(node[int(key)])
         new = _replace(old, rest, text, where) if rest else _parse(text, hint, where)
@@ -325,6 +350,8 @@ def _replace(node: Any, path: list[str], text: str, where: str) -> Any:
     old = getattr(node, key)
     if rest:
         new = _replace(old, rest, text, where)
+        if isinstance(old, Mapping) and not _fits(new, hint := typing.get_type_hints(type(node))[key]):
+            raise ConfigError(f"{where}: expected {_in_words(typing.get_args(hint)[1])}, found {text!r}")
     elif dataclasses.is_dataclass(old) or isinstance(old, Mapping):
         inner = ", ".join(old if isinstance(old, Mapping) else [f.name for f in dataclasses.fields(old)])
         raise ConfigError(f"{where}: set one of its fields ({inner}) instead of the whole")
@@ -341,7 +368,7 @@ def _item(node: Mapping[str, Any], key: str, rest: list[str], text: str, where: 
         return _replace(node[key], rest, text, where)
     try:
         value = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
     return tuple(value) if isinstance(value, list) else value
 
@@ -379,6 +406,6 @@ def _parse(text: str, hint: Any, where: str) -> Any:
             number = hint(text)
             if math.isfinite(number):
                 return number
-    except ValueError:
+    except (ValueError, OverflowError):
         pass
     raise ConfigError(f"{where}: expected {_in_words(hint)}, found {text!r}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from embedkit.errors import ConfigError, EntryError
 from embedkit.model.config import EntryConfig
 from embedkit.model.layout import CONFIG, MANIFEST, WEIGHTS
 from embedkit.model.preprocess import Preprocess
-from embedkit.training.config import from_json
+from embedkit.training.config import from_json, read_json
 from embedkit.training.data import DataConfig
 
 __all__ = ["contract_of", "under_contract", "weights_in"]
@@ -38,7 +37,7 @@ def contract_of(folder: Path) -> Preprocess | None:
         content = file.read_bytes()
         if os.path.isfile(folder / MANIFEST):
             return EntryConfig.from_json(content).preprocess
-        stored = json.loads(content)
+        stored = read_json(file, ConfigError)
         facts = from_json(stored["facts"], "facts")
         return from_json(stored["config"]["data"]).preprocess(facts.mean, facts.std)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, EntryError) as error:

@@ -126,12 +126,14 @@ def read_config(run: Path) -> tuple[RunConfig, Facts]:
 
     Raises:
         OutputError: No run there.
+        ConfigError: A field that this version does not have, or a value of another type than its field's.
     """
-    try:
-        stored = json.loads((run / CONFIG).read_text(encoding="utf-8"))
-        return configuration.from_json(stored["config"]), configuration.from_json(stored["facts"], "facts")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise OutputError(f"{run}: expected a run folder with a readable {CONFIG} ({error})") from error
+    where = str(run / CONFIG)
+    stored = configuration.read_json(run / CONFIG, OutputError)
+    if not isinstance(stored, dict) or not {"config", "facts"} <= stored.keys():
+        raise OutputError(f"{run}: expected a run folder with a readable {CONFIG}, found other JSON in it")
+    config, facts = (configuration.from_json(stored[key], f"{where}: {key}") for key in ("config", "facts"))
+    return configuration.checked(config, RunConfig, where), configuration.checked(facts, Facts, where)
 
 
 def write_config(run: Path, config: RunConfig, facts: Facts) -> None:

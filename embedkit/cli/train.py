@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import time
 from typing import Annotated
 
@@ -86,7 +87,8 @@ def train(
     else:
         given = recipes.recipe(recipe) if recipe is not None else read_config_file(config or "")
         chosen = with_overrides(given, set_ or ())
-        folder = output or f"runs/{chosen.recipe.replace(':', '-') or 'run'}-{time.strftime('%Y%m%d-%H%M%S')}"
+        name = re.sub(r"\W+", "-", chosen.recipe).strip("-")[:80] or "run"  # a file may say anything
+        folder = output or f"runs/{name}-{time.strftime('%Y%m%d-%H%M%S')}"
         colored = any(line.partition("=")[0].strip() == "data.color" for line in set_ or ())
         result = run.train(
             chosen,

@@ -12,9 +12,10 @@ import contract
 import numpy as np
 from PIL import Image
 
-from embedkit.errors import ConfigError
+from embedkit.errors import ConfigError, EntryError, OutputError
 from embedkit.training import recipes, run
-from embedkit.training.config import read_config_file, to_json, with_overrides
+from embedkit.training.build import check_numbers
+from embedkit.training.config import Facts, read_config_file, to_json, with_overrides
 from embedkit.training.run_folder import read_checkpoint, read_config, write_config
 
 
@@ -192,3 +193,107 @@ def test_the_command_takes_a_file_and_makes_a_run_longer(tmp_path):
     longer = CliRunner().invoke(app, ["--resume", folder, "--set", "steps=3", "--json"])
     assert json.loads(longer.stdout)["steps"] == 3
     assert CliRunner().invoke(app, ["simclr", "--config", str(file)]).exit_code == 2
+
+
+# --- files and fields that anybody may have written ---------------------------------------------------------
+
+
+def stored(tmp_path, change):
+    """A run's `config.json` with `change` applied to its text."""
+    facts = Facts(
+        image_shape=(1, 28, 28), mean=(0.5,), std=(0.2,), batch_size=4, steps_per_epoch=1, total_steps=1
+    )
+    value = {"config": to_json(contract.tiny("rotnet")), "facts": to_json(facts)}
+    file = tmp_path / "config.json"
+    file.write_text(change(json.dumps(value)))
+    return file
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda text: "[" * 100_000, "config.json is not JSON .*nested deeper.*expected a run's config.json"),
+        (lambda text: text.replace('"steps": ', '"steps": NaN, "n": '), "NaN is not JSON"),
+        (
+            lambda text: text.replace('"items": {}', '"items": {"head": 3}'),
+            "(backbone_args|optimizers): expected Mapping",
+        ),
+        (
+            lambda text: text.replace(
+                '"optimizers": {"type": "mapping", "items": {}',
+                '"optimizers": {"type": "mapping", "items": {"head": {"type": "optim.Optimizer", "lr": "fast"}}',
+            ),
+            "optimizers: lr: expected a number, found 'fast'",
+        ),
+    ],
+)
+def test_a_file_by_hand_is_refused_before_the_run(tmp_path, change, message):
+    with pytest.raises(ConfigError, match=message):
+        read_config_file(stored(tmp_path, change))
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (lambda text: "[]", OutputError, "expected a run folder with a readable config.json"),
+        (lambda text: "[" * 100_000, OutputError, "nested deeper"),
+        (lambda text: text.replace('"facts": {', '"facts": 5, "was": {'), ConfigError, "found other JSON"),
+        (
+            lambda text: text.replace('"batch_size": ', '"batch_size": "many", "n": '),
+            ConfigError,
+            "'n'",
+        ),
+        (
+            lambda text: text.replace('"precision": "', '"precision": "half'),
+            ConfigError,
+            "precision: expected",
+        ),
+    ],
+)
+def test_a_changed_run_is_not_resumed(tmp_path, change, error, message):
+    stored(tmp_path, change)
+    with pytest.raises(error, match=message):
+        run.resume(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        ("steps=1" + "0" * 400, "steps: expected a whole number"),
+        ("optimizers.head=3", "optimizers.head: expected Optimizer, found '3'"),
+        ("backbone_args.x=" + "[" * 100_000, None),
+        ("epochs=1e308", "epochs: expected 0 to 1e"),
+        ("batch_size=" + "9" * 30, "batch_size: expected 1 to"),
+        ("optimizer.betas=2,2", "optimizer.betas.0: expected 0 to 1"),
+        ("optimizer.momentum=-5", "optimizer.momentum: expected 0 to 1"),
+        ("optimizer.warmup_steps=-1", "optimizer.warmup_steps: expected 0"),
+    ],
+    ids=lambda text: None if text is None else text[:20],
+)
+def test_numbers_that_no_run_can_have(assignment, message):
+    if message is None:  # what is no JSON is a text
+        assert with_overrides(contract.tiny("rotnet"), [assignment]).backbone_args["x"].startswith("[[")
+        return
+    with pytest.raises(ConfigError, match=message):
+        check_numbers(with_overrides(contract.tiny("rotnet"), [assignment]))
+
+
+@pytest.mark.parametrize("numbers", [{"mean": (0.5, 0.5)}, {"mean": (0.5,)}, {"mean": (0.5,), "std": (0.0,)}])
+def test_mean_and_std_are_one_number_a_channel(tmp_path, numbers):
+    config = contract.tiny("rotnet")
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, **numbers))
+    with pytest.raises(EntryError, match="preprocess.(mean|std): expected"):
+        run.train(config, out=tmp_path / "run", progress=False)
+
+
+def test_the_folder_of_a_run_is_below_runs(tmp_path, monkeypatch):
+    from embedkit.cli.train import train as command
+
+    def stop(*_, out, **__):
+        raise ConfigError(out)
+
+    monkeypatch.setattr(run, "train", stop)
+    file = tmp_path / "c.json"
+    file.write_text(json.dumps(to_json(dataclasses.replace(contract.tiny("rotnet"), recipe="../../else:x"))))
+    with pytest.raises(ConfigError, match=r"^runs/else-x-2\d+-\d+$"):
+        command(config=str(file))

@@ -121,8 +121,8 @@ def digits(split: Split) -> ArraySource:
 def synthetic(path: str, split: Split) -> ArraySource:
     """N colored 32x32 images of 10 classes: a blurred pattern per class, shifted, with noise."""
     text = path.partition(":")[2]
-    if not text.isdecimal() or int(text) < 10:
-        raise ConfigError(f"{path}: expected synthetic:N with N of 10 or more images")
+    if not text.isdecimal() or len(text) > 7 or int(text) < 10:
+        raise ConfigError(f"{path}: expected synthetic:N with N of 10 or more images, and 7 digits at most")
     count = int(text) if split == "train" else max(10, int(text) // 5)
     patterns = np.random.default_rng(0).random((10, 4, 4, 3)).repeat(8, 1).repeat(8, 2)  # (K, 32, 32, 3)
     rng = np.random.default_rng([1, split == "test"])

@@ -87,7 +87,7 @@ class Source(ABC):
             row = int(rows[at])
             try:
                 read_pixels(self.read(row), preprocess, decode="auto" if reduced else "exact", out=out[at])
-            except (ImageError, OSError) as error:
+            except (ImageError, OSError, ValueError) as error:  # ValueError: a path with a NUL
                 if unreadable is None:
                     raise SourceError(f"{self.where(row)}: {error}; repair or remove it") from error
                 out[at] = 0

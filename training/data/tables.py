@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 import threading
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ def read_csv(table: Path, label: str, targets: Sequence[str] = ()) -> Source:
     """A CSV file with a header: a column of paths and columns of labels; an empty cell is no label.
 
     Raises:
-        ConfigError: No column of paths.
+        ConfigError: No column of paths, or two columns of one name.
         SourceError: Not a CSV file.
     """
     try:
@@ -39,7 +39,9 @@ def read_csv(table: Path, label: str, targets: Sequence[str] = ()) -> Source:
             file.seek(0)
             # spreadsheets write a semicolon where the comma is the decimal mark
             delimiter = max(",;\t", key=header.count)
-            rows = list(csv.DictReader(file, delimiter=delimiter))
+            reader = csv.DictReader(file, delimiter=delimiter)
+            _check_unique(reader.fieldnames or (), table)
+            rows = list(reader)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise SourceError(f"{table}: not a CSV file that can be read ({error})") from error
     names = [name for name in (rows[0] if rows else ()) if name is not None]  # cells beyond the header
@@ -53,7 +55,8 @@ def read_parquet(files: Sequence[Path], label: str, targets: Sequence[str] = ())
     """Parquet files of one schema: with the bytes of the images, or with their paths.
 
     Raises:
-        ConfigError: A label column that holds none, or no column of images.
+        ConfigError: A label column that holds none, no column of images, two columns of one name, or a file whose
+            columns are not those of the first.
         SourceError: Not Parquet.
     """
     import pyarrow as pa
@@ -62,6 +65,7 @@ def read_parquet(files: Sequence[Path], label: str, targets: Sequence[str] = ())
     try:
         opened = [pq.ParquetFile(file) for file in files]
         schema = opened[0].schema_arrow
+        _check_unique(schema.names, files[0])
         image = _image_column(schema)
         columns = [
             field.name
@@ -74,6 +78,16 @@ def read_parquet(files: Sequence[Path], label: str, targets: Sequence[str] = ())
                 f"{files[0]}: the column {label!r} holds no labels; take one of {', '.join(columns)}"
             )
         asked = [name for name in dict.fromkeys([label, *targets, path or ""]) if name in columns]
+        for file, other in zip(files, opened, strict=True):
+            for name in [*asked, *([image] if image else [])]:
+                if (
+                    name not in other.schema_arrow.names
+                    or other.schema_arrow.field(name).type != schema.field(name).type
+                ):
+                    raise ConfigError(
+                        f"{file}: expected the column {name!r} as {schema.field(name).type}, as it is in {files[0]}; "
+                        "write all files of a data set with the same columns"
+                    )
         tables = [file.read(asked) for file in opened] if asked else []
     except (OSError, pa.ArrowException) as error:
         raise SourceError(f"{files[0]}: not a Parquet file that can be read ({error})") from error
@@ -182,6 +196,13 @@ def _is_bytes(kind: Any) -> bool:
     import pyarrow as pa
 
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+
+def _check_unique(names: Sequence[str], table: Path) -> None:
+    """Refuse two columns of one name: which of them holds the labels?"""
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise ConfigError(f"{table}: there are two columns {twice[0]!r}; rename one of them")
 
 
 def _path_column(columns: Sequence[str], table: Path) -> str:

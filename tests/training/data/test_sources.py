@@ -3,6 +3,8 @@
 import io
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -12,6 +14,7 @@ from embedkit.errors import ConfigError, SourceError
 from embedkit.training import run
 from embedkit.training.config import with_overrides
 from embedkit.training.data import DataConfig, IdentityBalanced, load_images, load_parts
+from embedkit.training.data.datasets import open_source
 from embedkit.training.recipes import recipe
 
 
@@ -159,3 +162,30 @@ def test_images_that_share_a_value_of_a_column_are_pairs(folder):
     method = run.build_method(made, run.facts_of(made, images, 4))
     batch = images.batch(made.data.sampler.epoch(images, 8, 0, 0)[0])
     assert torch.isfinite(method.loss(batch, method.generator())["loss"])
+
+
+# --- tables that do not say which ---------------------------------------------------------------------------
+
+
+def test_two_columns_of_one_name(tmp_path):
+    table = tmp_path / "labels.csv"
+    table.write_text("file,label,label\na.png,1,2\n")
+    with pytest.raises(ConfigError, match="labels.csv: there are two columns 'label'; rename one"):
+        open_source(str(table), "train")
+
+
+def test_a_path_that_holds_a_nul_is_an_image_that_cannot_be_read(tmp_path):
+    Image.new("L", (28, 28)).save(tmp_path / "a.png")
+    table = tmp_path / "labels.csv"
+    table.write_text("file,label\na.png,1\nb\0.png,1\na.png,2\n")
+    assert len(load_images(DataConfig(path=str(table)))) == 2
+
+
+@pytest.mark.parametrize("second", [{"file": ["a.png"]}, {"file": ["a.png"], "label": ["one"]}])
+def test_parquet_files_of_different_columns(tmp_path, second):
+    pq.write_table(pa.table({"file": ["a.png"], "label": [1]}), tmp_path / "train-0.parquet")
+    pq.write_table(pa.table(second), tmp_path / "train-1.parquet")
+    with pytest.raises(
+        ConfigError, match=r"train-1.parquet: expected the column 'label' as int64, as .*train-0"
+    ):
+        open_source(str(tmp_path), "train")
