@@ -44,6 +44,7 @@ __all__ = [
     "encoder_of_images",
     "encoder_of_space",
     "find_image",
+    "named",
 ]
 
 _LOGGER = logging.getLogger(__name__)
@@ -228,7 +229,7 @@ def embed_images(
         for block, failed in flow:
             blocks.append(block)
             for row, fault in failed.items():
-                faults[first + row] = _named(images[first + row].name, fault)
+                faults[first + row] = named(images[first + row].name, fault)
             first += len(block)
             progress.advance(len(block) - len(failed), len(failed))
     return np.concatenate(blocks), faults
@@ -271,24 +272,25 @@ def _embed_faces(
     rows = np.zeros((len(images), encoder.encoder.dim), np.float32)
     faults: dict[int, EmbedkitError] = {}
     for start in range(0, len(images), CHIPS):
-        used, found = [], []
+        used, chosen = [], []
         for row, image in enumerate(images[start : start + CHIPS], start):
             try:
-                faces = encoder.finder.find(image.read())
+                found = encoder.finder.examine(image.read())
             except (EmbedkitError, OSError) as fault:
-                faults[row] = _named(image.name, fault)
+                faults[row] = named(image.name, fault)
             else:
                 try:
-                    found.append(choose_face(faces, where=image.name))
+                    chosen.append(choose_face(found.faces, where=image.name, refused=found.refused))
                     used.append(row)
                 except ImageError as fault:
                     faults[row] = fault
             progress.advance(int(row not in faults), int(row in faults))
-        if found:
-            rows[used] = encoder.encode_faces(found)
+        if chosen:
+            rows[used] = encoder.encode_faces(chosen)
     return rows, faults
 
 
-def _named(name: str, fault: Exception) -> EmbedkitError:
+def named(name: str, fault: Exception) -> EmbedkitError:
+    """The error of one image, with its name in the message."""
     kind = fault.__class__ if isinstance(fault, (ImageError, SourceError)) else ImageError
     return kind(f"{name}: {reason_of(fault)}")

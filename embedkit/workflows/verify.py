@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
+
+import numpy as np
 
 from embedkit.analysis.matching.calibration import Calibration, Verification, verify_vectors
 from embedkit.encoder import Encoder
@@ -11,7 +14,23 @@ from embedkit.images.transform import ImageLike
 from embedkit.workflows.faces.encoder import FaceEncoder
 from embedkit.workflows.faces.finder import Face, choose_face
 
-__all__ = ["Verification", "entry_threshold", "verify"]
+__all__ = ["FaceVerification", "Verification", "entry_threshold", "verify"]
+
+
+@dataclass(frozen=True)
+class FaceVerification(Verification):
+    """Whether two images hold faces of one identity: the most similar pair of their faces.
+
+    Attributes:
+        part_a: The face of the first image, 0 the largest.
+        part_b: The face of the second one.
+        pairs: How many pairs of faces were compared. Each has its own chance of a false match, so `expected_fmr` is at
+            most that of one pair times their number; `probability` is None for more than one.
+    """
+
+    part_a: int = 0
+    part_b: int = 0
+    pairs: int = 1
 
 
 def verify(
@@ -31,13 +50,14 @@ def verify(
         threshold: The least cosine of a match; overrides the calibration's.
         calibration: Of this encoder's space; gives the threshold and the expected error. Without it and without a
             threshold, the entry's own threshold decides, if it has one.
-        faces: Compare the aligned face of each image, which must be the only one; else compare whole images.
+        faces: Compare the aligned faces of the images; else whole images.
 
     Returns:
-        Score, threshold, decision, and with a calibration the expected false-match rate.
+        Score, threshold, decision, and with a calibration the expected false-match rate. Of faces a `FaceVerification`:
+        where an image has several, that of the most similar pair.
 
     Raises:
-        ImageError: An image cannot be read, has no face, or has several; the message names it.
+        ImageError: An image cannot be read, or has no face; the message names it.
         ConfigError: Neither a calibration nor a threshold, nor one in the entry.
         SpaceMismatchError: The calibration is of another space.
 
@@ -57,13 +77,42 @@ def verify(
         calibration._check_space(embeds.metadata(), "this encoder")
     elif threshold is None:
         threshold = entry_threshold(embeds)
-    rows = []
-    for name, image in (("the first image", image_a), ("the second image", image_b)):
-        if isinstance(encoder, FaceEncoder) and not isinstance(image, Face):
-            where = os.fspath(image) if isinstance(image, (str, os.PathLike)) else name
-            image = choose_face(encoder.finder.find(image), where=where)
-        rows.append(embeds.encode(image.chip if isinstance(image, Face) else image)[0])
-    return verify_vectors(rows[0], rows[1], calibration=calibration, threshold=threshold)
+    if not isinstance(encoder, FaceEncoder):
+        rows = [
+            embeds.encode(image.chip if isinstance(image, Face) else image)[0] for image in (image_a, image_b)
+        ]
+        return verify_vectors(rows[0], rows[1], calibration=calibration, threshold=threshold)
+    first, second = (
+        encoder.encode_faces(_faces_of(encoder, image, name))
+        for name, image in (("the first image", image_a), ("the second image", image_b))
+    )
+    part_a, part_b = (
+        int(part) for part in np.unravel_index(np.argmax(first @ second.T), (len(first), len(second)))
+    )
+    found = verify_vectors(first[part_a], second[part_b], calibration=calibration, threshold=threshold)
+    pairs = len(first) * len(second)
+    rate = None if found.expected_fmr is None else min(1.0, found.expected_fmr * pairs)
+    return FaceVerification(
+        score=found.score,
+        threshold=found.threshold,
+        is_match=found.is_match,
+        expected_fmr=rate,
+        probability=found.probability if pairs == 1 else None,
+        part_a=part_a,
+        part_b=part_b,
+        pairs=pairs,
+    )
+
+
+def _faces_of(encoder: FaceEncoder, image: ImageLike | Face, name: str) -> list[Face]:
+    """The faces of an image, of which there is at least one."""
+    if isinstance(image, Face):
+        return [image]
+    found = encoder.finder.examine(image)
+    if not found.faces:
+        where = os.fspath(image) if isinstance(image, (str, os.PathLike)) else name
+        choose_face([], where=where, refused=found.refused)
+    return found.faces
 
 
 def entry_threshold(encoder: Encoder) -> float:
