@@ -34,7 +34,7 @@ from embedkit.hub.resolve import find_entry
 from embedkit.images.originals import Originals
 from embedkit.pipeline.report import Progress
 from embedkit.workflows.faces.encoder import ENCODER, FaceEncoder
-from embedkit.workflows.faces.finder import choose_face
+from embedkit.workflows.faces.finder import FaceFinder, choose_face
 
 __all__ = [
     "Embedded",
@@ -164,6 +164,7 @@ def encoder_of_images(
     encoder: str | os.PathLike[str] | None = None,
     *,
     faces: bool = False,
+    finder: FaceFinder | None = None,
     calibration: Calibration | None = None,
     device: str = "auto",
     threads: int | str = "auto",
@@ -174,6 +175,7 @@ def encoder_of_images(
         encoder: A name or an entry's folder. When None, the one whose space was calibrated; without a calibration the
             default encoder, or the face encoder.
         faces: Embed the one face of each image.
+        finder: Finds the faces; as made by `FaceFinder()` when None.
         calibration: The calibration that will decide on the images.
         device: As for `load_encoder`.
         threads: As for `load_encoder`.
@@ -193,7 +195,7 @@ def encoder_of_images(
             )
     found: Encoder | FaceEncoder
     if faces:
-        found = FaceEncoder(ENCODER if encoder is None else encoder, device=device, threads=threads)
+        found = FaceEncoder(ENCODER if encoder is None else encoder, finder, device=device, threads=threads)
     else:
         found = load_encoder(encoder, device=device, threads=threads)
     if calibration is not None:

@@ -34,7 +34,7 @@ from embedkit.workflows.embedding import (
     named,
 )
 from embedkit.workflows.faces.encoder import FaceEncoder
-from embedkit.workflows.faces.finder import Face, choose_face
+from embedkit.workflows.faces.finder import Face, FaceFinder, choose_face
 from embedkit.workflows.verify import entry_threshold
 
 __all__ = ["Identified", "QueryFace", "identify_images"]
@@ -89,6 +89,7 @@ def identify_images(
     threshold: float | None = None,
     encoder: str | os.PathLike[str] | None = None,
     faces: bool = False,
+    finder: FaceFinder | None = None,
     device: str = "auto",
     threads: int | str = "auto",
     progress: Progress | None = None,
@@ -108,6 +109,7 @@ def identify_images(
             that was calibrated, the default encoder, or that of faces.
         faces: Identify each face of the queries, by the one face of each image of the gallery; else compare whole
             images. Rows of embeddings are not changed.
+        finder: Finds the faces; as made by `FaceFinder()` when None.
         device: As for `load_encoder`.
         threads: As for `load_encoder`.
         progress: Receives the progress of embedding the gallery.
@@ -138,7 +140,7 @@ def identify_images(
         stored = open_rows(gallery)
         identities, metadata = identities_of(stored, identity, identity_from_folder), stored.metadata
         embeds = encoder_of_space(metadata, encoder, where, device=device, threads=threads)
-        model = FaceEncoder(embeds, device=device, threads=threads) if faces else embeds
+        model = FaceEncoder(embeds, finder, device=device, threads=threads) if faces else embeds
     else:
         if identity is not None:
             raise ConfigError(
@@ -146,7 +148,7 @@ def identify_images(
             )
         labeled = labeled_images(gallery)
         model = encoder_of_images(
-            encoder, faces=faces, calibration=calibration, device=device, threads=threads
+            encoder, faces=faces, finder=finder, calibration=calibration, device=device, threads=threads
         )
         embeds = model.encoder if isinstance(model, FaceEncoder) else model
         metadata = embeds.metadata()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 
@@ -35,8 +37,8 @@ class FaceVerification(Verification):
 
 def verify(
     encoder: Encoder | FaceEncoder,
-    image_a: ImageLike | Face,
-    image_b: ImageLike | Face,
+    image_a: ImageLike | Face | Sequence[Face],
+    image_b: ImageLike | Face | Sequence[Face],
     threshold: float | None = None,
     calibration: Calibration | None = None,
     faces: bool = False,
@@ -45,7 +47,7 @@ def verify(
 
     Args:
         encoder: The encoder; a `FaceEncoder` to find the faces of photographs first.
-        image_a: A path, the bytes of an image file, a Pillow image, a uint8 array, or a face that was found.
+        image_a: A path, the bytes of an image file, a Pillow image, a uint8 array, or a face or faces that were found.
         image_b: The other one.
         threshold: The least cosine of a match; overrides the calibration's.
         calibration: Of this encoder's space; gives the threshold and the expected error. Without it and without a
@@ -77,19 +79,16 @@ def verify(
         calibration._check_space(embeds.metadata(), "this encoder")
     elif threshold is None:
         threshold = entry_threshold(embeds)
-    if not isinstance(encoder, FaceEncoder):
-        rows = [
-            embeds.encode(image.chip if isinstance(image, Face) else image)[0] for image in (image_a, image_b)
-        ]
-        return verify_vectors(rows[0], rows[1], calibration=calibration, threshold=threshold)
     first, second = (
-        encoder.encode_faces(_faces_of(encoder, image, name))
+        embeds.encode(_pixels_of(encoder, image, name))
         for name, image in (("the first image", image_a), ("the second image", image_b))
     )
     part_a, part_b = (
         int(part) for part in np.unravel_index(np.argmax(first @ second.T), (len(first), len(second)))
     )
     found = verify_vectors(first[part_a], second[part_b], calibration=calibration, threshold=threshold)
+    if not isinstance(encoder, FaceEncoder) and not (_given_faces(image_a) or _given_faces(image_b)):
+        return found
     pairs = len(first) * len(second)
     rate = None if found.expected_fmr is None else min(1.0, found.expected_fmr * pairs)
     return FaceVerification(
@@ -104,15 +103,26 @@ def verify(
     )
 
 
-def _faces_of(encoder: FaceEncoder, image: ImageLike | Face, name: str) -> list[Face]:
-    """The faces of an image, of which there is at least one."""
-    if isinstance(image, Face):
+def _given_faces(image: ImageLike | Face | Sequence[Face]) -> list[Face]:
+    """The faces that were given in place of an image; none for an image."""
+    several = image if isinstance(image, (list, tuple)) else [image]
+    return [face for face in several if isinstance(face, Face)]
+
+
+def _pixels_of(
+    encoder: Encoder | FaceEncoder, image: ImageLike | Face | Sequence[Face], name: str
+) -> list[ImageLike]:
+    """What is embedded of an image: the chips of its faces, of which there is at least one; or the image."""
+    if given := _given_faces(image):
+        return [face.chip for face in given]
+    image = cast("ImageLike", image)
+    if not isinstance(encoder, FaceEncoder):
         return [image]
     found = encoder.finder.examine(image)
     if not found.faces:
         where = os.fspath(image) if isinstance(image, (str, os.PathLike)) else name
         choose_face([], where=where, refused=found.refused)
-    return found.faces
+    return [face.chip for face in found.faces]
 
 
 def entry_threshold(encoder: Encoder) -> float:
