@@ -2,6 +2,7 @@
 
     python benchmarks/faces.py pasted       # two portraits at 9 positions x 5 shapes x 4 sizes
     python benchmarks/faces.py lfw          # 100 small faces of LFW, and 100 patches beside them (scikit-image)
+    python benchmarks/faces.py album        # 60 images of four people and none: embedded, and clustered by person
     python benchmarks/faces.py none DATA    # images without a face, by the ids of benchmarks/no_faces.csv
 
 The portraits are in the public domain: Eileen Collins (`samples/`) and Grace Hopper (matplotlib). DATA is a folder with
@@ -16,8 +17,9 @@ import time
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageEnhance, ImageOps
 
+from embedkit.workflows.faces.encoder import ENCODER
 from embedkit.workflows.faces.finder import DETECTOR, LANDMARKS, FaceFinder
 
 ROOT = Path(__file__).parents[1]
@@ -87,15 +89,7 @@ def measure_pasted(finder: FaceFinder) -> None:
 
 def measure_lfw(finder: FaceFinder) -> None:
     """Print how many of the small faces are found on a gray canvas, and how many of the patches."""
-    import skimage
-
-    chips = np.load(Path(skimage.__path__[0]) / "data" / "lfw_subset.npy")  # (200, 25, 25), 100 faces first
-    found = []
-    for chip in chips:
-        small = Image.fromarray((chip * 255).astype(np.uint8)).resize((50, 50), Image.Resampling.LANCZOS)
-        canvas = Image.new("RGB", (300, 300), (128, 128, 128))
-        canvas.paste(small.convert("RGB"), (125, 125))
-        found.append(len(finder.find(canvas)))
+    found = [len(finder.find(on_page(chip))) for chip in lfw()]
     print(f"{np.count_nonzero(found[:100])} of 100 faces, {np.count_nonzero(found[100:])} of 100 patches")
 
 
@@ -121,6 +115,54 @@ def measure_none(finder: FaceFinder, data: Path) -> None:
         print(*key, [(round(face.score, 2), [round(edge) for edge in face.box]) for face in several])
 
 
+def lfw() -> np.ndarray:
+    """Float (200, 25, 25): 100 faces of LFW, then 100 patches beside faces."""
+    import skimage
+
+    chips: np.ndarray = np.load(Path(skimage.__path__[0]) / "data" / "lfw_subset.npy")
+    return chips
+
+
+def on_page(chip: np.ndarray) -> Image.Image:
+    """A small face of LFW, twice as large, on a gray page."""
+    small = Image.fromarray((chip * 255).astype(np.uint8)).resize((50, 50), Image.Resampling.LANCZOS)
+    page = Image.new("RGB", (300, 300), (128, 128, 128))
+    page.paste(small.convert("RGB"), (125, 125))
+    return page
+
+
+def measure_album(finder: FaceFinder) -> None:
+    """Embed the faces of an album, cluster them, and print the adjusted Rand index against who they are."""
+    from tempfile import TemporaryDirectory
+
+    from sklearn.metrics import adjusted_rand_score
+
+    import embedkit
+    from embedkit.workflows import FaceParts
+
+    people = [portrait for portrait, _ in portraits()]
+    people += [page for page in map(on_page, lfw()[:100]) if finder.find(page)][:2]
+    changes = [(mirror, turn, light) for mirror in (0, 1) for turn in (-12, 0, 12) for light in (0.7, 1.2)]
+    with TemporaryDirectory() as folder:
+        for who, portrait in enumerate(people):
+            for number, (mirror, turn, light) in enumerate(changes):
+                image = ImageOps.mirror(portrait) if mirror else portrait
+                image = image.rotate(turn, Image.Resampling.BICUBIC, fillcolor=(128, 128, 128))
+                ImageEnhance.Brightness(image).enhance(light).save(Path(folder) / f"{who}-{number}.png")
+        for number, name in enumerate(("cat.jpg", "cat-closer.jpg", "coffee.jpg", "rocket.jpg") * 3):
+            image = Image.open(ROOT / "samples" / name).convert("RGB")
+            image.resize((image.width - number, image.height)).save(Path(folder) / f"none-{number}.png")
+        output = Path(folder) / "people.parquet"
+        encoder = embedkit.load_encoder(ROOT / "zoo" / ENCODER, device="cpu", threads=1)
+        embedkit.embed(folder, output, encoder=encoder, parts=FaceParts(finder), root=folder)
+        rows = embedkit.Embeddings.load(output)
+    who = [name.split("-")[0] for name in rows.ids]
+    for algorithm, clusters in (("kmeans", 4), ("hdbscan", None)):
+        labels = embedkit.cluster(rows, algorithm, clusters, seed=0).labels
+        print(f"{algorithm}: {len(rows)} faces in 60 images, ARI {adjusted_rand_score(who, labels):.3f}")
+    print({name: who.count(name) for name in sorted(set(who))})
+
+
 if __name__ == "__main__":
     zoo = ROOT / "zoo"
     loaded = FaceFinder(zoo / DETECTOR, zoo / LANDMARKS, device="cpu", threads=1)
@@ -129,6 +171,8 @@ if __name__ == "__main__":
             measure_pasted(loaded)
         case ["lfw"]:
             measure_lfw(loaded)
+        case ["album"]:
+            measure_album(loaded)
         case ["none", folder]:
             measure_none(loaded, Path(folder))
         case _:

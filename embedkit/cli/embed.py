@@ -11,6 +11,7 @@ from embedkit.cli.options import (
     AsJson,
     BatchSize,
     Device,
+    Faces,
     LabelFromFolder,
     LocalFilesOnly,
     Lock,
@@ -45,9 +46,7 @@ def embed(
     revision: Revision = EmbedOptions.revision,
     zoo: LookIn = None,
     token: Token = None,
-    faces: Annotated[
-        bool, typer.Option("--faces", help="A row for each face, instead of for each image.")
-    ] = False,
+    faces: Faces = False,
     min_score: MinScore = None,
     min_size: MinSize = None,
     batch_size: BatchSize = EmbedOptions.batch_size,

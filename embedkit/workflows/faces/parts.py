@@ -8,8 +8,8 @@ import os
 from collections.abc import Mapping
 
 from embedkit.analysis.vectors import row_names
-from embedkit.embeddings.base import StoredRows
-from embedkit.embeddings.formats import is_embeddings, open_rows
+from embedkit.embeddings.formats import open_rows
+from embedkit.errors import EmbedkitError
 from embedkit.images.originals import Originals
 from embedkit.images.transform import upright
 from embedkit.pipeline.parts import Part
@@ -102,15 +102,18 @@ def originals_of(source: str | os.PathLike[str], root: str | os.PathLike[str] | 
     """The images behind the rows of embeddings, cropped where the rows are of faces.
 
     Args:
-        source: Embeddings; anything else, such as an index, has whole images.
+        source: Embeddings; the rows of anything else, such as an index, are of whole images.
         root: The folder that ids are relative to; the working folder when None.
 
     Raises:
         SourceError: The root is not a folder.
-        OutputError: The embeddings cannot be read.
+        OutputError: The columns of the embeddings cannot be read.
     """
-    rows: StoredRows | None = open_rows(source) if is_embeddings(source) else None
-    if rows is None or not set(_BOX) <= set(rows.labels):
+    try:
+        rows = open_rows(source)
+    except EmbedkitError:
+        return Originals(root)
+    if not set(_BOX) <= set(rows.labels):
         return Originals(root)
     names = row_names(*rows.keys(), rows.where)
     boxes = zip(*(rows.label(edge) for edge in _BOX), strict=True)

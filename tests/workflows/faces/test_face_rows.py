@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -160,3 +162,32 @@ def test_rows_of_whole_images_and_of_faces_do_not_mix(album, tmp_path):
     embed(album / "collins-0.png", output, encoder=ENCODER, threads=1)
     with pytest.raises(OutputError, match="holds rows of whole images, not one for each face"):
         embed(album / "collins-1.png", output, encoder=ENCODER, threads=1, parts=FaceParts())
+
+
+def test_the_page_about_albums_runs(album, portraits, tmp_path, monkeypatch):
+    page = ROOT / "docs" / "album.md"
+    if not page.exists():
+        pytest.skip("this test reads a file of the checkout")
+    from embedkit.cli import app as commands
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "album").symlink_to(album)
+    ImageOps.mirror(portraits["hopper"]).rotate(-90, expand=True).save(tmp_path / "new.jpg")
+    said = ""
+    blocks = re.findall(r"```(sh|python)\n(.*?)```", page.read_text("utf-8"), re.DOTALL)
+    assert [kind for kind, _ in blocks] == ["sh", "python", "sh"]
+    for kind, text in blocks:
+        if kind == "python":
+            exec(compile(text, str(page), "exec"), {})
+            continue
+        for line in text.splitlines():
+            done = CliRunner().invoke(commands, shlex.split(line)[1:])
+            assert done.exit_code == 0, (line, done.output, done.exception)
+            said = done.stdout
+    (row,) = said.splitlines()[1:]
+    assert row.split("\t")[1] in {"Eileen", "Grace"}
+    # The clusters are people, so the name is that of Hopper's cluster.
+    named = Embeddings.load("named.parquet")
+    who = dict(zip(named.ids, named.label("who"), strict=True))
+    assert row.split("\t")[1] == who["album/hopper-0.png"] != who["album/collins-0.png"]
+    assert (tmp_path / "people.html").stat().st_size > 10_000 and (tmp_path / "map.html").exists()

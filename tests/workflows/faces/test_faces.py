@@ -364,7 +364,7 @@ def test_landmarks_of_small_faces_hold_still_and_those_of_patches_do_not(people)
 def test_scores_and_sizes_of_faces_can_be_asked_for(people, astronaut):
     finder = people.finder
     (face,) = finder.find(astronaut)
-    assert finder.find(astronaut, min_score=min(1.0, face.score + 0.01)) == []
+    assert finder.find(astronaut, min_score=0.999) == [] and face.score > 0.9
     small = FaceFinder(ZOO / DETECTOR, ZOO / LANDMARKS, min_size=60, device="cpu", threads=1)
     assert len(small.find(astronaut)) == 1  # 78 by 96 pixels
     found = small.examine(astronaut.resize((240, 240), Image.Resampling.LANCZOS))
@@ -375,7 +375,7 @@ def test_scores_and_sizes_of_faces_can_be_asked_for(people, astronaut):
 
 def test_a_blurred_chip_is_less_sharp(people, astronaut):
     (sharp,), (blurred,) = (
-        people.finder.find(image) for image in (astronaut, astronaut.filter(ImageFilter.GaussianBlur(3)))
+        people.finder.find(image) for image in (astronaut, astronaut.filter(ImageFilter.GaussianBlur(1.5)))
     )
     assert sharp.sharpness > 2 * blurred.sharpness
     # By hand: one bright pixel of 9 gray levels in 4 x 4, whose Laplacians are -36, 9, 9, 0: variance 364.5 - 20.25.
