@@ -130,7 +130,6 @@ def embed(
 
     Examples:
         embedkit embed photos/ -o photos.parquet
-        embedkit embed photos/ --faces -o people.parquet
         find photos/ -name '*.jpg' -print0 | embedkit embed - --null -o list.parquet
     """
     from embedkit.cli.inputs import finder_of, sources_of, with_token
