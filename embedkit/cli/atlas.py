@@ -43,13 +43,13 @@ def atlas(
         raise typer.BadParameter("give --clusters or --label, not both")
     from embedkit._io.outputs import check_outputs
     from embedkit.cli.inputs import files_of
-    from embedkit.images.originals import Originals
+    from embedkit.workflows.faces.parts import originals_of
     from embedkit.workflows.visual import atlas as library
     from embedkit.workflows.visual import groups as colors
 
     check_outputs({"--output": output}, {**files_of(embeddings), "--clusters": clusters})
     library.check_atlas(output)
-    originals = Originals(root)
+    originals = originals_of(embeddings, root)
     groups = None
     if clusters is not None:
         groups = colors.groups_of_clusters(embeddings, clusters)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from embedkit.cli.inputs import with_token
+from embedkit.cli.inputs import finder_of, with_token
 from embedkit.cli.options import (
     AsJson,
     Device,
@@ -16,6 +16,8 @@ from embedkit.cli.options import (
     LabelFromFolder,
     LocalFilesOnly,
     LookIn,
+    MinScore,
+    MinSize,
     OptionalEncoderName,
     Quiet,
     Seed,
@@ -41,6 +43,8 @@ def calibrate(
     label_from_folder: LabelFromFolder = False,
     encoder: OptionalEncoderName = None,
     faces: Faces = False,
+    min_score: MinScore = None,
+    min_size: MinSize = None,
     target_fmr: Annotated[float, typer.Option(min=0.0, max=1.0, help="The target false-match rate.")] = 1e-3,
     group: Annotated[
         str | None,
@@ -86,12 +90,14 @@ def calibrate(
             raise typer.BadParameter("--pairs, --label, --label-from-folder and --group go with embeddings")
         from embedkit.cli.progress import Bar
 
+        finder = finder_of(faces, min_score, min_size, device=device, threads=threads)
         with Bar("embedding") as bar:
             done = calibrate_images(
                 source,
                 target_fmr,
                 encoder=with_token(encoder, token),
                 faces=faces,
+                finder=finder,
                 most=max_pairs,
                 replicates=replicates,
                 seed=seed,
@@ -104,8 +110,10 @@ def calibrate(
         stored = open_rows(source)
         if (pairs is not None) + (label is not None) + label_from_folder != 1:
             raise typer.BadParameter("with embeddings give one of --pairs, --label and --label-from-folder")
-        if encoder is not None or faces:
-            raise typer.BadParameter("--encoder and --faces go with images; embeddings name their encoder")
+        if encoder is not None or faces or min_score is not None or min_size is not None:
+            raise typer.BadParameter(
+                "--encoder, --faces and its options go with images; embeddings name their encoder"
+            )
         from embedkit.analysis.matching.calibrate import calibrate_pairs
         from embedkit.analysis.matching.pairs import read_pairs, sample_pairs
         from embedkit.analysis.vectors import Rows

@@ -118,11 +118,11 @@ def cluster(
     if into is not None:
         check_free(into)  # before the work
     if draw_sheet is not None:
-        from embedkit.images.originals import Originals
+        from embedkit.workflows.faces.parts import originals_of
         from embedkit.workflows.visual import contact_sheet as sheets
 
         sheets.check_sheet(draw_sheet)
-        originals = Originals(root)
+        originals = originals_of(embeddings, root)
     rows = Embeddings.load(embeddings)
     check_no_image(outputs, rows.ids, root)
     classes = rows.label(label) if label is not None else None

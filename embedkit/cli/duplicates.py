@@ -82,11 +82,11 @@ def duplicates(
     }
     check_outputs(outputs, {**files_of(source), "--pairs": pairs})
     if draw_sheet is not None:
-        from embedkit.images.originals import Originals
+        from embedkit.workflows.faces.parts import originals_of
         from embedkit.workflows.visual import contact_sheet as sheets
 
         sheets.check_sheet(draw_sheet)  # before the work
-        originals = Originals(root)
+        originals = originals_of(source, root)
     rows = Rows(source)
     names = rows.names()
     check_no_image(outputs, names, root)

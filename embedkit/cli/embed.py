@@ -11,10 +11,13 @@ from embedkit.cli.options import (
     AsJson,
     BatchSize,
     Device,
+    Faces,
     LabelFromFolder,
     LocalFilesOnly,
     Lock,
     LookIn,
+    MinScore,
+    MinSize,
     Null,
     OptionalEncoderName,
     Quiet,
@@ -43,6 +46,9 @@ def embed(
     revision: Revision = EmbedOptions.revision,
     zoo: LookIn = None,
     token: Token = None,
+    faces: Faces = False,
+    min_score: MinScore = None,
+    min_size: MinSize = None,
     batch_size: BatchSize = EmbedOptions.batch_size,
     device: Device = EmbedOptions.device,
     providers: Annotated[
@@ -118,15 +124,26 @@ def embed(
     With --label-from-folder, the label is the first folder below the source. Images that failed are listed in
     OUT.errors.parquet, and the exit status is 0, or 3 if more failed than --max-failures allows.
 
+    With --faces, each face has a row: part counts the faces of an image, 0 the largest; left, top, right and bottom
+    are its box in pixels; score, roll, sharpness and landmarks describe it. Images without a face have no row. The
+    encoder is then face-r29.dlib if none is named.
+
     Examples:
         embedkit embed photos/ -o photos.parquet
         find photos/ -name '*.jpg' -print0 | embedkit embed - --null -o list.parquet
     """
-    from embedkit.cli.inputs import sources_of, with_token
+    from embedkit.cli.inputs import finder_of, sources_of, with_token
     from embedkit.cli.progress import Bar
     from embedkit.pipeline.embed import embed as run
 
     worker_of = _worker(worker)
+    finder = finder_of(faces, min_score, min_size, device=device, threads=threads)
+    parts = None
+    if finder is not None:
+        from embedkit.workflows.faces.encoder import ENCODER
+        from embedkit.workflows.faces.parts import FaceParts
+
+        parts, encoder = FaceParts(finder), encoder or ENCODER
     try:
         with Bar("embedding") as bar:
             report = run(
@@ -156,6 +173,7 @@ def embed(
                 overwrite=overwrite,
                 local_files_only=local_files_only,
                 lock=lock,
+                parts=parts,
                 progress=bar,
             )
     except TooManyFailuresError as error:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from embedkit.cli.inputs import with_token
+from embedkit.cli.inputs import finder_of, with_token
 from embedkit.cli.options import (
     AsJson,
     CalibrationFile,
@@ -17,6 +17,8 @@ from embedkit.cli.options import (
     LabelFromFolder,
     LocalFilesOnly,
     LookIn,
+    MinScore,
+    MinSize,
     OptionalEncoderName,
     OptionalThreshold,
     Quiet,
@@ -24,7 +26,7 @@ from embedkit.cli.options import (
     Token,
     label,
 )
-from embedkit.cli.output import Id, Number, print_json, print_table, tell, tell_error, tell_left_out
+from embedkit.cli.output import Heading, Id, Number, print_json, print_table, tell, tell_error, tell_left_out
 
 
 def identify(
@@ -41,6 +43,8 @@ def identify(
     calibration: CalibrationFile = None,
     threshold: OptionalThreshold = None,
     faces: Faces = False,
+    min_score: MinScore = None,
+    min_size: MinSize = None,
     encoder: OptionalEncoderName = None,
     exit_status: ExitStatus = False,
     zoo: LookIn = None,
@@ -58,6 +62,9 @@ def identify(
     matched. It is as certain as the calibration's false-match rate. If no encoder is named, the one that made the
     embeddings or that was calibrated is used; with --faces, face-r29.dlib.
 
+    With --faces, each face of an image has a row, `IMAGE#1` for the second largest and so on, with its box in pixels:
+    left, top, right and bottom.
+
     Examples:
         embedkit identify cat.jpg --gallery people/ --calibration people.json
         embedkit identify cat.jpg --gallery people.parquet --label-from-folder --threshold 0.5
@@ -67,6 +74,7 @@ def identify(
     from embedkit.workflows.identify import identify_images
 
     loaded = Calibration.load(calibration) if calibration is not None else None
+    finder = finder_of(faces, min_score, min_size, device=device, threads=threads)
     with Bar("embedding the gallery") as bar:
         done = identify_images(
             query,
@@ -77,6 +85,7 @@ def identify(
             threshold=threshold,
             encoder=with_token(encoder, token),
             faces=faces,
+            finder=finder,
             device=device,
             threads=threads,
             progress=bar,
@@ -84,17 +93,21 @@ def identify(
     if as_json:
         print_json(dataclasses.asdict(done))
     else:
-        print_table(
-            [Id("query"), "identity", Id("nearest"), Number("score", ".4f"), Number("expected FPIR", ".2g")],
-            (
-                (
-                    one.query,
-                    "no match" if one.identity is None else one.identity,
-                    *(one.nearest, one.score, one.expected_fpir),
-                )
-                for one in done.found
-            ),
-        )
+        columns: list[Heading] = [Id("query"), "identity", Id("nearest"), Number("score", ".4f")]
+        columns.append(Number("expected FPIR", ".2g"))
+        rows: list[list[object]] = [
+            [
+                one.query,
+                "no match" if one.identity is None else one.identity,
+                *(one.nearest, one.score, one.expected_fpir),
+            ]
+            for one in done.found
+        ]
+        if done.faces is not None:
+            columns.append("box")
+            for row, face in zip(rows, done.faces, strict=True):
+                row.append(" ".join(f"{edge:.0f}" for edge in face.box))
+        print_table(columns, rows)
     for fault in done.failed:
         tell_error(fault)
     tell_left_out(done.left_out, "of the gallery")

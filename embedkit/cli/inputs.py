@@ -8,10 +8,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import typer
+
 from embedkit.errors import ConfigError
 
 if TYPE_CHECKING:
     from embedkit.images.sources import PathList
+    from embedkit.workflows.faces.finder import FaceFinder
 
 
 def sources_of(given: Sequence[str], *, null: bool) -> list[str | PathList]:
@@ -93,3 +96,25 @@ def check_not_a_source(outputs: Mapping[str, str | os.PathLike[str] | None], sou
         check_no_image(outputs, [item.id for item in list_sources([source]).items])
     else:
         check_no_image(outputs, pair_names(source), os.path.dirname(source) or None)
+
+
+def finder_of(
+    faces: bool, min_score: float | None, min_size: float | None, *, device: str, threads: str
+) -> FaceFinder | None:
+    """The finder of `--faces`; None without it.
+
+    Raises:
+        BadParameter: `--min-score` or `--min-size` without `--faces`.
+    """
+    if not faces:
+        if min_score is not None or min_size is not None:
+            raise typer.BadParameter("--min-score and --min-size need --faces")
+        return None
+    from embedkit.workflows.faces.finder import MIN_SCORE, FaceFinder
+
+    return FaceFinder(
+        min_score=MIN_SCORE if min_score is None else min_score,
+        min_size=min_size or 0,
+        device=device,
+        threads=threads,
+    )

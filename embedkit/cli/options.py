@@ -112,8 +112,16 @@ _limit = typer.Option("--limit", min=1, help="Use at most this many images.")
 Limit = Annotated[int, _limit]
 OptionalLimit = Annotated[int | None, _limit]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Of everything that is drawn.")]
-Faces = Annotated[
-    bool, typer.Option("--faces", help="Find the face in each image, and compare these instead.")
+Faces = Annotated[bool, typer.Option("--faces", help="Find the faces in the images, and use these instead.")]
+MinScore = Annotated[
+    float | None,
+    typer.Option(
+        "--min-score", min=0.0, max=1.0, help="The least score of a face; with --faces.", show_default="0.5"
+    ),
+]
+MinSize = Annotated[
+    float | None,
+    typer.Option("--min-size", min=0.0, help="The least side of a face in pixels; with --faces."),
 ]
 FailOver = Annotated[
     float | None,

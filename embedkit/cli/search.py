@@ -64,7 +64,7 @@ def search(
     from embedkit._io.outputs import check_outputs
     from embedkit.cli.inputs import files_of
     from embedkit.images.ids import check_no_image
-    from embedkit.images.originals import Originals
+    from embedkit.workflows.faces.parts import originals_of
     from embedkit.workflows.search import cached_index, open_index
     from embedkit.workflows.search import search as find
     from embedkit.workflows.visual import contact_sheet as sheets
@@ -73,7 +73,7 @@ def search(
     check_outputs(
         outputs, {**files_of(source), **{f"the query {one!r}": one.partition("::")[0] for one in query}}
     )
-    originals = Originals(root)
+    originals = originals_of(source, root)
     if draw_sheet is not None:
         sheets.check_sheet(draw_sheet)  # before the work
     if cache_index is None:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from embedkit.cli.inputs import with_token
+from embedkit.cli.inputs import finder_of, with_token
 from embedkit.cli.options import (
     AsJson,
     CalibrationFile,
@@ -17,6 +17,8 @@ from embedkit.cli.options import (
     Faces,
     LocalFilesOnly,
     LookIn,
+    MinScore,
+    MinSize,
     OptionalEncoderName,
     OptionalThreshold,
     Quiet,
@@ -37,6 +39,8 @@ def verify(
     calibration: CalibrationFile = None,
     threshold: OptionalThreshold = None,
     faces: Faces = False,
+    min_score: MinScore = None,
+    min_size: MinSize = None,
     part_a: Part = None,
     part_b: Part = None,
     draw_faces: Annotated[
@@ -57,6 +61,9 @@ def verify(
     Prints the decision, the score (a cosine) and, with a calibration, how often two different identities would pass.
     The encoder is the calibrated one if none is named; with --faces, face-r29.dlib.
 
+    With --faces, an image may show several people: the most similar pair of faces is printed, and which faces they
+    are, 0 the largest. --part-a and --part-b choose one face, and --draw-faces shows the numbers.
+
     Examples:
         embedkit verify cat.jpg cat-closer.jpg --threshold 0.5
         embedkit verify cat.jpg coffee.jpg --threshold 0.5 --exit-status
@@ -68,6 +75,7 @@ def verify(
     from embedkit.workflows.embedding import encoder_of_images
     from embedkit.workflows.faces import finder
     from embedkit.workflows.faces.encoder import FaceEncoder
+    from embedkit.workflows.verify import FaceVerification
     from embedkit.workflows.verify import verify as decide
 
     images = {"A": a.partition("::")[0], "B": b.partition("::")[0]}
@@ -77,17 +85,27 @@ def verify(
     loaded = Calibration.load(calibration) if calibration is not None else None
     found: list[list[finder.Face]] = []
     encoder = with_token(encoder, token)
-    model = encoder_of_images(encoder, faces=faces, calibration=loaded, device=device, threads=threads)
+    model = encoder_of_images(
+        encoder,
+        faces=faces,
+        finder=finder_of(faces, min_score, min_size, device=device, threads=threads),
+        calibration=loaded,
+        device=device,
+        threads=threads,
+    )
     if isinstance(model, FaceEncoder):
-        found = [model.finder.find(path) for path in (a, b)]
+        findings = [model.finder.examine(path) for path in (a, b)]
+        found = [one.faces for one in findings]
         if draw_faces is not None:
             # Before the faces are chosen, since the drawing shows their numbers.
             finder.draw_faces([(a, found[0]), (b, found[1])], draw_faces)
             tell(f"{draw_faces} shows the faces that were found")
-        chosen = [
-            finder.choose_face(several, part, where=path)
-            for path, several, part in zip((a, b), found, (part_a, part_b), strict=True)
-        ]
+        chosen: list[list[finder.Face]] = []
+        for path, one, part in zip((a, b), findings, (part_a, part_b), strict=True):
+            if part is None and one.faces:
+                chosen.append(one.faces)
+            else:
+                chosen.append([finder.choose_face(one.faces, part, where=path, refused=one.refused)])
         result = decide(model, chosen[0], chosen[1], threshold, loaded)
         name = model.encoder.name
     else:
@@ -95,13 +113,26 @@ def verify(
         name = model.name
     if as_json:
         boxes = [[{"box": face.box, "score": face.score} for face in several] for several in found]
-        print_json({**dataclasses.asdict(result), "encoder": name, **({"faces": boxes} if faces else {})})
+        facts = {**dataclasses.asdict(result), "encoder": name}
+        if isinstance(result, FaceVerification):
+            facts |= {
+                "part_a": result.part_a if part_a is None else part_a,
+                "part_b": result.part_b if part_b is None else part_b,
+                "faces": boxes,
+            }
+        print_json(facts)
     else:
         columns: list[Heading] = ["decision", Number("score", ".4f"), Number("threshold", ".4f")]
         row: list[object] = ["match" if result.is_match else "no match", result.score, result.threshold]
         if result.expected_fmr is not None:
             columns += [Number("expected FMR", ".2g"), Number("probability of one identity", ".3f")]
             row += [result.expected_fmr, result.probability]
+        if isinstance(result, FaceVerification) and result.pairs > 1:
+            columns += [Number("face of A"), Number("face of B")]
+            row += [
+                result.part_a if part_a is None else part_a,
+                result.part_b if part_b is None else part_b,
+            ]
         print_table(columns, [row])
     if result.expected_fmr is None:
         tell(

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -15,11 +15,12 @@ import pyarrow as pa
 from embedkit.embeddings.metadata import Metadata
 from embedkit.embeddings.schema import label_column, vector_array
 from embedkit.encoder import Encoder, reason_of
-from embedkit.errors import ImageError
+from embedkit.errors import ConfigError, EmbedkitError, ImageError
 from embedkit.images.sources import Item
 from embedkit.model.layout import sha256_hex
 from embedkit.pipeline.checkpoint import Failure, ShardStore
 from embedkit.pipeline.options import EmbedOptions
+from embedkit.pipeline.parts import PartFinder
 from embedkit.pipeline.report import Progress
 
 __all__ = ["BatchRun"]
@@ -27,6 +28,18 @@ __all__ = ["BatchRun"]
 #: A shard is committed after this many rows or seconds, whichever comes first.
 SHARD_ROWS = 512
 SHARD_SECONDS = 20.0
+
+
+class _Row(NamedTuple):
+    """One row: the image, which part of it, and the values of label columns."""
+
+    item: Item
+    part: int
+    labels: Mapping[str, object]
+
+
+#: The rows of one batch of images, their vectors (n, D), and the errors by image.
+_Block: TypeAlias = tuple[list[_Row], npt.NDArray[np.float32], Mapping[int, EmbedkitError | OSError]]
 
 
 class BatchRun:
@@ -44,11 +57,12 @@ class BatchRun:
         self._encoder, self._store, self._schema, self._options = encoder, store, schema, options
         self._size = options.batch_size or encoder.default_batch_size
         self._digests: dict[str, str] = {}
-        self._done: list[Item] = []
+        self._done: list[_Row] = []
         self._blocks: list[npt.NDArray[np.float32]] = []
         self._pending: list[Failure] = []
         self._last = 0.0
         self.failures: list[Failure] = []
+        self.without = 0  # images that have none of the parts that are looked for
 
     def run(self, todo: list[Item], progress: Progress, *, most: int | None = None) -> int:
         """Embed images and commit shards; on a stop or an interrupt, commit the finished batches first.
@@ -67,16 +81,10 @@ class BatchRun:
         self._last = time.monotonic()
         images, position = 0, 0
         options = self._options
-        flow = self._encoder._flow(
-            self._batches(todo),
-            normalize=options.normalize,
-            decode=options.decode or "auto",
-            max_pixels=options.max_pixels,
-            pad_to=self._size,
-        )
+        flow = self._whole_images(todo) if options.parts is None else self._parts(todo, options.parts)
         with closing(flow):
             try:
-                for block, faults in flow:
+                for rows, block, faults in flow:
                     batch = todo[position : position + self._size]
                     if faults and options.on_error == "stop":
                         first = min(faults)
@@ -85,15 +93,17 @@ class BatchRun:
                             "are kept, and --on-error skip continues past it"
                         )
                     position += len(batch)
-                    good = [index for index in range(len(batch)) if index not in faults]
-                    images += len(good)
-                    self._done += [batch[index] for index in good]
-                    self._blocks.append(block if len(good) == len(batch) else block[good])
+                    good = len({row.item.id for row in rows})
+                    images += good
+                    self._done += rows
+                    self._blocks.append(block)
+                    if options.parts is not None:
+                        self.without += len(batch) - len(faults) - good
                     self._pending += [
                         (batch[index].id, type(fault).__name__, reason_of(fault))
                         for index, fault in sorted(faults.items())
                     ]
-                    progress.advance(len(good), len(faults))
+                    progress.advance(len(batch) - len(faults), len(faults))
                     if most is not None and len(self.failures) + len(self._pending) > most:
                         break
                     if len(self._done) >= SHARD_ROWS or time.monotonic() - self._last > SHARD_SECONDS:
@@ -103,6 +113,52 @@ class BatchRun:
                 raise
         self._commit()
         return images
+
+    def _whole_images(self, todo: list[Item]) -> Generator[_Block, None, None]:
+        """A row for each image."""
+        flow = self._encoder._flow(
+            self._batches(todo),
+            normalize=self._options.normalize,
+            decode=self._options.decode or "auto",
+            max_pixels=self._options.max_pixels,
+            pad_to=self._size,
+        )
+        position = 0
+        with closing(flow):
+            for block, faults in flow:
+                batch = todo[position : position + self._size]
+                position += len(batch)
+                good = [index for index in range(len(batch)) if index not in faults]
+                rows = [_Row(batch[index], 0, batch[index].labels) for index in good]
+                yield rows, block if len(good) == len(batch) else block[good], faults
+
+    def _parts(self, todo: list[Item], finder: PartFinder) -> Generator[_Block, None, None]:
+        """A row for each part of each image."""
+        position = 0
+        for readers in self._batches(todo):
+            batch = todo[position : position + self._size]
+            position += len(batch)
+            rows: list[_Row] = []
+            pixels: list[npt.NDArray[np.uint8]] = []
+            faults: dict[int, EmbedkitError | OSError] = {}
+            for index, (item, read) in enumerate(zip(batch, readers, strict=True)):
+                try:
+                    found = finder.find(read())
+                except ConfigError:
+                    raise
+                except (EmbedkitError, OSError) as fault:
+                    faults[index] = fault
+                    continue
+                rows += [_Row(item, part, {**item.labels, **one.labels}) for part, one in enumerate(found)]
+                pixels += [one.pixels for one in found]
+            # Batches of one size again: what is computed does not depend on how many parts an image has.
+            chunks = [pixels[at : at + self._size] for at in range(0, len(pixels), self._size)]
+            flow = self._encoder._flow(
+                chunks, normalize=self._options.normalize, decode="exact", pad_to=self._size
+            )
+            with closing(flow):
+                blocks = [block for block, _ in flow]
+            yield rows, np.concatenate([np.empty((0, self._encoder.dim), np.float32), *blocks]), faults
 
     def _commit(self) -> None:
         """Write what is done as one shard."""
@@ -127,19 +183,21 @@ class BatchRun:
 
     def _table(self) -> pa.Table:
         """The rows that are done."""
-        items, dim = self._done, self._encoder.dim
+        rows, dim = self._done, self._encoder.dim
         vectors = np.concatenate(self._blocks or [np.empty((0, dim), np.float32)])
         columns: dict[str, list[Any]] = {
-            "id": [item.id for item in items],
-            "part": [0] * len(items),
-            "size": [item.size for item in items],
-            "mtime_ns": [item.mtime_ns for item in items],
-            "sha256": [self._digests.pop(item.id, None) for item in items],
+            "id": [row.item.id for row in rows],
+            "part": [row.part for row in rows],
+            "size": [row.item.size for row in rows],
+            "mtime_ns": [row.item.mtime_ns for row in rows],
+            "sha256": [self._digests.get(row.item.id) for row in rows],
         }
-        for name in dict.fromkeys(name for item in items for name in item.labels):
-            columns[label_column(name)] = [item.labels.get(name) for item in items]
+        for row in rows:
+            self._digests.pop(row.item.id, None)
+        for name in dict.fromkeys(name for row in rows for name in row.labels):
+            columns[label_column(name)] = [row.labels.get(name) for row in rows]
         column = vector_array(vectors, self._options.dtype or Metadata.dtype)
-        absent = [None] * len(items)
+        absent = [None] * len(rows)
         arrays = [
             column if field.name == "embedding" else pa.array(columns.get(field.name, absent), field.type)
             for field in self._schema

@@ -16,6 +16,7 @@ from embedkit.images.sources import Listing, PathList, list_sources
 from embedkit.pipeline.checkpoint import JobRecord, ShardStore
 from embedkit.pipeline.job import Job
 from embedkit.pipeline.options import EmbedOptions
+from embedkit.pipeline.parts import PartFinder
 from embedkit.pipeline.report import EmbedReport, Progress
 from embedkit.pipeline.scope import Scope
 from embedkit.pipeline.target import Target
@@ -53,6 +54,7 @@ def embed(
     overwrite: bool = EmbedOptions.overwrite,
     local_files_only: bool = EmbedOptions.local_files_only,
     lock: bool = EmbedOptions.lock,
+    parts: PartFinder | None = EmbedOptions.parts,
     progress: Progress | None = None,
 ) -> EmbedReport:
     """Embed folders, lists, tars and Parquet files of images into one file or folder.
@@ -98,6 +100,8 @@ def embed(
         overwrite: Start again, replacing the output.
         local_files_only: Never open a connection.
         lock: As for `load_encoder`.
+        parts: Finds the parts of images that get a row each, such as `embedkit.workflows.FaceParts`, and what is
+            stored of each beside its row. Images without one have no row, and the next run looks at them again.
         progress: Told how the job goes.
 
     Returns:
@@ -143,6 +147,7 @@ def embed(
         overwrite=overwrite,
         local_files_only=local_files_only,
         lock=lock,
+        parts=parts,
     )
     given = [source] if isinstance(source, (str, os.PathLike, PathList)) else source
     sources = [one if isinstance(one, PathList) else os.fspath(one) for one in given]

@@ -86,6 +86,12 @@ class Job:
             check_same_space(earlier.metadata, mine, str(target.path), "this job", START_AGAIN)
         self.metadata: Metadata = unfinished or (earlier.metadata if earlier is not None else mine)
         self.labels = {label_column(name): kind for name, kind in listing.label_schema.items()}
+        if options.parts is not None:
+            self.labels |= options.parts.columns
+            if earlier is not None and not options.parts.columns.keys() <= earlier.labels.keys():
+                raise OutputError(
+                    f"{target.path} holds rows of whole images, not one for each {options.parts.name}; {START_AGAIN}"
+                )
         for name, kind in earlier.labels.items() if earlier is not None else ():
             if self.labels.setdefault(name, kind) != kind:
                 raise OutputError(
@@ -131,7 +137,7 @@ class Job:
         removed = outdated if sharded else old_rows.keys() - keep_old
         changed = bool(todo or removed)
         kept = keep_old | keep_new
-        images = 0
+        images = without = 0
         try:
             if changed:
                 self.store.done.unlink(missing_ok=True)
@@ -148,6 +154,7 @@ class Job:
                 batches = BatchRun(self.encoder, self.store, self.schema, self.options)
                 most = None if allowed is None else allowed - len(failures) - len(listed)
                 images = batches.run(todo, progress, most=most)
+                without = batches.without
                 failures.update((failure[0], failure) for failure in batches.failures)
             order = {name: index for index, name in enumerate(self.current)}
             errors = sorted(failures.values(), key=lambda failure: order[failure[0]]) + listed
@@ -167,7 +174,7 @@ class Job:
         except (OSError, OutputError) as error:
             raise self._stopped(error) from None
         elsewhere, gone = self._outside(kept)
-        notes = list(self._notes(images=images, elsewhere=elsewhere, gone=gone))
+        notes = list(self._notes(images=images, without=without, elsewhere=elsewhere, gone=gone))
         for note in notes:
             _LOGGER.warning("%s", note)
         if self.resumed:
@@ -188,13 +195,16 @@ class Job:
         _LOGGER.info("%s", report)
         return report
 
-    def _notes(self, *, images: int, elsewhere: int, gone: int) -> Iterator[str]:
+    def _notes(self, *, images: int, without: int, elsewhere: int, gone: int) -> Iterator[str]:
         """What the user should know, one sentence each."""
         yield from self.listing.notes
-        if self.encoder.config.takes_aligned_faces:
+        if without and self.options.parts is not None:
+            some = "1 image has" if without == 1 else f"{without} images have"
+            yield f"{some} no {self.options.parts.name}; the next run looks at them again"
+        if self.encoder.config.takes_aligned_faces and self.options.parts is None:
             yield (
                 f"{self.encoder.name} takes aligned faces; its embeddings of whole photographs are meaningless. "
-                "`embedkit verify`, `identify` and `calibrate` find the faces of photographs with --faces"
+                "`embedkit embed`, `verify`, `identify` and `calibrate` find the faces of photographs with --faces"
             )
         if self.earlier is not None and self.earlier.uncertain:
             yield (

@@ -14,6 +14,7 @@ from embedkit.errors import ConfigError
 
 if TYPE_CHECKING:
     from embedkit.encoder import Encoder
+    from embedkit.pipeline.parts import PartFinder
 
 __all__ = ["ON_ERROR", "EmbedOptions"]
 
@@ -57,6 +58,7 @@ class EmbedOptions:
         overwrite: Whether to start again, replacing the output.
         local_files_only: Never open a connection.
         lock: As for `load_encoder`.
+        parts: Finds the parts of images that get a row each, such as faces; whole images when None.
     """
 
     encoder: str | os.PathLike[str] | Encoder | None = None
@@ -83,6 +85,7 @@ class EmbedOptions:
     overwrite: bool = False
     local_files_only: bool = False
     lock: bool = False
+    parts: PartFinder | None = None
 
     def __post_init__(self) -> None:
         """Check what can be checked without opening anything.

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from embedkit.workflows.cluster_folders import cluster_folders
     from embedkit.workflows.doctor import examine
     from embedkit.workflows.evaluate import evaluate
+    from embedkit.workflows.faces.parts import FaceParts
     from embedkit.workflows.identify import identify_images
     from embedkit.workflows.search import cached_index, open_index, search
     from embedkit.workflows.verify import verify
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from embedkit.workflows.visual.contact_sheet import write_contact_sheet
 
 __all__ = [
+    "FaceParts",
     "adopt",
     "cached_index",
     "calibrate_images",
@@ -43,6 +45,7 @@ __all__ = [
 
 #: Public name -> the module that defines it. Names resolve at first use, so that importing this package stays cheap.
 _MODULES = {
+    "FaceParts": "faces.parts",
     "adopt": "adopt",
     "cached_index": "search",
     "calibrate_images": "calibrate",

@@ -29,6 +29,7 @@ from embedkit.images.originals import Originals
 from embedkit.images.sources import list_sources
 from embedkit.pipeline.report import Progress
 from embedkit.workflows.embedding import ImageSource, embed_readable, encoder_of_images
+from embedkit.workflows.faces.finder import FaceFinder
 
 __all__ = [
     "Calibrated",
@@ -158,6 +159,7 @@ def calibrate_images(
     *,
     encoder: str | os.PathLike[str] | None = None,
     faces: bool = False,
+    finder: FaceFinder | None = None,
     most: int = MOST,
     replicates: int = REPLICATES,
     seed: int = 0,
@@ -175,6 +177,7 @@ def calibrate_images(
         target_fmr: The target false-match rate.
         encoder: A name or an entry's folder; by default the default encoder, or the face encoder.
         faces: Find the one face of each image, and compare these; whole images otherwise.
+        finder: Finds the faces; as made by `FaceFinder()` when None.
         most: Pairs of each kind that are drawn from the identities of a folder.
         replicates: Bootstrap samples.
         seed: Of the pairs that are drawn, and of the bootstrap.
@@ -202,7 +205,10 @@ def calibrate_images(
         pairs = sample_pairs(labeled.identities, seed=seed, most=most, where=where)
     check_support(int((~pairs.same).sum()), target_fmr)
     done = embed_readable(
-        encoder_of_images(encoder, faces=faces, device=device, threads=threads), ids, images, progress
+        encoder_of_images(encoder, faces=faces, finder=finder, device=device, threads=threads),
+        ids,
+        images,
+        progress,
     )
     left_out = left_out + done.left_out
     rows = Rows(done.embeddings, where)

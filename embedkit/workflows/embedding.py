@@ -34,7 +34,7 @@ from embedkit.hub.resolve import find_entry
 from embedkit.images.originals import Originals
 from embedkit.pipeline.report import Progress
 from embedkit.workflows.faces.encoder import ENCODER, FaceEncoder
-from embedkit.workflows.faces.finder import choose_face
+from embedkit.workflows.faces.finder import FaceFinder, choose_face
 
 __all__ = [
     "Embedded",
@@ -44,6 +44,7 @@ __all__ = [
     "encoder_of_images",
     "encoder_of_space",
     "find_image",
+    "named",
 ]
 
 _LOGGER = logging.getLogger(__name__)
@@ -163,6 +164,7 @@ def encoder_of_images(
     encoder: str | os.PathLike[str] | None = None,
     *,
     faces: bool = False,
+    finder: FaceFinder | None = None,
     calibration: Calibration | None = None,
     device: str = "auto",
     threads: int | str = "auto",
@@ -173,6 +175,7 @@ def encoder_of_images(
         encoder: A name or an entry's folder. When None, the one whose space was calibrated; without a calibration the
             default encoder, or the face encoder.
         faces: Embed the one face of each image.
+        finder: Finds the faces; as made by `FaceFinder()` when None.
         calibration: The calibration that will decide on the images.
         device: As for `load_encoder`.
         threads: As for `load_encoder`.
@@ -192,7 +195,7 @@ def encoder_of_images(
             )
     found: Encoder | FaceEncoder
     if faces:
-        found = FaceEncoder(ENCODER if encoder is None else encoder, device=device, threads=threads)
+        found = FaceEncoder(ENCODER if encoder is None else encoder, finder, device=device, threads=threads)
     else:
         found = load_encoder(encoder, device=device, threads=threads)
     if calibration is not None:
@@ -228,7 +231,7 @@ def embed_images(
         for block, failed in flow:
             blocks.append(block)
             for row, fault in failed.items():
-                faults[first + row] = _named(images[first + row].name, fault)
+                faults[first + row] = named(images[first + row].name, fault)
             first += len(block)
             progress.advance(len(block) - len(failed), len(failed))
     return np.concatenate(blocks), faults
@@ -271,24 +274,25 @@ def _embed_faces(
     rows = np.zeros((len(images), encoder.encoder.dim), np.float32)
     faults: dict[int, EmbedkitError] = {}
     for start in range(0, len(images), CHIPS):
-        used, found = [], []
+        used, chosen = [], []
         for row, image in enumerate(images[start : start + CHIPS], start):
             try:
-                faces = encoder.finder.find(image.read())
+                found = encoder.finder.examine(image.read())
             except (EmbedkitError, OSError) as fault:
-                faults[row] = _named(image.name, fault)
+                faults[row] = named(image.name, fault)
             else:
                 try:
-                    found.append(choose_face(faces, where=image.name))
+                    chosen.append(choose_face(found.faces, where=image.name, refused=found.refused))
                     used.append(row)
                 except ImageError as fault:
                     faults[row] = fault
             progress.advance(int(row not in faults), int(row in faults))
-        if found:
-            rows[used] = encoder.encode_faces(found)
+        if chosen:
+            rows[used] = encoder.encode_faces(chosen)
     return rows, faults
 
 
-def _named(name: str, fault: Exception) -> EmbedkitError:
+def named(name: str, fault: Exception) -> EmbedkitError:
+    """The error of one image, with its name in the message."""
     kind = fault.__class__ if isinstance(fault, (ImageError, SourceError)) else ImageError
     return kind(f"{name}: {reason_of(fault)}")

@@ -1,7 +1,8 @@
 """Identification: which identity of a gallery an image shows, or no match.
 
-A gallery is a folder with one subfolder per identity, or a file of embeddings. A query that cannot be read, or does not
-have exactly one face if faces are compared, is an error. Such an image of the gallery is left out and reported, unless
+A gallery is a folder with one subfolder per identity, or a file of embeddings. If faces are compared, each face of a
+query is identified, and an image of the gallery must have exactly one. A query that cannot be read, or has no face, is
+an error. Such an image of the gallery is left out and reported, unless
 its identity has no other image: that identity could never be matched.
 """
 
@@ -12,26 +13,46 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from embedkit.analysis.matching.calibration import Calibration, check_threshold
 from embedkit.analysis.matching.identification import Identification, identify
 from embedkit.analysis.vectors import Rows
 from embedkit.embeddings.formats import is_embeddings, open_rows
 from embedkit.encoder import Encoder
-from embedkit.errors import ConfigError, SourceError
+from embedkit.errors import ConfigError, EmbedkitError, ImageError, SourceError
 from embedkit.images.originals import Originals
 from embedkit.pipeline.report import Progress
 from embedkit.workflows.calibrate import LabeledImages, identities_of, labeled_images
 from embedkit.workflows.embedding import (
+    ImageSource,
     embed_images,
     embed_readable,
     encoder_of_images,
     encoder_of_space,
     find_image,
+    named,
 )
 from embedkit.workflows.faces.encoder import FaceEncoder
+from embedkit.workflows.faces.finder import Face, FaceFinder, choose_face
 from embedkit.workflows.verify import entry_threshold
 
-__all__ = ["Identified", "identify_images"]
+__all__ = ["Identified", "QueryFace", "identify_images"]
+
+
+@dataclass(frozen=True)
+class QueryFace:
+    """Which face of a query was identified.
+
+    Attributes:
+        part: Its number, 0 the largest.
+        box: Left, top, right and bottom, in pixels of the upright image.
+        score: How sure the detector is, in [0, 1].
+    """
+
+    part: int
+    box: tuple[float, float, float, float]
+    score: float
 
 
 @dataclass(frozen=True)
@@ -39,12 +60,14 @@ class Identified:
     """The identities of images.
 
     Attributes:
-        found: One for each query that could be embedded, in order.
+        found: One for each query that could be embedded, in order; of faces, one for each face, and `query` is then
+            `IMAGE#PART` for all but the largest face of an image.
         failed: One sentence for each of the other queries: its path and the reason.
         encoder: The name of the encoder.
         images: Number of rows of the gallery.
         identities: Number of identities of the gallery.
         left_out: One sentence for each image of the gallery without a row: its path and the reason.
+        faces: The face of each of `found`; None where whole images are compared.
     """
 
     found: list[Identification]
@@ -53,6 +76,7 @@ class Identified:
     images: int
     identities: int
     left_out: list[str]
+    faces: list[QueryFace] | None = None
 
 
 def identify_images(
@@ -65,6 +89,7 @@ def identify_images(
     threshold: float | None = None,
     encoder: str | os.PathLike[str] | None = None,
     faces: bool = False,
+    finder: FaceFinder | None = None,
     device: str = "auto",
     threads: int | str = "auto",
     progress: Progress | None = None,
@@ -82,15 +107,16 @@ def identify_images(
             one.
         encoder: A name or an entry's folder; by default the one that made the embeddings, or for a folder the one
             that was calibrated, the default encoder, or that of faces.
-        faces: Compare the aligned face of each image, which must be the only one; else compare whole images. Rows of
-            embeddings are not changed.
+        faces: Identify each face of the queries, by the one face of each image of the gallery; else compare whole
+            images. Rows of embeddings are not changed.
+        finder: Finds the faces; as made by `FaceFinder()` when None.
         device: As for `load_encoder`.
         threads: As for `load_encoder`.
         progress: Receives the progress of embedding the gallery.
 
     Raises:
         ConfigError: No query, a missing one, unknown identities, or no threshold.
-        ImageError: No query can be read, or none has one face; the message names the first.
+        ImageError: No query can be read, or none has a face; the message names the first.
         SourceError: No image in the gallery, or an identity none of whose images can be embedded.
         SpaceMismatchError: Gallery, encoder and calibration of different spaces.
 
@@ -114,7 +140,7 @@ def identify_images(
         stored = open_rows(gallery)
         identities, metadata = identities_of(stored, identity, identity_from_folder), stored.metadata
         embeds = encoder_of_space(metadata, encoder, where, device=device, threads=threads)
-        model = FaceEncoder(embeds, device=device, threads=threads) if faces else embeds
+        model = FaceEncoder(embeds, finder, device=device, threads=threads) if faces else embeds
     else:
         if identity is not None:
             raise ConfigError(
@@ -122,7 +148,7 @@ def identify_images(
             )
         labeled = labeled_images(gallery)
         model = encoder_of_images(
-            encoder, faces=faces, calibration=calibration, device=device, threads=threads
+            encoder, faces=faces, finder=finder, calibration=calibration, device=device, threads=threads
         )
         embeds = model.encoder if isinstance(model, FaceEncoder) else model
         metadata = embeds.metadata()
@@ -130,10 +156,15 @@ def identify_images(
         calibration._check_space(metadata, where)
     elif threshold is None:
         threshold = entry_threshold(embeds)
-    vectors, faults = embed_images(model, asked)
+    shown: list[QueryFace] | None = None
+    if isinstance(model, FaceEncoder):
+        names, shown, vectors, faults = _faces_of(model, asked)
+    else:
+        vectors, faults = embed_images(model, asked)
+        good = [row for row in range(len(asked)) if row not in faults]
+        names, vectors = [queries[row] for row in good], vectors[good]
     if len(faults) == len(asked):
         raise faults[min(faults)]
-    good = [row for row in range(len(asked)) if row not in faults]
     left_out: list[str] = []
     if labeled is None:
         rows = Rows(stored)
@@ -142,15 +173,43 @@ def identify_images(
         identities = [name for name, kept in zip(labeled.identities, done.kept.tolist(), strict=True) if kept]
         _check_every_identity(labeled, identities, done.kept.tolist(), done.left_out, where)
         rows, left_out = Rows(done.embeddings, where), labeled.unlisted + done.left_out
-    found = identify(vectors[good], rows, identities, calibration=calibration, threshold=threshold)
+    found = identify(vectors, rows, identities, calibration=calibration, threshold=threshold)
     return Identified(
-        found=[replace(one, query=queries[row]) for one, row in zip(found, good, strict=True)],
+        found=[replace(one, query=name) for one, name in zip(found, names, strict=True)],
         failed=[str(faults[row]) for row in sorted(faults)],
         encoder=embeds.name,
         images=len(rows),
         identities=len(set(identities)),
         left_out=left_out,
+        faces=shown,
     )
+
+
+def _faces_of(
+    model: FaceEncoder, queries: Sequence[ImageSource]
+) -> tuple[list[str], list[QueryFace], np.ndarray, dict[int, EmbedkitError]]:
+    """All faces of the queries: their names, which they are, float32 (F, D), and the errors by query."""
+    names: list[str] = []
+    shown: list[QueryFace] = []
+    chosen: list[Face] = []
+    faults: dict[int, EmbedkitError] = {}
+    for row, query in enumerate(queries):
+        try:
+            found = model.finder.examine(query.read())
+        except (EmbedkitError, OSError) as fault:
+            faults[row] = named(query.name, fault)
+            continue
+        if not found.faces:
+            try:
+                choose_face([], where=query.name, refused=found.refused)
+            except ImageError as fault:
+                faults[row] = fault
+        for part, face in enumerate(found.faces):
+            names.append(f"{query.name}#{part}" if part else query.name)
+            shown.append(QueryFace(part, face.box, face.score))
+            chosen.append(face)
+    vectors = model.encode_faces(chosen) if chosen else np.empty((0, model.encoder.dim), np.float32)
+    return names, shown, vectors, faults
 
 
 def _check_every_identity(

@@ -16,7 +16,7 @@ from PIL import Image
 
 from embedkit.errors import ImageError
 
-__all__ = ["CHIP", "PADDING", "chip_of", "similarity_transform"]
+__all__ = ["CHIP", "PADDING", "chip_of", "roll_of", "sharpness_of", "similarity_transform"]
 
 #: Side of a chip in pixels, and its margin around the mean face as a share of the face.
 CHIP, PADDING = 150, 0.25
@@ -95,3 +95,30 @@ def chip_of(image: Image.Image, points: np.ndarray, size: int = CHIP, padding: f
         Image.Resampling.BILINEAR,
     )
     return np.asarray(drawn.reduce(factor) if factor > 1 else drawn)
+
+
+def roll_of(points: np.ndarray) -> float:
+    """How far a face is turned from upright, in degrees counterclockwise, in [-180, 180].
+
+    Args:
+        points: float (68, 2), in pixels.
+
+    Raises:
+        ImageError: The points lie all in one place.
+    """
+    matrix = similarity_transform(np.asarray(points)[_POINTS], _MEAN_FACE)
+    return math.degrees(math.atan2(matrix[1, 0], matrix[0, 0]))
+
+
+def sharpness_of(chip: np.ndarray) -> float:
+    """How sharp a chip is: the variance of its Laplacian, in squared gray values; a blurred or small face has little.
+
+    Source: Pech-Pacheco et al., Diatom Autofocusing in Brightfield Microscopy (ICPR 2000).
+
+    Args:
+        chip: uint8 (H, W, 3).
+    """
+    gray = np.asarray(Image.fromarray(chip).convert("L"), np.float64)
+    inner = gray[1:-1, 1:-1]
+    laplacian = gray[:-2, 1:-1] + gray[2:, 1:-1] + gray[1:-1, :-2] + gray[1:-1, 2:] - 4 * inner
+    return float(laplacian.var())

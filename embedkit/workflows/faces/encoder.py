@@ -10,7 +10,7 @@ import numpy as np
 from embedkit.embeddings.table import Embeddings
 from embedkit.encoder import Encoder, load_encoder
 from embedkit.images.transform import ImageLike
-from embedkit.workflows.faces.finder import MIN_SCORE, Face, FaceFinder
+from embedkit.workflows.faces.finder import Face, FaceFinder
 
 __all__ = ["ENCODER", "FaceEncoder"]
 
@@ -52,13 +52,13 @@ class FaceEncoder:
         self.finder = finder if finder is not None else FaceFinder(device=device, threads=threads)
 
     def encode(
-        self, image: ImageLike, *, min_score: float = MIN_SCORE, normalize: bool = True
+        self, image: ImageLike, *, min_score: float | None = None, normalize: bool = True
     ) -> tuple[list[Face], np.ndarray]:
         """Find the faces of one image and embed each.
 
         Args:
             image: As for `FaceFinder.find`.
-            min_score: The least score of a face, in [0, 1].
+            min_score: The least score of a face, in [0, 1]; the finder's own when None.
             normalize: Whether rows have Euclidean length 1.
 
         Returns:
@@ -85,12 +85,14 @@ class FaceEncoder:
         """
         return self.encoder.encode([face.chip for face in faces], decode="exact", normalize=normalize)
 
-    def embed(self, images: Iterable[str | os.PathLike[str]], *, min_score: float = MIN_SCORE) -> Embeddings:
+    def embed(
+        self, images: Iterable[str | os.PathLike[str]], *, min_score: float | None = None
+    ) -> Embeddings:
         """Embed every face of every image.
 
         Args:
             images: Paths, which become the ids.
-            min_score: The least score of a face, in [0, 1].
+            min_score: The least score of a face, in [0, 1]; the finder's own when None.
 
         Returns:
             A row a face; `parts` counts the faces of an image from 0, the largest first. Images without a face have
