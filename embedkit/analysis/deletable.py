@@ -1,4 +1,4 @@
-"""Which files a list of duplicates may contain, so that deleting all of them loses no image.
+"""Which image of a group to keep, and which files a list may contain, so that deleting all of them loses no image.
 
 Several rows of embeddings may be one file (a link, a hard link, a folder that was embedded under two names), and a file
 may have been moved or changed since. The file system is therefore checked when the list is written.
@@ -6,16 +6,24 @@ may have been moved or changed since. The file system is therefore checked when 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Literal, get_args
 
 import numpy as np
 
+from embedkit.errors import ConfigError, ImageError
+from embedkit.images.decode import size_in_header
 from embedkit.images.ids import path_of
 
-__all__ = ["DeleteList", "FileStates", "deletable"]
+__all__ = ["DeleteList", "FileStates", "Keep", "deletable"]
+
+#: Which image of a group is kept: the one with the most pixels, then the most bytes, then the oldest one; the oldest
+#: one; or the one whose row comes first.
+Keep = Literal["largest", "oldest", "first"]
 
 _GONE = "the file no longer exists"
 _CHANGED = "changed since it was embedded: embed again"
@@ -37,10 +45,15 @@ class DeleteList:
     Attributes:
         files: Absolute paths, without links in them, each once.
         left_out: Reason -> the names of the duplicates that are left out for it.
+        larger: Names of listed images, each with the name of its kept image, which has fewer pixels; fewer bytes where
+            a header cannot be read.
+        unread: Names of listed images that were compared by bytes, since a header cannot be read.
     """
 
     files: list[str]
     left_out: dict[str, list[str]] = field(default_factory=dict)
+    larger: list[tuple[str, str]] = field(default_factory=list)
+    unread: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.files)
@@ -54,14 +67,35 @@ class DeleteList:
         first = next(iter(self.left_out.values()))[0]
         return f"{count} left out ({reasons}), the first is {first!r}"
 
+    def warnings(self) -> list[str]:
+        """Sentences about listed images that may be better than the kept ones."""
+        found = []
+        if self.larger:
+            name, kept = self.larger[0]
+            found.append(
+                f"{len(self.larger)} of the listed files are larger than the images that are kept instead; the first "
+                f"is {name!r}, of which {kept!r} is kept"
+            )
+        if self.unread:
+            found.append(
+                f"the pixels of {len(self.unread)} of the listed files, or of their kept images, cannot be counted, so "
+                f"their sizes in bytes were compared; the first is {self.unread[0]!r}"
+            )
+        return found
+
 
 @dataclass(frozen=True)
 class _State:
-    """The current state of a row's file: `fault` says why it may not be deleted or kept; empty if it may."""
+    """The current state of a row's file: `fault` says why it may not be deleted or kept; empty if it may.
+
+    `size` and `time` are its bytes and its modification time in ns; 0 if there is no file.
+    """
 
     fault: str
     key: _Key | None = None
     path: str = ""
+    size: int = 0
+    time: int = 0
 
 
 class FileStates:
@@ -83,6 +117,7 @@ class FileStates:
         """
         self._names, self._recorded, self._root = names, recorded, root
         self._states: dict[int, _State] = {}
+        self._pixels: dict[int, int] = {}
 
     def of(self, row: int) -> _State:
         """The state of one row's file."""
@@ -90,10 +125,40 @@ class FileStates:
             self._states[row] = self._look(row)
         return self._states[row]
 
-    def rank(self, rows: Iterable[int]) -> np.ndarray:
-        """Rank of each row as the one to keep, int64 (n,): 0 a real file, then links, then members of archives."""
+    def pixels(self, row: int) -> int:
+        """Number of pixels by the header of a row's file; 0 if it may not be kept, or has no such header."""
+        if row not in self._pixels:
+            state, count = self.of(row), 0
+            if not state.fault:
+                with contextlib.suppress(ImageError, OSError):
+                    width, height = size_in_header(state.path)
+                    count = width * height
+            self._pixels[row] = count
+        return self._pixels[row]
+
+    def rank(self, rows: Sequence[int], keep: Keep = "largest") -> np.ndarray:
+        """Rank of each row as the one to keep, int64 (n,), the best one lowest.
+
+        Real files come first, then links, then members of archives, then what no longer exists; among these, those
+        that `keep` prefers. Equal ones have equal ranks.
+
+        Raises:
+            ConfigError: `keep` is none of its values.
+        """
+        if keep not in get_args(Keep):
+            raise ConfigError(f"keep: expected one of {', '.join(get_args(Keep))}, found {keep!r}")
+        if not len(rows):
+            return np.empty(0, np.int64)
         order = {"": 0, _LINK: 1, _INSIDE: 2}
-        return np.array([order.get(self.of(row).fault, 3) for row in rows], np.int64)
+        keys = [(order.get(self.of(row).fault, 3), *self._order(row, keep)) for row in rows]
+        return np.unique(np.array(keys, np.int64), axis=0, return_inverse=True)[1].reshape(-1)
+
+    def _order(self, row: int, keep: Keep) -> tuple[int, ...]:
+        state = self.of(row)
+        size, time = state.size, state.time
+        if self._recorded is not None:  # of what is inside an archive or gone, too
+            size, time = (int(column[row]) for column in self._recorded)
+        return {"largest": (-self.pixels(row), -size, time), "oldest": (time,), "first": ()}[keep]
 
     def _look(self, row: int) -> _State:
         path = path_of(self._names[row], self._root)
@@ -102,11 +167,11 @@ class FileStates:
         except (OSError, ValueError):
             return _State(_INSIDE if _lies_inside(path) else _GONE)
         key = (target.st_dev, target.st_ino)
+        about = (target.st_size, target.st_mtime_ns)
         if not stat.S_ISREG(target.st_mode):
             return _State(_ODD)
         if self._recorded is not None:
-            size, time = (int(column[row]) for column in self._recorded)
-            if (size, time) != (target.st_size, target.st_mtime_ns):
+            if tuple(int(column[row]) for column in self._recorded) != about:
                 return _State(_CHANGED, key)
         if not stat.S_ISREG(itself.st_mode):
             return _State(_LINK, key)
@@ -115,7 +180,7 @@ class FileStates:
             found = os.lstat(real)
         except OSError:
             return _State(_GONE)
-        return _State("", key, real) if key == (found.st_dev, found.st_ino) else _State(_CHANGED, key)
+        return _State("", key, real, *about) if key == (found.st_dev, found.st_ino) else _State(_CHANGED, key)
 
 
 def deletable(
@@ -141,6 +206,8 @@ def deletable(
     held = {state.key for state in map(states.of, kept) if state.key is not None}
     files: dict[str, None] = {}
     left_out: dict[str, list[str]] = {}
+    larger: list[tuple[str, str]] = []
+    unread: list[str] = []
     for row, of in redundant:
         state, keeper = states.of(row), states.of(of)
         fault = state.fault
@@ -156,9 +223,15 @@ def deletable(
             fault = _TWICE
         if fault:
             left_out.setdefault(fault, []).append(names[row])
-        else:
-            files[state.path] = None
-    return DeleteList(list(files), left_out)
+            continue
+        files[state.path] = None
+        sizes = states.pixels(row), states.pixels(of)
+        if not all(sizes):
+            sizes = state.size, keeper.size
+            unread.append(names[row])
+        if sizes[0] > sizes[1]:
+            larger.append((names[row], names[of]))
+    return DeleteList(list(files), left_out, larger, unread)
 
 
 def _lies_inside(path: str) -> bool:

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from embedkit._io.atomic import write_file
-from embedkit.analysis.deletable import DeleteList, FileStates, deletable
+from embedkit.analysis.deletable import DeleteList, FileStates, Keep, deletable
 from embedkit.analysis.matching.pairs import Pairs
 from embedkit.analysis.matching.rates import clopper_pearson_lower
 from embedkit.analysis.similarity import UnionFind, least_cosine, pair_similarity, pairs_above
@@ -46,9 +46,9 @@ class DuplicateGroup:
     """Rows that duplicates connect.
 
     Attributes:
-        kept: The rows to keep: the first one, and each one that is not a duplicate of a kept one before it. In a
-            chain a-b-c the ends may differ more than the threshold allows; then both are kept. Existing files come
-            first, then links, then images whose files no longer exist.
+        kept: The rows to keep: the best one, and each one that is not a duplicate of a better kept one. In a
+            chain a-b-c the ends may differ more than the threshold allows; then both are kept. Existing files are
+            better than links, and links than images whose files no longer exist; among files, `keep` decides.
         redundant: The other rows; each is a duplicate of a kept one.
         of: The first kept row that each redundant one is a duplicate of.
         cosines: float32, of each redundant row with that kept one.
@@ -81,7 +81,7 @@ class Duplicates:
     Examples:
         >>> found = embedkit.find_duplicates("samples.parquet", threshold=0.9)
         >>> found.pairs, [found.names[row] for row in found.redundant]
-        (2, ['samples/cat.jpg', 'samples/espresso.jpg'])
+        (2, ['samples/cat-closer.jpg', 'samples/espresso.jpg'])
     """
 
     names: list[str]
@@ -120,7 +120,7 @@ class Duplicates:
             >>> done = found.write_delete_list("doubles.txt")
             >>> from pathlib import Path
             >>> [Path(line).name for line in Path("doubles.txt").read_text().splitlines()]
-            ['cat.jpg', 'espresso.jpg']
+            ['cat-closer.jpg', 'espresso.jpg']
         """
         if self.has_parts:
             raise ConfigError(
@@ -148,6 +148,7 @@ def find_duplicates(
     labeled: Pairs | None = None,
     seed: int = 0,
     root: str | os.PathLike[str] | None = None,
+    keep: Keep = "largest",
 ) -> Duplicates:
     """Find all groups of duplicates, exactly, in memory that grows with N alone.
 
@@ -159,15 +160,18 @@ def find_duplicates(
         seed: Of the sample of pairs.
         root: The folder that ids are relative to; the working folder when None. Existing files are kept in
             preference to links, and links in preference to files that no longer exist.
+        keep: Which of the existing files of a group is kept: `largest`, the one with the most pixels by the header of
+            its file, then the one with the most bytes, then the oldest one; `oldest`, by its modification time; or
+            `first`, by the order of rows, which also decides where all else is equal, and for arrays.
 
     Raises:
-        ConfigError: One row, duplicate ids, neither or both of threshold and precision, or labeled
-            pairs that cannot support the precision.
+        ConfigError: One row, duplicate ids, neither or both of threshold and precision, another `keep`, or
+            labeled pairs that cannot support the precision.
 
     Examples:
         >>> found = embedkit.find_duplicates("samples.parquet", threshold=0.9)
         >>> [[found.names[row] for row in (*group.kept, *group.redundant)] for group in found.groups]
-        [['samples/cat-closer.jpg', 'samples/cat.jpg'], ['samples/coffee.jpg', 'samples/espresso.jpg']]
+        [['samples/cat.jpg', 'samples/cat-closer.jpg'], ['samples/coffee.jpg', 'samples/espresso.jpg']]
     """
     rows = Rows.of(embeddings)
     if len(rows) < 2:
@@ -199,7 +203,7 @@ def find_duplicates(
     edges = np.flatnonzero(np.diff(roots[inside])) + 1
     recorded = rows.recorded()
     if rows.metadata is not None:
-        rank = FileStates(names, recorded, root).rank(inside.tolist())
+        rank = FileStates(names, recorded, root).rank(inside.tolist(), keep)
         inside = inside[np.lexsort((inside, rank, roots[inside]))]  # by group, the best to keep first
     groups = []
     for members in _batches(np.split(inside, edges) if len(inside) else [], TILE // rows.dim):

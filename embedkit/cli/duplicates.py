@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -27,6 +28,14 @@ if TYPE_CHECKING:
     from embedkit.analysis.duplicates import Duplicates
 
 
+class Keep(StrEnum):
+    """Which image of a group is kept."""
+
+    largest = "largest"
+    oldest = "oldest"
+    first = "first"
+
+
 def duplicates(
     source: StoredEmbeddings,
     threshold: OptionalThreshold = None,
@@ -47,6 +56,12 @@ def duplicates(
             "Nothing is deleted.",
         ),
     ] = None,
+    keep: Annotated[
+        Keep,
+        typer.Option(
+            help="Of a group, the image with the most pixels, then bytes; the oldest one; or the first row.",
+        ),
+    ] = Keep.largest,
     null: Null = False,
     draw_sheet: Sheet = None,
     root: Root = None,
@@ -56,9 +71,9 @@ def duplicates(
 ) -> None:
     """Print groups of duplicate images, the largest first.
 
-    The first image of a group is kept, and each one that is not a duplicate of a kept one; each of the others is listed
-    with the kept image that it duplicates. Existing files come before links, and links before files that no longer
-    exist. A threshold of 1 finds equal rows.
+    The largest image of a group is kept (--keep), and each one that is not a duplicate of a kept one; each of the
+    others is listed with the kept image that it duplicates. Existing files come before links, and links before files
+    that no longer exist. A threshold of 1 finds equal rows.
 
     Examples:
         embedkit duplicates photos.parquet --threshold 0.95 --draw-sheet doubles.html
@@ -92,13 +107,17 @@ def duplicates(
     check_no_image(outputs, names, root)
     # Two near-duplicates of one image need not be near-duplicates: a label belongs to its pair only.
     known = files.read_pairs(pairs, names, identities=False) if pairs else None
-    found = find_duplicates(rows, threshold, precision=target_precision, labeled=known, root=root)
+    found = find_duplicates(
+        rows, threshold, precision=target_precision, labeled=known, root=root, keep=keep.value
+    )
     if write_pairs is not None:
         files.write_pairs(write_pairs, found.names, found.sample)
     if write_delete_list is not None:
         listed = found.write_delete_list(write_delete_list, null=null)
         left = f"; {why}" if (why := listed.why()) else ""
         tell(f"{write_delete_list} names {len(listed)} files; nothing was deleted{left}")
+        for warning in listed.warnings():
+            warn(warning)
     if draw_sheet is not None and found.groups:
         title = f"Duplicates in {source} at a cosine of {found.threshold:g} or more"
         write_sheet(draw_sheet, title, sheets.sheet_of_duplicates(found), originals)

@@ -11,9 +11,10 @@ import contextlib
 import dataclasses
 import functools
 import io
+import os
 import struct
 from collections.abc import Callable, Iterator
-from typing import TypeVar
+from typing import BinaryIO, TypeVar
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -31,6 +32,7 @@ from PIL import (  # noqa: F401, isort: skip
     WebPImagePlugin,
 )
 
+from embedkit._io.reading import open_regular
 from embedkit.errors import ImageError
 from embedkit.images import jpeg, png, tiff
 from embedkit.images.memory import BUDGET, check_size
@@ -92,6 +94,17 @@ def with_opened(
             if again is None:
                 raise (_unidentified(image) if isinstance(fault, UnidentifiedImageError) else fault) from None
         return _used(again, use)
+
+
+def size_in_header(path: str | os.PathLike[str]) -> tuple[int, int]:
+    """Width and height of the image in a file by its header, as stored; no pixel is decoded.
+
+    Raises:
+        ImageError: The file has no header of an image.
+        OSError: It cannot be opened, or is no regular file.
+    """
+    with open_regular(path) as file, _faults_as_errors():
+        return _identified(file).size
 
 
 def _used(opened: Image.Image, use: Callable[[Image.Image, Callable[[int], None]], T]) -> T:
@@ -199,12 +212,7 @@ def _faults_as_errors() -> Iterator[None]:
 
 
 def _opened(data: bytes, max_pixels: int | None) -> Image.Image:
-    if data[4:8] == b"ftyp" and data[8:12] in _HEIF_BRANDS:
-        # `mif1` and `msf1` only name the container: an AVIF is listed among the compatible brands.
-        brands = data[16 : min(int.from_bytes(data[:4], "big"), 256)]
-        if not any(brands[at : at + 4] in (b"avif", b"avis") for at in range(0, len(brands), 4)):
-            _register_heif()
-    image = _identified(data)
+    image = _identified(io.BytesIO(data))
     check_size(image.size, max_pixels)
     if image.format == "TIFF":
         image.info.pop("xmp", None)  # else loading would rotate the image by it
@@ -213,17 +221,24 @@ def _opened(data: bytes, max_pixels: int | None) -> Image.Image:
     return image
 
 
-def _identified(data: bytes) -> Image.Image:
+def _identified(file: BinaryIO) -> Image.Image:
     """`Image.open` without its limit of pixels, which is a setting of the whole process."""
+    head = file.read(256)
+    if head[4:8] == b"ftyp" and head[8:12] in _HEIF_BRANDS:
+        # `mif1` and `msf1` only name the container: an AVIF is listed among the compatible brands.
+        brands = head[16 : min(int.from_bytes(head[:4], "big"), 256)]
+        if not any(brands[at : at + 4] in (b"avif", b"avis") for at in range(0, len(brands), 4)):
+            _register_heif()
     for name in _FORMATS:
         if name not in Image.OPEN:
             continue
         factory, accept = Image.OPEN[name]
-        if accept is not None and accept(data[:16]) is not True:
+        if accept is not None and accept(head[:16]) is not True:
             continue
         # The errors that `Image.open` treats as "not this format".
         with contextlib.suppress(SyntaxError, IndexError, TypeError, struct.error):
-            return factory(io.BytesIO(data), "")
+            file.seek(0)
+            return factory(file, "")
     raise UnidentifiedImageError
 
 

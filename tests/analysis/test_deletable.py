@@ -6,11 +6,13 @@ import os
 import shutil
 import subprocess
 import tarfile
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from PIL import Image
 
 from embedkit.analysis.duplicates import find_duplicates
 from embedkit.embeddings.metadata import Metadata
@@ -223,3 +225,82 @@ def test_a_list_never_takes_the_place_of_an_image():
         with pytest.raises(OutputError, match="one of the embedded images"):
             found.write_delete_list(path)
     assert Path("p/a.jpg").read_text() == "one"
+
+
+# --- the image that is kept -------------------------------------------------------------------------------
+
+
+def picture(name: str, width: int, quality: int = 90, age: int = 0) -> None:
+    """A JPEG; scanning it gives an embedding of its own, so `embed_equal` writes the rows."""
+    rng = np.random.default_rng(0)
+    image = Image.fromarray(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8))
+    image.resize((width, width * 3 // 4), Image.Resampling.BICUBIC).save(name, quality=quality)
+    os.utime(name, ns=(0, 10**18 - age))
+
+
+def embed_equal(*names: str) -> str:
+    """Rows in this order, all with one vector."""
+    found = scan(*names)
+    return embed("e.parquet", {name: (*found[name][:2], b"same") for name in names})
+
+
+def command(capsys, *arguments: str) -> tuple[int, str, str]:
+    from embedkit import cli
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as end:
+        patch.setattr("sys.argv", ["embedkit", "duplicates", "e.parquet", "--threshold", "0.99", *arguments])
+        cli.main()
+    return int(end.value.code or 0), *capsys.readouterr()
+
+
+def listed_by(capsys, *arguments: str) -> tuple[list[str], str]:
+    status, _, err = command(capsys, "--write-delete-list", "del.txt", *arguments)
+    assert status == 0, err
+    return [os.path.basename(line) for line in Path("del.txt").read_text().splitlines()], err
+
+
+def test_the_full_size_original_is_kept(capsys):
+    picture("p/a-half.jpg", 200, quality=100)  # more bytes than the next one, and the first row
+    picture("p/b-full.jpg", 400, quality=20)
+    assert os.path.getsize("p/a-half.jpg") > os.path.getsize("p/b-full.jpg")
+    embed_equal("p/a-half.jpg", "p/b-full.jpg")
+    names, err = listed_by(capsys)
+    assert names == ["a-half.jpg"] and "warning" not in err
+    names, err = listed_by(capsys, "--keep", "first")
+    assert names == ["b-full.jpg"]
+    assert "warning: 1 of the listed files are larger than the images that are kept instead" in err
+    assert "'p/b-full.jpg', of which 'p/a-half.jpg' is kept" in err
+
+
+def test_of_equal_pixels_the_most_bytes_then_the_oldest_is_kept(capsys):
+    picture("p/a.jpg", 200, quality=60)
+    picture("p/b.jpg", 200, quality=95)
+    picture("p/c.jpg", 200, quality=95, age=5)
+    picture("p/d.jpg", 200, quality=60, age=9)
+    embed_equal("p/a.jpg", "p/b.jpg", "p/c.jpg", "p/d.jpg")
+    assert listed_by(capsys)[0] == ["a.jpg", "b.jpg", "d.jpg"]
+    assert listed_by(capsys, "--keep", "oldest")[0] == ["a.jpg", "b.jpg", "c.jpg"]
+    assert listed_by(capsys, "--keep", "first")[0] == ["b.jpg", "c.jpg", "d.jpg"]
+    assert command(capsys, "--keep", "best")[0] == 2
+
+
+def test_bytes_decide_where_no_header_can_be_read_and_this_is_told(capsys):
+    put("p/a.jpg", "short")
+    put("p/b.jpg", "longer than this")
+    embed_equal("p/a.jpg", "p/b.jpg")
+    names, err = listed_by(capsys)
+    assert names == ["a.jpg"]
+    assert "warning: the pixels of 1 of the listed files, or of their kept images, cannot be counted" in err
+    names, err = listed_by(capsys, "--keep", "first")
+    assert names == ["b.jpg"] and "1 of the listed files are larger" in err
+
+
+def test_pixels_are_counted_without_decoding():
+    """Ten thousand by ten thousand pixels by the header, and no data behind it."""
+    Image.new("L", (8, 8)).save("p/a.png")
+    data = bytearray(Path("p/a.png").read_bytes())
+    data[16:24] = (10000).to_bytes(4, "big") * 2
+    data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, "big")
+    Path("p/b.png").write_bytes(data)
+    found = find_duplicates(embed_equal("p/a.png", "p/b.png"), 0.99)
+    assert [found.names[row] for row in found.groups[0].kept] == ["p/b.png"]
