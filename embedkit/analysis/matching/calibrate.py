@@ -203,13 +203,22 @@ def check_support(impostors: int, target_fmr: float) -> None:
     """
     if not 0 < target_fmr < 1:
         raise ConfigError(f"target_fmr: expected a rate in (0, 1), found {target_fmr}")
-    if impostors * target_fmr < EXPECTED:
-        higher = f"choose {EXPECTED / impostors:.2g} or more, or " if impostors > EXPECTED else ""
+    needed = math.ceil(EXPECTED / target_fmr - 1e-9)
+    if impostors < needed:
+        higher = (
+            f"choose {_two_digits_up(EXPECTED / impostors):.2g} or more, or " if impostors > EXPECTED else ""
+        )
         raise ConfigError(
             f"{impostors} impostor pairs cannot support a false-match rate of {target_fmr:g}: at least "
-            f"{math.ceil(EXPECTED / target_fmr - 1e-9)} are needed to expect {EXPECTED} false matches "
+            f"{needed} are needed to expect {EXPECTED} false matches "
             f"(the rule of thirty); {higher}add more pairs"
         )
+
+
+def _two_digits_up(rate: float) -> float:
+    """The least number of two digits that is not below `rate`: what is suggested must be accepted."""
+    unit = 10.0 ** (math.floor(math.log10(rate)) - 1)
+    return math.ceil(rate / unit - 1e-9) * unit
 
 
 def _codes(identities: Sequence[Sequence[Hashable]] | np.ndarray | None, count: int) -> np.ndarray:
