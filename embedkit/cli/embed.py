@@ -82,8 +82,9 @@ def embed(
         list[str] | None,
         typer.Option(
             metavar="PATTERN",
-            help="Leave out images and folders of this name, or with a / this path from the source on. Repeatable; "
-            "added to ._*, @eaDir and #recycle, which --exclude '' turns off.",
+            help="Leave out images and folders of this name, or with a / this path below the source: 'b/*' leaves out "
+            "photos/b of the source photos. Repeatable; added to ._*, @eaDir and #recycle, which --exclude '' turns "
+            "off.",
         ),
     ] = None,
     label_from_folder: LabelFromFolder = EmbedOptions.label_from_folder,
@@ -130,6 +131,7 @@ def embed(
 
     Examples:
         embedkit embed photos/ -o photos.parquet
+        embedkit embed photos/ --exclude 'cat-*' -o others.parquet
         find photos/ -name '*.jpg' -print0 | embedkit embed - --null -o list.parquet
     """
     from embedkit.cli.inputs import finder_of, sources_of, with_token

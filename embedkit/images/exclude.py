@@ -45,7 +45,10 @@ class Excludes:
         return self._hit(path.split("/"))
 
     def notes(self) -> list[str]:
-        """One sentence for the user if anything was left out."""
+        """Sentences for the user about what was left out, and about patterns of theirs that left nothing out."""
+        return [*self._left_out(), *self._idle()]
+
+    def _left_out(self) -> list[str]:
         count = sum(self._matched.values())
         if not count:
             return []
@@ -54,6 +57,22 @@ class Excludes:
         if any(pattern in self._defaults for pattern in self._matched):
             note += "; --exclude '' turns the default patterns off"
         return [note]
+
+    def _idle(self) -> list[str]:
+        idle = [
+            one
+            for one in (*self._names, *self._paths)
+            if one not in self._matched and one not in self._defaults
+        ]
+        if not idle:
+            return []
+        step = "check its spelling"
+        if any("/" in one for one in idle):
+            step = (
+                "a pattern with a / starts below the source: 'b/*' leaves out photos/b of the source photos"
+            )
+        more = " more" if self._matched else ""
+        return [f"--exclude {' and '.join(map(repr, idle))} left out nothing{more}; {step}"]
 
     def _hit(self, parts: list[str]) -> bool:
         """Whether a pattern matches the last one of these parts, or the whole path."""
