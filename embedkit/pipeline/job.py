@@ -173,8 +173,10 @@ class Job:
                 self.store.clear()
         except (OSError, OutputError) as error:
             raise self._stopped(error) from None
-        elsewhere, gone = self._outside(kept)
-        notes = list(self._notes(images=images, without=without, elsewhere=elsewhere, gone=gone))
+        elsewhere, gone, unlisted = self._outside(kept)
+        notes = list(
+            self._notes(images=images, without=without, elsewhere=elsewhere, gone=gone, unlisted=unlisted)
+        )
         for note in notes:
             _LOGGER.warning("%s", note)
         if self.resumed:
@@ -195,7 +197,7 @@ class Job:
         _LOGGER.info("%s", report)
         return report
 
-    def _notes(self, *, images: int, without: int, elsewhere: int, gone: int) -> Iterator[str]:
+    def _notes(self, *, images: int, without: int, elsewhere: int, gone: int, unlisted: int) -> Iterator[str]:
         """What the user should know, one sentence each."""
         yield from self.listing.notes
         if without and self.options.parts is not None:
@@ -225,6 +227,11 @@ class Job:
             yield f"{self.target.path} also holds {elsewhere} rows of images outside these sources, from earlier runs"
         if gone:
             yield f"{gone} of the kept rows have no file any more; --prune drops them"
+        if unlisted:
+            yield (
+                f"{unlisted} of the kept rows are of images in the sources that are left out now, by --exclude for "
+                "one; --prune drops them"
+            )
 
     def _is_valid(self, name: str, record: Record) -> bool:
         """Whether the row of an image is still the image's."""
@@ -250,11 +257,13 @@ class Job:
                 "or drop them with --prune"
             )
 
-    def _outside(self, kept: set[str]) -> tuple[int, int]:
-        """How many kept rows are of images that the sources do not cover, and of images that have no file."""
+    def _outside(self, kept: set[str]) -> tuple[int, int, int]:
+        """How many kept rows are of images that the sources do not cover, that have no file, and that are left out."""
+        failed = {name for name, *_ in self.listing.errors}
         unlisted = [name for name in kept if name not in self.current]
-        gone = sum(not self.scope.has_file(name) for name in unlisted)
-        return sum(not self.scope.covers(name) for name in unlisted), gone
+        gone = {name for name in unlisted if not self.scope.has_file(name)}
+        covered = {name for name in unlisted if self.scope.covers(name)}
+        return len(unlisted) - len(covered), len(gone), len(covered - gone - failed)
 
     def _stopped(self, error: OSError | OutputError) -> OutputError:
         """The error for an output that cannot be written: it says whether finished work is kept."""
@@ -295,8 +304,9 @@ class Job:
         name, _, reason = errors[0]
         failed = "1 image" if len(errors) == 1 else f"{len(errors)} images"
         raise TooManyFailuresError(
-            f"{failed} failed, and max_failures allows {allowed}; {where} lists the reasons, the first: {name}: "
-            f"{reason}; what is embedded is kept: solve that, or allow more, and run the same command again",
+            f"{failed} failed, and max_failures allows {allowed}; the job stopped early, so there may be more; {where} "
+            f"lists the reasons, the first: {name}: {reason}; what is embedded is kept: solve that, or allow more, and "
+            "run the same command again",
             len(errors),
             allowed,
             where,
