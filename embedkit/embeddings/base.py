@@ -19,6 +19,7 @@ import pyarrow as pa
 from embedkit.embeddings.earlier import EarlierRows
 from embedkit.embeddings.metadata import Metadata
 from embedkit.embeddings.schema import RESERVED, guarded, no_column, vectors_of
+from embedkit.embeddings.side_files import has_job
 from embedkit.errors import ConfigError, OutputError
 
 #: Rows that are read at once: a multiple of a row group's.
@@ -238,6 +239,11 @@ def check_exists(name: str) -> None:
         OutputError: Saying how to write embeddings.
     """
     if not os.path.exists(name):
+        if has_job(Path(name)):
+            raise OutputError(
+                f"{name} is not finished: its job is running, or was stopped; the same `embedkit embed` command "
+                "continues it"
+            )
         raise OutputError(
             f"{name} does not exist; check the path, or write embeddings with `embedkit embed ... -o {name}`"
         )

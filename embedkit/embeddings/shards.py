@@ -132,13 +132,21 @@ def shards_of(folder: Path) -> list[Path]:
     done = {path.name: match[2] for path in folder.iterdir() if (match := _DONE.fullmatch(path.name))}
     counts = {int(parts) for parts in (*done.values(), *(parts for _, parts, _ in found.values()))}
     if not counts:
-        raise OutputError(f"{folder} holds no embeddings; write some with `embedkit embed ... -o {folder}/`")
+        raise OutputError(
+            f"{folder} is a folder without embeddings; if it holds images, embed them first: `embedkit embed {folder} "
+            f"-o {folder.name or 'images'}.parquet`, and give that file"
+        )
     if len(counts) > 1:
         raise OutputError(
             f"{folder} mixes runs of {' and '.join(map(str, sorted(counts)))} parts; start it again"
         )
     parts = counts.pop()
     missing = [part for part in range(1, parts + 1) if done_name(part, parts) not in done]
+    if missing and parts == 1:
+        raise OutputError(
+            f"{folder} is not finished: its job is running, or was stopped; the same `embedkit embed` command "
+            "continues it"
+        )
     if missing:
         raise OutputError(
             f"{folder}: part {missing[0]} of {parts} is missing or not finished; "
