@@ -23,6 +23,7 @@ from embedkit.cli.options import (
 )
 from embedkit.cli.output import Id, Number, print_json, print_table, tell
 from embedkit.cli.sheet import write_sheet
+from embedkit.errors import OutputError
 
 
 def search(
@@ -77,7 +78,11 @@ def search(
     if draw_sheet is not None:
         sheets.check_sheet(draw_sheet)  # before the work
     if cache_index is None:
-        base = open_index(source)
+        try:
+            base = open_index(source)
+        except OutputError:
+            _check_order(query, source)
+            raise
     else:
         base, cached = cached_index(source, cache_index)
         where = (
@@ -89,6 +94,10 @@ def search(
     check_no_image({"--draw-sheet": draw_sheet}, base.names, root)
     if base.recall < 1 or base.kind in ("ivf", "hnsw"):
         tell(f"approximate: {base.recall:.1%} of the true 10 nearest were found at building")
+    most = len(base) - (not set(query).isdisjoint(base.names))  # a row is not its own match
+    if neighbors is not None and neighbors > most > 0:
+        tell(f"{source} has {most} rows to find, fewer than -k {neighbors}; all are printed")
+        neighbors = most
     found = find(
         base,
         query,
@@ -112,3 +121,12 @@ def search(
     else:
         rows = ((one.query, hit.name, hit.cosine) for one in found for hit in one.found)
         print_table([Id("query"), Id("id"), Number("cosine", ".4f")], rows)
+
+
+def _check_order(query: list[str], source: str) -> None:
+    """Refuse embeddings among the queries: what comes last was opened as embeddings, and is none."""
+    from embedkit.embeddings.formats import FORMATS
+
+    found = next((one for one in query if any(form.recognizes(one) for form in FORMATS)), None)
+    if found is not None:
+        raise typer.BadParameter(f"embeddings come last: embedkit search {source} {found}")
