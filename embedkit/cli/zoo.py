@@ -166,6 +166,10 @@ def pull(
         [Id("entry"), "revision", Number("MB", ".1f"), "license", Id("folder")],
         ((one.name, one.revision[:12], one.bytes / 1e6, one.license, one.location) for one in pulled),
     )
+    if there := [one.name for one in pulled if not one.copied]:
+        tell(
+            f"{', '.join(there)}: in a zoo on this machine, so every byte was checked there and nothing was copied"
+        )
 
 
 @zoo.command()

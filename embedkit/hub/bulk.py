@@ -16,7 +16,7 @@ from embedkit.hub.catalog import NAME
 from embedkit.hub.download import Watcher
 from embedkit.hub.mirror import entry_names
 from embedkit.hub.open import open_zoo
-from embedkit.hub.resolve import find_entry
+from embedkit.hub.resolve import find_entry, zoos
 from embedkit.hub.signing import check_signature
 from embedkit.hub.urls import is_url
 from embedkit.hub.verified import VerifiedEntry
@@ -33,6 +33,7 @@ class Pulled:
         license: SPDX identifier.
         bytes: Of all files.
         location: The folder.
+        copied: Whether it is in the cache; not if it is of a zoo on this machine, which is read where it is.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Pulled:
     license: str
     bytes: int
     location: str
+    copied: bool
 
 
 def pull(
@@ -121,7 +123,9 @@ def evict(name: str) -> list[str]:
     cache = Access().cache
     gone = cache.revisions(bare, revision)
     if not gone:
-        raise EntryNotFoundError(f"{name!r} is not in the cache ({cache.root})")
+        where = next((zoo.uri for zoo in zoos() if "://" not in zoo.uri and zoo.holds(bare)), None)
+        there = "" if where is None else f"; it is in the zoo {where}, which evict leaves as it is"
+        raise EntryNotFoundError(f"{name!r} is not in the cache ({cache.root}){there}")
     for sha256 in gone:
         cache.remove(sha256)
     return gone
@@ -156,6 +160,7 @@ def _checked(name: str, zoo: str | None, access: Access, lock: bool) -> Pulled:
         license=entry.config.license,
         bytes=size,
         location=entry.location,
+        copied=access.cache.root in Path(entry.location).parents,
     )
 
 
