@@ -106,10 +106,6 @@ def main() -> None:
         drop_output()
         tell_error(str(error))
         raise SystemExit(1) from None
-    except BrokenPipeError:
-        # The reader of stdout has stopped, as in `embedkit zoo list | head -1`.
-        drop_output()
-        raise SystemExit(1) from None
     if status == 130:  # Typer's own answer to an interrupt
         tell_error(
             "interrupted; finished work is saved, and the same command continues it (a training run: embedkit train "

@@ -39,9 +39,13 @@ def prepare_streams() -> None:
 
 def drop_output() -> None:
     """Discard buffered output, so that Python's own flush at the end does not fail."""
+    _to_null(sys.stdout.fileno())
+
+
+def _to_null(descriptor: int) -> None:
     null = os.open(os.devnull, os.O_WRONLY)
     try:
-        os.dup2(null, sys.stdout.fileno())
+        os.dup2(null, descriptor)
     finally:
         os.close(null)
 
@@ -59,7 +63,9 @@ class _Output(io.FileIO):
         try:
             return super().write(data)
         except BrokenPipeError:
-            raise  # its reader has stopped, as in `embedkit zoo list | head -1`
+            # Its reader has seen enough, as in `embedkit zoo list | head -1`. The command ends as it would have.
+            _to_null(self.fileno())
+            return super().write(data)
         except OSError as error:
             closed = error.errno == errno.EBADF
             reason = "it is closed" if closed else error.strerror or str(error)
