@@ -49,10 +49,8 @@ class EmbedReport:
         kept = f", {self.kept} kept" if self.kept else ""
         removed = f", {self.removed} removed" if self.removed else ""
         failed = f"{self.failed} failed ({self.errors})" if self.failed else "none failed"
-        return (
-            f"{self.output}: {self.images} embedded{kept}{removed}, {failed}; dim {self.dim}, "
-            f"{self.images_per_second:.1f} images/s on {self.provider}"
-        )
+        speed = f", {self.images_per_second:.1f} images/s on {self.provider}" if self.images else ""
+        return f"{self.output}: {self.images} embedded{kept}{removed}, {failed}; dim {self.dim}{speed}"
 
     @property
     def images_per_second(self) -> float:

@@ -235,6 +235,7 @@ def sheet_of_clusters(found: Clustering, *, seed: int = 0) -> list[Section]:
     rng = np.random.default_rng(seed)
     rows = len(found.labels)
     sections = []
+    says_more = bool((found.probabilities[found.labels >= 0] < 0.995).any())  # those of k-means are 1
     order = np.argsort(found.labels, kind="stable")
     starts = np.searchsorted(found.labels[order], np.arange(-1, len(found) + 1))
     for cluster in [*range(len(found)), -1]:
@@ -247,7 +248,7 @@ def sheet_of_clusters(found: Clustering, *, seed: int = 0) -> list[Section]:
         tiles = [
             Tile(
                 name=f"{found.ids[row]}#{found.parts[row]}" if found.parts[row] else found.ids[row],
-                note=f"probability {found.probabilities[row]:.2f}" if cluster >= 0 else "",
+                note=f"probability {found.probabilities[row]:.2f}" if says_more and cluster >= 0 else "",
                 badge="middle" if row in middle else "",
             )
             for row in [*middle, *drawn]
