@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import io
 import re
 from html.parser import HTMLParser
@@ -235,6 +236,9 @@ def test_sections_of_matches_duplicates_and_clusters():
     assert len(set(members)) == 12 and {int(name[1:]) for name in members} <= set(range(30))
     assert [tile.name for tile in clusters[1].tiles] == ["p31#1", "p30"]
     assert clusters[2].tiles == [Tile(name="p32")] and clusters[1].note == "2 images, 6.1%"
+    assert clusters[1].tiles[1].note == "probability 0.94"  # 30 / 32
+    certain = dataclasses.replace(found, probabilities=np.ones(33))
+    assert {tile.note for section in sheet_of_clusters(certain) for tile in section.tiles} == {""}
 
 
 def test_duplicates_with_a_sheet(folder):
@@ -264,4 +268,5 @@ def test_cluster_with_a_sheet(folder):
     result = run(cluster, source, "-n", 2, "--draw-sheet", folder / "c.html", "--root", folder)
     assert result.exit_code == 0, result.output
     assert "shows 12 images" in result.stderr
+    assert "probability" not in (folder / "c.html").read_text("utf-8")  # those of k-means are all 1
     assert re.search(r"warning: 1 of these images cannot be read \(the first is 3\.png\)", result.stderr)
