@@ -168,7 +168,7 @@ def test_shards_of_several_runs_and_columns(tmp_path):
             piece = piece.drop_columns(["who"])
         write_rows([piece], tmp_path / f"part-00001-of-00001-{number:06d}.parquet", piece.schema)
     assert is_embeddings(tmp_path)
-    with pytest.raises(OutputError, match="part 1 of 1 is missing or not finished"):
+    with pytest.raises(OutputError, match="is not finished"):
         open_rows(tmp_path)
     (tmp_path / "_done-00001-of-00001.json").write_text("{}")
     found = open_rows(tmp_path)
@@ -183,7 +183,7 @@ def test_shards_of_several_runs_and_columns(tmp_path):
 def test_a_folder_of_images_is_no_store(tmp_path):
     (tmp_path / "a.jpg").write_bytes(b"")
     assert not is_embeddings(tmp_path) and is_embeddings(tmp_path / "a.jpg") and is_embeddings("lance://x/y")
-    with pytest.raises(OutputError, match="holds no embeddings"):
+    with pytest.raises(OutputError, match="is a folder without embeddings"):
         open_rows(tmp_path)
     with pytest.raises(OutputError, match="does not exist"):
         open_rows(tmp_path / "none.parquet")
@@ -280,7 +280,7 @@ def test_a_column_of_two_types_over_shards(tmp_path):
 
 def test_a_mark_of_no_number_is_none(tmp_path):
     (tmp_path / "_done-x-of-y.json").write_text("{}")
-    with pytest.raises(OutputError, match="holds no embeddings"):
+    with pytest.raises(OutputError, match="is a folder without embeddings"):
         open_rows(tmp_path)
 
 
