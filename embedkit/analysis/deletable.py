@@ -11,7 +11,6 @@ import os
 import stat
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, get_args
 
 import numpy as np
 
@@ -19,11 +18,11 @@ from embedkit.errors import ConfigError, ImageError
 from embedkit.images.decode import size_in_header
 from embedkit.images.ids import path_of
 
-__all__ = ["DeleteList", "FileStates", "Keep", "deletable"]
+__all__ = ["KEEP", "DeleteList", "FileStates", "deletable"]
 
 #: Which image of a group is kept: the one with the most pixels, then the most bytes, then the oldest one; the oldest
 #: one; or the one whose row comes first.
-Keep = Literal["largest", "oldest", "first"]
+KEEP = ("largest", "oldest", "first")
 
 _GONE = "the file no longer exists"
 _CHANGED = "changed since it was embedded: embed again"
@@ -136,7 +135,7 @@ class FileStates:
             self._pixels[row] = count
         return self._pixels[row]
 
-    def rank(self, rows: Sequence[int], keep: Keep = "largest") -> np.ndarray:
+    def rank(self, rows: Sequence[int], keep: str = "largest") -> np.ndarray:
         """Rank of each row as the one to keep, int64 (n,), the best one lowest.
 
         Real files come first, then links, then members of archives, then what no longer exists; among these, those
@@ -145,20 +144,22 @@ class FileStates:
         Raises:
             ConfigError: `keep` is none of its values.
         """
-        if keep not in get_args(Keep):
-            raise ConfigError(f"keep: expected one of {', '.join(get_args(Keep))}, found {keep!r}")
+        if keep not in KEEP:
+            raise ConfigError(f"keep: expected one of {', '.join(KEEP)}, found {keep!r}")
         if not len(rows):
             return np.empty(0, np.int64)
         order = {"": 0, _LINK: 1, _INSIDE: 2}
         keys = [(order.get(self.of(row).fault, 3), *self._order(row, keep)) for row in rows]
         return np.unique(np.array(keys, np.int64), axis=0, return_inverse=True)[1].reshape(-1)
 
-    def _order(self, row: int, keep: Keep) -> tuple[int, ...]:
+    def _order(self, row: int, keep: str) -> tuple[int, ...]:
+        if keep == "first":
+            return ()
         state = self.of(row)
         size, time = state.size, state.time
         if self._recorded is not None:  # of what is inside an archive or gone, too
             size, time = (int(column[row]) for column in self._recorded)
-        return {"largest": (-self.pixels(row), -size, time), "oldest": (time,), "first": ()}[keep]
+        return (time,) if keep == "oldest" else (-self.pixels(row), -size, time)
 
     def _look(self, row: int) -> _State:
         path = path_of(self._names[row], self._root)

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from embedkit._io.atomic import write_file
-from embedkit.analysis.deletable import DeleteList, FileStates, Keep, deletable
+from embedkit.analysis.deletable import DeleteList, FileStates, deletable
 from embedkit.analysis.matching.pairs import Pairs
 from embedkit.analysis.matching.rates import clopper_pearson_lower
 from embedkit.analysis.similarity import UnionFind, least_cosine, pair_similarity, pairs_above
@@ -148,7 +148,7 @@ def find_duplicates(
     labeled: Pairs | None = None,
     seed: int = 0,
     root: str | os.PathLike[str] | None = None,
-    keep: Keep = "largest",
+    keep: str = "largest",
 ) -> Duplicates:
     """Find all groups of duplicates, exactly, in memory that grows with N alone.
 
