@@ -12,11 +12,15 @@ import time
 import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 import embedkit
 from embedkit import cli as commands
 from embedkit._io.text import safe_for_terminal
+from embedkit.embeddings.metadata import Metadata
+from embedkit.embeddings.table import Embeddings
 from embedkit.errors import MissingDependencyError
 from embedkit.hub import resolve as load
 from embedkit.hub.folder import FolderZoo
@@ -91,7 +95,67 @@ def test_help(run, arguments):
 def test_wrong_usage_is_status_two(run, arguments):
     status, out, err = run(*arguments)
     assert status == 2 and out == ""
-    assert "Error: " in err
+    assert err.startswith("embedkit: ") and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "option", "expected"),
+    [
+        (("embed", ".", "--on-error", "fail"), "--on-error", "expected skip or stop, found 'fail'"),
+        (("embed", ".", "--max-failures", "1.5"), "--max-failures", "expected a number of images or a share"),
+        (("embed", ".", "--dtype", "f8"), "--dtype", "expected float32 or float16"),
+        (("embed", ".", "-o", "x.csv"), "--output", "expected X.parquet"),
+        (("embed", ".", "--threads", "many"), "--threads", "expected 'auto' or a whole number"),
+        (("embed", ".", "--device", "tpu"), "--device", "expected auto, cpu, cuda"),
+        (("embed", ".", "--decode", "fast"), "--decode", "expected one of"),
+        (("cluster", "e.parquet", "--algorithm", "dbscan"), "--algorithm", "expected one of kmeans"),
+        (("cluster", "e.parquet", "-n", "99"), "--n-clusters", "expected "),
+        (("cluster", "e.parquet", "--reduce", "tsne:2"), "--reduce", ""),
+        (("duplicates", "e.parquet", "--threshold", "95"), "--threshold", "expected a cosine in (-1, 1]"),
+        (("leaks", "e.parquet", "e.parquet", "--threshold", "95"), "--threshold", "expected a cosine"),
+        (("search", "a", "e.parquet", "-k", "3", "--draw-sheet", "x.pdf"), "--draw-sheet", "expected a name"),
+        (("lint", "e.parquet", "--threshold", "95"), "--threshold", "expected a cosine"),
+        (("atlas", "e.parquet", "--map", "tsne"), "--map", "expected one of auto"),
+        (("verify", "a.png", "a.png", "--threshold", "95"), "--threshold", "expected a cosine"),
+        (
+            ("verify", "a.png", "a.png", "--encoder", "linear-tiny"),
+            "--threshold",
+            "linear-tiny.noise has none",
+        ),
+        (
+            ("calibrate", "e.parquet", "--label", "who", "--target-fmr", "1"),
+            "--target-fmr",
+            "expected a rate",
+        ),
+        (("zoo", "bundle", "linear-tiny", "-o", "x.zip"), "--output", "expected a name that ends in .tar"),
+    ],
+)
+def test_a_bad_value_of_an_option_is_status_two_and_told_by_its_name(
+    run, package, tmp_path, monkeypatch, arguments, option, expected
+):
+    monkeypatch.chdir(tmp_path)
+    facts = Metadata(entry="x.y", manifest_sha256="a" * 64, fingerprint="b" * 64, dim=8, normalized=True)
+    labels = {"who": list("aabbccdd")}
+    Embeddings.from_arrays(np.eye(8, dtype=np.float32), list("abcdefgh"), facts, labels=labels).save(
+        "e.parquet"
+    )
+    Image.new("RGB", (8, 8)).save("a.png")
+    status, out, err = run(*arguments)
+    assert err.startswith(f"embedkit: {option}: {expected}"), err
+    assert (status, out, err.count("\n")) == (2, "", 1), err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "near"),
+    [
+        (("cluster", "e.parquet", "-k", "5"), "there are -n (--n-clusters), -o (--output), -q (--quiet)"),
+        (("search", "a", "e.parquet", "-n", "3"), "there are -k (--neighbors), -q (--quiet)"),
+        (("dedupe", "e.parquet"), "did you mean 'duplicates'"),
+    ],
+)
+def test_wrong_usage_names_what_is_near(run, arguments, near):
+    status, _, err = run(*arguments)
+    assert status == 2 and near in err
 
 
 # --- zoo list ---------------------------------------------------------------------------------------------
