@@ -144,7 +144,7 @@ def find_duplicates(
     embeddings: Source,
     threshold: float | None = None,
     *,
-    precision: float | None = None,
+    target_precision: float | None = None,
     labeled: Pairs | None = None,
     seed: int = 0,
     root: str | os.PathLike[str] | None = None,
@@ -154,8 +154,8 @@ def find_duplicates(
     Args:
         embeddings: N rows, at least 2; a file larger than memory is read in blocks.
         threshold: Cosine in (-1, 1]; 1 finds equal rows.
-        precision: Instead of a threshold, the target share of true duplicates among the pairs that are found.
-        labeled: With `precision`, pairs that a person has labeled; see `threshold_for_precision`.
+        target_precision: Instead of a threshold, the share of true duplicates among the pairs that are found.
+        labeled: With `target_precision`, pairs that a person has labeled; see `threshold_for_precision`.
         seed: Of the sample of pairs.
         root: The folder that ids are relative to; the working folder when None. Existing files are kept in
             preference to links, and links in preference to files that no longer exist.
@@ -173,15 +173,15 @@ def find_duplicates(
     if len(rows) < 2:
         raise ConfigError(f"{rows.where}: expected at least 2 rows, found 1")
     names = rows.names()
-    if (threshold is None) == (precision is None):
+    if (threshold is None) == (target_precision is None):
         raise ConfigError("find_duplicates: give a threshold, or a precision and labeled pairs")
-    if precision is not None:
+    if target_precision is not None:
         if labeled is None:
             raise ConfigError(
                 "a target precision needs labeled pairs; find some with a threshold, and label them"
             )
         threshold = threshold_for_precision(
-            pair_similarity(rows, labeled.a, labeled.b), labeled.same, precision
+            pair_similarity(rows, labeled.a, labeled.b), labeled.same, target_precision
         )
     assert threshold is not None
     if not -1 < threshold <= 1:

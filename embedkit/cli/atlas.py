@@ -55,10 +55,10 @@ def atlas(
         groups = colors.groups_of_clusters(embeddings, clusters)
     elif label is not None:
         groups = colors.groups_of_labels(embeddings, label)
-    if method != "pca" and importlib.util.find_spec("umap") is not None:
+    if method in ("auto", "umap") and importlib.util.find_spec("umap") is not None:
         tell("placing the images by UMAP; 5,000 take about a minute")
     done = library.write_atlas(
-        embeddings, output, originals=originals, groups=groups, most=limit, method=method, seed=seed
+        embeddings, output, originals=originals, groups=groups, limit=limit, method=method, seed=seed
     )
     of = f" of {done.rows}, evenly drawn" if done.images < done.rows else ""
     how = "UMAP" if done.map == "umap" else "PCA"

@@ -176,7 +176,7 @@ def _mixture(name: str, token: str | None) -> GaussianMixture:
 
 def _facts(found: Clustering, scores: ClusteringScores | None) -> dict[str, Any]:
     return {
-        "method": found.method,
+        "algorithm": found.algorithm,
         "parameters": found.parameters,
         "rows": len(found.ids),
         "clusters": [

@@ -92,7 +92,7 @@ def duplicates(
     check_no_image(outputs, names, root)
     # Two near-duplicates of one image need not be near-duplicates: a label belongs to its pair only.
     known = files.read_pairs(pairs, names, identities=False) if pairs else None
-    found = find_duplicates(rows, threshold, precision=target_precision, labeled=known, root=root)
+    found = find_duplicates(rows, threshold, target_precision=target_precision, labeled=known, root=root)
     if write_pairs is not None:
         files.write_pairs(write_pairs, found.names, found.sample)
     if write_delete_list is not None:
