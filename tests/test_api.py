@@ -163,6 +163,12 @@ def test_names_that_do_not_exist():
             importlib.import_module(name).load_model  # noqa: B018
 
 
+def test_a_near_public_name_is_suggested():
+    for wrong, near in (("duplicates", "find_duplicates"), ("Embedding", "Embeddings"), ("serch", "search")):
+        with pytest.raises(AttributeError, match=f"no attribute '{wrong}'; did you mean .*'{near}'"):
+            getattr(embedkit, wrong)
+
+
 def test_what_is_public_has_a_docstring():
     for name in embedkit.__all__:
         value = getattr(embedkit, name)

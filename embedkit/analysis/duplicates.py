@@ -62,6 +62,9 @@ class DuplicateGroup:
     def __len__(self) -> int:
         return len(self.kept) + len(self.redundant)
 
+    def __repr__(self) -> str:
+        return f"<DuplicateGroup: {len(self.kept)} kept, {len(self.redundant)} redundant>"
+
 
 @dataclass(frozen=True)
 class Duplicates:
