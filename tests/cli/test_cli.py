@@ -165,15 +165,16 @@ def test_zoo_list(run, package):
     status, out, err = run("zoo", "list")
     assert (status, err) == (0, "")
     head, far, tiny = out.splitlines()
-    assert head == "name\tentry\tdim\tmethod\ttrained on\tlicense\tzoo"
-    assert far.split("\t")[:3] == ["linear-far", "linear-far.noise", "4"]
+    assert head == "name\tentry\tkind\tdim\tmethod\ttrained on\tlicense\tzoo"
+    assert far.split("\t")[:3] == ["linear-far", "linear-far.noise", "encoder"]
     assert far.endswith("\tin none of the configured zoos")
     assert tiny.split("\t") == [
-        "linear-tiny", "linear-tiny.noise", "4", "linear", "noise", "CC0-1.0", str(package)
+        "linear-tiny", "linear-tiny.noise", "encoder", "4", "linear", "noise", "CC0-1.0", str(package)
     ]  # fmt: skip
 
 
 def test_zoo_list_with_a_pattern(run, package):
+    assert run("zoo", "list", "far")[1].count("\n") == run("zoo", "list", "ar-fa")[1].count("\n") == 2
     assert run("zoo", "list", "*-far*")[1].splitlines()[1].startswith("linear-far\t")
     status, out, err = run("zoo", "list", "x*")
     assert (status, out.count("\n"), err) == (0, 1, "embedkit: no encoder matches 'x*'\n")
@@ -227,7 +228,10 @@ def test_zoo_info_as_json(run, package):
 
 def test_zoo_info_of_the_default_entry(run):
     status, out, _ = run("zoo", "info", "supervised-efficientnet_lite0")
-    assert status == 0 and out.startswith("---\n") and "apache-2.0" in out.lower()
+    assert status == 0 and out.startswith(
+        "fact\tvalue\nentry\tsupervised-efficientnet_lite0.in1k\nkind\tencoder\n"
+    )
+    assert "license\tApache-2.0\ninput\t224x224 rgb\n" in out and "\n# " in out and "pipeline_tag" not in out
 
 
 @pytest.mark.parametrize(
