@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from embedkit.cli.options import AsJson, Limit, Quiet, Root, Seed, StoredEmbeddings, label, output
+from embedkit.cli.options import AsJson, Limit, Quiet, Root, Seed, StoredEmbeddings, choice, label, output
 from embedkit.cli.output import print_json, tell, warn
 
 
@@ -24,7 +24,7 @@ def atlas(
     root: Root = None,
     limit: Limit = 5000,
     method: Annotated[
-        str, typer.Option("--map", help="umap, pca, or auto: UMAP when umap-learn is installed.")
+        str, choice("auto", "umap", "pca", name="--map", help="auto: UMAP when umap-learn is installed.")
     ] = "auto",
     seed: Seed = 0,
     as_json: AsJson = False,

@@ -20,6 +20,7 @@ from embedkit.cli.options import (
     Sheet,
     StoredEmbeddings,
     Token,
+    choice,
     label,
     output,
 )
@@ -36,7 +37,10 @@ if TYPE_CHECKING:
 def cluster(
     embeddings: StoredEmbeddings,
     algorithm: Annotated[
-        str, typer.Option(help="kmeans, spherical_kmeans, hdbscan or dpmm; the last two infer K.")
+        str,
+        choice(
+            "kmeans", "spherical_kmeans", "hdbscan", "dpmm", help="The last two infer the number of clusters."
+        ),
     ] = "kmeans",
     n_clusters: Annotated[
         int | None,

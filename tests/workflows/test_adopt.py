@@ -229,10 +229,13 @@ def test_renamed_columns(folder, run, encoder):
     table = table.set_column(3, "size", pa.array(["S"] * 10))  # not ours: a label that has the name
     pq.write_table(table, "f.parquet")
     status, _, err = run("adopt", "f.parquet", "--encoder", NAME)
-    assert status == 1 and "has no column 'id' of ids (texts); name the right one of 'path', 'size'" in err
+    expected = "--id: f.parquet has no column 'id' of ids (texts); name the right one of 'path', 'size'"
+    assert (status, err) == (2, f"embedkit: {expected}\n")
     status, _, err = run("adopt", "f.parquet", "--encoder", NAME, "--id", "path")
     assert (
-        status == 1 and "has no column 'embedding' of vectors" in err and "name the right one of 'vec'" in err
+        status == 2
+        and "--embedding: f.parquet has no column 'embedding' of vectors" in err
+        and "name the right one of 'vec'" in err
     )
     adopt("f.parquet", encoder, "back.parquet", id="path", embedding="vec")
     found = Embeddings.load("back.parquet")
