@@ -96,6 +96,22 @@ class Duplicates:
     root: str | None = None
     recorded: tuple[np.ndarray, np.ndarray] | None = None
 
+    def __repr__(self) -> str:
+        return (
+            f"<Duplicates: {len(self.groups)} groups and {len(self.redundant)} redundant of {len(self.names)} rows, "
+            f"{self.pairs} pairs at a cosine of {self.threshold:g} or more>"
+        )
+
+    @property
+    def ids(self) -> list[list[str]]:
+        """The names of each group, as `groups` has them: the kept ones first, then the redundant ones.
+
+        Examples:
+            >>> embedkit.find_duplicates("samples.parquet", threshold=0.9).ids[0]
+            ['samples/cat-closer.jpg', 'samples/cat.jpg']
+        """
+        return [[self.names[row] for row in (*group.kept, *group.redundant)] for group in self.groups]
+
     @property
     def redundant(self) -> list[int]:
         """All rows that can be deleted, since each is a duplicate of a kept row; in ascending order."""

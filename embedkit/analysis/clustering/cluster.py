@@ -91,6 +91,9 @@ class Clustering:
         """K, noise not counted."""
         return len(self.sizes)
 
+    def __repr__(self) -> str:
+        return f"<Clustering: {len(self.ids)} rows in {len(self)} clusters by {self.algorithm}, {self.noise} noise>"
+
     @property
     def noise(self) -> int:
         """Rows in no cluster."""

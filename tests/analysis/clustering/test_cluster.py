@@ -709,4 +709,4 @@ def test_what_the_command_refuses(run, tmp_path):
     done = run("-n", 2, "--copy-into", "full", "-o", "c.parquet")
     assert isinstance(done.exception, OutputError) and not (tmp_path / "c.parquet").exists()
     done = run("-n", 41)
-    assert str(done.exception) == "--n-clusters: expected 1 to 40, the rows of e.parquet; found 41"
+    assert str(done.exception) == "n_clusters: expected 1 to 40, the rows of e.parquet; found 41"
