@@ -97,14 +97,14 @@ def recipe(contract: Preprocess, *, float_input: bool = False) -> str:
     Examples:
         >>> from embedkit.authoring.onnx_export import recipe
         >>> print(recipe(embedkit.load_encoder().preprocess).splitlines()[1])
-        2. resize the shorter side to 256 pixels, bicubic, antialiased as in Pillow
+        2. resize the shorter side to 256 pixels (the other rounded down), bicubic, antialiased as in Pillow
     """
     height, width = contract.size
     if contract.resize == "squash":
         what = f"to {width}x{height} pixels (width x height)"
     else:
-        side = "shorter" if contract.resize == "shortest" else "longer"
-        what = f"the {side} side to {contract.resize_size} pixels"
+        side, other = ("shorter", "down") if contract.resize == "shortest" else ("longer", "to the nearest")
+        what = f"the {side} side to {contract.resize_size} pixels (the other rounded {other})"
     cut = (
         f"take the central {width}x{height}"
         if contract.crop == "center"

@@ -72,21 +72,22 @@ def test_normalized_pixels_give_the_embeddings_of_encode(name, default_entry, ph
 
 @pytest.mark.skipif(not SAMPLES.is_dir(), reason="the samples of the checkout")
 def test_the_recipe_by_pillow_alone(tmp_path):
-    """Followed step by step it gives the encoder's own embeddings; a plain resize does not (cosine 0.87)."""
+    """Followed step by step it gives the encoder's own embeddings; a crop that starts one pixel off gives 0.98, a plain resize 0.82."""
     encoder = load_encoder()
     path = export_onnx(encoder.name, tmp_path / "e.onnx")
     session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
     facts = session.get_modelmeta().custom_metadata_map
     assert (
-        "the shorter side to 256 pixels, bicubic" in facts["recipe"] and "central 224x224" in facts["recipe"]
+        "the shorter side to 256 pixels (the other rounded down), bicubic" in facts["recipe"]
+        and "central 224x224" in facts["recipe"]
     )
     image = Image.open(SAMPLES / "rocket.jpg").convert("RGB")
     scale = 256 / min(image.size)
     resized = image.resize([max(256, int(side * scale)) for side in image.size], Image.Resampling.BICUBIC)
-    left, top = ((side - 224) // 2 for side in resized.size)
+    left, top = (round((side - 224) / 2) for side in resized.size)
     pixels = np.asarray(resized.crop((left, top, left + 224, top + 224))).transpose(2, 0, 1)[None]
     [found] = session.run(None, {"pixels": np.ascontiguousarray(pixels)})
-    assert (unit(found) * encoder.encode(SAMPLES / "rocket.jpg", decode="exact")).sum() > 0.999
+    assert (unit(found) * encoder.encode(SAMPLES / "rocket.jpg", decode="exact")).sum() > 0.99999
 
 
 def test_by_hand(by_hand, tmp_path):

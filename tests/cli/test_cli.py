@@ -196,7 +196,7 @@ def test_zoo_list_as_json(run, package):
 def test_text_of_an_index_cannot_drive_the_terminal(run, package, by_hand):
     by_hand.write_index(package, data="a\tb\nc\x1b[2Jd")
     status, out, _ = run("zoo", "list")
-    assert status == 0 and out.count("\n") == 2 and out.count("\t") == 2 * 6
+    assert status == 0 and out.count("\n") == 2 and out.count("\t") == 2 * 7
     assert r"a\tb\nc\x1b[2Jd" in out
     assert json.loads(run("zoo", "list", "--json")[1])[0]["data"] == "a\tb\nc\x1b[2Jd"
 
@@ -413,7 +413,7 @@ def test_a_card_in_letters_that_the_terminal_lacks(by_hand, tmp_path):
     folder = entry.write(tmp_path / "x", {**entry.files(), "README.md": "naïve 画像".encode()})
     done = process("zoo", "info", folder, PYTHONIOENCODING="ascii:strict", PYTHONUTF8="0")
     assert done.returncode == 0, done.stderr
-    assert done.stdout == "na\\xefve \\u753b\\u50cf\n"
+    assert done.stdout.endswith("\n\nna\\xefve \\u753b\\u50cf\n")
 
 
 SLOW = """
