@@ -106,7 +106,7 @@ def recipe(contract: Preprocess, *, float_input: bool = False) -> str:
         side, other = ("shorter", "down") if contract.resize == "shortest" else ("longer", "to the nearest")
         what = f"the {side} side to {contract.resize_size} pixels (the other rounded {other})"
     cut = (
-        f"take the central {width}x{height}"
+        f"take the central {width}x{height}, from round((side - kept) / 2) on"
         if contract.crop == "center"
         else f"center it in {width}x{height}"
     )

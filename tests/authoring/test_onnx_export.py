@@ -72,7 +72,7 @@ def test_normalized_pixels_give_the_embeddings_of_encode(name, default_entry, ph
 
 @pytest.mark.skipif(not SAMPLES.is_dir(), reason="the samples of the checkout")
 def test_the_recipe_by_pillow_alone(tmp_path):
-    """Followed step by step it gives the encoder's own embeddings; a crop that starts one pixel off gives 0.98, a plain resize 0.82."""
+    """Followed step by step it gives the encoder's own rows; a crop one pixel off gives 0.98, a plain resize 0.82."""
     encoder = load_encoder()
     path = export_onnx(encoder.name, tmp_path / "e.onnx")
     session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
