@@ -46,12 +46,13 @@ def export_onnx(
     held = sorted(folder.iterdir()) if os.path.isdir(folder) else [folder]
     check_outputs({"--output": output}, {str(path): path for path in held})
     with requires("export-onnx", "onnx"):
-        from embedkit.authoring import onnx_export as onnx
+        from embedkit.authoring.onnx_export import export_onnx as write
+        from embedkit.authoring.onnx_export import recipe
     from embedkit.hub.resolve import find_entry
 
     found = find_entry(with_token(entry, token) or entry)
-    done = onnx.export_onnx(found, output, float_input=float_input)
-    steps = onnx.recipe(found.config.preprocess, float_input=float_input).splitlines()
+    done = write(found, output, float_input=float_input)
+    steps = recipe(found.config.preprocess, float_input=float_input).splitlines()
     if as_json:
         print_json({"output": done, "recipe": steps})
         return
