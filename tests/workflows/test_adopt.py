@@ -222,6 +222,19 @@ def test_raw_rows(folder, encoder):
     assert adopt("f.parquet", encoder).metadata.normalized
 
 
+def test_the_encoder_of_other_embeddings(folder, run):
+    pq.write_table(bare(), "f.parquet")
+    status, _, err = run("adopt", "f.parquet")
+    assert status == 2 and "`embedkit zoo list` prints the names" in err and "--like EMB" in err
+    assert run("adopt", "f.parquet", "--like", "s.parquet", "--encoder", NAME)[0] == 2
+    status, _, err = run("adopt", "f.parquet", "--like", "s.parquet", "-o", "back.parquet")
+    assert status == 0 and f"of {NAME}" in err
+    assert (
+        Embeddings.load("back.parquet").metadata.fingerprint
+        == Embeddings.load("s.parquet").metadata.fingerprint
+    )
+
+
 def test_renamed_columns(folder, run, encoder):
     table = bare().rename_columns(["path", "part", "vec", "size", "mtime_ns"])
     table = table.append_column("__index_level_0__", pa.array(range(10)))
