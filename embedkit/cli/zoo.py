@@ -130,7 +130,7 @@ def info(
                 ),
             ],
         )
-        front, mark, text = entry.card.removeprefix("---\n").partition("\n---\n")
+        _, mark, text = entry.card.removeprefix("---\n").partition("\n---\n")
         print_text("\n" + (text if mark and entry.card.startswith("---\n") else entry.card).strip())
         return
     files = {name: dataclasses.asdict(record) for name, record in entry.manifest.files.items()}
