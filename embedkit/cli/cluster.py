@@ -82,8 +82,8 @@ def cluster(
     """Cluster embeddings.
 
     Prints each cluster's size and the ids nearest to its mean. Images can be copied or linked into one folder per
-    cluster; the originals are not changed. In --json, `exemplars` are the ids nearest to the mean, and `noise` counts the
-    rows of no cluster.
+    cluster; the originals are not changed. In --json, `exemplars` are the ids nearest to the mean, and `noise` counts
+    the rows of no cluster.
 
     Examples:
         embedkit cluster photos.parquet -n 4 -o clusters.parquet
