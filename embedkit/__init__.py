@@ -1,5 +1,26 @@
 """embedkit: image embeddings without PyTorch.
 
+Start here:
+
+    import embedkit
+
+    embedkit.embed("photos/", "photos.parquet")  # a folder to a file of embeddings
+    photos = embedkit.Embeddings.load("photos.parquet")
+    print(photos.ids[0], photos.vectors.shape)
+    found = embedkit.search("photos.parquet", ["cat.jpg"], k=5)  # the most similar photos
+    copies = embedkit.find_duplicates("photos.parquet", threshold=0.95)
+    groups = embedkit.cluster("photos.parquet", n_clusters=10)
+    vectors = embedkit.load_encoder().encode(["cat.jpg"])  # float32 (1, D), for a program of your own
+
+Functions:
+
+- images to embeddings: `embed`, `load_encoder`, `list_encoders`, `adopt`
+- look into them: `search`, `similarity`, `find_duplicates`, `find_leaks`, `cluster`, `lint`
+- one identity or two: `verify`, `identify`, `calibrate`
+- show and measure: `write_contact_sheet`, `write_atlas`, `evaluate`
+
+`help(embedkit.search)` and the like explain one. Every error is an `EmbedkitError`.
+
 The public API is flat and stands here; other modules may move.
 
 What runs is logged under the name `embedkit` and its children (`embedkit.encoder`, `embedkit.hub`,

@@ -71,6 +71,11 @@ class EncodedBatch:
     embeddings: np.ndarray
     errors: list[tuple[str, EmbedkitError | OSError]] = field(default_factory=list)
 
+    def __repr__(self) -> str:
+        return (
+            f"<EncodedBatch: {len(self.ids)} rows of {self.embeddings.shape[-1]}, {len(self.errors)} errors>"
+        )
+
 
 class Encoder:
     """Images -> embeddings. Thread-safe. A pickled encoder opens its session again where it is unpickled.

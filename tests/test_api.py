@@ -13,6 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import embedkit
@@ -161,6 +162,25 @@ def test_names_that_do_not_exist():
     for name in PACKAGES:
         with pytest.raises(AttributeError, match=f"module '{name}' has no attribute 'load_model'"):
             importlib.import_module(name).load_model  # noqa: B018
+
+
+def test_a_near_public_name_is_suggested():
+    for wrong, near in (("duplicates", "find_duplicates"), ("Embedding", "Embeddings"), ("serch", "search")):
+        with pytest.raises(AttributeError, match=f"no attribute '{wrong}'; did you mean .*'{near}'"):
+            getattr(embedkit, wrong)
+
+
+def test_what_holds_rows_prints_as_one_short_line():
+    rows, names = np.eye(2000, 8, dtype=np.float32) + 1, [f"{row}.jpg" for row in range(2000)]
+    facts = embedkit.Metadata(
+        entry="x.y", manifest_sha256="a" * 64, fingerprint="b" * 64, dim=8, normalized=False
+    )
+    table = embedkit.Embeddings.from_arrays(rows, names, facts, labels={"who": names})
+    assert repr(table) == "<Embeddings: 2000 rows of 8 by x.y, labels who>"
+    found = embedkit.find_duplicates(table, threshold=0.99999)
+    assert repr(found).startswith("<Duplicates: 1 groups and 1991 redundant of 2000 rows, ")
+    assert found.ids[0][:2] == ["8.jpg", "9.jpg"] and len(found.ids[0]) == 1992
+    assert repr(found.groups[0]) == "<DuplicateGroup: 1 kept, 1991 redundant>"
 
 
 def test_what_is_public_has_a_docstring():

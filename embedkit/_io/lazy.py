@@ -23,7 +23,11 @@ class _LazyPackage(ModuleType):
         if name in self._packages:
             return importlib.import_module(f"{self.__name__}.{name}")
         if name not in self._modules:
-            raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
+            from difflib import get_close_matches
+
+            near = [one for one in self._modules if name in one] or get_close_matches(name, self._modules)
+            hint = f"; did you mean {' or '.join(map(repr, near))}?" if near and name[:1] != "_" else ""
+            raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}{hint}")
         value = getattr(importlib.import_module(f"{self.__name__}.{self._modules[name]}"), name)
         super().__setattr__(name, value)
         return value

@@ -62,6 +62,9 @@ class DuplicateGroup:
     def __len__(self) -> int:
         return len(self.kept) + len(self.redundant)
 
+    def __repr__(self) -> str:
+        return f"<DuplicateGroup: {len(self.kept)} kept, {len(self.redundant)} redundant>"
+
 
 @dataclass(frozen=True)
 class Duplicates:
@@ -92,6 +95,22 @@ class Duplicates:
     has_parts: bool = False
     root: str | None = None
     recorded: tuple[np.ndarray, np.ndarray] | None = None
+
+    def __repr__(self) -> str:
+        return (
+            f"<Duplicates: {len(self.groups)} groups and {len(self.redundant)} redundant of {len(self.names)} rows, "
+            f"{self.pairs} pairs at a cosine of {self.threshold:g} or more>"
+        )
+
+    @property
+    def ids(self) -> list[list[str]]:
+        """The names of each group, as `groups` has them: the kept ones first, then the redundant ones.
+
+        Examples:
+            >>> embedkit.find_duplicates("samples.parquet", threshold=0.9).ids[0]
+            ['samples/cat-closer.jpg', 'samples/cat.jpg']
+        """
+        return [[self.names[row] for row in (*group.kept, *group.redundant)] for group in self.groups]
 
     @property
     def redundant(self) -> list[int]:
@@ -144,7 +163,7 @@ def find_duplicates(
     embeddings: Source,
     threshold: float | None = None,
     *,
-    precision: float | None = None,
+    target_precision: float | None = None,
     labeled: Pairs | None = None,
     seed: int = 0,
     root: str | os.PathLike[str] | None = None,
@@ -155,8 +174,8 @@ def find_duplicates(
     Args:
         embeddings: N rows, at least 2; a file larger than memory is read in blocks.
         threshold: Cosine in (-1, 1]; 1 finds equal rows.
-        precision: Instead of a threshold, the target share of true duplicates among the pairs that are found.
-        labeled: With `precision`, pairs that a person has labeled; see `threshold_for_precision`.
+        target_precision: Instead of a threshold, the share of true duplicates among the pairs that are found.
+        labeled: With `target_precision`, pairs that a person has labeled; see `threshold_for_precision`.
         seed: Of the sample of pairs.
         root: The folder that ids are relative to; the working folder when None. Existing files are kept in
             preference to links, and links in preference to files that no longer exist.
@@ -177,15 +196,15 @@ def find_duplicates(
     if len(rows) < 2:
         raise ConfigError(f"{rows.where}: expected at least 2 rows, found 1")
     names = rows.names()
-    if (threshold is None) == (precision is None):
+    if (threshold is None) == (target_precision is None):
         raise ConfigError("find_duplicates: give a threshold, or a precision and labeled pairs")
-    if precision is not None:
+    if target_precision is not None:
         if labeled is None:
             raise ConfigError(
                 "a target precision needs labeled pairs; find some with a threshold, and label them"
             )
         threshold = threshold_for_precision(
-            pair_similarity(rows, labeled.a, labeled.b), labeled.same, precision
+            pair_similarity(rows, labeled.a, labeled.b), labeled.same, target_precision
         )
     assert threshold is not None
     if not -1 < threshold <= 1:

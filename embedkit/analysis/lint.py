@@ -91,8 +91,8 @@ class LintReport:
 def lint(
     source: Embeddings | np.ndarray | str | os.PathLike[str],
     *,
-    k: int = 10,
-    near_duplicate: float = 0.99,
+    neighbors: int = 10,
+    threshold: float = 0.99,
     seed: int = 0,
 ) -> LintReport:
     """Check a set of embeddings.
@@ -103,8 +103,8 @@ def lint(
 
     Args:
         source: Embeddings, their file, or an array float (N, D), N of 2 or more.
-        k: Neighbors whose occurrences are counted.
-        near_duplicate: The least cosine of near-duplicates, in [-1, 1].
+        neighbors: Neighbors whose occurrences are counted.
+        threshold: The least cosine of near-duplicates, in [-1, 1].
         seed: Of the samples.
 
     Raises:
@@ -118,10 +118,10 @@ def lint(
         >>> "dead_dimensions" in [check.name for check in report.warnings]
         True
     """
-    if k < 1 or not -1 <= near_duplicate <= 1:
-        raise ConfigError(
-            f"lint: expected k of 1 or more and near_duplicate in [-1, 1], found {k} and {near_duplicate}"
-        )
+    if neighbors < 1:
+        raise ConfigError(f"neighbors: expected 1 or more, found {neighbors}")
+    if not -1 <= threshold <= 1:
+        raise ConfigError(f"threshold: expected a cosine in [-1, 1], found {threshold}")
     where, rows, dim, blocks, name = _open(source)
     if rows < 2:
         raise ConfigError(f"{where}: expected 2 rows or more, found {'one' if rows else 'none'}")
@@ -144,7 +144,7 @@ def lint(
         raise ConfigError(f"{where}: nearly all rows hold NaN, infinity or zeros; embed the images again")
     few = np.sort(rng.permutation(len(sample))[:NEIGHBOR_ROWS])
     near, near_rows = _unit(sample[few]), sampled[few]
-    k = min(k, len(near) - 1)
+    k = min(neighbors, len(near) - 1)
     cosine, uniformity, occurrences = _neighborhood(near, k)
     queries = np.sort(rng.permutation(len(near))[:QUERIES]) if rows > NEIGHBOR_ROWS else np.arange(len(near))
     nearest = _nearest(near[queries], near_rows[queries], blocks)
@@ -155,7 +155,7 @@ def lint(
         _uniformity(uniformity, dim),
         _hubness(occurrences, k, near_rows, name),
         _dead(whole, dim),
-        _duplicates(nearest, near_duplicate),
+        _duplicates(nearest, threshold),
     )
     words = "all rows"
     if rows > NEIGHBOR_ROWS:

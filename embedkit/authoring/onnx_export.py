@@ -20,10 +20,12 @@ from embedkit.model.layout import GRAPH, WEIGHTS
 from embedkit.model.onnx_guard import check_graph
 from embedkit.model.preprocess import Preprocess
 
-__all__ = ["FLOAT_INPUT", "export_onnx"]
+__all__ = ["FLOAT_INPUT", "export_onnx", "recipe"]
 
 #: The input of a graph that takes normalized pixels, by the name that Hugging Face's exports use for it.
 FLOAT_INPUT = "pixel_values"
+
+_CHANNELS = {"rgb": "RGB", "gray": "gray", "lab_l": "CIE L* scaled to 0..255"}
 
 
 def export_onnx(
@@ -32,7 +34,8 @@ def export_onnx(
     """Write an entry's encoder as one file: weights inside, in float32, and the preprocessing in its metadata.
 
     The output is `embedding`, float32 (N, D), not L2-normalized. The file's metadata (`metadata_props`) hold `entry`,
-    `revision`, `license`, `input`, `output` (a sentence each), and `preprocess`, the contract as JSON.
+    `revision`, `license`, `input`, `output` (a sentence each), `recipe` (how an image becomes the input, in words) and
+    `preprocess`, the contract as JSON.
 
     Args:
         entry: An entry, its folder, or its name as `load_encoder` takes it.
@@ -88,6 +91,40 @@ def export_onnx(
     return path
 
 
+def recipe(contract: Preprocess, *, float_input: bool = False) -> str:
+    """How an image becomes the input of the file: up to five lines, which Pillow can follow.
+
+    Examples:
+        >>> from embedkit.authoring.onnx_export import recipe
+        >>> print(recipe(embedkit.load_encoder().preprocess).splitlines()[1])
+        2. resize the shorter side to 256 pixels (the other rounded down), bicubic, antialiased as in Pillow
+    """
+    height, width = contract.size
+    if contract.resize == "squash":
+        what = f"to {width}x{height} pixels (width x height)"
+    else:
+        side, other = ("shorter", "down") if contract.resize == "shortest" else ("longer", "to the nearest")
+        what = f"the {side} side to {contract.resize_size} pixels (the other rounded {other})"
+    cut = (
+        f"take the central {width}x{height}, from round((side - kept) / 2) on"
+        if contract.crop == "center"
+        else f"center it in {width}x{height}"
+    )
+    kind, scaled = "uint8", "the graph normalizes"
+    if float_input:
+        mean, std = (", ".join(f"{value:g}" for value in values) for values in (contract.mean, contract.std))
+        kind, scaled = "float32", f"(value / 255 - mean) / std with mean ({mean}) and std ({std})"
+    return "\n".join(
+        [
+            f"1. decode at full scale, turn upright by EXIF, to {_CHANNELS[contract.color]}",
+            f"2. resize {what}, {contract.interpolation}, antialiased as in Pillow",
+            f"3. {cut}; what is smaller is filled with {contract.pad}",
+            f"4. {kind} (N, {contract.channels}, {height}, {width}); {scaled}",
+            "5. `embedkit embed --decode exact` takes the same pixels; auto decodes large JPEGs at a reduced scale",
+        ]
+    )
+
+
 def _take_floats(model: onnx.ModelProto, contract: Preprocess) -> None:
     """Let a graph of uint8 pixels take normalized ones, by undoing the normalization in front of it.
 
@@ -115,7 +152,7 @@ def _describe(model: onnx.ModelProto, entry: VerifiedEntry, *, float_input: bool
     """Say in the file what it takes and gives: nothing else goes with it."""
     config, contract = entry.config, entry.config.preprocess
     height, width = contract.size
-    channels = {"rgb": "RGB", "gray": "gray", "lab_l": "CIE L* scaled to 0..255"}[contract.color]
+    channels = _CHANNELS[contract.color]
     if float_input:
         mean, std = (", ".join(f"{value:g}" for value in values) for values in (contract.mean, contract.std))
         taken = (
@@ -134,6 +171,7 @@ def _describe(model: onnx.ModelProto, entry: VerifiedEntry, *, float_input: bool
         "license": config.license,
         "input": taken,
         "output": given,
+        "recipe": recipe(contract, float_input=float_input),
         "preprocess": json.dumps(contract.to_json(), sort_keys=True),
     }
     onnx.helper.set_model_props(model, {**{p.key: p.value for p in model.metadata_props}, **facts})

@@ -1,7 +1,7 @@
 """The command line. Each command parses, calls the library and prints; heavy imports stay inside commands.
 
-Data goes to stdout, progress and notes to stderr. An `EmbedkitError` is printed as one sentence with exit status
-1, wrong usage gives 2, and an interrupted job reports that its work is saved.
+Data goes to stdout, progress and notes to stderr. An error is printed as one sentence: an `EmbedkitError` with exit
+status 1, wrong usage and a bad value of an option with 2. An interrupted job reports that its work is saved.
 """
 
 from __future__ import annotations
@@ -13,9 +13,8 @@ from typing import Annotated
 import typer
 
 from embedkit import __version__
-from embedkit._io.text import safe_for_terminal
 from embedkit.cli.adopt import adopt
-from embedkit.cli.app import App, examples, statuses
+from embedkit.cli.app import App, examples, status_of, statuses, usage_error
 from embedkit.cli.atlas import atlas
 from embedkit.cli.calibrate import calibrate
 from embedkit.cli.classify import classify
@@ -101,7 +100,7 @@ def main() -> None:
             sys.stdout.flush()
     except EmbedkitError as error:
         tell_error(str(error))
-        raise SystemExit(1) from None
+        raise SystemExit(status_of(error)) from None
     except StreamError as error:
         drop_output()
         tell_error(str(error))
@@ -122,9 +121,10 @@ def _run() -> int:
         # Typer uses its own Click or the installed one, so its errors are recognized by their attributes.
         if not (hasattr(error, "show") and hasattr(error, "exit_code")):
             raise
-        if isinstance(getattr(error, "message", None), str):
-            error.message = safe_for_terminal(error.message, lines=True)  # type: ignore[attr-defined]
-        error.show()
+        if type(error).__name__ == "NoArgsIsHelpError":
+            error.show()  # the whole help
+        else:
+            tell_error(usage_error(error))
         return int(error.exit_code)
 
 

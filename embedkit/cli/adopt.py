@@ -11,9 +11,9 @@ from embedkit.cli.inputs import with_token
 from embedkit.cli.options import (
     AsJson,
     Device,
-    EncoderName,
     LocalFilesOnly,
     LookIn,
+    OptionalEncoderName,
     Quiet,
     Root,
     Threads,
@@ -30,7 +30,13 @@ def adopt(
             metavar="FILE", help="A Parquet file, or X.npy beside X.ids.txt (one id a line) or X.ids.jsonl."
         ),
     ],
-    encoder: EncoderName,
+    encoder: OptionalEncoderName = None,
+    like: Annotated[
+        str | None,
+        typer.Option(
+            metavar="EMB", help="Instead of --encoder: embeddings of the same encoder, such as the original."
+        ),
+    ] = None,
     output: Annotated[
         str | None,
         output(
@@ -57,8 +63,18 @@ def adopt(
 
     Examples:
         embedkit adopt filtered.parquet --encoder supervised-efficientnet_lite0
-        embedkit adopt filtered.parquet --encoder supervised-efficientnet_lite0 -o back.parquet
+        embedkit adopt filtered.parquet --like train.parquet -o back.parquet
     """
+    if (encoder is None) == (like is None):
+        raise typer.BadParameter(
+            "give --encoder NAME (`embedkit zoo list` prints the names), or --like EMB, which the same encoder made"
+        )
+    if like is not None:
+        from embedkit.embeddings.formats import open_rows
+
+        made = open_rows(like).metadata
+        encoder = f"{made.entry}@{made.manifest_sha256[:12]}"
+    assert encoder is not None
     from embedkit.workflows.adopt import adopt as run
 
     done = run(

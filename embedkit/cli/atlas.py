@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from embedkit.cli.options import AsJson, Limit, Quiet, Root, Seed, StoredEmbeddings, label, output
+from embedkit.cli.options import AsJson, Limit, Quiet, Root, Seed, StoredEmbeddings, choice, label, output
 from embedkit.cli.output import print_json, tell, warn
 
 
@@ -24,7 +24,7 @@ def atlas(
     root: Root = None,
     limit: Limit = 5000,
     method: Annotated[
-        str, typer.Option("--map", help="umap, pca, or auto: UMAP when umap-learn is installed.")
+        str, choice("auto", "umap", "pca", name="--map", help="auto: UMAP when umap-learn is installed.")
     ] = "auto",
     seed: Seed = 0,
     as_json: AsJson = False,
@@ -55,10 +55,10 @@ def atlas(
         groups = colors.groups_of_clusters(embeddings, clusters)
     elif label is not None:
         groups = colors.groups_of_labels(embeddings, label)
-    if method != "pca" and importlib.util.find_spec("umap") is not None:
+    if method in ("auto", "umap") and importlib.util.find_spec("umap") is not None:
         tell("placing the images by UMAP; 5,000 take about a minute")
     done = library.write_atlas(
-        embeddings, output, originals=originals, groups=groups, most=limit, method=method, seed=seed
+        embeddings, output, originals=originals, groups=groups, limit=limit, method=method, seed=seed
     )
     of = f" of {done.rows}, evenly drawn" if done.images < done.rows else ""
     how = "UMAP" if done.map == "umap" else "PCA"

@@ -20,6 +20,7 @@ from embedkit.cli.options import (
     Sheet,
     StoredEmbeddings,
     Token,
+    choice,
     label,
     output,
 )
@@ -36,7 +37,10 @@ if TYPE_CHECKING:
 def cluster(
     embeddings: StoredEmbeddings,
     algorithm: Annotated[
-        str, typer.Option(help="kmeans, spherical_kmeans, hdbscan or dpmm; the last two infer K.")
+        str,
+        choice(
+            "kmeans", "spherical_kmeans", "hdbscan", "dpmm", help="The last two infer the number of clusters."
+        ),
     ] = "kmeans",
     n_clusters: Annotated[
         int | None,
@@ -78,7 +82,8 @@ def cluster(
     """Cluster embeddings.
 
     Prints each cluster's size and the ids nearest to its mean. Images can be copied or linked into one folder per
-    cluster; the originals are not changed.
+    cluster; the originals are not changed. In --json, `exemplars` are the ids nearest to the mean, and `noise` counts
+    the rows of no cluster.
 
     Examples:
         embedkit cluster photos.parquet -n 4 -o clusters.parquet
@@ -176,7 +181,7 @@ def _mixture(name: str, token: str | None) -> GaussianMixture:
 
 def _facts(found: Clustering, scores: ClusteringScores | None) -> dict[str, Any]:
     return {
-        "method": found.method,
+        "algorithm": found.algorithm,
         "parameters": found.parameters,
         "rows": len(found.ids),
         "clusters": [

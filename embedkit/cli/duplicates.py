@@ -118,7 +118,7 @@ def duplicates(
     # Two near-duplicates of one image need not be near-duplicates: a label belongs to its pair only.
     known = files.read_pairs(pairs, names, identities=False) if pairs else None
     found = find_duplicates(
-        rows, threshold, precision=target_precision, labeled=known, root=root, keep=keep.value
+        rows, threshold, target_precision=target_precision, labeled=known, root=root, keep=keep.value
     )
     if write_pairs is not None:
         files.write_pairs(write_pairs, found.names, found.sample)

@@ -25,6 +25,7 @@ from embedkit.cli.options import (
     Root,
     Threads,
     Token,
+    choice,
     output,
 )
 from embedkit.cli.output import print_json, tell, tell_error, warn
@@ -55,12 +56,14 @@ def embed(
         str | None, typer.Option(help="ONNX Runtime providers, separated by commas; overrides --device.")
     ] = None,
     precision: Annotated[
-        str, typer.Option(help="fp32, tf32 (CUDA) or fp16 (TensorRT).")
+        str, choice("fp32", "tf32", "fp16", help="tf32 needs CUDA, fp16 TensorRT.")
     ] = EmbedOptions.precision,
     threads: Threads = "auto",
     decode: Annotated[
         str | None,
-        typer.Option(help="auto: large JPEGs at a reduced scale; exact: never.", show_default="auto"),
+        choice(
+            "auto", "exact", help="auto: large JPEGs at a reduced scale; exact: never.", show_default="auto"
+        ),
     ] = EmbedOptions.decode,
     max_pixels: Annotated[
         int | None, typer.Option(min=1, help="Refuse images of more pixels.", show_default="179 million")
@@ -73,8 +76,11 @@ def embed(
     normalize: Annotated[bool, typer.Option(help="Rows of Euclidean length 1.")] = EmbedOptions.normalize,
     dtype: Annotated[
         str | None,
-        typer.Option(
-            help="float16 stores rows in half the size; they are read as float32.", show_default="float32"
+        choice(
+            "float32",
+            "float16",
+            help="float16 stores rows in half the size; they are read as float32.",
+            show_default="float32",
         ),
     ] = EmbedOptions.dtype,
     recursive: Annotated[bool, typer.Option(help="Enter folders inside folders.")] = EmbedOptions.recursive,
@@ -89,7 +95,7 @@ def embed(
     ] = None,
     label_from_folder: LabelFromFolder = EmbedOptions.label_from_folder,
     on_error: Annotated[
-        str, typer.Option(help="skip lists bad images beside the output; stop ends.")
+        str, choice("skip", "stop", help="skip lists bad images beside the output; stop ends.")
     ] = EmbedOptions.on_error,
     max_failures: Annotated[
         str | None,
@@ -123,7 +129,7 @@ def embed(
     if none is named.
 
     With --label-from-folder, the label is the first folder below the source. Images that failed are listed in
-    OUT.errors.parquet, and the exit status is 0, or 3 if more failed than --max-failures allows.
+    X.errors.parquet beside X.parquet, and the exit status is 0, or 3 if more failed than --max-failures allows.
 
     With --faces, each face has a row: part counts the faces of an image, 0 the largest; left, top, right and bottom
     are its box in pixels; score, roll, sharpness and landmarks describe it. Images without a face have no row. The

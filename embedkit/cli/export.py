@@ -10,7 +10,7 @@ import typer
 
 from embedkit._io.optional import requires
 from embedkit.cli.inputs import folder_of
-from embedkit.cli.options import AsJson, License, NewEntry, Quiet, To, TrainedOn
+from embedkit.cli.options import AsJson, License, NewEntry, Quiet, To, TrainedOn, choice
 from embedkit.cli.output import print_json, print_line
 from embedkit.errors import ConfigError
 from embedkit.model.layout import MANIFEST
@@ -24,8 +24,9 @@ def export(
     trained_on: TrainedOn = None,
     checkpoint: Annotated[
         str | None,
-        typer.Option(
-            metavar="best|last",
+        choice(
+            "best",
+            "last",
             help="Which weights of a run: those of its best evaluation while training, or the last.",
         ),
     ] = None,

@@ -12,7 +12,7 @@ from embedkit._io.optional import requires
 from embedkit._io.outputs import check_outputs
 from embedkit.cli.inputs import with_token
 from embedkit.cli.options import AsJson, EntryArgument, LocalFilesOnly, LookIn, Quiet, Token, output
-from embedkit.cli.output import print_json, print_line
+from embedkit.cli.output import print_json, print_line, tell
 
 
 def export_onnx(
@@ -35,7 +35,8 @@ def export_onnx(
 
     The graph takes `pixels`, uint8 (N, C, H, W), and normalizes them itself. With --float-input it takes
     `pixel_values`, float32 (N, C, H, W): scaled to [0, 1], less the mean, divided by the standard deviation. It gives
-    `embedding`, not L2-normalized. The file's metadata hold mean, standard deviation, size and resize rule.
+    `embedding`, not L2-normalized. The steps from an image to the input are printed, and are in the file's metadata as
+    `recipe`: another resize gives other embeddings. `embedkit embed --decode exact` follows the same steps.
 
     Examples:
         embedkit export-onnx simclr-r10 -o simclr.onnx
@@ -46,8 +47,16 @@ def export_onnx(
     check_outputs({"--output": output}, {str(path): path for path in held})
     with requires("export-onnx", "onnx"):
         from embedkit.authoring.onnx_export import export_onnx as write
-    done = write(with_token(entry, token) or entry, output, float_input=float_input)
+        from embedkit.authoring.onnx_export import recipe
+    from embedkit.hub.resolve import find_entry
+
+    found = find_entry(with_token(entry, token) or entry)
+    done = write(found, output, float_input=float_input)
+    steps = recipe(found.config.preprocess, float_input=float_input).splitlines()
     if as_json:
-        print_json({"output": done})
-    else:
-        print_line(done)
+        print_json({"output": done, "recipe": steps})
+        return
+    print_line(done)
+    tell("preprocess images like this:")
+    for step in steps:
+        tell(step)

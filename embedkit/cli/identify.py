@@ -91,7 +91,10 @@ def identify(
             progress=bar,
         )
     if as_json:
-        print_json(dataclasses.asdict(done))
+        facts = dataclasses.asdict(done)
+        for one in facts["found"]:
+            one["score"] = round(one["score"], 6)
+        print_json(facts)
     else:
         columns: list[Heading] = [Id("query"), "identity", Id("nearest"), Number("score", ".4f")]
         columns.append(Number("expected FPIR", ".2g"))

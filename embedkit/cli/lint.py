@@ -31,7 +31,7 @@ def lint(
     """
     from embedkit.analysis.lint import lint as run
 
-    found = run(embeddings, k=neighbors, near_duplicate=threshold, seed=seed)
+    found = run(embeddings, neighbors=neighbors, threshold=threshold, seed=seed)
     if as_json:
         print_json(found.to_json())
     else:

@@ -38,6 +38,17 @@ def label(help: str) -> Any:
     return typer.Option("--label", metavar="COLUMN", help=help)
 
 
+def choice(*values: str, help: str, name: str | None = None, **settings: Any) -> Any:
+    """An option of a few values, which the help lists and a shell completes; the library refuses others."""
+    return typer.Option(
+        *([name] if name else []),
+        metavar="|".join(values),
+        help=help,
+        autocompletion=lambda incomplete: [one for one in values if one.startswith(incomplete)],
+        **settings,
+    )
+
+
 def _silence(context: typer.Context, value: bool) -> bool:
     set_quiet(value)
     if value:  # those of the library, and of the Hub's own client

@@ -59,13 +59,16 @@ def verify(
     """Decide whether two images show one identity.
 
     Prints the decision, the score (a cosine) and, with a calibration, how often two different identities would pass.
-    The encoder is the calibrated one if none is named; with --faces, face-r29.dlib.
+    The encoder is the calibrated one if none is named; with --faces, face-r29.dlib. The exit status is 0 whatever the
+    decision; with --exit-status it is 3 for no match, for `if` and `&&` of a shell. The keys of --json are score,
+    threshold, is_match, expected_fmr and probability (null without a calibration), and encoder.
 
     With --faces, an image may show several people: the most similar pair of faces is printed, and which faces they
     are, 0 the largest. --part-a and --part-b choose one face, and --draw-faces shows the numbers.
 
     Examples:
         embedkit verify cat.jpg cat-closer.jpg --threshold 0.5
+        embedkit verify cat.jpg cat-closer.jpg --threshold 0.5 --exit-status && echo same
         embedkit verify cat.jpg coffee.jpg --threshold 0.5 --exit-status
     """
     if not faces and (draw_faces is not None or part_a is not None or part_b is not None):
@@ -113,7 +116,7 @@ def verify(
         name = model.name
     if as_json:
         boxes = [[{"box": face.box, "score": face.score} for face in several] for several in found]
-        facts = {**dataclasses.asdict(result), "encoder": name}
+        facts = {**dataclasses.asdict(result), "score": round(result.score, 6), "encoder": name}
         if isinstance(result, FaceVerification):
             facts |= {
                 "part_a": result.part_a if part_a is None else part_a,

@@ -42,7 +42,7 @@ zoo = App(
 
 @zoo.command("list")
 def list_(
-    pattern: Annotated[str, typer.Argument(help="Shell wildcards, as '*-r10'.")] = "*",
+    pattern: Annotated[str, typer.Argument(help="Part of a name, or shell wildcards, as '*-r10'.")] = "*",
     zoo: OptionalZoo = None,
     method: Annotated[str | None, typer.Option(help="Part of the method's name.")] = None,
     architecture: Architecture = None,
@@ -59,7 +59,7 @@ def list_(
     A part of the method, the architecture, the license or the training images is enough to filter by.
 
     Examples:
-        embedkit zoo list
+        embedkit zoo list simclr
         embedkit zoo list '*-r10' --zoo zoo --trained-on fashion
     """
     from embedkit.hub.listing import list_encoders
@@ -79,10 +79,10 @@ def list_(
     if not rows:
         tell(f"no encoder matches {pattern!r}")
     print_table(
-        ["name", Id("entry"), Number("dim"), "method", Id("trained on"), "license", Id("zoo")],
+        ["name", Id("entry"), "kind", Number("dim"), "method", Id("trained on"), "license", Id("zoo")],
         (
             (
-                *(row.alias or row.name, row.name, row.dim, row.method, row.data, row.license),
+                *(row.alias or row.name, row.name, row.kind, row.dim, row.method, row.data, row.license),
                 row.zoo or "in none of the configured zoos",
             )
             for row in rows
@@ -99,7 +99,7 @@ def info(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Print an entry's model card.
+    """Print what an entry is, and its model card.
 
     With --json its configuration, revision and files.
 
@@ -113,7 +113,25 @@ def info(
     access = Access(token=token, local_files_only=local_files_only)
     entry = find_entry(name, zoo=zoo, access=access)
     if not as_json:
-        print_text(entry.card)
+        config = entry.config
+        height, width = config.preprocess.size
+        print_table(
+            ["fact", "value"],
+            [
+                ("entry", entry.name),
+                ("kind", config.kind),
+                ("dim", config.dim),
+                ("license", config.license),
+                ("input", f"{width}x{height} {config.preprocess.color}"),
+                ("trained on", config.data),
+                (
+                    "used by",
+                    "embed, search" if config.kind == "encoder" else "verify --faces, calibrate --faces",
+                ),
+            ],
+        )
+        _, mark, text = entry.card.removeprefix("---\n").partition("\n---\n")
+        print_text("\n" + (text if mark and entry.card.startswith("---\n") else entry.card).strip())
         return
     files = {name: dataclasses.asdict(record) for name, record in entry.manifest.files.items()}
     facts = {"name": entry.name, "revision": entry.revision, "location": entry.location, "files": files}
@@ -185,9 +203,10 @@ def verify(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Check every file of an entry, and its golden vectors on this machine.
+    """Check an entry's files and its golden vectors.
 
-    The files are compared with the manifest. The exit status is 1 if an entry fails.
+    The files are compared with the manifest, and the vectors computed on this machine. The exit status is 1 if an
+    entry fails.
 
     Examples:
         embedkit zoo verify

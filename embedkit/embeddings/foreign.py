@@ -61,14 +61,14 @@ class ForeignColumns:
         twice = [name for name, count in Counter(schema.names).items() if count > 1]
         if twice:
             raise ConfigError(f"{where}: there are two columns {twice[0]!r}; rename one of them")
-        for name, fits, what in (
-            (id, _is_text, "ids (texts)"),
-            (embedding, _is_vector, "vectors (lists of floating-point numbers)"),
+        for key, name, fits, what in (
+            ("id", id, _is_text, "ids (texts)"),
+            ("embedding", embedding, _is_vector, "vectors (lists of floating-point numbers)"),
         ):
             if name not in schema.names:
                 found = [repr(field.name) for field in schema if fits(field.type)]
                 hint = f"name the right one of {', '.join(found)}" if found else "no other column holds such"
-                raise ConfigError(f"{where} has no column {name!r} of {what}; {hint}")
+                raise ConfigError(f"{key}: {where} has no column {name!r} of {what}; {hint}")
             if not fits(kind := schema.field(name).type):
                 raise ConfigError(f"{where}: the column {name!r} should hold {what}, and is {kind}")
         names, labels = {"id": id, "embedding": embedding}, {}

@@ -75,6 +75,10 @@ class Embeddings:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def __repr__(self) -> str:
+        labels = f", labels {', '.join(self.labels)}" if self.labels else ""
+        return f"<Embeddings: {len(self)} rows of {self.vectors.shape[1]} by {self.metadata.entry}{labels}>"
+
     def __getitem__(self, rows: slice | Sequence[bool] | Sequence[int] | npt.NDArray[Any]) -> Embeddings:
         """Some of the rows, with their labels and the metadata.
 

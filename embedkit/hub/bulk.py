@@ -95,7 +95,7 @@ def bundle(
     from embedkit.hub.bundle import write_archive
 
     if not str(out).endswith(".tar"):
-        raise ConfigError(f"{out}: expected a name that ends in .tar")
+        raise ConfigError(f"output: expected a name that ends in .tar, found {str(out)!r}")
     check_outputs({"-o": out}, {"--zoo": zoo, **{name: name for name in names}})
     access = Access(token=token, gate=gate, watcher=watcher)
     entries = [find_entry(name, zoo=source, access=access) for name, source in _asked(names, zoo, access)]

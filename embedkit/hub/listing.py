@@ -42,7 +42,7 @@ def list_encoders(
     """The encoders that can be loaded by name.
 
     Args:
-        pattern: Shell wildcards, as `*-r10`.
+        pattern: Part of the name, as `simclr`, or shell wildcards for the whole of it, as `*-r10`.
         kind: `detector` or `landmarks` lists those entries instead; the empty text lists all.
         zoo: List this zoo only.
         local_files_only: Never open a connection; a remote zoo's last list in the cache is used.
@@ -57,6 +57,8 @@ def list_encoders(
         >>> [info.name for info in embedkit.list_encoders(kind="landmarks")]
         ['face_landmarks-dense68.faceapi']
     """
+    if not any(wildcard in pattern for wildcard in "*?["):
+        pattern = f"*{pattern}*"
     access = Access(local_files_only=local_files_only, token=token)
     found: dict[str, EncoderInfo] = {}
     among = [*zoos(access), working_zoo()] if zoo is None else [open_zoo(zoo, access)]

@@ -321,7 +321,8 @@ def _not_found(name: str, access: Access, among: Sequence[Zoo], zoo: str | None)
             f"there is no encoder {name!r}; to load the folder of this name, write its path: .{os.sep}{name}"
         )
     return EntryNotFoundError(
-        f"there is no encoder {name!r}{_near(name, among)}{offline}; to name another zoo: {line}"
+        f"there is no encoder {name!r}{_near(name, among)}{offline}; `embedkit zoo list` prints those there are"
+        + ("" if os.environ.get(ZOO_VARIABLE) else f"; to name another zoo: {line}")
     )
 
 
@@ -332,5 +333,5 @@ def _near(name: str, among: Sequence[Zoo]) -> str:
             names.update(zoo.index().names)
         except EmbedkitError:
             continue
-    hint = did_you_mean(name, sorted(names), most=3, cutoff=0.4)
+    hint = did_you_mean(name, sorted(names), most=3)
     return f" ({hint})" if hint else ""

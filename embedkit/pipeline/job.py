@@ -304,9 +304,9 @@ class Job:
         name, _, reason = errors[0]
         failed = "1 image" if len(errors) == 1 else f"{len(errors)} images"
         raise TooManyFailuresError(
-            f"{failed} failed, and max_failures allows {allowed}; {where} lists the reasons, the first: {name}: "
-            f"{reason}; the job stopped early, so there may be more; what is embedded is kept: solve that, or allow "
-            "more, and run the same command again",
+            f"{failed} failed, and {allowed} may; {where} lists the reasons, the first: {name}: {reason}; the job "
+            "stopped early, so there may be more; what is embedded is kept: solve that, or allow more, and run the "
+            "same command again",
             len(errors),
             allowed,
             where,

@@ -73,7 +73,7 @@ def cluster_folders(
             requested.
 
     Examples:
-        >>> done = embedkit.workflows.cluster_folders(embedkit.cluster("samples.parquet", k=3), "sorted")
+        >>> done = embedkit.workflows.cluster_folders(embedkit.cluster("samples.parquet", n_clusters=3), "sorted")
         >>> done.images, sorted(path.name for path in done.folder.iterdir())
         (10, ['cluster-0', 'cluster-1', 'cluster-2'])
     """

@@ -135,7 +135,7 @@ def entry_threshold(encoder: Encoder) -> float:
     value = rule.get("cosine") if isinstance(rule, dict) else None
     if not isinstance(value, (int, float)) or not -1 <= value <= 1:
         raise ConfigError(
-            f"{encoder.name} has no threshold of its own: give one, or a calibration that `embedkit calibrate` made "
+            f"threshold: {encoder.name} has none of its own; give one, or a calibration that `embedkit calibrate` made "
             "from images like yours"
         )
     return float(value)

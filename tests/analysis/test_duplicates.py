@@ -197,7 +197,7 @@ def test_find_duplicates_by_precision(vectors):
     top = np.argsort(-scores)[:100]
     same = scores[top] > scores[top[40]]
     labeled = Pairs(a[top], b[top], same, np.stack([a[top], b[top]], 1))
-    found = find_duplicates(vectors, precision=0.9, labeled=labeled)
+    found = find_duplicates(vectors, target_precision=0.9, labeled=labeled)
     assert found.threshold == threshold_for_precision(scores[top], same, 0.9)
     # The pair at the threshold itself may fall to either side: a matrix product rounds differently.
     assert abs(found.pairs - (scores >= np.float32(found.threshold)).sum()) <= 1
@@ -233,8 +233,11 @@ def test_bad_input(vectors, tmp_path):
         ({"embeddings": vectors[:1], "threshold": 0.9}, "expected at least 2 rows, found 1"),
         ({"embeddings": vectors[:0], "threshold": 0.9}, "found no row"),
         ({"embeddings": vectors}, "give a threshold, or a precision"),
-        ({"embeddings": vectors, "threshold": 0.9, "precision": 0.9}, "give a threshold, or a precision"),
-        ({"embeddings": vectors, "precision": 0.9}, "needs labeled pairs"),
+        (
+            {"embeddings": vectors, "threshold": 0.9, "target_precision": 0.9},
+            "give a threshold, or a precision",
+        ),
+        ({"embeddings": vectors, "target_precision": 0.9}, "needs labeled pairs"),
         ({"embeddings": vectors, "threshold": 1.2}, r"threshold: expected a cosine in \(-1, 1\], found 1.2"),
     ):
         with pytest.raises(ConfigError, match=message):

@@ -124,7 +124,7 @@ def test_hubness_by_counting_neighbors():
         counts[near] += 1
     centered = counts - counts.mean()
     expected = (centered**3).mean() / (centered**2).mean() ** 1.5
-    found = check(lint(rows, k=4), "hubness")
+    found = check(lint(rows, neighbors=4), "hubness")
     assert found.value == pytest.approx(expected, rel=1e-6)
     assert f"row {counts.argmax()} is {int(counts.max())} times" in found.words
 
@@ -133,7 +133,7 @@ def test_a_hub_is_found_and_named():
     # axes are as far from each other as from nobody, and all of them are near to their sum
     rows = np.eye(60, dtype=np.float32) + 0.001 * healthy(60, 60)
     rows[7] = 1
-    found = check(lint(rows, k=2), "hubness")
+    found = check(lint(rows, neighbors=2), "hubness")
     assert not found.ok and "row 7 is 59 times" in found.words and found.value > 2
 
 
@@ -158,7 +158,7 @@ def test_near_duplicates_are_counted_with_their_partners():
     rows[10:20] = rows[0:10] * 3  # the same direction
     found = check(lint(rows), "near_duplicates")
     assert found.value == 20 / 200 and not found.ok
-    assert check(lint(rows, near_duplicate=1.0), "near_duplicates").value == 20 / 200
+    assert check(lint(rows, threshold=1.0), "near_duplicates").value == 20 / 200
     assert check(lint(healthy(200, 32)), "near_duplicates").value == 0
 
 

@@ -11,6 +11,13 @@ from pathlib import Path
 import pytest
 from zoos import NO_SOCKETS
 
+from embedkit.analysis.clustering.cluster import ALGORITHMS
+from embedkit.images.transform import DECODE_MODES
+from embedkit.model.providers import PRECISIONS
+from embedkit.pipeline.options import DTYPES, ON_ERROR
+from embedkit.workflows.visual.atlas import MAPS
+from tests.cli.test_options import ALL
+
 COMMAND = [sys.executable, "-c", NO_SOCKETS + "from embedkit.cli import main; main()"]
 
 
@@ -37,6 +44,26 @@ def test_commands_and_options(local_zoo):
     assert complete("embedkit zoo ver") == ["verify"]
     assert complete("embedkit dupl") == ["duplicates"]
     assert complete("embedkit search a.jpg e.parquet --dr") == ["--draw-sheet"]
+
+
+@pytest.mark.parametrize(
+    ("line", "values"),
+    [
+        ("embedkit cluster e.parquet --algorithm ", ALGORITHMS),
+        ("embedkit embed p --on-error ", ON_ERROR),
+        ("embedkit embed p --dtype ", DTYPES),
+        ("embedkit embed p --precision ", PRECISIONS),
+        ("embedkit embed p --decode ", DECODE_MODES),
+        ("embedkit atlas e.parquet --map ", MAPS),
+    ],
+)
+def test_values_of_an_option(line, values):
+    """Those that the library takes, all of them."""
+    command, option = line.split()[1], line.split()[-1]
+    [parameter] = [one for one in ALL[command].params if option in one.opts]
+    assert sorted(parameter.metavar.split("|")) == sorted(values)
+    [first] = [one for one in complete(f"{line}{values[0]}") if one == values[0]]
+    assert first in complete(line)
 
 
 @pytest.mark.parametrize(

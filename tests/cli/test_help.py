@@ -44,7 +44,7 @@ FIND = (
     "leaks train.parquet test.parquet --threshold 0.97 --fail",
     "lint photos.parquet --fail",
 )
-SHELL = re.compile(r"[|<>]| [^' ]*\*")
+SHELL = re.compile(r"[|<>&]| [^' ]*\*")
 
 
 GROUPS = {"": typer.main.get_command(cli.app)}

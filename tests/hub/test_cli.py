@@ -153,7 +153,7 @@ def test_a_bundle_goes_to_a_machine_without_a_network(run, site, python, tmp_pat
     )
     assert python(program, sockets=False) == "4\n"
     status, _, err = run("zoo", "bundle", "--zoo", out, "-o", tmp_path / "zoo.zip")
-    assert status == 1 and "ends in .tar" in err
+    assert status == 2 and "ends in .tar" in err
 
 
 def test_a_zoo_that_is_down_is_said_on_stderr(run, site):

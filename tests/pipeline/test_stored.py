@@ -54,8 +54,8 @@ def test_rows_of_float16_are_read_as_float32_by_every_reader(folder, tiny, tmp_p
     assert found.vectors.dtype == np.float32 and np.array_equal(found.vectors, expected)
     hits = embedkit.SearchIndex.build(name).search(tiny.encode(found.ids), k=1)
     assert [names[0] for names in hits.ids] == found.ids and hits.cosines.min() > 0.99999
-    clusters = embedkit.cluster(name, k=2)
-    assert np.array_equal(clusters.labels, embedkit.cluster(found, k=2).labels)
+    clusters = embedkit.cluster(name, n_clusters=2)
+    assert np.array_equal(clusters.labels, embedkit.cluster(found, n_clusters=2).labels)
     assert len(embedkit.find_duplicates(name, threshold=0.9999).groups) == 0
     np.testing.assert_allclose(embedkit.similarity(name), embedkit.similarity(found), atol=1e-6)
     assert embedkit.lint(name) == embedkit.lint(found)
@@ -265,4 +265,4 @@ def test_the_command_takes_all_of_them(run, folder, tiny_entry, tmp_path):
     found = Embeddings.load(out)
     assert found.labels == {"label": ["cat"] * 5} and found.metadata.dtype == "float16"
     status, _, err = run(*words[:-1], "float32")
-    assert status == 1 and "dtype: " in err and err.count("\n") == 1
+    assert status == 2 and "--dtype: " in err and err.count("\n") == 1

@@ -222,6 +222,19 @@ def test_raw_rows(folder, encoder):
     assert adopt("f.parquet", encoder).metadata.normalized
 
 
+def test_the_encoder_of_other_embeddings(folder, run):
+    pq.write_table(bare(), "f.parquet")
+    status, _, err = run("adopt", "f.parquet")
+    assert status == 2 and "`embedkit zoo list` prints the names" in err and "--like EMB" in err
+    assert run("adopt", "f.parquet", "--like", "s.parquet", "--encoder", NAME)[0] == 2
+    status, _, err = run("adopt", "f.parquet", "--like", "s.parquet", "-o", "back.parquet")
+    assert status == 0 and f"of {NAME}" in err
+    assert (
+        Embeddings.load("back.parquet").metadata.fingerprint
+        == Embeddings.load("s.parquet").metadata.fingerprint
+    )
+
+
 def test_renamed_columns(folder, run, encoder):
     table = bare().rename_columns(["path", "part", "vec", "size", "mtime_ns"])
     table = table.append_column("__index_level_0__", pa.array(range(10)))
@@ -229,10 +242,13 @@ def test_renamed_columns(folder, run, encoder):
     table = table.set_column(3, "size", pa.array(["S"] * 10))  # not ours: a label that has the name
     pq.write_table(table, "f.parquet")
     status, _, err = run("adopt", "f.parquet", "--encoder", NAME)
-    assert status == 1 and "has no column 'id' of ids (texts); name the right one of 'path', 'size'" in err
+    expected = "--id: f.parquet has no column 'id' of ids (texts); name the right one of 'path', 'size'"
+    assert (status, err) == (2, f"embedkit: {expected}\n")
     status, _, err = run("adopt", "f.parquet", "--encoder", NAME, "--id", "path")
     assert (
-        status == 1 and "has no column 'embedding' of vectors" in err and "name the right one of 'vec'" in err
+        status == 2
+        and "--embedding: f.parquet has no column 'embedding' of vectors" in err
+        and "name the right one of 'vec'" in err
     )
     adopt("f.parquet", encoder, "back.parquet", id="path", embedding="vec")
     found = Embeddings.load("back.parquet")

@@ -264,7 +264,7 @@ def test_what_is_refused(gallery, zoo, queries, stored, calibration, tmp_path, m
         ([str(tmp_path)], folder, ConfigError, r"is a folder; give images"),
         ([str(tmp_path / "text.jpg")] * 2, folder, ImageError, r"text\.jpg: not an image"),
         (queries, {**folder, "identity": "who"}, ConfigError, "whose sub-folders are the identities"),
-        (queries, {**folder, "threshold": None}, ConfigError, "linear-tiny.noise has no threshold of its own"),
+        (queries, {**folder, "threshold": None}, ConfigError, "linear-tiny.noise has none of its own"),
         (queries, {**folder, "gallery": tmp_path / "empty"}, SourceError, "no images in .*empty"),
         (queries, {**folder, "gallery": gallery / "p03"}, ConfigError, "p03: '0.png' is not in a folder"),
         (queries, {**folder, "gallery": tmp_path / "gone"}, OutputError, "gone does not exist"),

@@ -34,9 +34,9 @@ from embedkit.embeddings.table import Embeddings
 from embedkit.errors import ConfigError, OutputError
 from embedkit.model.mixture import GaussianMixture
 
-__all__ = ["METHODS", "Clustering", "cluster"]
+__all__ = ["ALGORITHMS", "Clustering", "cluster"]
 
-METHODS = ("kmeans", "spherical_kmeans", "hdbscan", "dpmm")
+ALGORITHMS = ("kmeans", "spherical_kmeans", "hdbscan", "dpmm")
 
 #: Above these limits, HDBSCAN takes hours or finds nothing, and a mixture of full Gaussians has too many parameters.
 HDBSCAN_ROWS = 100_000
@@ -64,15 +64,15 @@ class Clustering:
             strength of membership. dpmm: of the mixture.
         sizes: int64 (K,).
         exemplars: For each cluster its rows nearest to the cluster's mean, nearest first; at most `EXEMPLARS`.
-        method: One of `METHODS`.
+        algorithm: One of `ALGORITHMS`.
         parameters: Everything but the rows that the clusters depend on, and intermediate results.
         metadata: Of the embeddings, None for arrays.
-        mixture: The mixture that `dpmm` fitted or was given; it assigns further embeddings. None for other methods,
+        mixture: The mixture that `dpmm` fitted or was given; it assigns further embeddings. None for others,
             and for clusters that were read from a file.
 
     Examples:
-        >>> found = embedkit.cluster("things.parquet", k=10)
-        >>> found.method, found.labels.shape, int(found.sizes.sum())
+        >>> found = embedkit.cluster("things.parquet", n_clusters=10)
+        >>> found.algorithm, found.labels.shape, int(found.sizes.sum())
         ('kmeans', (40,), 40)
     """
 
@@ -82,7 +82,7 @@ class Clustering:
     probabilities: np.ndarray
     sizes: np.ndarray
     exemplars: list[list[int]]
-    method: str
+    algorithm: str
     parameters: dict[str, Any] = field(default_factory=dict)
     metadata: Metadata | None = None
     mixture: GaussianMixture | None = None
@@ -90,6 +90,9 @@ class Clustering:
     def __len__(self) -> int:
         """K, noise not counted."""
         return len(self.sizes)
+
+    def __repr__(self) -> str:
+        return f"<Clustering: {len(self.ids)} rows in {len(self)} clusters by {self.algorithm}, {self.noise} noise>"
 
     @property
     def noise(self) -> int:
@@ -100,7 +103,7 @@ class Clustering:
         """The names of a cluster's exemplars: the id, with `#part` for further parts of an image.
 
         Examples:
-            >>> found = embedkit.cluster("things.parquet", k=10)
+            >>> found = embedkit.cluster("things.parquet", n_clusters=10)
             >>> things = {name.split("/")[1] for name in found.exemplar_ids(9)}
             >>> len(things)
             1
@@ -120,7 +123,7 @@ class Clustering:
 
         Examples:
             >>> table = embedkit.Embeddings.load("things.parquet")
-            >>> embedkit.cluster(table, k=10).scores(table.label("thing")).acc > 0.7
+            >>> embedkit.cluster(table, n_clusters=10).scores(table.label("thing")).acc > 0.7
             True
         """
         return clustering_scores(self.labels, labels)
@@ -132,12 +135,12 @@ class Clustering:
             OutputError: The file cannot be written.
 
         Examples:
-            >>> embedkit.cluster("things.parquet", k=10).save("clusters.parquet")
+            >>> embedkit.cluster("things.parquet", n_clusters=10).save("clusters.parquet")
         """
         metadata = self.metadata
         header = {
             "version": _VERSION,
-            "method": self.method,
+            "algorithm": self.algorithm,
             "parameters": self.parameters,
             "sizes": self.sizes.tolist(),
             "exemplars": self.exemplars,
@@ -162,7 +165,7 @@ class Clustering:
             OutputError: Not such a file.
 
         Examples:
-            >>> found = embedkit.cluster("things.parquet", k=10)
+            >>> found = embedkit.cluster("things.parquet", n_clusters=10)
             >>> found.save("clusters.parquet")
             >>> bool((embedkit.Clustering.load("clusters.parquet").labels == found.labels).all())
             True
@@ -211,7 +214,7 @@ def _parsed(header: Fields, table: pa.Table, where: str) -> dict[str, Any]:
         "probabilities": probabilities,
         "sizes": sizes,
         "exemplars": exemplars,
-        "method": header.text("method", choices=METHODS),
+        "algorithm": header.text("algorithm", choices=ALGORITHMS),
         "parameters": header.mapping("parameters"),
         "metadata": header.optional("metadata", lambda key: Metadata.from_json(header.text(key), where)),
     }
@@ -219,8 +222,8 @@ def _parsed(header: Fields, table: pa.Table, where: str) -> dict[str, Any]:
 
 def cluster(
     embeddings: Embeddings | np.ndarray | str | os.PathLike[str],
-    method: str = "kmeans",
-    k: int | None = None,
+    algorithm: str = "kmeans",
+    n_clusters: int | None = None,
     *,
     reduce: str | Reduction | None = None,
     starts: int | None = None,
@@ -234,9 +237,9 @@ def cluster(
     Args:
         embeddings: Embeddings, their file, or an array float (N, D), N of 2 or more. They are in memory
             once; everything else runs in blocks.
-        method: `kmeans`, `spherical_kmeans` (by cosine), `hdbscan` or `dpmm`.
-        k: Clusters of k-means; None chooses the K of the largest mean silhouette (Rousseeuw 1987) on a sample of
-            rows, see `embedkit.analysis.clustering.kmeans.choose_k`. The other methods infer K.
+        algorithm: `kmeans`, `spherical_kmeans` (by cosine), `hdbscan` or `dpmm`.
+        n_clusters: Clusters of k-means; None chooses the K of the largest mean silhouette (Rousseeuw 1987) on a
+            sample of rows, see `embedkit.analysis.clustering.kmeans.choose_k`. The others infer K.
         reduce: `pca:N` or `whiten:N`, fitted on these rows, or a `Reduction` that was fitted before.
         starts: Number of starts of k-means, of which the best counts; by default 10, and fewer above 100 clusters.
         min_cluster_size: Of HDBSCAN.
@@ -251,17 +254,17 @@ def cluster(
         MissingDependencyError: faiss or scikit-learn is not installed.
 
     Examples:
-        >>> found = embedkit.cluster("samples.parquet", k=8)
+        >>> found = embedkit.cluster("samples.parquet", n_clusters=8)
         >>> cats = [found.labels[found.ids.index(f"samples/{name}.jpg")] for name in ("cat", "cat-closer")]
         >>> bool(cats[0] == cats[1])
         True
     """
-    if method not in METHODS:
-        raise ConfigError(f"method: expected one of {', '.join(METHODS)}, found {method!r}")
-    if k is not None and method not in ("kmeans", "spherical_kmeans"):
-        raise ConfigError(f"k: {method} infers the number of clusters; leave k out")
-    if method != "dpmm" and (dpmm is not None or mixture is not None):
-        raise ConfigError(f"dpmm and mixture go with method='dpmm', found {method!r}")
+    if algorithm not in ALGORITHMS:
+        raise ConfigError(f"algorithm: expected one of {', '.join(ALGORITHMS)}, found {algorithm!r}")
+    if n_clusters is not None and algorithm not in ("kmeans", "spherical_kmeans"):
+        raise ConfigError(f"n_clusters: {algorithm} infers the number of clusters; leave it out")
+    if algorithm != "dpmm" and (dpmm is not None or mixture is not None):
+        raise ConfigError(f"dpmm and mixture go with algorithm='dpmm', found {algorithm!r}")
     if mixture is not None and (dpmm is not None or reduce is not None):
         raise ConfigError(
             "mixture: it is already fitted and has its own projection; leave dpmm and reduce out"
@@ -270,19 +273,23 @@ def cluster(
         raise ConfigError(
             f"expected starts of 1 and min_cluster_size of 2 or more, found {starts} and {min_cluster_size}"
         )
-    source = _Source.open(embeddings, directions=method == "spherical_kmeans")
+    source = _Source.open(embeddings, directions=algorithm == "spherical_kmeans")
     points = source.vectors
-    k = None if k is None else as_count(k, "k")
-    if k is not None and not 1 <= k <= len(points):
-        raise ConfigError(f"k: expected 1 to {len(points)}, the rows of {source.where}; found {k}")
+    n_clusters = None if n_clusters is None else as_count(n_clusters, "n_clusters")
+    if n_clusters is not None and not 1 <= n_clusters <= len(points):
+        raise ConfigError(
+            f"n_clusters: expected 1 to {len(points)}, the rows of {source.where}; found {n_clusters}"
+        )
     if mixture is not None:
         fingerprint = source.metadata.fingerprint if source.metadata else None
         mixture._check(points.shape[1], fingerprint, source.where)
         labels, probabilities = mixture.assign(points)
         found = {"mixture": mixture.name, "mixture_k": len(mixture)}
-        return _finish(source, mixture.project, labels, probabilities, method, found, mixture, k=len(mixture))
+        return _finish(
+            source, mixture.project, labels, probabilities, algorithm, found, mixture, k=len(mixture)
+        )
 
-    reduction = _reduction(reduce, points, method, seed)
+    reduction = _reduction(reduce, points, algorithm, seed)
     if reduction is not None:
         points = reduction.apply(points)
     parameters: dict[str, Any] = {
@@ -291,10 +298,10 @@ def cluster(
         "rows": len(points),
     }
     fitted: GaussianMixture | None = None
-    if method == "hdbscan":
+    if algorithm == "hdbscan":
         labels, probabilities = _hdbscan(points, min_cluster_size, source.where)
         parameters["min_cluster_size"] = min_cluster_size
-    elif method == "dpmm":
+    elif algorithm == "dpmm":
         _check_width(points, "a mixture of full Gaussians", source.where)
         config = dpmm or DPMMConfig()
         fit = dpmm_.fit(points, config, seed=seed)
@@ -305,22 +312,24 @@ def cluster(
             str(count): round(times / sum(fit.k_counts.values()), 4) for count, times in fit.k_counts.items()
         }
     else:
-        spherical = method == "spherical_kmeans"
+        spherical = algorithm == "spherical_kmeans"
         if spherical:
             points = kmeans.unit(points)
-        if k is None:
+        if n_clusters is None:
             if len(points) < 3:
-                raise ConfigError(f"k: {source.where} has {len(points)} rows, too few to choose from; give k")
-            k, silhouettes = kmeans.choose_k(points, spherical=spherical, seed=seed)
+                raise ConfigError(
+                    f"n_clusters: {source.where} has {len(points)} rows, too few to choose from; give a number"
+                )
+            n_clusters, silhouettes = kmeans.choose_k(points, spherical=spherical, seed=seed)
             parameters["silhouettes"] = {str(tried): round(value, 6) for tried, value in silhouettes.items()}
-        starts = max(1, min(10, 1000 // k)) if starts is None else starts
-        trained = kmeans.train(points, k, spherical=spherical, starts=starts, seed=seed)
+        starts = max(1, min(10, 1000 // n_clusters)) if starts is None else starts
+        trained = kmeans.train(points, n_clusters, spherical=spherical, starts=starts, seed=seed)
         labels, probabilities = trained.assign(points)
-        parameters |= {"k": k, "starts": starts, "trained_rows": trained.rows}
+        parameters |= {"n_clusters": n_clusters, "starts": starts, "trained_rows": trained.rows}
     order = _largest_first(labels)
     number = np.full(int(labels.max(initial=-1)) + 2, -1)  # the last one is for noise
     number[order] = np.arange(len(order))
-    return _finish(source, points, number[labels], probabilities, method, parameters, fitted, k=len(order))
+    return _finish(source, points, number[labels], probabilities, algorithm, parameters, fitted, k=len(order))
 
 
 @dataclass(frozen=True, eq=False)
@@ -377,7 +386,7 @@ class _Source:
 
 
 def _reduction(
-    reduce: str | Reduction | None, points: np.ndarray, method: str, seed: int
+    reduce: str | Reduction | None, points: np.ndarray, algorithm: str, seed: int
 ) -> Reduction | None:
     if reduce is None:
         return None
@@ -410,7 +419,7 @@ def _hdbscan(points: np.ndarray, min_cluster_size: int, where: str) -> tuple[np.
         raise ConfigError(
             f"min_cluster_size: expected 2 to {len(points)}, the rows; found {min_cluster_size}"
         )
-    with requires("method='hdbscan'", "analysis", package="scikit-learn"):
+    with requires("algorithm='hdbscan'", "analysis", package="scikit-learn"):
         from sklearn.cluster import HDBSCAN
     found = HDBSCAN(min_cluster_size=min_cluster_size, copy=True).fit(points.astype(np.float64))
     return found.labels_.astype(np.int64), found.probabilities_.astype(np.float64)
@@ -441,7 +450,7 @@ def _finish(
     points: Any,
     labels: np.ndarray,
     probabilities: np.ndarray,
-    method: str,
+    algorithm: str,
     parameters: dict[str, Any],
     mixture: GaussianMixture | None,
     *,
@@ -479,7 +488,7 @@ def _finish(
         probabilities,
         sizes,
         exemplars,
-        method,
+        algorithm,
         parameters,
         source.metadata,
         mixture,

@@ -105,7 +105,7 @@ def write_atlas(
     *,
     originals: Originals | None = None,
     groups: Groups | None = None,
-    most: int = MOST,
+    limit: int = MOST,
     method: str = "auto",
     title: str | None = None,
     seed: int = 0,
@@ -118,7 +118,7 @@ def write_atlas(
         path: `X.html`.
         originals: Where the images come from; ids as paths from the working folder when None.
         groups: The groups that color the images; none when None.
-        most: Greatest number of images; more are sampled by the seed.
+        limit: Greatest number of images; more are sampled by the seed.
         method: `umap`, `pca`, or `auto`: UMAP when it is installed.
         title: Of the page; the source's name when None.
         seed: Of the sample and of UMAP.
@@ -137,8 +137,9 @@ def write_atlas(
     """
     check_atlas(path)
     path = Path(path)
-    if not 1 <= most <= EDGES[-1][0]:
-        raise ConfigError(f"most: expected 1 to {EDGES[-1][0]:,} images, found {most:,}")
+    if not 1 <= limit <= EDGES[-1][0]:
+        raise ConfigError(f"limit: expected 1 to {EDGES[-1][0]:,} images, found {limit:,}")
+    _check_map(method)
     originals = originals or Originals()
     if isinstance(source, (str, os.PathLike)):
         check_outputs({"the atlas": path}, {"the embeddings": source})
@@ -146,8 +147,8 @@ def write_atlas(
     names, total = rows.names(), len(rows)
     check_no_image({"the atlas": path}, names, originals.root)
     chosen = np.arange(total)
-    if total > most:
-        chosen = np.sort(np.random.default_rng(seed).choice(total, most, replace=False))
+    if total > limit:
+        chosen = np.sort(np.random.default_rng(seed).choice(total, limit, replace=False))
         names = [names[row] for row in chosen.tolist()]
     vectors = rows.take(chosen)
     points, used = project(vectors, method, seed=seed)
@@ -227,8 +228,7 @@ def project(vectors: np.ndarray, method: str = "auto", *, seed: int = 0) -> tupl
         ConfigError: Another method.
         MissingDependencyError: `umap` is requested and not installed.
     """
-    if method not in MAPS:
-        raise ConfigError(f"map: expected one of {', '.join(MAPS)}, found {method!r}")
+    _check_map(method)
     count, width = vectors.shape
     if count < 3 or width < 2 or np.array_equal(vectors, np.broadcast_to(vectors[0], vectors.shape)):
         return np.column_stack(
@@ -248,6 +248,11 @@ def project(vectors: np.ndarray, method: str = "auto", *, seed: int = 0) -> tupl
     lost = ~np.isfinite(placed).all(1)
     placed[lost] = placed[~lost].min(0) if (~lost).any() else 0
     return _spread(placed), "umap"
+
+
+def _check_map(method: str) -> None:
+    if method not in MAPS:
+        raise ConfigError(f"map: expected one of {', '.join(MAPS)}, found {method!r}")
 
 
 def _spread(points: np.ndarray) -> np.ndarray:

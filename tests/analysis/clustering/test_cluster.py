@@ -88,14 +88,14 @@ def write(path, found):
 @pytest.mark.parametrize(
     ("method", "settings"),
     [
-        ("kmeans", {"k": 4}),
+        ("kmeans", {"n_clusters": 4}),
         ("kmeans", {}),
-        ("spherical_kmeans", {"k": 4}),
+        ("spherical_kmeans", {"n_clusters": 4}),
         ("spherical_kmeans", {}),
         ("hdbscan", {}),
         ("dpmm", {}),
         ("dpmm", {"dpmm": DPMMConfig(init_k=7)}),
-        ("kmeans", {"k": 4, "reduce": "whiten:2"}),
+        ("kmeans", {"n_clusters": 4, "reduce": "whiten:2"}),
     ],
 )
 def test_every_method_finds_what_is_there(method, settings):
@@ -106,7 +106,7 @@ def test_every_method_finds_what_is_there(method, settings):
     assert found.sizes.tolist() == np.bincount(found.labels[found.labels >= 0]).tolist()
     assert (np.diff(found.sizes) <= 0).all()  # the largest first
     assert found.probabilities.min() >= 0 and found.probabilities.max() <= 1
-    assert found.method == method and json.loads(json.dumps(found.parameters)) == found.parameters
+    assert found.algorithm == method and json.loads(json.dumps(found.parameters)) == found.parameters
     again = cluster(points, method, **settings)
     assert np.array_equal(again.labels, found.labels)  # the seed repeats, and an array is as good
 
@@ -165,7 +165,7 @@ def test_starts_are_different_rows_even_where_many_are_equal():
         assert len(np.unique(starts, axis=0)) == 4
     assert len(kmeans.plus_plus(points, 6, np.random.default_rng(0))) == 6
     found = cluster(points, "kmeans", 6)  # only 4 can have a row
-    assert len(found) == 4 and found.parameters["k"] == 6 and found.sizes.tolist() == [30] * 4
+    assert len(found) == 4 and found.parameters["n_clusters"] == 6 and found.sizes.tolist() == [30] * 4
 
 
 def test_far_from_the_origin_nothing_is_lost():
@@ -190,9 +190,9 @@ def test_the_choice_of_k_is_recorded_and_bounded(monkeypatch):
     monkeypatch.setattr(kmeans, "SILHOUETTE_ROWS", 200)
     found = cluster(points)
     tried = {int(k): value for k, value in found.parameters["silhouettes"].items()}
-    assert found.parameters["k"] == 4 == max(tried, key=tried.get)
+    assert found.parameters["n_clusters"] == 4 == max(tried, key=tried.get)
     assert list(tried)[:3] == [2, 3, 4] and max(tried) <= 200 // 3 and len(tried) < 30
-    assert cluster(points[[0, 300, 899]]).parameters["k"] == 2
+    assert cluster(points[[0, 300, 899]]).parameters["n_clusters"] == 2
 
 
 def test_hdbscan_is_scikit_learns_with_the_largest_first():
@@ -320,29 +320,39 @@ def with_row(row):
         (
             embeddings(with_row(np.nan)),
             "kmeans",
-            {"k": 2},
+            {"n_clusters": 2},
             r"row 5 \(p/5\.jpg\) holds NaN or infinity; embed",
         ),
         (with_row(np.inf), "dpmm", {}, r"row 5 \(5\) holds NaN"),
-        (embeddings(with_row(0)), "kmeans", {"k": 2}, r"row 5 \(p/5\.jpg\) is all zeros"),
-        (with_row(0), "spherical_kmeans", {"k": 2}, "is all zeros"),
-        (np.ones((1, 3)), "kmeans", {"k": 1}, "2 rows or more to cluster, found one row"),
-        (np.ones((0, 3)), "kmeans", {"k": 1}, "found no row"),
-        (np.ones((3, 0)), "kmeans", {"k": 1}, "found no column"),
-        (np.ones(3), "kmeans", {"k": 1}, r"expected numbers \(N, D\), found float64 of shape \(3,\)"),
+        (embeddings(with_row(0)), "kmeans", {"n_clusters": 2}, r"row 5 \(p/5\.jpg\) is all zeros"),
+        (with_row(0), "spherical_kmeans", {"n_clusters": 2}, "is all zeros"),
+        (np.ones((1, 3)), "kmeans", {"n_clusters": 1}, "2 rows or more to cluster, found one row"),
+        (np.ones((0, 3)), "kmeans", {"n_clusters": 1}, "found no row"),
+        (np.ones((3, 0)), "kmeans", {"n_clusters": 1}, "found no column"),
+        (
+            np.ones(3),
+            "kmeans",
+            {"n_clusters": 1},
+            r"expected numbers \(N, D\), found float64 of shape \(3,\)",
+        ),
         (np.array([["a"], ["b"]]), "kmeans", {}, r"expected numbers \(N, D\)"),
         (np.ones((9, 3)), "dpmm", {}, "all 9 rows are equal"),
-        (blobs()[0], "kmeans", {"k": 241}, "k: expected 1 to 240, the rows of the embeddings; found 241"),
-        (blobs()[0], "kmeans", {"k": 0}, "k: expected 1 to 240"),
-        (blobs()[0][[0, -1]], "kmeans", {}, "has 2 rows, too few to choose from; give k"),
-        (blobs()[0], "dpmm", {"k": 4}, "dpmm infers the number of clusters; leave k out"),
+        (
+            blobs()[0],
+            "kmeans",
+            {"n_clusters": 241},
+            "n_clusters: expected 1 to 240, the rows of the embeddings; found 241",
+        ),
+        (blobs()[0], "kmeans", {"n_clusters": 0}, "n_clusters: expected 1 to 240"),
+        (blobs()[0][[0, -1]], "kmeans", {}, "has 2 rows, too few to choose from; give a number"),
+        (blobs()[0], "dpmm", {"n_clusters": 4}, "dpmm infers the number of clusters; leave it out"),
         (blobs()[0], "agglomerative", {}, "expected one of kmeans, spherical_kmeans, hdbscan, dpmm"),
-        (blobs()[0], "kmeans", {"dpmm": DPMMConfig()}, "go with method='dpmm'"),
+        (blobs()[0], "kmeans", {"dpmm": DPMMConfig()}, "go with algorithm='dpmm'"),
         (blobs()[0], "kmeans", {"starts": 0}, "starts of 1"),
         (blobs()[0], "hdbscan", {"min_cluster_size": 999}, "min_cluster_size: expected 2 to 240"),
         (np.random.rand(9, 65), "hdbscan", {}, r"65 dimensions \(at most 64\); reduce .*--reduce pca:32"),
         (np.random.rand(9, 65), "dpmm", {}, r"65 dimensions \(at most 64\); reduce .*--reduce pca:32"),
-        (embeddings(blobs(2)[0], ["a", "a"]), "kmeans", {"k": 1}, "an id occurs twice"),
+        (embeddings(blobs(2)[0], ["a", "a"]), "kmeans", {"n_clusters": 1}, "an id occurs twice"),
     ],
 )
 def test_what_cannot_be_clustered_is_one_sentence(source, method, settings, message):
@@ -406,7 +416,7 @@ def test_saved_and_read_again(tmp_path):
     read = Clustering.load(tmp_path / "c.parquet")
     assert read.ids == found.ids and read.metadata == found.metadata and read.exemplars == found.exemplars
     assert np.array_equal(read.labels, found.labels) and np.array_equal(read.sizes, found.sizes)
-    assert read.method == "hdbscan" and read.parameters == found.parameters
+    assert read.algorithm == "hdbscan" and read.parameters == found.parameters
     np.testing.assert_allclose(read.probabilities, found.probabilities, atol=1e-7)
     with pytest.raises(OutputError, match="without metadata"):
         read_metadata(tmp_path / "c.parquet")  # clusters are never taken for embeddings
@@ -699,4 +709,4 @@ def test_what_the_command_refuses(run, tmp_path):
     done = run("-n", 2, "--copy-into", "full", "-o", "c.parquet")
     assert isinstance(done.exception, OutputError) and not (tmp_path / "c.parquet").exists()
     done = run("-n", 41)
-    assert str(done.exception) == "k: expected 1 to 40, the rows of e.parquet; found 41"
+    assert str(done.exception) == "n_clusters: expected 1 to 40, the rows of e.parquet; found 41"

@@ -471,7 +471,7 @@ def test_entries_of_another_kind(encoder):
         FaceFinder(ZOO / LANDMARKS, ZOO / LANDMARKS)
     with pytest.raises(EntryError, match="is a detector, not an encoder"):
         load_encoder(ZOO / DETECTOR)
-    with pytest.raises(ConfigError, match="no threshold of its own"):
+    with pytest.raises(ConfigError, match="none of its own"):
         entry_threshold(encoder)
 
 

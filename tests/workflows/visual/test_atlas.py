@@ -201,7 +201,7 @@ def test_the_library_is_as_it_was_published():
 
 def test_an_even_sample_of_many(source, tmp_path):
     done = write_atlas(
-        source, tmp_path / "a.html", originals=Originals(tmp_path), most=10, method="pca", seed=3
+        source, tmp_path / "a.html", originals=Originals(tmp_path), limit=10, method="pca", seed=3
     )
     assert (done.images, done.rows) == (10, 60)
     _, data = read(tmp_path / "a.html")
@@ -346,7 +346,7 @@ def test_outputs_and_inputs_that_cannot_be(source, tmp_path):
     with pytest.raises(OutputError, match="is a folder"):
         write_atlas(source, tmp_path / "d.html")
     with pytest.raises(ConfigError, match="most: expected 1 to 50,000"):
-        write_atlas(source, tmp_path / "a.html", most=0)
+        write_atlas(source, tmp_path / "a.html", limit=0)
     empty = tmp_path / "empty.parquet"
     write_rows([], empty, schema_of(METADATA, {}, sha256=False))
     with pytest.raises(ConfigError, match="found no row"):
