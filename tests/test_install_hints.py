@@ -55,7 +55,9 @@ def files() -> Iterator[Path]:
         for path in sorted(home.rglob("*")):
             parts = path.relative_to(home).parts
             hidden = any(part.startswith(".") and part not in (".ci", ".github") for part in parts[:-1])
-            made = any(part in ("__pycache__", "build", "dist") or part.endswith(".egg-info") for part in parts)
+            made = any(
+                part in ("__pycache__", "build", "dist") or part.endswith(".egg-info") for part in parts
+            )
             if hidden or made or path.name in OWN:
                 continue
             if path.suffix in TEXTS and path.is_file() and path.stat().st_size < 4 << 20:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -108,7 +109,7 @@ def _load_external(tensor: onnx.TensorProto, path: Path, files: dict[str, bytes]
     pairs = {pair.key: pair.value for pair in tensor.external_data}
     name = pairs.get("location", "")
     beside = path.parent / name
-    if not name or Path(name).name != name or "\\" in name or ":" in name or beside.is_symlink():
+    if not name or Path(name).name != name or "\\" in name or ":" in name or os.path.islink(beside):
         raise EntryError(
             f"{path}: the weights {tensor.name[:80]!r} lie in {name[:80]!r}: expected a file of the same folder; save "
             "the model with its weights inside, or in one file beside it"

@@ -166,7 +166,7 @@ def _contract(model: onnx.ModelProto, path: Path, given: Contract, taken: Images
             Preprocess.from_json(_facts(ours, str(path)), f"{path}: preprocess"),
             "the file, as embedkit wrote it",
         )
-    elif beside.is_file():
+    elif os.path.isfile(beside):
         base, by = from_processor(read_file(beside, 1 << 20), str(beside)), f"{PROCESSOR} beside the file"
     else:
         if not all(size):

@@ -435,7 +435,9 @@ print("embedded:", report.images, "failed:", report.failed)
 def test_the_command_alone_writes_images_parquet_and_says_so(images, tmp_path):
     done = run("embed", images / "b", cwd=tmp_path)
     assert done.returncode == 0 and done.stdout == ""
-    assert done.stderr.splitlines()[-1].startswith("images.parquet: 14 embedded, none failed; dim 1280")
+    assert done.stderr.splitlines()[-1].startswith(
+        "embedkit: images.parquet: 14 embedded, none failed; dim 1280"
+    )
     again = run("embed", images / "b", "--json", cwd=tmp_path)
     report = json.loads(again.stdout)
     assert (report["images"], report["kept"], report["output"]) == (0, 14, "images.parquet")

@@ -51,6 +51,12 @@ class FaceParts:
 
         Raises:
             ImageError: It cannot be read.
+
+        Examples:
+            >>> from pathlib import Path
+            >>> (face,) = embedkit.workflows.FaceParts().find(Path("samples/astronaut.jpg").read_bytes())
+            >>> face.pixels.shape, round(face.labels["score"], 1)
+            ((150, 150, 3), 1.0)
         """
         return [
             Part(

@@ -376,14 +376,14 @@ def test_saved_and_loaded_with_its_space(tmp_path):
     loaded = GaussianMixture.load(tmp_path / "m.safetensors")
     for name in ("weights", "means", "precision_cholesky", "center", "components"):
         assert np.array_equal(getattr(found, name), getattr(loaded, name))
-    loaded.check(2, "a" * 64)
-    loaded.check(2, None)
+    loaded._check(2, "a" * 64)
+    loaded._check(2, None)
     with pytest.raises(
         SpaceMismatchError, match=r"belongs to space aaaaaaaaaaaa and x\.parquet to bbbbbbbbbbbb"
     ):
-        loaded.check(2, "b" * 64, "x.parquet")
+        loaded._check(2, "b" * 64, "x.parquet")
     with pytest.raises(SpaceMismatchError, match="takes embeddings of 2 columns and the embeddings have 3"):
-        loaded.check(3, "a" * 64)
+        loaded._check(3, "a" * 64)
 
 
 def damaged(**changes):
