@@ -461,13 +461,13 @@ def test_values_with_a_shape_of_their_own(refuse, resnet):
 
 
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
-def test_nested_tensors_are_not_plain():
+def test_nested_tensors_are_not_plain(tmp_path):
     nested = torch.nested.nested_tensor([torch.ones(2), torch.ones(3)])
     assert not foreign.is_plain(nested) and foreign.is_plain(torch.ones(2))
     found = checkpoints._find({"state_dict": {"module.encoder.conv1.weight": nested}}, LAYOUTS[0])
     assert found.channels == 0
     with pytest.raises(ConfigError, match="timm has no network of this name"):
-        checkpoints._build(found, "none", None, "here")
+        checkpoints._build(found, "none", Request(name="simsiam-a.b", zoo=tmp_path), "here")
 
 
 def test_an_unknown_layout(refuse, resnet):
@@ -478,7 +478,7 @@ def test_an_unknown_layout(refuse, resnet):
         "give --layout",
     )
     refuse([1, 2], ConfigError, "recognized in a list")
-    refuse(simsiam(resnet.state_dict()), ConfigError, "expected one of simsiam, moco_v2", layout="simsima")
+    refuse(simsiam(resnet.state_dict()), ConfigError, "expected timm, or one of simsiam, moco_v2", layout="simsima")
     refuse(
         simsiam(resnet.state_dict()),
         ConfigError,
