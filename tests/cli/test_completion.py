@@ -119,9 +119,12 @@ def test_the_script_of_a_shell(shell, words):
 @pytest.mark.skipif(shutil.which("bash") is None, reason="no bash")
 def test_a_real_bash_completes(local_zoo, tmp_path):
     (tmp_path / "completion.sh").write_text(script_of("bash"))
-    (tmp_path / "program.py").write_text(COMMAND[-1])
+    program = tmp_path / "bin" / "embedkit"
+    program.parent.mkdir()
+    program.write_text(f"#!{sys.executable}\n{COMMAND[-1]}")
+    program.chmod(0o755)
     script = f"""
-    embedkit() {{ {sys.executable} {tmp_path / "program.py"} "$@"; }}
+    PATH={program.parent}:$PATH
     source {tmp_path / "completion.sh"}
     COMP_WORDS=(embedkit zoo info linear-t); COMP_CWORD=3
     _embedkit_completion embedkit

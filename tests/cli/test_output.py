@@ -193,7 +193,7 @@ def test_a_real_terminal_and_a_real_pipe(tmp_path):
     piped = subprocess.run(command, capture_output=True, text=True, env=environment).stdout
     shown = on_terminal()
     assert shown.startswith("\x1b[1mname ") and "\t" not in shown
-    assert "\x1b" not in piped and piped.startswith("name\tentry\tdim\t")
+    assert "\x1b" not in piped and piped.startswith("name\tentry\tkind\tdim\t")
     plain = on_terminal(NO_COLOR="1")
     assert "\x1b" not in plain and plain == ESCAPES.sub("", shown)
     assert len(plain.splitlines()) == len(piped.splitlines())

@@ -299,7 +299,7 @@ def test_no_error_seen_is_not_certainty():
 
 def test_support_is_known_without_scores():
     check_support(3000, 0.01)
-    with pytest.raises(ConfigError, match="2999 impostor pairs .* at least 3000 .* choose 0.01 or more"):
+    with pytest.raises(ConfigError, match="2999 impostor pairs .* at least 3000 .* choose 0.011 or more"):
         check_support(2999, 0.01)
     with pytest.raises(ConfigError, match="target_fmr: expected a rate"):
         check_support(3000, 0.0)

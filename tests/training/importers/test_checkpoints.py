@@ -478,7 +478,12 @@ def test_an_unknown_layout(refuse, resnet):
         "give --layout",
     )
     refuse([1, 2], ConfigError, "recognized in a list")
-    refuse(simsiam(resnet.state_dict()), ConfigError, "expected timm, or one of simsiam, moco_v2", layout="simsima")
+    refuse(
+        simsiam(resnet.state_dict()),
+        ConfigError,
+        "expected timm, or one of simsiam, moco_v2",
+        layout="simsima",
+    )
     refuse(
         simsiam(resnet.state_dict()),
         ConfigError,
@@ -658,5 +663,5 @@ def test_the_command_and_a_non_commercial_license(run, resnet, tmp_path, monkeyp
     status, out, err = run("import", "no-such.pth", "--name", "simsiam-tiny.noise")
     assert status == 1 and "neither a checkpoint file, nor hf-hub:org/name" in err and err.count("\n") == 1
     status, _, err = run("import", "resnet18", "--name", "supervised-r18.in1k", "--layout", "mae")
-    assert status == 1 and "--layout is for a checkpoint file: leave it out here" in err
+    assert status == 2 and "--layout is for a checkpoint file: leave it out here" in err
     assert run("import", "a.pth")[0] == 2  # no --name
