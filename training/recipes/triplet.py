@@ -15,7 +15,11 @@ __all__ = ["batch_hard", "finetune", "recipe"]
 
 #: By function: what was measured; empty until it was.
 RESULTS: dict[str, dict[str, Any]] = {
-    "recipe": {"data": "emoji", "metrics": {}, "random": {}, "steps": 0, "minutes": 0.0, "cores": 1},
+    "recipe": {
+        "data": "emoji, new objects",
+        "metrics": {"auc": 0.968, "map_at_r": 0.504},
+        "random": {"auc": 0.737, "map_at_r": 0.104},
+    },
     "batch_hard": {"data": "emoji", "metrics": {}, "random": {}, "steps": 0, "minutes": 0.0, "cores": 1},
 }
 
