@@ -13,8 +13,8 @@ __all__ = ["CONFIG_LIMIT", "INDEX_LIMIT", "MANIFEST_LIMIT", "check_file_list"]
 MOST_FILES = 64
 MOST_BYTES = 64 << 30
 
-#: Data for the runtime, or text for people; nothing that can be executed.
-SUFFIXES = (".json", ".md", ".npz", ".onnx", ".safetensors", ".sig", ".txt")
+#: Data for the runtime, or text and images for people; nothing that can be executed.
+SUFFIXES = (".json", ".md", ".npz", ".onnx", ".png", ".safetensors", ".sig", ".txt")
 
 
 def check_file_list(manifest: Manifest, where: str) -> int:

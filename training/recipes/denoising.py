@@ -13,7 +13,11 @@ __all__ = ["recipe", "stacked"]
 
 #: By function: what was measured; empty until it was.
 RESULTS: dict[str, dict[str, Any]] = {
-    "recipe": {"data": "fashion-mnist", "metrics": {}, "random": {}, "steps": 0, "minutes": 0.0, "cores": 1},
+    "recipe": {
+        "data": "fashion-mnist",
+        "metrics": {"probe_top1": 0.865, "knn_top1": 0.864},
+        "random": {"probe_top1": 0.751, "knn_top1": 0.77},
+    },
     "stacked": {"data": "fashion-mnist", "metrics": {}, "random": {}, "steps": 0, "minutes": 0.0, "cores": 1},
 }
 

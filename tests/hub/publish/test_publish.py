@@ -85,6 +85,13 @@ def test_an_index_keeps_the_others(entry, to, by_hand, tmp_path):
         unpublish(NAME, zoo, token=token)
 
 
+def test_an_image_of_the_card_is_published(entry, by_hand, tmp_path, to):
+    target, token = to
+    tiny = by_hand.TinyEntry()
+    drawn = tiny.write(tmp_path / "drawn" / NAME, {**tiny.files(), "pretext.png": b"\x89PNG\r\n"})
+    assert "pretext.png" in publish(find_entry(drawn), target, token=token).files
+
+
 def test_what_is_not_fit_is_not_published(zoo, entry, by_hand, tmp_path, to):
     target, token = to
     tiny = by_hand.TinyEntry()
