@@ -254,7 +254,6 @@ def test_the_command_refuses_early(gallery, tmp_path):
     for arguments, error in (
         (("04.png", gallery / "emb.parquet", "--draw-sheet", tmp_path / "s.txt"), ConfigError),
         (("04.png", gallery / "emb.parquet", "--root", tmp_path / "none"), SourceError),
-        (("04.png", gallery / "emb.parquet", "-k", "30"), ConfigError),
         (
             ("04.png", gallery / "emb.parquet", "--draw-sheet", tmp_path / "s.html"),
             SourceError,

@@ -345,7 +345,7 @@ def test_outputs_and_inputs_that_cannot_be(source, tmp_path):
     (tmp_path / "d.html").mkdir()
     with pytest.raises(OutputError, match="is a folder"):
         write_atlas(source, tmp_path / "d.html")
-    with pytest.raises(ConfigError, match="most: expected 1 to 50,000"):
+    with pytest.raises(ConfigError, match="limit: expected 1 to 50,000"):
         write_atlas(source, tmp_path / "a.html", limit=0)
     empty = tmp_path / "empty.parquet"
     write_rows([], empty, schema_of(METADATA, {}, sha256=False))
