@@ -41,7 +41,7 @@ def told(config: RunConfig, assignments: Iterable[str]) -> tuple[RunConfig, set[
         if field not in (*LENGTH, *_ASIDE):
             raise ConfigError(
                 f"--set {field}: this would make it another run; --resume takes {', '.join((*LENGTH, *_ASIDE))}, and "
-                "with a changed configuration a run begins anew: --config RUN/config.json"
+                "with a changed configuration a run starts over: --config RUN/config.json"
             )
         config, fields = changed, fields | {field}
     return config, fields
